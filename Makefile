@@ -1,0 +1,48 @@
+# Set-up happens by itself: every target stands on one venv and one stamp file.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+ALONE = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+WORKERS ?= 2
+
+.PHONY: demo test test-all test-min check format docs clean
+
+demo: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/preftune demo
+
+test: $(STAMP)
+	$(ALONE) $(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
+
+test-all: $(STAMP)
+	$(ALONE) $(BIN)/pytest -n $(WORKERS)
+
+check: $(STAMP)
+	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check --exclude '*.md' src tests examples
+	$(BIN)/basedpyright --level error
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+# The oldest supported pair, in a venv of its own.
+test-min: .venv-min/.installed
+	$(ALONE) .venv-min/bin/pytest -n $(WORKERS) -m "not slow and not gpu" --ignore tests/house
+
+.venv-min/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/pip install -q -e '.[test]' torch==2.11.0 transformers==5.17.0
+	touch $@
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preftune needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-min .pytest_cache .ruff_cache

@@ -1,0 +1,49 @@
+"""The one error a user meets: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+USAGE, NON_FINITE, CORRUPT, BUG, IO, STOPPED = 2, 3, 65, 70, 74, 75
+SHOWN = 20  # problems listed in one error; the rest are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the input.
+
+    where: `prefs.jsonl:17` or a key such as `objective.beta`; what: one sentence; mend: what to do;
+    reason: short code under which equal problems are counted, such as `pair.identical`.
+    """
+
+    what: str
+    where: str = ""
+    mend: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head} {self.mend}" if self.mend else head
+
+
+class UserError(Exception):
+    """Something the user can mend. `code` is the process's exit code (see the constants above)."""
+
+    def __init__(self, what: str | Sequence[Problem], *, where: str = "", mend: str = "", code: int = USAGE) -> None:
+        self.problems = [Problem(what, where, mend)] if isinstance(what, str) else list(what)
+        self.code = code
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[:SHOWN]]
+        more = len(self.problems) - SHOWN
+        return "\n".join([*lines, f"... and {more} more like these."] if more > 0 else lines)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`Did you mean "beta"?`, or an empty string where nothing is near."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'Did you mean "{close[0]}"?' if close else ""

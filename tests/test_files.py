@@ -1,0 +1,119 @@
+"""Files appear whole or not at all, and what is damaged is noticed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from preftune import files
+from preftune.errors import IO, UserError
+
+
+def test_write_replaces_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    files.write(path, "one")
+    files.write(path, b"two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    files.write(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left") as raised:
+        files.write(path, "new")
+    assert raised.value.code == IO
+    assert "MiB are free" in str(raised.value)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    with pytest.raises(ZeroDivisionError), files.folder(path) as folder:
+        folder.write("a", "x")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with files.folder(path) as folder:
+        folder.json("a.json", {"x": 1})
+    assert files.verify(path) == ""
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "manifest", "outside"])
+def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "step-1"
+    with files.folder(path) as folder:
+        folder.write("a", "some bytes")
+    target = path / "a"
+    if damage == "flip":
+        target.write_bytes(b"somE bytes")
+    elif damage == "cut":
+        target.write_bytes(b"some")
+    elif damage == "delete":
+        target.unlink()
+    elif damage == "manifest":
+        (path / files.MANIFEST).write_text("{")
+    else:
+        manifest = json.loads((path / files.MANIFEST).read_text())
+        manifest["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": ""}
+        (path / files.MANIFEST).write_text(json.dumps(manifest))
+    assert files.verify(path)
+
+
+def test_every_byte_of_a_write_reaches_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (calls.append("rename"), rename(self, to))[1])
+    files.write(tmp_path / "a", "x")
+    assert calls == ["sync", "rename", "sync"]
+
+
+def test_lines_survive_a_torn_end_and_keep_non_finite_numbers(tmp_path: Path) -> None:
+    lines = files.Lines(tmp_path / "m.jsonl")
+    lines.append({"step": 1, "loss": float("nan"), "more": [float("inf")]})
+    lines.append({"step": 2, "loss": 0.5})
+    lines.sync()
+    lines.close()
+    with (tmp_path / "m.jsonl").open("ab") as stream:
+        stream.write(b'{"step": 3, "lo')
+    read = files.read_lines(tmp_path / "m.jsonl")
+    assert read == [{"step": 1, "loss": "NaN", "more": ["Infinity"]}, {"step": 2, "loss": 0.5}]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
+    with pytest.raises(UserError, match=r"m\.jsonl:2"):
+        files.read_lines(tmp_path / "m.jsonl")
+
+
+def test_the_lock_is_held_by_one_and_dies_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "run" / ".lock"
+    with files.lock(path), pytest.raises(UserError, match=str(os.getpid())), files.lock(path):
+        pass
+    held = f"from preftune import files; import pathlib, os\nwith files.lock(pathlib.Path({str(path)!r})): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", held], check=False).returncode == 9
+    with files.lock(path):
+        pass
+
+
+def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-1-step-2").mkdir()
+    (tmp_path / ".trash-1-a").mkdir()
+    (tmp_path / ".tmp-1-x").write_text("")
+    (tmp_path / "mine").write_text("")
+    files.sweep_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
