@@ -1,0 +1,170 @@
+"""A run from a TOML, YAML or JSON file and `key=value` words, with errors that name the key and its place."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from preftune.config.explain import keys_below
+from preftune.config.run import Run
+from preftune.errors import UserError, nearest
+
+Tree = dict[str, Any]
+CHOICES = {"objective": "name", "reference": "kind"}  # tables that are chosen by one of their keys
+USUAL = {
+    "objective": "dpo",
+    "reference": "stored",
+}  # the choice where other keys of the table are given and not this one
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+PLAIN = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "array": "a list",
+         "object": "a table", "null": "nothing", "str | array": "text or a list", "float | null": "a number",
+         "int | null": "a whole number", "str | null": "text", "str | array | null": "text or a list"}  # fmt: skip
+WORDS = re.compile("`(" + "|".join(map(re.escape, PLAIN)) + ")`")
+
+
+def load(path: str | Path | None, words: Sequence[str] = ()) -> Run:
+    """Read a run; `words` such as `optim.lr=1e-6` come last and win. Raises UserError."""
+    tree = parse(Path(path)) if path is not None else {}
+    for word in words:
+        put(tree, word)
+    return convert(tree, str(path) if path is not None else "")
+
+
+def parse(path: Path) -> Tree:
+    """The tree of a configuration file, its three forms alike."""
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+        raise UserError("there is no such file.", where=str(path), mend=near) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}.", where=str(path)) from error
+    try:
+        tree = _read(text, path.suffix)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid {path.suffix[1:].upper()}: {error}.", where=str(path)) from error
+    if not isinstance(tree, dict):
+        raise UserError("does not hold keys and values.", where=str(path), mend="See `preftune keys`.")
+    return tree
+
+
+def _read(text: str, suffix: str) -> object:
+    if suffix == ".json":
+        return json.loads(text)
+    if suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("aliases are not allowed")
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    return tomllib.loads(text)
+
+
+def put(tree: Tree, word: str) -> None:
+    """Set one `a.b=value` in the tree. Choosing another objective or reference drops the old one's keys."""
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise UserError(f'"{word}" is neither a flag nor key=value.', mend="Write it as optim.lr=1e-6.")
+    *above, last = key.strip().split(".")
+    if not above and last in CHOICES and not text.lstrip().startswith(("{", "[")):
+        held = tree.get(last)
+        same = isinstance(held, dict) and held.get(CHOICES[last]) == text
+        tree[last] = held if same else {CHOICES[last]: text}
+        return
+    for name in above:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{name} is a single value and has no key {last}.", where=key)
+    tree[last] = _value(text.strip())
+
+
+def _value(text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    if text in ("null", "none", ""):
+        return None
+    if NUMBER.fullmatch(text):
+        return float(text) if re.search(r"[.eE]", text) else int(text)
+    if text[:1] in '[{"':
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def convert(tree: Tree, file: str = "") -> Run:
+    """A tree of plain values -> Run. Raises UserError naming the key, what is wrong and the nearest right one."""
+    for key, choice in CHOICES.items():
+        if isinstance(tree.get(key), str):
+            tree = {**tree, key: {choice: tree[key]}}
+        elif isinstance(tree.get(key), dict):
+            tree = {**tree, key: {choice: USUAL[key], **tree[key]}}
+    try:
+        return msgspec.convert(_numbers(tree), Run, strict=True)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), tree, file) from None
+
+
+def _numbers(value: object) -> object:
+    """YAML reads 1e-6 as text; here it is a number, in every form of file."""
+    if isinstance(value, dict):
+        return {str(key): _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and NUMBER.fullmatch(value) and re.search(r"[eE]", value):
+        return float(value)
+    return value
+
+
+def _explained(message: str, tree: Tree, file: str) -> UserError:
+    what, _, place = message.partition(" - at `")
+    place = place.rstrip("`").removeprefix("$").removeprefix(".")
+    mend = ""
+    if unknown := re.search(r"unknown field `(.+?)`", what):
+        known = keys_below(place, tree)
+        place = f"{place}.{unknown[1]}".lstrip(".")
+        what = "there is no such key."
+        mend = nearest(unknown[1], known) or f"Known here: {', '.join(known)}."
+    elif invalid := re.search(r"Invalid (?:enum )?value '(.+?)'", what):
+        what = f'"{invalid[1]}" is not one of them.'
+        choice = place.rpartition(".")[2]
+        names = (
+            keys_below(place.rpartition(".")[0], tree, tags=True)
+            if choice in CHOICES.values()
+            else keys_below(place, tree)
+        )
+        mend = nearest(invalid[1], names) or f"Choose one of {', '.join(names)}."
+    else:
+        what = re.sub(r"^Expected", "must be", WORDS.sub(lambda found: PLAIN[found[1]], what)).rstrip(".") + "."
+    where = ": ".join(part for part in (file, place) if part)
+    return UserError(what, where=where, mend=mend)
+
+
+def dump(run: Run) -> str:
+    """The whole run as TOML; keys without a value are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(run)))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def flatten(value: Any, above: str = "") -> dict[str, Any]:
+    """{"optim.lr": 1e-6, ...}: every leaf of a tree under its dotted key."""
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in flatten(item, f"{above}{name}.").items()}
+    return {above[:-1]: value}

@@ -1,0 +1,116 @@
+"""Responses of a pack or of a step, arranged as the examples that an objective is a formula of.
+
+Rows of one kind serve objectives of another where the meaning is plain: a ranking is all its pairs, a pair is a
+ranking of two and two ratings, and the good response of anything can be imitated. The weights of the examples that
+come from one row sum to the row's weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from preftune.data.groups import TokenGroup
+from preftune.objective.scores import Demos, Pairs, Rankings, Ratings, Scores
+
+ACCEPTS = {
+    "pairs": ("pair", "ranking"),
+    "ratings": ("rating", "pair"),
+    "rankings": ("ranking", "pair"),
+    "demos": ("demo", "pair", "rating", "ranking"),
+}
+
+
+@dataclass(frozen=True)
+class Views:
+    """The same responses as pairs, ratings, rankings and demos; scores in the order groups, responses."""
+
+    groups: Sequence[TokenGroup]
+    scores: Scores
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Place of each group's first response."""
+        starts = [0]
+        for group in self.groups:
+            starts.append(starts[-1] + len(group.responses))
+        return starts[:-1]
+
+    @cached_property
+    def compared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(pairs,) each: place of the better response, of the worse one, weight, and probability of that order."""
+        better, worse, weight, preferred = [], [], [], []
+        for start, group in zip(self.starts, self.groups, strict=True):
+            if group.kind not in ACCEPTS["pairs"]:
+                continue
+            ordered = [(i, j) for i, a in enumerate(group.ranks) for j, b in enumerate(group.ranks) if a < b]
+            better += [start + i for i, _ in ordered]
+            worse += [start + j for _, j in ordered]
+            weight += [group.weight / len(ordered)] * len(ordered)
+            preferred += [group.preferred] * len(ordered)
+        return self._index(better), self._index(worse), self._float(weight), self._float(preferred)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        better, worse, weight, preferred = self.compared
+        return Pairs(self.scores[better], self.scores[worse], weight, preferred)
+
+    @cached_property
+    def sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(places, weights) of what meters call chosen, and of what they call rejected."""
+        better, worse, weight, _ = self.compared
+        single = [(start, g) for start, g in zip(self.starts, self.groups, strict=True) if len(g.responses) == 1]
+        found = []
+        for paired, good in ((better, True), (worse, False)):
+            mine = [(start, g.weight) for start, g in single if g.good == good]
+            places = torch.cat([paired, self._index([start for start, _ in mine])])
+            found.append((places, torch.cat([weight, self._float([w for _, w in mine])])))
+        return found[0], found[1]
+
+    @cached_property
+    def ratings(self) -> Ratings:
+        at, good, weight = [], [], []
+        for start, group in zip(self.starts, self.groups, strict=True):
+            if group.kind == "rating":
+                at, good, weight = [*at, start], [*good, group.good], [*weight, group.weight]
+            elif group.kind == "pair":
+                at, good = [*at, start, start + 1], [*good, True, False]
+                weight += [group.weight / 2] * 2
+        return Ratings(self._at(at), torch.tensor(good, dtype=torch.bool, device=self._device), self._float(weight))
+
+    @cached_property
+    def rankings(self) -> Rankings:
+        at, owner, rank, weight = [], [], [], []
+        for start, group in zip(self.starts, self.groups, strict=True):
+            if group.kind in ACCEPTS["rankings"]:
+                at += range(start, start + len(group.responses))
+                owner += [len(weight)] * len(group.responses)
+                rank += group.ranks
+                weight.append(group.weight)
+        return Rankings(self._at(at), self._index(owner), self._index(rank), self._float(weight))
+
+    @cached_property
+    def demos(self) -> Demos:
+        at, weight = [], []
+        for start, group in zip(self.starts, self.groups, strict=True):
+            best = [start + i for i, rank in enumerate(group.ranks) if rank == 1 and group.good]
+            at += best
+            weight += [group.weight / len(best)] * len(best)
+        return Demos(self._at(at), self._float(weight))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.scores.logp.device
+
+    def _index(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+    def _float(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=self.scores.logp.dtype, device=self._device)
+
+    def _at(self, places: list[int]) -> Scores:
+        return self.scores[self._index(places)]

@@ -1,0 +1,141 @@
+"""Objectives of pairs in which each pair's value depends on the whole step: order, filter, weight by the others.
+
+WPO stands here as the other one that weighs pairs, though each by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from preftune.objective.base import PairFormula
+from preftune.objective.maths import logistic, weighted_mean
+from preftune.objective.pairs import DPO, Beta
+from preftune.objective.scores import Pairs, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST = 1e-3  # share of beta below which beta_dpo does not let it fall
+
+
+class AOT(PairFormula, frozen=True, tag="aot"):
+    """Alignment by optimal transport: the whole distribution of rewards above another, place by place."""
+
+    coupled = True
+    votes = False
+    paper = "2406.05882"
+    formula = r"-\log\sigma(\beta (a_{(i)} - b_{(i)})), \quad a, b \text{ sorted}"
+    optimum = "stochastic dominance; with one pair a step it is DPO"
+    when = "The distribution of rewards matters more than each pair."
+    fails = "Order is that of the step: small steps compare little, and a pair is pushed for another one's sake."
+
+    beta: Beta = 0.01
+    paired: Annotated[
+        bool, Meta(description="true: policy margins against reference margins; false: chosen against rejected.")
+    ] = True
+
+    def value(self, pairs: Pairs) -> Tensor:
+        import torch
+
+        if self.paired:
+            above = pairs.chosen.logp - pairs.rejected.logp
+            below = pairs.chosen.ref_logp - pairs.rejected.ref_logp
+        else:
+            above, below = pairs.chosen.log_ratio, pairs.rejected.log_ratio
+        order = above.detach().argsort(stable=True)
+        values = logistic(self.beta * (above[order] - below[below.detach().argsort(stable=True)]))
+        return torch.zeros_like(values).index_put((order,), values)
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """(pairs,) the value at each pair's place in the order of the upper distribution; votes have no place here."""
+        return self.value(pairs)
+
+
+class BetaDPO(PairFormula, frozen=True, tag="beta_dpo"):
+    """DPO whose beta grows with the step's mean margin, and which leaves the least usual pairs out."""
+
+    coupled = True
+    paper = "2407.08639; keeps the likeliest pairs where the paper draws them, and its centre is given, not tracked"
+    formula = r"-\log\sigma(\beta' h), \quad \beta' = \beta (1 + \alpha (\bar h - c))"
+    optimum = "DPO's at the beta that results"
+    when = "The gap in quality between chosen and rejected differs much from step to step."
+    fails = "As margins grow in training beta grows with them, unless `centre` is raised."
+
+    beta: Beta = 0.1
+    alpha: Annotated[float, Meta(ge=0, description="How much beta follows the mean margin.")] = 0.6
+    centre: Annotated[float, Meta(description="Mean margin, in nats, at which beta is as given.")] = 0.0
+    keep: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the step's pairs kept, nearest to its mean margin.")
+    ] = 0.8
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """(pairs,) one value a pair, 0 for those left out, so scaled that the mean is over those kept."""
+        margin = pairs.margin.detach()
+        mean = weighted_mean(margin, pairs.weight)
+        kept = self._kept((margin - mean).abs())
+        beta = self.beta * (1 + self.alpha * (weighted_mean(margin, pairs.weight * kept) - self.centre))
+        plain = _tempered(pairs, beta.clamp(min=LEAST * self.beta))
+        return plain * kept * pairs.weight.sum() / (pairs.weight * kept).sum().clamp(min=1e-30)
+
+    def _kept(self, distance: Tensor) -> Tensor:
+        """1 for the pairs kept, 0 for the others; ties with the last one kept stay, so that order decides nothing."""
+        if not len(distance):
+            return distance
+        count = max(1, round(self.keep * len(distance)))
+        return (distance <= distance.sort().values[count - 1]).to(distance)
+
+
+def _tempered(pairs: Pairs, beta: Tensor) -> Tensor:
+    """DPO at a beta that is a tensor without gradient."""
+    straight = logistic(beta * pairs.margin)
+    if bool((pairs.preferred == 1).all()):
+        return straight
+    return pairs.preferred * straight + (1 - pairs.preferred) * logistic(-beta * pairs.margin)
+
+
+class DrDPO(PairFormula, frozen=True, tag="dr_dpo"):
+    """Distributionally robust DPO: pairs with a high loss, likely mislabelled, count less."""
+
+    coupled = True
+    paper = "2407.07880"
+    formula = r"-\tau \log \overline{\exp(-l / \tau)}, \quad l = -\log\sigma(\beta h)"
+    optimum = "DPO's as tau grows; for a small tau that of the pairs already fitted"
+    when = "Some labels are wrong and it is not known how many."
+    fails = "A small tau also gives up right pairs that are merely hard."
+
+    beta: Beta = 0.1
+    tau: Annotated[float, Meta(gt=0, description="Loss difference at which a pair counts e times less.")] = 1.0
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """(pairs,) the step's robust mean, the same number for each pair."""
+        loss = DPO(beta=self.beta)(pairs)
+        share = (pairs.weight / pairs.weight.sum().clamp(min=1e-30)).clamp(min=1e-30).log()
+        return (-self.tau * (share - loss / self.tau).logsumexp(0)).expand_as(loss)
+
+
+class WPO(PairFormula, frozen=True, tag="wpo"):
+    """DPO with pairs weighted by how likely the policy itself is to give them."""
+
+    needs = frozenset({"sharpness"})
+    paper = "2406.11827, with the clamp of its published code"
+    formula = (
+        r"-w \log\sigma(\beta h), \quad w = \min(1, e^{c_w + c_l}), \; c = \overline{\log\pi_t - \log\sum_v \pi_v^2}"
+    )
+    optimum = "DPO's with the pairs so weighted"
+    when = "The pairs come from another model than the policy."
+    fails = "Weights are small for text unlike the policy's own: with all pairs foreign it hardly trains."
+
+    beta: Beta = 0.1
+
+    def value(self, pairs: Pairs) -> Tensor:
+        sure = sharpness(pairs.chosen) + sharpness(pairs.rejected)
+        return sure.exp().clamp(max=1) * logistic(self.beta * pairs.margin)
+
+
+def sharpness(scores: Scores) -> Tensor:
+    """(responses,) the mean over tokens of log pi(y_t) - log sum_v pi_v^2, without gradient, in nats a token."""
+    if scores.sharpness is None:
+        raise ValueError("this objective needs the sharpness of the policy on each response and was given none")
+    return scores.sharpness.detach()

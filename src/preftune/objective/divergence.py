@@ -1,0 +1,137 @@
+"""DPO under another divergence than the reverse KL, and under explicit scores of the two responses."""
+
+from __future__ import annotations
+
+from math import log
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from preftune.objective.base import PairFormula, given
+from preftune.objective.maths import bounded_exp, box_cox, kl_from_coin, kl_to_coin, logistic, square
+from preftune.objective.pairs import Beta
+from preftune.objective.scores import Pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Eta = Annotated[float, Meta(gt=0, description="Factor from the given scores to rewards.")]
+SMALLEST = 1e-30  # a score difference below this, or of the wrong sign, says nothing
+
+
+class FDPO(PairFormula, frozen=True, tag="f_dpo"):
+    """DPO where the policy is held to the reference by another f-divergence."""
+
+    paper = "2309.16240"
+    formula = r"-\log\sigma(\beta (f'(e^{u_w}) - f'(e^{u_l})))"
+    optimum = "beta f'(policy / reference) = reward + c, c fixed by normalisation"
+    when = "Variety matters: the forward KL and Jensen-Shannon keep more of the reference than the reverse KL."
+    fails = "Ratios of whole responses overflow: exponents stop at 80 and a pair beyond has no gradient there."
+
+    beta: Beta = 0.1
+    divergence: Annotated[
+        Literal["forward_kl", "js", "alpha"], Meta(description="Forward KL, Jensen-Shannon, or alpha.")
+    ] = "forward_kl"
+    alpha: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)] | None,
+        Meta(description="Order of the alpha-divergence, 0.5 if not given; 0 is the reverse KL, 1 the forward."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.divergence != "alpha":
+            raise ValueError('alpha has an effect only with divergence = "alpha"')
+
+    def value(self, pairs: Pairs) -> Tensor:
+        return logistic(self.beta * (self._slope(pairs.chosen.log_ratio) - self._slope(pairs.rejected.log_ratio)))
+
+    def _slope(self, log_ratio: Tensor) -> Tensor:
+        """f'(exp(log_ratio)) without its constant."""
+        if self.divergence == "forward_kl":
+            return -bounded_exp(-log_ratio)
+        if self.divergence == "js":
+            return log(2) - logistic(log_ratio)
+        return box_cox(log_ratio, 0.5 if self.alpha is None else self.alpha)
+
+
+class ChiPO(PairFormula, frozen=True, tag="chi_po"):
+    """DPO under chi-squared plus KL: pessimistic about responses that the reference hardly ever gives."""
+
+    paper = "2407.13399"
+    formula = r"-\log\sigma(clip_{2R}(\beta (\phi(u_w) - \phi(u_l)))), \quad \phi(u) = e^u + u"
+    optimum = "beta (policy / reference + log of it) = reward + c, c fixed by normalisation"
+    when = "Few pairs, where DPO would over-optimise."
+    fails = "The pull of e^u stops at u = 20, and a `bound` below the true rewards stops learning early."
+
+    beta: Beta = 0.1
+    bound: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="R: the reward difference is clipped to plus and minus 2 R; not clipped if not given."),
+    ] = None
+
+    def value(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = (bounded_exp(u, 20.0) + u for u in (pairs.chosen.log_ratio, pairs.rejected.log_ratio))
+        reward = self.beta * (chosen - rejected)
+        return logistic(reward if self.bound is None else reward.clamp(-2 * self.bound, 2 * self.bound))
+
+
+class ScoredFormula(PairFormula, frozen=True):
+    """An objective of pairs that believes the explicit scores, not the label."""
+
+    votes = False
+    needs = frozenset({"score"})
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """(pairs,) one value a pair; votes have no place here, because the scores say how much better chosen is."""
+        return self.value(pairs)
+
+
+class ODPO(ScoredFormula, frozen=True, tag="odpo"):
+    """DPO with an offset: the better the score of chosen, the larger the margin asked for."""
+
+    paper = "2402.10571"
+    formula = r"-\log\sigma(\beta h - \alpha \log(s_w - s_l))"
+    optimum = "DPO's, each reward difference larger by alpha log(s_w - s_l)"
+    when = "Scores tell large preferences from small ones."
+    fails = "It takes the logarithm: scores of another scale ask for another alpha, and equal scores teach nothing."
+
+    beta: Beta = 0.1
+    alpha: Annotated[float, Meta(ge=0, description="Weight of the logarithm of the score difference.")] = 1.0
+
+    def value(self, pairs: Pairs) -> Tensor:
+        better_by = (given(pairs.chosen) - given(pairs.rejected)).clamp(min=SMALLEST)
+        return logistic(self.beta * pairs.margin - self.alpha * better_by.log())
+
+
+class RPO(ScoredFormula, frozen=True, tag="rpo"):
+    """Reward-aware: the policy's preference is led to the one that the scores imply (NVIDIA's RPO)."""
+
+    paper = "2502.00203"
+    formula = r"KL(\sigma(\eta (s_w - s_l)) \,\|\, \sigma(\beta h))"
+    optimum = "reference times exp(eta score / beta), where the value is 0"
+    when = "Scores of a good reward model are at hand for both responses."
+    fails = "It repeats the scores' errors, and eta / beta has to be found for their scale."
+
+    beta: Beta = 0.1
+    eta: Eta = 1.0
+    reverse: Annotated[bool, Meta(description="Take the KL from the policy's preference to the scores'.")] = False
+
+    def value(self, pairs: Pairs) -> Tensor:
+        target = self.eta * (given(pairs.chosen) - given(pairs.rejected))
+        reward = self.beta * pairs.margin
+        return kl_to_coin(reward, target) if self.reverse else kl_from_coin(reward, target)
+
+
+class REBEL(ScoredFormula, frozen=True, tag="rebel"):
+    """Regression of the reward difference on the score difference."""
+
+    paper = "2404.16767"
+    formula = r"(\beta h - \eta (s_w - s_l))^2"
+    optimum = "reference times exp(eta score / beta), where the value is 0"
+    when = "Scores of a good reward model are at hand, and their differences count, not only their signs."
+    fails = "Squares let a few pairs with huge score differences decide the step."
+
+    beta: Beta = 0.1
+    eta: Eta = 1.0
+
+    def value(self, pairs: Pairs) -> Tensor:
+        return square(self.beta * pairs.margin, self.eta * (given(pairs.chosen) - given(pairs.rejected)))

@@ -1,0 +1,28 @@
+"""The loss of a training step as one function of four tensors, for those who bring their own loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from preftune.objective.pairs import DPO
+from preftune.objective.scores import Pairs, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def dpo_loss(
+    chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor, beta: float = 0.1
+) -> Tensor:
+    """Mean DPO loss of some pairs, a scalar in nats (arXiv 2305.18290, eq. 7).
+
+    Each tensor is (pairs,): log-probability of the response summed over its tokens, in nats, under the policy and
+    under the reference. The reference's are detached. Raises ValueError where beta is not above 0.
+    """
+    import torch
+
+    if not beta > 0:
+        raise ValueError(f"beta must be above 0, not {beta}")
+    one = torch.ones_like(chosen_logp).detach()
+    pairs = Pairs(Scores(chosen_logp, one, ref_chosen_logp), Scores(rejected_logp, one, ref_rejected_logp), one, one)
+    return DPO(beta=beta)(pairs).mean()

@@ -1,0 +1,156 @@
+"""Objectives of single responses called good or bad, or given a score. u is a response's log-ratio."""
+
+from __future__ import annotations
+
+from math import exp, log, log1p
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from preftune.objective.base import RatingFormula, given
+from preftune.objective.maths import logistic, square, weighted_mean
+from preftune.objective.pairs import Beta
+from preftune.objective.scores import Ratings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Weight = Annotated[float, Meta(gt=0)]
+Quantile = Annotated[float, Meta(gt=0, description="Strength of the anchor, in units of the score's quantile.")]
+
+
+class KTO(RatingFormula, frozen=True, tag="kto"):
+    """Kahneman-Tversky: good and bad responses against the policy's drift, on an S-shaped scale of value."""
+
+    coupled = True
+    needs = frozenset({"mismatched"})
+    paper = "2402.01306"
+    formula = r"\lambda_D \sigma(-\beta (u - z_0)) \text{ good}, \quad \lambda_U \sigma(\beta (u - z_0)) \text{ bad}"
+    optimum = "none that is finite: up where good votes, each times its weight, outnumber bad ones, down where not"
+    when = "Thumbs up and down, without pairs, even with far more of the one than of the other."
+    fails = "With pairs at hand DPO does better, and its KL does not follow beta: only the number of steps bounds it."
+
+    beta: Beta = 0.1
+    good_weight: Annotated[
+        Weight | None,
+        Meta(description="Weight of good responses; with neither given the rarer side of a step is raised to balance."),
+    ] = None
+    bad_weight: Annotated[Weight | None, Meta(description="Weight of bad responses; 1 if only the other is given.")] = (
+        None
+    )
+
+    def __call__(self, ratings: Ratings) -> Tensor:
+        """(responses,) one value a response."""
+        import torch
+
+        away = self.beta * (ratings.responses.log_ratio - drift(ratings))
+        good, bad = self._weights(ratings)
+        return torch.where(ratings.good, good * (-away).sigmoid(), bad * away.sigmoid())
+
+    def _weights(self, ratings: Ratings) -> tuple[float, float]:
+        """Of a good and of a bad response; found from the step where not given."""
+        if self.good_weight is not None or self.bad_weight is not None:
+            return self.good_weight or 1.0, self.bad_weight or 1.0
+        good = float((ratings.weight * ratings.good).sum())
+        bad = float(ratings.weight.sum()) - good
+        return (max(1.0, bad / good), max(1.0, good / bad)) if good > 0 and bad > 0 else (1.0, 1.0)
+
+
+def drift(ratings: Ratings) -> Tensor:
+    """z_0: mean log-ratio of mismatched responses, not below 0, without gradient; a scalar in nats (KTO)."""
+    if ratings.mismatched is None:
+        raise ValueError("KTO needs mismatched responses to estimate the drift and was given none")
+    return ratings.mismatched.log_ratio.detach().mean().clamp(min=0)
+
+
+class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
+    """Anchored at the reference: raises good responses, lowers bad ones, each on its own."""
+
+    paper = "2408.06266, plus 1 a response so that it is never negative"
+    formula = r"2\sigma(-\beta u) \text{ good}, \quad 2\sigma(\beta u) \text{ bad}"
+    optimum = "none that is finite: the sign of the majority, as for KTO"
+    when = "Good responses are better than what the policy gives now; pairs or thumbs alike."
+    fails = "It sees no pair, so whatever makes all responses to one prompt good or bad is learned as well."
+
+    beta: Beta = 0.1
+
+    def __call__(self, ratings: Ratings) -> Tensor:
+        """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
+        reward = self.beta * ratings.responses.log_ratio
+        return 2 * (-_signed(reward, ratings)).sigmoid()
+
+
+class BCO(RatingFormula, frozen=True, tag="bco"):
+    """Binary classifier: good against bad by the reward alone, around the middle of the two."""
+
+    coupled = True
+    paper = "2404.04656; its shift is the step's own, where the paper keeps a running mean"
+    formula = (
+        r"-2\log\sigma(\beta u - \delta) \text{ good}, \quad -2\log\sigma(\delta - \beta u) \text{ bad}, "
+        r"\quad \delta = (\overline{\beta u}_{good} + \overline{\beta u}_{bad}) / 2"
+    )
+    optimum = "beta u - delta = log-odds that a judge calls the response good"
+    when = "Thumbs up and down, or pairs whose chosen responses must not lose probability."
+    fails = "It sees no pair, so differences between prompts in how often they are called good are learned as well."
+
+    beta: Beta = 0.1
+
+    def __call__(self, ratings: Ratings) -> Tensor:
+        """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
+        reward = self.beta * ratings.responses.log_ratio
+        return 2 * logistic(_signed(reward - middle(reward, ratings), ratings))
+
+
+def middle(reward: Tensor, ratings: Ratings) -> Tensor:
+    """delta: halfway between the mean reward of good and of bad responses, without gradient; a scalar (BCO)."""
+    reward = reward.detach()
+    sides = [(reward, ratings.weight * side) for side in (ratings.good, ~ratings.good) if bool(side.any())]
+    return sum((weighted_mean(*side) for side in sides), reward.new_zeros(())) / max(1, len(sides))
+
+
+def _signed(reward: Tensor, ratings: Ratings) -> Tensor:
+    import torch
+
+    return torch.where(ratings.good, reward, -reward)
+
+
+class QRPO(RatingFormula, frozen=True, tag="qrpo"):
+    """Quantile reward: the log-ratio is regressed on the score's quantile, for which the constant is known."""
+
+    needs = frozenset({"score"})
+    paper = "2507.08068, with the exact log Z"
+    formula = r"(s - \beta\log Z - \beta u)^2, \quad \log Z = \log\beta + 1/\beta + \log(1 - e^{-1/\beta})"
+    optimum = "reference times exp(quantile / beta), where the value is 0"
+    when = "Single responses, each scored by its quantile among the reference's own responses to that prompt."
+    fails = "Scores have to be such quantiles, uniform on 0 to 1 under the reference; raw scores spoil the constant."
+
+    beta: Quantile = 0.1
+
+    def __call__(self, ratings: Ratings) -> Tensor:
+        """(responses,) one value a response; `score` is its quantile, from 0 to 1."""
+        responses = ratings.responses
+        return square(given(responses) - self.beta * self.log_z, self.beta * responses.log_ratio)
+
+    @property
+    def log_z(self) -> float:
+        """log of the mean of exp(quantile / beta) under the reference."""
+        return log(self.beta) + 1 / self.beta + log1p(-exp(-1 / self.beta))
+
+
+class DRO(RatingFormula, frozen=True, tag="dro"):
+    """Direct reward optimisation: the log-ratio is regressed on the score above its mean."""
+
+    coupled = True
+    needs = frozenset({"score"})
+    paper = "2405.19107, with one value V for the step in closed form instead of a second network"
+    formula = r"\frac{1}{2}(s - V - \beta u)^2, \quad V = \overline{s - \beta u}"
+    optimum = "reference times exp(score / beta), where V = beta log Z and the value is 0"
+    when = "Single responses with scores that are comparable between prompts, for example centred on each."
+    fails = "V is one number: prompts whose scores are high throughout are learned as good responses."
+
+    beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, in units of the score.")] = 1.0
+
+    def __call__(self, ratings: Ratings) -> Tensor:
+        """(responses,) one value a response. The gradient is V's too, because V minimises what it stands in."""
+        above = given(ratings.responses) - self.beta * ratings.responses.log_ratio
+        return 0.5 * square(above, weighted_mean(above.detach(), ratings.weight))

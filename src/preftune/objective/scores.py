@@ -1,0 +1,118 @@
+"""What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos.
+
+Every tensor is fp32 (fp64 in tests). Only `logp` carries a gradient. Examples have a `weight`; the step
+divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
+K responses shown as all its pairs gives each pair 1 / C(K, 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Responses under the policy and the reference; every field is (responses,).
+
+    logp: log-probability of each response summed over its tokens, in nats; the one field with a gradient.
+    tokens: how many tokens that sum has.
+    reference: the same log-probability under the reference, or None where there is none. Read `ref_logp`.
+    score: an explicit score of each response where the rows give one, else None.
+    sharpness: mean over tokens of log pi(y_t) - log sum_v pi_v^2 under the policy, in nats a token, without gradient;
+        None unless the objective asks for it (WPO, arXiv 2406.11827).
+    """
+
+    logp: Tensor
+    tokens: Tensor
+    reference: Tensor | None = None
+    score: Tensor | None = None
+    sharpness: Tensor | None = None
+
+    @property
+    def ref_logp(self) -> Tensor:
+        """Reference log-probability, detached: the one place where the reference loses its gradient."""
+        if self.reference is None:
+            raise ValueError("this objective needs a reference and none was given")
+        return self.reference.detach()
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log pi(y|x) - log pi_ref(y|x), in nats."""
+        return self.logp - self.ref_logp
+
+    @property
+    def mean_logp(self) -> Tensor:
+        """Log-probability per token, in nats."""
+        return self.logp / self.tokens
+
+    @property
+    def mean_log_ratio(self) -> Tensor:
+        """Log-ratio per token, in nats."""
+        return self.log_ratio / self.tokens
+
+    def __getitem__(self, index: Tensor) -> Scores:
+        """The responses at `index` (any shape), in that order."""
+        optional = (self.reference, self.score, self.sharpness)
+        return Scores(self.logp[index], self.tokens[index], *(f if f is None else f[index] for f in optional))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Chosen against rejected. Fields of `chosen` and `rejected`, `weight` and `preferred` are (pairs,).
+
+    preferred: probability that chosen is truly the better one (1.0 unless the rows carry votes).
+    """
+
+    chosen: Scores
+    rejected: Scores
+    weight: Tensor
+    preferred: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """h_theta: chosen log-ratio minus rejected log-ratio (DPO, arXiv 2305.18290, eq. 7), in nats."""
+        return self.chosen.log_ratio - self.rejected.log_ratio
+
+    @property
+    def demos(self) -> Demos:
+        """The chosen responses as demonstrations."""
+        return Demos(self.chosen, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """Responses called good or bad. `good` (bool) and `weight` are (responses,).
+
+    mismatched: the same number of responses under prompts that they do not belong to, from which KTO
+    estimates the drift; None unless the objective asks for them.
+    """
+
+    responses: Scores
+    good: Tensor
+    weight: Tensor
+    mismatched: Scores | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """K responses a prompt. `group`, `rank` (1 best, equal for ties) are (responses,); `weight` is (groups,).
+
+    group: index 0..groups-1 of the prompt that each response belongs to; responses of one group stand together.
+    """
+
+    responses: Scores
+    group: Tensor
+    rank: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Demos:
+    """Responses to imitate; `weight` is (responses,)."""
+
+    responses: Scores
+    weight: Tensor

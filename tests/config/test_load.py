@@ -1,0 +1,92 @@
+"""One configuration, whatever form it is written in; an error names the key and the nearest right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from preftune.config.explain import keys, schema
+from preftune.config.load import dump, flatten, load
+from preftune.config.run import Frozen, Run
+from preftune.errors import UserError
+
+TOML = 'seed = 3\n[model]\npath = "m"\n[objective]\nname = "dpo"\nbeta = 0.2\n[optim]\nlr = 1e-6\n'
+YAML = "seed: 3\nmodel: {path: m}\nobjective: {name: dpo, beta: 0.2}\noptim:\n  lr: 1e-6\n"
+JSON = '{"seed": 3, "model": {"path": "m"}, "objective": {"name": "dpo", "beta": 0.2}, "optim": {"lr": 1e-6}}'
+
+
+@pytest.mark.parametrize(("name", "text"), [("r.toml", TOML), ("r.yaml", YAML), ("r.yml", YAML), ("r.json", JSON)])
+def test_three_forms_one_run(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    words = ["seed=3", "model.path=m", "objective.beta=0.2", "optim.lr=1e-6"]
+    assert load(tmp_path / name) == load(None, words)
+    assert load(tmp_path / name).optim.lr == 1e-6
+
+
+def test_words_win_and_a_new_choice_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(TOML)
+    run = load(tmp_path / "r.toml", ["optim.lr=2e-6", "reference=frozen", "objective=ipo", "objective.tau=0.2"])
+    assert run.optim.lr == 2e-6
+    assert isinstance(run.reference, Frozen)
+    assert msgspec.to_builtins(run.objective)["name"] == "ipo"
+    assert load(tmp_path / "r.toml", ["objective=dpo"]).objective == load(tmp_path / "r.toml").objective
+
+
+def test_the_whole_run_survives_its_own_file(tmp_path: Path) -> None:
+    run = load(None, ["model.path=m", "reference=stored", "optim.steps=7", 'data.train=["a", "b"]', "data.holdout=0.1"])
+    (tmp_path / "r.toml").write_text(dump(run))
+    assert load(tmp_path / "r.toml") == run
+
+
+WRONG = {
+    "objective.bta=1": ["objective.bta", 'Did you mean "beta"'],
+    "optm.lr=1": ["optm", 'Did you mean "optim"'],
+    "objective=dpp": ["objective.name", '"dpp"', '"dpo"'],
+    "reference=storedd": ["reference.kind", '"stored"'],
+    "model.layout=tree": ["model.layout", '"trie"'],
+    "optim.lr=-1": ["optim.lr", "a number > 0"],
+    "optim.lr=fast": ["optim.lr", "must be a number, got text"],
+    "batch.rows=1.5": ["batch.rows", "whole number"],
+    "batch.rows=0": ["batch.rows", ">= 1"],
+    "data.holdout=1": ["data.holdout", "< 1"],
+    "objective.beta=0": ["objective.beta", "> 0"],
+    "seed.a=1": ["seed"],
+    "whatever": ["whatever", "key=value"],
+    "seed=99999999999999999999": ["seed"],
+}
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_wrong_keys_are_named_with_the_mend(word: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load(None, [word])
+    assert raised.value.code == 2
+    for part in WRONG[word]:
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("r.toml", "seed = 1\nseed = 2\n"), ("r.toml", "seed = = 1"), ("r.yaml", "a: &x [1]\nb: *x"), ("r.yaml", "!!python/object:os.x {}"),
+     ("r.json", "[1]"), ("r.json", "[" * 100000), ("r.yaml", "- 1")],
+)  # fmt: skip
+def test_broken_files_are_one_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        load(tmp_path / name)
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    with pytest.raises(UserError, match=r'Did you mean "run\.toml"'):
+        load(tmp_path / "rum.toml")
+
+
+def test_every_key_says_what_it_means() -> None:
+    named = keys()
+    assert [key.name for key in named if not key.meaning] == []
+    top = {name.partition(".")[0] for name in flatten(msgspec.to_builtins(Run()))}
+    assert top <= {key.name.partition(".")[0] for key in named}
+    assert schema()["$defs"]["Optim"]["properties"]["lr"]["description"]

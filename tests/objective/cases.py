@@ -1,0 +1,161 @@
+"""One row an objective: its constants, its value and its two derivatives at one worked pair, and how it behaves.
+
+The worked pair has logp -12 and -15.5, reference -13 and -14, 10 and 14 tokens, and scores 1.2 and 0.4. `golden` was
+computed outside of this code; where a row's definition is not the table's, `differs` says why, and the number was
+derived by hand from the formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import exp, log
+
+import torch
+from torch import Tensor
+
+from preftune import objective as o
+from preftune.objective.combine import as_ratings, value_of_pairs
+from preftune.objective.presets import IRPO, MPO
+from preftune.objective.scores import Pairs, Scores
+
+DRIFT = 0.2
+
+
+def soft(x: float) -> float:
+    """-log sigmoid(x)."""
+    return log(1 + exp(-x))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x))
+
+
+@dataclass(frozen=True)
+class Case:
+    """start: value where the policy is the reference (the worked pair's tokens and scores); shift: whether adding a
+    number to both logp, or to both reference logp, changes nothing; doubled: whether giving each token twice does not."""
+
+    name: str
+    objective: o.Objective
+    golden: tuple[float, float, float]
+    start: float | None = None
+    shift: bool = False
+    doubled: bool = False
+    differs: str = ""
+
+
+LN2 = log(2)
+LOG_Z = log(0.1 * (exp(10) - 1))  # of exp(s / 0.1), s uniform
+OFF = (1.2 - 0.1 * LOG_Z - 0.1 * 1.0, 0.4 - 0.1 * LOG_Z + 0.1 * 1.5)  # residuals of QRPO
+CASES = [
+    Case("dpo", o.DPO(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
+    Case("cdpo", o.DPO(flip=0.1), (0.600939419879, -0.033782350, 0.033782350), LN2, shift=True),
+    Case("robust", o.RobustDPO(), (0.544689419879, -0.056282350, 0.056282350), LN2, shift=True),
+    Case("hinge", o.Hinge(), (0.75, -0.1, 0.1), 1, shift=True),
+    Case("ln_dpo", o.LengthNormalisedDPO(), (0.303781334862, -0.130988886, 0.093563490), LN2, doubled=True),
+    Case("ipo_sum", o.IPO(per_token=False), (6.25, -5.0, 5.0), 25, shift=True),
+    Case("ipo", o.IPO(), (22.971479591837, -0.958571429, 0.684693878), 25, doubled=True),
+    Case("slic", o.SLiC(), (1.2, -0.1, 0.0)),
+    Case("exo", o.EXO(), (2.339544750388, -0.163845423, 0.163845423), -LN2 - log(1e-3 * (1 - 1e-3)) / 2, shift=True),
+    Case("nca", o.NCA(), (1.327073514005, -0.021253122, 0.023128508), 2 * LN2),
+    Case("bco", o.BCO(), (2 * soft(0.125), -0.1 * sigmoid(-0.125), 0.1 * sigmoid(-0.125)), 2 * LN2,
+         differs="the table has delta = 0; ours is the middle of 0.1 and -0.15, so both are 0.125 from it"),
+    Case("sppo", o.SPPO(), (248751.625, -499.0, 498.5), 250000),
+    Case("apo_zero", o.APOZero(), (0.937590967177, -0.024937604, 0.024859901), 1),
+    Case("apo_down", o.APODown(), (0.962802686593, 0.000324196, 0.024613408), 1),
+    Case("dpo_positive", o.DPOPositive(), (0.386871006115, -0.096246390, 0.096246390), LN2, shift=True),
+    Case("r_dpo", o.RDPO(), (0.668459648013, -0.048750260, 0.048750260), soft(-0.2), shift=True),
+    Case("odpo", o.ODPO(), (0.484301319924, -0.038387248, 0.038387248), soft(-log(0.8)), shift=True),
+    Case("rpo", o.RPO(), (0.034324718551, -0.012779798, 0.012779798), shift=True),
+    Case("rebel", o.REBEL(), (0.3025, -0.11, 0.11), 0.64, shift=True),
+    Case("cal_dpo", o.CalDPO(), (248751.703889734286, -499.075858180, 498.575858180), 250000 + LN2),
+    Case("f_forward_kl", o.FDPO(), (0.508463479861, -0.014662977, 0.178631628), LN2),
+    Case("f_js", o.FDPO(divergence="js"), (0.626146375610, -0.012515238, 0.038045978), LN2),
+    Case("f_alpha", o.FDPO(divergence="alpha"), (0.553464717667, -0.025780325, 0.089982175), LN2),
+    Case("chi_po", o.ChiPO(), (0.474260056040, -0.140422629, 0.046192075), LN2),
+    Case("cpo", o.CPO(), (1.733382155419, -0.141338242, 0.041338242)),
+    Case("simpo", o.SimPO(), (1.452321740755, -0.153194738, 0.109424813), doubled=True),
+    Case("alpha_po", o.AlphaPO(), (1.011686860876, -0.214760812, 0.149880511), doubled=True),
+    Case("orpo", o.ORPO(), (1.276329812667, -0.107639797, 0.005695882), doubled=True),
+    Case("simper", o.SimPER(), (0.029307692615, -0.030119421, 0.023607279), doubled=True),
+    Case("hypo", o.HyPO(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
+    Case("kto", o.KTO(), ((0.480010659844 + 0.457602059226) / 2, -0.05 * sigmoid(0.08) * sigmoid(-0.08),
+         0.05 * sigmoid(0.17) * sigmoid(-0.17)), (sigmoid(0.02) + sigmoid(-0.02)) / 2,
+         differs="the table prints both halves; a pair is their mean. A drift of 0.2 is given"),
+    Case("irpo", IRPO, (1.775939419879, -0.143782350, 0.043782350)),
+    Case("mpo", MPO, (0.8 * 0.575939419879 + 0.4 * soft(0.125) + 1.2,
+         -0.8 * 0.043782350 - 0.02 * sigmoid(-0.125) - 0.1, 0.8 * 0.043782350 + 0.02 * sigmoid(-0.125)),
+         differs="its BCO part, as above"),
+    Case("nll", o.NLL(), (1.2, -0.1, 0.0), doubled=True),
+    Case("aot", o.AOT(), (soft(0.025), -0.01 * sigmoid(-0.025), 0.01 * sigmoid(-0.025)), LN2, shift=True),
+    Case("aot_unpaired", o.AOT(paired=False), (soft(0.025), -0.01 * sigmoid(-0.025), 0.01 * sigmoid(-0.025)), LN2),
+    Case("beta_dpo", o.BetaDPO(), (soft(0.625), -0.25 * sigmoid(-0.625), 0.25 * sigmoid(-0.625)), LN2, shift=True),
+    Case("dr_dpo", o.DrDPO(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
+    Case("wpo", o.WPO(), (exp(-0.5) * 0.575939419879, -exp(-0.5) * 0.043782350, exp(-0.5) * 0.043782350),
+         exp(-0.5) * LN2, shift=True),
+    Case("plackett_luce", o.PlackettLuce(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
+    Case("info_nca", o.InfoNCA(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
+    Case("qrpo", o.QRPO(), ((OFF[0] ** 2 + OFF[1] ** 2) / 2, -0.1 * OFF[0], -0.1 * OFF[1])),
+    Case("dro", o.DRO(), (0.36125, 0.425, -0.425), 0.08),
+]  # fmt: skip
+
+
+def pairs_of(
+    logp: tuple[list[float], list[float]] = ([-12.0], [-15.5]), reference: tuple[list[float], list[float]] | None = None,
+    tokens: tuple[float, float] = (10, 14), dtype: torch.dtype = torch.float64, preferred: float = 1.0,
+) -> Pairs:  # fmt: skip
+    """Pairs from plain numbers; the worked pair where nothing is given."""
+    reference = reference or ([-13.0] * len(logp[0]), [-14.0] * len(logp[0]))
+    sides = []
+    for own, ref, count, score, sharp in zip(logp, reference, tokens, (1.2, 0.4), (-0.2, -0.3), strict=True):
+        values = torch.tensor(own, dtype=dtype)
+        like = torch.ones_like(values)
+        sides.append(Scores(values, like * count, torch.tensor(ref, dtype=dtype), like * score, like * sharp))
+    one = torch.ones_like(sides[0].logp)
+    return Pairs(*sides, one, one * preferred)
+
+
+def random_pairs(count: int, seed: int = 0, preferred: float = 1.0) -> Pairs:
+    """Pairs with log-ratios, tokens, scores and sharpness drawn at random, float64."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(scale: float) -> Tensor:
+        return scale * torch.randn(count, generator=draw, dtype=torch.float64)
+
+    sides = []
+    for better in (0.5, 0.0):
+        tokens = torch.randint(5, 30, (count,), generator=draw).double()
+        ref = -tokens * (1 + 0.2 * torch.rand(count, generator=draw, dtype=torch.float64))
+        sides.append(Scores(ref + normal(1.0), tokens, ref, better + normal(0.1), -normal(0.3).abs()))
+    one = torch.ones(count, dtype=torch.float64)
+    return Pairs(*sides, one, one * preferred)
+
+
+def values(objective: o.Objective, pairs: Pairs) -> Tensor:
+    """(pairs,) whatever kind the objective is of; KTO is given a drift of 0.2 nats."""
+    if isinstance(objective, o.KTO):
+        ratings = as_ratings(pairs)
+        away = replace(ratings.responses, logp=ratings.responses.ref_logp + DRIFT)
+        return objective(replace(ratings, mismatched=away)).view(2, -1).mean(0)
+    return objective(pairs) if isinstance(objective, o.Sum) else value_of_pairs(objective, pairs)
+
+
+def leaves(pairs: Pairs) -> Pairs:
+    """The same pairs, their logp being leaves that take a gradient."""
+    sides = [replace(s, logp=s.logp.detach().clone().requires_grad_()) for s in (pairs.chosen, pairs.rejected)]
+    return replace(pairs, chosen=sides[0], rejected=sides[1])
+
+
+def slopes(objective: o.Objective, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, and the derivatives of their weighted sum by logp of chosen and of rejected."""
+    pairs = leaves(pairs)
+    found = values(objective, pairs)
+    inputs = [pairs.chosen.logp, pairs.rejected.logp]
+    d = torch.autograd.grad((found * pairs.weight).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return found.detach(), d[0], d[1]
+
+
+def changed(pairs: Pairs, **fields: object) -> Pairs:
+    """The pairs with the same fields of both responses replaced by functions of them."""
+    sides = [replace(s, **{k: f(getattr(s, k)) for k, f in fields.items()}) for s in (pairs.chosen, pairs.rejected)]  # type: ignore
+    return replace(pairs, chosen=sides[0], rejected=sides[1])
