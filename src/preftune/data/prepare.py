@@ -1,0 +1,109 @@
+"""From the files that a run names to its groups, with an account of every row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from preftune.config.run import Data
+from preftune.data.groups import TokenGroup
+from preftune.data.lengths import summarise
+from preftune.data.read import Reading, holdout, read, refuse_if_too_many
+from preftune.data.rows import Row
+from preftune.data.tokens import Tokenised, tokenise
+from preftune.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Rows(Struct, frozen=True):
+    """Rows as read, before any tokeniser."""
+
+    train: list[Row]
+    evaluate: list[Row]
+    readings: dict[str, Reading]  # "train" and, where it has files of its own, "evaluate"
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files of data.train and data.evaluate, in their order."""
+        sums = {part: "".join(reading.files.values()) for part, reading in self.readings.items()}
+        return {f"data.{part}": hashlib.sha256(joined.encode()).hexdigest() for part, joined in sums.items()}
+
+
+class Prepared(Struct, frozen=True):
+    """Groups to train on and to measure on; `account` is what data.json holds."""
+
+    train: list[TokenGroup]
+    evaluate: list[TokenGroup]
+    account: dict[str, Any]
+    tokenised: dict[str, Tokenised]
+
+
+def read_rows(data: Data, seed: int) -> Rows:
+    """Read every file, refuse too many unusable rows, and hold rows out. Raises UserError."""
+    if not data.train:
+        raise UserError("no rows are named.", where="data.train", mend='Add train = "pairs.jsonl" below [data].')
+    readings = {"train": read(data.train)}
+    if data.evaluate is not None:
+        if data.holdout:
+            raise UserError(
+                "has no effect where data.evaluate is given.", where="data.holdout", mend="Remove one of the two."
+            )
+        readings["evaluate"] = read(data.evaluate)
+        same = set(readings["train"].files.values()) & set(readings["evaluate"].files.values())
+        if same:
+            raise UserError(
+                "is a training file too.", where="data.evaluate", mend="Measure on rows that are not trained on."
+            )
+    for reading in readings.values():
+        refuse_if_too_many(reading, data.max_skipped)
+    train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
+    if data.holdout:
+        train, held_out = holdout(train, data.holdout, seed)
+    return Rows(train, held_out, readings)
+
+
+def prepare(rows: Rows, data: Data, tokeniser: PreTrainedTokenizerBase, max_tokens: int) -> Prepared:
+    """Tokenise what was read. Raises UserError where nothing is left."""
+    done = {
+        part: tokenise(mine, tokeniser, max_tokens=max_tokens, too_long=data.too_long)
+        for part, mine in (("train", rows.train), ("evaluate", rows.evaluate))
+        if mine
+    }
+    if "train" not in done or not done["train"].groups:
+        reasons = _count(done["train"].skipped) if "train" in done else {}
+        raise UserError(f"no row is left to train on ({_told(reasons)}).", where="data.train",
+                        mend=f"max_tokens is {max_tokens}; see `preftune check`.")  # fmt: skip
+    groups = done["train"].groups
+    account = {part: _account(part, done, rows) for part in ("train", "evaluate")}
+    account |= msgspec.to_builtins(summarise(groups))
+    account |= {"max_tokens": max_tokens, "files": {part: reading.files for part, reading in rows.readings.items()}}
+    return Prepared(groups, done["evaluate"].groups if "evaluate" in done else [], account, done)
+
+
+def _account(part: str, done: dict[str, Tokenised], rows: Rows) -> dict[str, Any] | None:
+    if part not in done:
+        return None
+    reading = rows.readings.get(part)
+    before = reading.skipped if reading else []
+    skipped = _count([*before, *done[part].skipped])
+    mine = rows.train if part == "train" else rows.evaluate
+    notes = [*(reading.notes if reading else []), *done[part].notes]
+    return {
+        "read": len(mine) + len(before), "kept": len(done[part].groups), "cut": done[part].cut,
+        "skipped": skipped, "notes": [str(note) for note in notes],
+    }  # fmt: skip
+
+
+def _count(problems: Sequence[Problem]) -> dict[str, int]:
+    return dict(Counter(problem.reason for problem in problems).most_common())
+
+
+def _told(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "the files hold none"

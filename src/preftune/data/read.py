@@ -1,0 +1,255 @@
+"""From files to rows, with an account of every row that was seen: `read == len(rows) + len(skipped)`.
+
+Wrong keys and types raise one error that lists them all; rows that teach nothing are left out by reason; what is
+odd but usable is kept and told once. `fields.py` says where the line between the first two runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+
+from msgspec import Struct
+
+from preftune.data.dialects import COMMON, DIALECTS, Dialect, recognise
+from preftune.data.fields import Defect, Unusable
+from preftune.data.rows import Pair, Place, Prompt, Ranking, Rating, Response, Row, responses
+from preftune.data.sources import load
+from preftune.errors import Problem, UserError
+
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"))
+BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+HEADERS = ("\n\nHuman:", "\n\nAssistant:", "Assistant:", "Human:", "<|im_start|>", "<|start_header_id|>", "[INST]")
+SEVERAL = 3  # places named in one note
+
+
+class Reading(Struct, frozen=True):
+    """What was read.
+
+    rows: usable rows in their order; skipped: one problem for each row left out; notes: what was kept although odd,
+    told once with count and first places; read: rows seen; files: SHA-256 of each file.
+    """
+
+    rows: list[Row]
+    skipped: list[Problem]
+    notes: list[Problem]
+    read: int
+    files: dict[str, str]
+
+
+class Tally:
+    """Remarks counted by reason, so that each is told once: how many, and where the first stand."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[str, list[str]]] = {}
+
+    def add(self, reason: str, what: str, place: Place | str) -> None:
+        """what: what is said of each such row, such as `the prompt is empty`; the first wording stays."""
+        self._found.setdefault(reason, (what, []))[1].append(str(place))
+
+    def problems(self) -> list[Problem]:
+        """One problem a reason; where: its first place."""
+        found = self._found.items()
+        return [Problem(what + _more(places), places[0], reason=reason) for reason, (what, places) in found]
+
+
+def _more(places: Sequence[str]) -> str:
+    """` (12 rows; also b:7, b:9)` where there is more than the first place."""
+    if len(places) < 2:
+        return "."
+    return f" ({len(places)} rows; also {', '.join(places[1:SEVERAL])}{', ...' if len(places) > SEVERAL else ''})."
+
+
+def read(source: str | Sequence[str], *, limit: int | None = None) -> Reading:
+    """All rows of a file, of several files, or of a hub dataset (`owner/name` or `owner/name:split`).
+
+    limit: rows to take of each file, all if None. Raises one UserError with every defect of all files.
+    """
+    reader = _Reader()
+    for name in [source] if isinstance(source, str) else source:
+        reader.add(name, limit)
+    if reader.problems:
+        raise UserError(reader.problems, code=reader.code or 2)
+    if not reader.files:
+        raise UserError("no file of rows is named.")
+    notes = [*reader.notes, *remarks(reader.rows)]
+    return Reading(reader.rows, reader.skipped, notes, len(reader.rows) + len(reader.skipped), reader.files)
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.skipped: list[Problem] = []
+        self.problems: list[Problem] = []
+        self.files: dict[str, str] = {}
+        self.notes: list[Problem] = []
+        self.code = 0
+
+    def add(self, name: str, limit: int | None) -> None:
+        try:
+            found = load(name, limit)
+        except UserError as error:
+            self.problems += error.problems
+            self.code = error.code
+            return
+        if found.digest in self.files.values():
+            self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
+        self.files[name] = found.digest
+        self.problems += found.problems
+        defects: dict[tuple[str, str, str], list[Place]] = {}
+        first: tuple[Dialect, Place] | None = None
+        extra: dict[str, None] = {}
+        for place, value in found.records:
+            try:
+                dialect = recognise(value)
+                first = first or (dialect, place)
+                if dialect is not first[0]:
+                    what = f"has the form {dialect.name}, but the file began with {first[0].name} at {first[1].line}."
+                    raise Defect(what, "Keep one form a file.", "row.mixed")
+                extra |= dict.fromkeys(_unread(dialect, value))
+                row = dialect.read(value, place)
+                check(row)
+                self.rows.append(row)
+            except Defect as defect:
+                defects.setdefault((defect.what, defect.mend, defect.reason), []).append(place)
+            except Unusable as unusable:
+                self.skipped.append(Problem(unusable.what, str(place), reason=unusable.reason))
+        for (what, mend, reason), places in defects.items():
+            more = f" (and {len(places) - 1} more rows, up to {places[-1].line})" if len(places) > 1 else ""
+            self.problems.append(Problem(what + more, str(places[0]), mend, reason))
+        if extra:
+            self.notes.append(Problem(f"fields that are not used: {_named(extra)}.", name, reason="fields.extra"))
+
+
+def _unread(dialect: Dialect, value: Mapping[str, object]) -> list[str]:
+    used = {*COMMON, *dialect.also, *dialect.keys(value).values()}
+    return [key for key in value if key not in used]
+
+
+def _named(extra: Mapping[str, None]) -> str:
+    """Fields that no one reads, each with the field it may have been meant for."""
+    known = {*COMMON}
+    for dialect in DIALECTS:
+        known |= {*dialect.also, *(key for keys in dialect.slots.values() for key in keys.split("|"))} - {*extra}
+    meant = {key: get_close_matches(key, known, n=1, cutoff=0.8) for key in extra}
+    return ", ".join(f'{key} (did you mean "{near[0]}"?)' if near else key for key, near in meant.items())
+
+
+def said(response: Response | Prompt) -> str:
+    """The text of a response, or of the last turn of a prompt."""
+    return response if isinstance(response, str) else response[-1].content if response else ""
+
+
+def blank(text: str) -> bool:
+    """Whether nothing of the text is seen."""
+    return not text.translate(INVISIBLE).strip()
+
+
+def fold(text: str) -> str:
+    """The text without differences that no reader sees: white space, invisible characters, composition."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
+
+
+def check(row: Row) -> None:
+    """Raise Unusable where the row teaches nothing."""
+    texts = [said(one) for one in responses(row)]
+    if any(map(blank, texts)):
+        raise Unusable("response.empty", "a response is empty.")
+    if not isinstance(row.prompt, str):
+        for place, turn in enumerate(row.prompt, 1):
+            if turn.role in ("user", "assistant") and blank(turn.content):
+                raise Unusable("turn.empty", f"turn {place} of the prompt is empty.")
+    if isinstance(row, Pair):
+        if texts[0] == texts[1]:
+            raise Unusable("pair.identical", "chosen and rejected are the same.")
+        if fold(texts[0]) == fold(texts[1]):
+            raise Unusable("pair.equal_after_folding", "chosen and rejected differ only in what no reader sees.")
+    if isinstance(row, Ranking):
+        if len(texts) < 2:
+            raise Unusable("ranking.short", "a ranking needs two responses or more.")
+        if len(set(row.ranks)) < 2:
+            raise Unusable("ranking.tied", "all responses are tied.")
+        if len(set(zip(texts, row.ranks, strict=True))) > len(set(texts)):
+            raise Unusable("ranking.identical", "the same response has two ranks.")
+
+
+def remarks(rows: Sequence[Row]) -> list[Problem]:
+    """What is odd about rows that are kept: each remark once, with its count and first places."""
+    tally = Tally()
+    seen: dict[tuple[object, ...], Place] = {}
+    ids: dict[str, Place] = {}
+    for row in rows:
+        given = responses(row)
+        if row.id and ids.setdefault(row.id, row.place) is not row.place:
+            tally.add("id.repeated", "the id is that of an earlier row", row.place)
+        label = row.good if isinstance(row, Rating) else row.ranks if isinstance(row, Ranking) else None
+        if seen.setdefault((row.prompt, given, label), row.place) is not row.place:
+            tally.add("row.duplicate", "the row repeats an earlier one", row.place)
+        if isinstance(row, Pair) and (row.prompt, given[::-1], None) in seen:
+            tally.add("pair.contradiction", "the pair prefers what another rejects", row.place)
+        if isinstance(row, Rating) and (row.prompt, given, not row.good) in seen:
+            tally.add("rating.contradiction", "the rating is the opposite of another", row.place)
+        if isinstance(row, Pair) and row.scores and (row.scores[0] <= row.scores[1]):
+            tally.add("pair.scores", "rejected has the higher score, or the same", row.place)
+        _odd_text(row, tally)
+    if (good := {row.good for row in rows if isinstance(row, Rating)}) and len(good) == 1 and len(rows) > 1:
+        tally.add("rating.one_class", f"from here on all ratings are {'good' if good.pop() else 'bad'}", rows[0].place)
+    return tally.problems()
+
+
+def _odd_text(row: Row, tally: Tally) -> None:
+    prompt = said(row.prompt)
+    if blank(prompt):
+        tally.add("prompt.empty", "the prompt is empty", row.place)
+    roles = [] if isinstance(row.prompt, str) else [*(turn.role for turn in row.prompt), "assistant"]
+    if any(one == other != "tool" for one, other in pairwise(roles)):
+        tally.add("turn.order", "one speaker has two turns in a row", row.place)
+    texts = [said(one) for one in responses(row)]
+    if len(prompt) > 20 and any(text.lstrip().startswith(prompt) for text in texts):
+        tally.add("response.repeats_prompt", "a response repeats the prompt", row.place)
+    if any(text.startswith(HEADERS) for text in texts):
+        tally.add("response.header", "a response begins with the name of a speaker", row.place)
+    for text in (prompt, *texts):
+        if "\0" in text:
+            tally.add("text.nul", "the text holds a zero character", row.place)
+        if not text.isascii() and not BIDI.isdisjoint(text):
+            tally.add("text.bidi", "the text holds characters that turn the direction of reading", row.place)
+
+
+def refuse_if_too_many(reading: Reading, allowed: float) -> None:
+    """Raise UserError where more than the share `allowed` of all rows was left out, or nothing remains."""
+    share = len(reading.skipped) / max(reading.read, 1)
+    if share <= allowed and reading.rows:
+        return
+    by_reason: dict[str, list[Problem]] = {}
+    for problem in reading.skipped:
+        by_reason.setdefault(problem.reason, []).append(problem)
+    listed = [
+        Problem(f"{reason}: {found[0].what[:-1]}{_more([p.where for p in found])}", found[0].where, reason=reason)
+        for reason, found in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    ]
+    mend = f"Mend the file, or allow it: data.max_skipped={min(1.0, share + 0.005):.2f}." if reading.rows else ""
+    raise UserError([Problem(f"{len(reading.skipped)} of {reading.read} rows ({share:.1%}) cannot be used; "
+                             f"{allowed:.0%} are allowed.", ", ".join(reading.files), mend), *listed])  # fmt: skip
+
+
+def holdout(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """(train, held out): `share` of the prompts, at least one, with all their rows; the order is kept.
+
+    Which prompts depends on the prompts and the seed alone, not on order or on how often one occurs.
+    """
+    prompts = {row.prompt: _hashed(row.prompt, seed) for row in rows}
+    if len(prompts) < 2:
+        raise UserError("all rows have one prompt, so none can be held out.", where="data.holdout",
+                        mend="Name held-out rows in data.evaluate.")  # fmt: skip
+    number = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    held = set(sorted(prompts, key=lambda prompt: prompts[prompt])[:number])
+    return [row for row in rows if row.prompt not in held], [row for row in rows if row.prompt in held]
+
+
+def _hashed(prompt: Prompt, seed: int) -> bytes:
+    parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
+    return hashlib.sha256("\0".join([str(seed), *parts]).encode()).digest()
