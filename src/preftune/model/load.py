@@ -1,0 +1,96 @@
+"""Models from a folder or the hub, and back to a folder that transformers loads elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+from preftune.data.trust import refuse_code
+from preftune.errors import UserError
+from preftune.files import Folder
+
+logging.disable_progress_bar()  # one line of progress is ours to show
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(path: str, *, revision: str | None, weights: str, device: torch.device, where: str) -> PreTrainedModel:
+    """A causal language model in evaluation mode, dropout off. where: the key that named it, for errors."""
+    if not path:
+        raise UserError("no model is named.", where=where, mend=f"Add {where} = a folder or a hub name.")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        refuse_code(folder, where)
+        if not list(folder.glob("*.safetensors")):
+            raise UserError("has no *.safetensors file.", where=f"{where}: {path}",
+                            mend="Weights in pickle files are not read; save the model again as safetensors.")  # fmt: skip
+    elif folder.exists() or path.startswith((".", "/", "~")):
+        raise UserError("is not the folder of a model.", where=f"{where}: {path}")
+    try:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            str(folder) if folder.is_dir() else path, revision=revision, dtype=DTYPES[weights],
+            use_safetensors=True, attn_implementation="eager", output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
+        raise UserError(f"cannot be loaded: {_first_line(error)}", where=f"{where}: {path}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
+                        where=f"{where}: {path}", mend="Not the folder of a causal language model?")  # fmt: skip
+    broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if broken:
+        raise UserError(f"{broken} holds NaN or infinity.", where=f"{where}: {path}")
+    switch_dropout_off(module)
+    return module.to(device).eval()
+
+
+def load_config(path: str, revision: str | None, where: str) -> PreTrainedConfig:
+    """The model's config alone, without its weights."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        refuse_code(folder, where)
+    try:
+        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
+    except Exception as error:
+        raise UserError(f"cannot be read: {_first_line(error)}", where=f"{where}: {path}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def switch_dropout_off(module: PreTrainedModel) -> None:
+    """Every dropout, the functional ones in attention included: log-probs must not depend on luck."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+
+
+def weights_digest(module: PreTrainedModel) -> str:
+    """SHA-256 of everything that decides the model's log-probabilities: names, shapes, types, bytes, config."""
+    told = hashlib.sha256()
+    config = module.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype"):
+        config.pop(name, None)
+    told.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        told.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        told.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return told.hexdigest()
+
+
+def export(into: Folder, module: PreTrainedModel, tokeniser: PreTrainedTokenizerBase) -> None:
+    """The plain Hugging Face layout, in a folder being built."""
+    name = module.config._attn_implementation
+    module.set_attn_implementation("eager")  # ours is not known elsewhere
+    module.save_pretrained(into.path)
+    module.set_attn_implementation(name)
+    tokeniser.save_pretrained(into.path)

@@ -1,0 +1,168 @@
+"""A causal language model as this library uses it: token ids of a pack in, log-probabilities of responses out."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftune.errors import UserError
+from preftune.model import attention
+from preftune.model.logp import Head, Statistics, head_logp, head_statistics
+from preftune.pack.batch import Batch
+
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """module: the model; layout: how a pack goes through it; compute: type of its matrix products."""
+
+    module: PreTrainedModel
+    layout: Literal["trie", "padded"]
+    compute: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    def token_logp(self, batch: Batch) -> Tensor:
+        """Log-probability of every token of every response, (members,), in nats, fp32 (fp64 for fp64 models)."""
+        with self._autocast():
+            hidden = self.hidden(batch)[batch.source]
+            return head_logp(hidden, self.head, batch.target)[batch.member]
+
+    def statistics(self, batch: Batch) -> Statistics:
+        """Row statistics of every token of every response, (members,) each; no gradient."""
+        with torch.no_grad(), self._autocast():
+            found = head_statistics(self.hidden(batch)[batch.source], self.head, batch.target)
+        return Statistics(*(part[batch.member] for part in (found.squares, found.entropy, found.top)))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden state of every row of the trie, (tokens, width)."""
+        if self.layout == "padded":
+            return self._padded(batch)
+        layout = batch.layout
+        layout.calls.clear()
+        inputs = {"input_ids": batch.ids[None], "position_ids": layout.position[None]}
+        return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
+
+    def _padded(self, batch: Batch) -> Tensor:
+        """The same from one padded row a distinct sequence; right padding is behind every token, so no mask is needed."""
+        paths = {int(path[-1]): torch.from_numpy(path).to(self.device) for path in batch.layout.trie.paths}
+        rows = torch.nn.utils.rnn.pad_sequence(list(paths.values()), batch_first=True)
+        states = self.module.base_model(input_ids=batch.ids[rows], use_cache=False).last_hidden_state
+        place = torch.zeros(batch.tokens, dtype=torch.long, device=self.device)
+        for index, path in enumerate(paths.values()):
+            place[path] = index
+        return states[place, batch.layout.position]
+
+    @property
+    def head(self) -> Head:
+        """The output layer with what its family multiplies and caps logits by."""
+        layer = self.module.get_output_embeddings()
+        config = self.module.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        cap = getattr(config, "final_logit_softcapping", None)
+        return Head(layer.weight, getattr(layer, "bias", None), scale, cap)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.compute == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.compute)
+
+
+def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.float32) -> tuple[Policy, str]:
+    """The policy with the layout that is right for the model, and one sentence saying which and why.
+
+    The gate: layers that mix positions by other means than softmax attention over the past would see the flat order
+    of a trie as time. What passes the gate is still held against separate forward passes before training
+    (`disagreement`). Raises UserError where `wanted` is "trie" and the model cannot.
+    """
+    why = "as asked" if wanted == "padded" else _not_plain(module)
+    if not why:
+        module.set_attn_implementation(attention.register())
+        return Policy(module, "trie", compute), "one row a distinct token"
+    module.set_attn_implementation("sdpa" if module._supports_sdpa else "eager")
+    if wanted == "trie":
+        raise UserError(f"{module.config.model_type} cannot share prefixes: {why}.", where="model.layout",
+                        mend='Use layout="auto".')  # fmt: skip
+    return Policy(module, "padded", compute), f"one padded row a response: {why}"
+
+
+def recompute_activations(module: PreTrainedModel) -> None:
+    """Keep one hidden state a layer for the backward pass and compute the rest again."""
+    newer = getattr(module, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
+    (newer or module.gradient_checkpointing_enable)({"use_reentrant": False})
+    module.train()  # transformers recomputes in training mode only; dropout is off in the modules themselves
+
+
+def _not_plain(module: PreTrainedModel) -> str:
+    config = module.config.get_text_config()
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS)
+    if other:
+        return f"it has layers of type {', '.join(other)}"
+    if not getattr(module, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
+    return ""
+
+
+def disagreement(policy: Policy, batch: Batch) -> float:
+    """Largest difference per token, in nats, to one plain forward pass a response through the model's own attention.
+
+    inf where the trie did not reach every attention layer.
+    """
+    with torch.no_grad():
+        ours = policy.token_logp(batch).float()
+        layers = policy.module.config.get_text_config().num_hidden_layers
+        if policy.layout == "trie" and len(batch.layout.calls) != layers:
+            return float("inf")
+        return float((ours - plain_logp(policy, batch)).abs().max())
+
+
+def plain_logp(policy: Policy, batch: Batch) -> Tensor:
+    """(members,): as `Policy.token_logp`, by the model's own logits and attention, one response at a time."""
+    module, name = policy.module, policy.module.config._attn_implementation
+    if name == attention.NAME:
+        module.set_attn_implementation("eager")
+    try:
+        found = []
+        for group in batch.groups:
+            for response in group.responses:
+                ids = torch.cat([torch.as_tensor(part, dtype=torch.long) for part in (group.prompt, response)])
+                ids = ids.to(policy.device)
+                with torch.no_grad(), policy._autocast():
+                    logits = module(input_ids=ids[None], use_cache=False).logits[0, -len(response) - 1 : -1]
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                found.append(torch.log_softmax(logits, -1).gather(1, ids[-len(response) :, None])[:, 0])
+        return torch.cat(found)
+    finally:
+        if name == attention.NAME:
+            module.set_attn_implementation(name)
+
+
+def checked(policy: Policy, batch: Batch) -> tuple[Policy, float]:
+    """The policy if it agrees with plain forward passes on this pack, else the padded one if that does.
+
+    Raises UserError where neither does: then this family of models computes its logits in a way not known here.
+    """
+    half = policy.compute != torch.float32 or policy.module.dtype in (torch.bfloat16, torch.float16)
+    allowed = 0.25 if half else 1e-3
+    off = disagreement(policy, batch)
+    if off <= allowed:
+        return policy, off
+    if policy.layout == "trie":
+        padded = wrap(policy.module, "padded", policy.compute)[0]
+        off_padded = disagreement(padded, batch)
+        if off_padded <= allowed:
+            return padded, off
+        off = off_padded
+    raise UserError(
+        f"log-probabilities of {policy.module.config.model_type} differ by {off:.2g} nats from its own forward pass.",
+        where="model.path", mend="This family is not supported.",
+    )  # fmt: skip

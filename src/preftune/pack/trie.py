@@ -1,0 +1,71 @@
+"""Sequences merged by shared prefix, written as one row a distinct token.
+
+Sorted lexicographically, each sequence shares with the ones before it exactly what it shares with the last of
+them, so one comparison a sequence builds the tree, and the rows come out depth-first: every subtree is a
+contiguous range. `end[k]`, one past k's last descendant, is then the whole structure: token q sees token k iff
+k <= q < end[k].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trie:
+    """All int64. ids, position, end: (tokens,); paths: the rows of each given sequence, in the order given."""
+
+    ids: np.ndarray
+    position: np.ndarray
+    end: np.ndarray
+    paths: tuple[np.ndarray, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+
+def build(sequences: Sequence[np.ndarray]) -> Trie:
+    """Merge integer sequences, none of them empty, by shared prefix. Cost: linear in their tokens, and one sort."""
+    keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]  # bytes compare as the tokens do
+    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
+    pieces: list[np.ndarray] = []
+    ends: list[tuple[np.ndarray, int]] = []
+    last, last_path, count = np.empty(0, np.int64), np.empty(0, np.int64), 0
+    for index in sorted(range(len(sequences)), key=keys.__getitem__):
+        ids = np.asarray(sequences[index], np.int64)
+        shared = common_prefix(last, ids)
+        if shared < len(last_path):
+            ends.append((last_path[shared:], count))  # nothing below these rows can follow any more
+        path = np.concatenate([last_path[:shared], np.arange(count, count + len(ids) - shared)])
+        pieces.append(ids[shared:])
+        count += len(ids) - shared
+        last, last_path, paths[index] = ids, path, path
+    end = np.full(count, count, np.int64)
+    for rows, stop in ends:
+        end[rows] = stop
+    position = np.empty(count, np.int64)
+    for path in paths:
+        position[path] = np.arange(len(path))
+    return Trie(np.concatenate(pieces), position, end, tuple(paths))
+
+
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """How many leading tokens two sequences share."""
+    n = min(len(a), len(b))
+    differ = a[:n] != b[:n]
+    return int(differ.argmax()) if differ.any() else n
+
+
+def distinct_tokens(sequences: Sequence[np.ndarray]) -> int:
+    """Rows that `build` would give, without building."""
+    keys = sorted(np.asarray(s, dtype=">u4").tobytes() for s in sequences)
+    total, last = 0, np.empty(0, ">u4")
+    for key in keys:
+        ids = np.frombuffer(key, ">u4")
+        total += len(ids) - common_prefix(last, ids)
+        last = ids
+    return total

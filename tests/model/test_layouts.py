@@ -1,0 +1,141 @@
+"""One trajectory: whatever the layout, kernel and packing, the same numbers as one plain forward pass a response."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from making import group, groups, tiny
+
+from preftune.errors import UserError
+from preftune.model import attention
+from preftune.model.policy import checked, disagreement, plain_logp, recompute_activations, wrap
+from preftune.pack.batch import collate
+
+SHARING = ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
+           "olmo2", "smollm3", "granite", "starcoder2", "glm4", "cohere", "cohere2", "gpt2", "gpt_neox", "opt", "gpt_oss"]  # fmt: skip
+PADDED = ["bloom", "falcon", "stablelm", "lfm2", "qwen3_next"]
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers warns about missing kernels of some families
+@pytest.mark.parametrize("family", SHARING + PADDED)
+def test_every_family_is_right_or_padded(family: str) -> None:
+    policy, why = wrap(tiny(family), "auto")
+    batch = collate(groups(4, seed=1))
+    policy, off = checked(policy, batch)
+    assert policy.layout == ("trie" if family in SHARING else "padded"), why
+    assert off < 5e-5
+    assert float(plain_logp(policy, batch).std()) > 0.5  # a flat model would agree with anything
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_cannot_share_refuses_when_it_must() -> None:
+    with pytest.raises(UserError, match="conv"):
+        wrap(tiny("lfm2"), "trie")
+
+
+def test_wrong_attention_is_caught_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.masked
+    monkeypatch.setattr(attention, "_cpu_flash", lambda: False)
+    monkeypatch.setattr(attention, "masked", lambda q, k, v, *rest: right(q, k, v.flip(2), *rest))
+    policy, off = checked(wrap(tiny(), "auto")[0], collate(groups(3)))
+    assert policy.layout == "padded"
+    assert off > 0.01
+
+
+def grads(policy, made, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Token log-probs, and the gradient of a random weighting of the responses."""
+    policy.module.zero_grad()
+    batch = collate(made)
+    values = policy.token_logp(batch)
+    weight = torch.randn(batch.responses, dtype=values.dtype, generator=torch.Generator().manual_seed(seed))
+    (batch.sum(values) * weight).sum().backward()
+    return values.detach(), [p.grad.clone() for p in policy.module.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_trie_and_padded_agree_in_double_with_gradients(family: str) -> None:
+    made = groups(4, seed=2) + groups(1, seed=2)
+    trie = grads(wrap(tiny(family, dtype=torch.float64), "auto")[0], made)
+    padded = grads(wrap(tiny(family, dtype=torch.float64), "padded")[0], made)
+    assert float((trie[0] - padded[0]).abs().max()) < 1e-12
+    for a, b in zip(trie[1], padded[1], strict=True):
+        assert float((a - b).abs().max()) <= 1e-12 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("small", [0, 64])
+def test_cpu_blocks_equal_the_mask(
+    dtype: torch.dtype, allowed: float, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SMALL", small)
+    layout = collate(groups(4, seed=5, prompt=(20, 60), response=(5, 40))).layout
+    torch.manual_seed(0)
+    shapes = [(1, 4, len(layout.end), 16), (1, 2, len(layout.end), 16), (1, 2, len(layout.end), 16)]
+    inputs = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]
+    upstream = torch.randn(shapes[0]).to(dtype)
+    ways = []
+    for way in (attention.Merged.apply, attention.masked):
+        out = way(*inputs, layout, 0.25)
+        ways.append([out, *torch.autograd.grad(out, inputs, upstream)])
+    for a, b in zip(*ways, strict=True):
+        assert float((a - b).detach().abs().max()) <= allowed * max(1.0, float(b.detach().abs().max()))
+
+
+def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
+    made = [*groups(3, seed=7), group([3, 4, 5], [6, 7, 8, 9], [6, 7])]  # one response is the beginning of another
+    layout = collate(made).layout
+    path, starts_q, starts_k, longest_q, longest_k = attention.leaf_plan(layout)
+    q, k = starts_q.tolist(), starts_k.tolist()
+    assert q[-1] == len(layout.end)
+    sees = torch.zeros(len(layout.end), len(layout.end), dtype=torch.bool)
+    for a, b, c, d in zip(q[:-1], q[1:], k[:-1], k[1:], strict=True):
+        keys = path[c:d]
+        for row in range(a, b):  # the kernel aligns queries and keys at their ends
+            sees[row, keys[: len(keys) - (b - 1 - row)]] = True
+    row = torch.arange(len(layout.end))
+    from preftune.pack.visible import visible
+
+    assert torch.equal(sees, visible(row[:, None], row[None, :], layout.end))
+    assert longest_q == max(b - a for a, b in zip(q[:-1], q[1:], strict=True))
+    assert longest_k == layout.depth
+
+
+def test_neighbours_never_leak() -> None:
+    """NaN in one row's embeddings reaches no other row, and no gradient reaches a neighbour."""
+    policy, _ = wrap(tiny(), "auto")
+    made = groups(3, seed=9, shared=0)
+    alone = policy.token_logp(collate(made[:1])).detach()
+    poison = group([60, 61], [62], [63])
+    embed = policy.module.get_input_embeddings().weight
+    with torch.no_grad():
+        embed[60:] = float("nan")
+    clean = [g for g in made if max(g.prompt.max(), *(r.max() for r in g.responses)) < 60]
+    assert clean
+    policy.module.tie_weights()
+    batch = collate([*clean, poison])
+    own = collate(clean)
+    hidden, expected = policy.hidden(batch), policy.hidden(own)
+    same = {tuple(batch.ids[torch.as_tensor(p)].tolist()): p for p in batch.layout.trie.paths}
+    for path in own.layout.trie.paths:
+        there = same[tuple(own.ids[torch.as_tensor(path)].tolist())]
+        assert torch.allclose(hidden[there], expected[path], atol=1e-4)
+    assert torch.isfinite(alone).all()
+    assert torch.isnan(hidden).any()
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    made = groups(3, seed=11)
+    plain = grads(wrap(tiny(), "auto")[0], made)
+    policy, _ = wrap(tiny(), "auto")
+    recompute_activations(policy.module)
+    again = grads(policy, made)
+    assert torch.equal(plain[0], again[0])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain[1], again[1], strict=True))
+
+
+def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:
+    policy, _ = wrap(tiny(), "auto")
+    batch = collate(groups(2))
+    assert disagreement(policy, batch) < 1e-4
+    policy.module.set_attn_implementation("eager")
+    assert disagreement(policy, batch) == float("inf")

@@ -1,0 +1,57 @@
+"""Head and log-softmax in one pass, held to the plain formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from preftune.model import logp as module
+from preftune.model.logp import Head, head_logp, head_statistics
+
+
+@pytest.mark.parametrize("mode", ["kept", "recomputed", "frozen"])
+@pytest.mark.parametrize(("scale", "softcap", "bias"), [(1.0, None, False), (0.5, None, True), (2.0, 3.0, True)])
+def test_value_and_gradient(
+    mode: str, scale: float, softcap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 1)  # several chunks of 256 rows
+    monkeypatch.setattr(module, "KEEP", 2**30 if mode == "kept" else 0)
+    torch.manual_seed(0)
+    trained = mode != "frozen"
+    hidden = torch.randn(600, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(40, 8, dtype=torch.float64, requires_grad=trained)
+    shift = torch.randn(40, dtype=torch.float64, requires_grad=trained) if bias else None
+    target, upstream = torch.randint(0, 40, (600,)), torch.randn(600, dtype=torch.float64)
+    logits = scale * (hidden @ weight.T + (0 if shift is None else shift))
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
+    found = head_logp(hidden, Head(weight, shift, scale, softcap), target)
+    assert torch.allclose(found, expected, atol=1e-13, rtol=0)
+    inputs = [t for t in (hidden, weight, shift) if t is not None and t.requires_grad]
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_statistics() -> None:
+    torch.manual_seed(1)
+    hidden, weight, target = torch.randn(9, 8), torch.randn(30, 8), torch.randint(0, 30, (9,))
+    p = torch.softmax(hidden @ weight.T, -1)
+    found = head_statistics(hidden, Head(weight), target)
+    assert torch.allclose(found.squares, (p**2).sum(-1).log(), atol=1e-5)
+    assert torch.allclose(found.entropy, -(p * p.log()).sum(-1), atol=1e-5)
+    assert torch.equal(found.top, p.argmax(-1) == target)
+
+
+def test_half_precision_inputs_give_full_precision_sums() -> None:
+    torch.manual_seed(2)
+    hidden, weight, target = torch.randn(300, 16), torch.randn(500, 16), torch.randint(0, 500, (300,))
+    found = head_logp(hidden.bfloat16(), Head(weight.bfloat16()), target)
+    assert found.dtype == torch.float32
+    assert float((found - head_logp(hidden, Head(weight), target)).abs().max()) < 0.15
+
+
+def test_no_scored_rows() -> None:
+    empty = head_logp(torch.randn(0, 8), Head(torch.randn(5, 8)), torch.zeros(0, dtype=torch.long))
+    assert empty.shape == (0,)

@@ -1,0 +1,73 @@
+"""The trie against its definition: one row a distinct prefix, and visibility is ancestry."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import groups
+
+from preftune.pack.batch import collate
+from preftune.pack.trie import build, distinct_tokens
+from preftune.pack.visible import blocks, visible
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12)
+
+
+@given(SEQUENCES)
+@settings(max_examples=200, deadline=None)
+def test_one_row_a_distinct_prefix(sequences: list[list[int]]) -> None:
+    trie = build([np.array(s) for s in sequences])
+    prefixes = {tuple(s[: n + 1]) for s in sequences for n in range(len(s))}
+    assert trie.tokens == len(prefixes) == distinct_tokens([np.array(s) for s in sequences])
+    for sequence, path in zip(sequences, trie.paths, strict=True):
+        assert trie.ids[path].tolist() == sequence
+        assert trie.position[path].tolist() == list(range(len(sequence)))
+
+
+def ancestry(trie) -> torch.Tensor:
+    sees = torch.zeros(trie.tokens, trie.tokens, dtype=torch.bool)
+    for path in trie.paths:
+        for depth, row in enumerate(path):
+            sees[row, path[: depth + 1]] = True
+    return sees
+
+
+@given(SEQUENCES)
+@settings(max_examples=200, deadline=None)
+def test_the_one_line_is_ancestry(sequences: list[list[int]]) -> None:
+    trie = build([np.array(s) for s in sequences])
+    row, end = torch.arange(trie.tokens), torch.from_numpy(trie.end)
+    assert torch.equal(visible(row[:, None], row[None, :], end), ancestry(trie))
+
+
+@given(SEQUENCES, st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+def test_blocks_cover_every_visible_pair_once(sequences: list[list[int]], small: int) -> None:
+    trie = build([np.array(s) for s in sequences])
+    sees = ancestry(trie)
+    covered = torch.zeros(sees.shape, dtype=torch.int64)
+    for block in blocks(trie.end, small):
+        square = torch.ones(block.q1 - block.q0, block.k1 - block.k0, dtype=torch.bool)
+        if block.kind == "causal":
+            square = square.tril()
+        elif block.kind == "masked":
+            square = sees[block.q0 : block.q1, block.k0 : block.k1]
+        covered[block.q0 : block.q1, block.k0 : block.k1] += square
+    assert torch.equal(covered, sees.long())
+
+
+def test_a_batch_scores_every_token_of_every_response_and_no_other() -> None:
+    made = groups(5, seed=3, shared=4)
+    made += made[:1]  # a repeated row costs nothing
+    batch = collate(made)
+    assert batch.responses == 12
+    assert len(batch.member) == sum(len(r) for g in made for r in g.responses)
+    assert batch.target[batch.member].tolist() == [int(t) for g in made for r in g.responses for t in r]
+    assert len(batch.target) < len(batch.member)  # the repeated row's tokens are scored once
+    sequences = [np.concatenate([g.prompt, r])[:-1] for g in made for r in g.responses]
+    assert batch.tokens == distinct_tokens(sequences)
+    assert batch.tokens_naive == sum(len(s) + 1 for s in sequences)
+    counts = batch.sum(torch.ones(len(batch.member)))
+    assert counts.tolist() == [len(r) for g in made for r in g.responses]
