@@ -1,0 +1,48 @@
+"""What a verb says when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from preftune.record.meters import EVALUATION
+
+Numbers = Mapping[str, float | int | str | None]
+
+
+def meters(*columns: Numbers, heads: tuple[str, ...] = ("value",)) -> Table:
+    """A table of evaluation meters with what each means; those that no column has are left out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("meter", style="cyan", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("meaning", style="dim")
+    for name, meter in EVALUATION.items():
+        values = [column.get(name) for column in columns]
+        if name not in ("step", "seconds") and any(value is not None for value in values):
+            unit = f" [{meter.unit}]".replace("[", "\\[") if meter.unit else ""
+            table.add_row(name, *(number(value) for value in values), meter.meaning + unit)
+    return table
+
+
+def number(value: float | int | str | None) -> str:
+    """A number as a person reads it."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def outcome(out: Path) -> None:
+    """After a run: held-out meters before and after, findings by title, and where the page is."""
+    from preftune.diagnose import diagnose
+    from preftune.record.read import Record
+
+    record, console = Record.open(out), Console(highlight=False)
+    if record.evaluations:
+        console.print(meters(record.evaluations[0], record.evaluations[-1], heads=("before", "after")))
+    for finding in diagnose(record):
+        console.print(f"[bold]{finding.severity}[/bold]: {finding.title}. {finding.evidence}", markup=True)
+    console.print(f"model  {out / 'model'}\npage   {out / 'report.html'}", markup=False)

@@ -1,0 +1,43 @@
+"""preftune train."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from preftune.cli.words import run_of
+
+
+def train(
+    *words: str,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    allow_change: str = "",
+) -> None:
+    """Tune a model: preftune train run.toml [key=value ...]
+
+    Parameters
+    ----------
+    words
+        A configuration file, and keys that differ from it.
+    resume
+        Go on with the run in the folder `out`, to the same bits; start it where there is none.
+    force
+        Replace the run that is in the folder `out`.
+    allow_change
+        Keys, separated by commas, in which a resumed run may differ.
+    """
+    run = run_of(words)
+    from preftune.cli.progress import progress
+
+    with progress() as show:
+        show("loading torch and transformers")
+        from preftune.train import train as go
+
+        out = go(
+            run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key], show=show
+        )
+    from preftune.cli.outcome import outcome
+
+    outcome(out)

@@ -1,0 +1,19 @@
+"""The words of a command: at most one configuration file, then `key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from preftune.config.load import load
+from preftune.config.run import Run
+from preftune.errors import UserError
+
+
+def run_of(words: Sequence[str]) -> Run:
+    """The run that the words describe. Raises UserError."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(
+            f'"{files[1]}" is neither a flag nor key=value.', mend="Give one file, then words as optim.lr=1e-6."
+        )
+    return load(files[0] if files else None, [word for word in words if "=" in word])

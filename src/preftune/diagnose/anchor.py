@@ -1,0 +1,192 @@
+"""The anchor and the course of training: does the run start where it should, does it move, and not too far?"""
+
+from __future__ import annotations
+
+import math
+
+from preftune.diagnose.finding import NOISE, Finding, number, share, share_error
+from preftune.record.read import Record
+
+# With the start as reference every margin is 0 by definition. fp32 sums differ by about 1e-4, bfloat16 by up to 0.1.
+RESIDUAL, LARGE_RESIDUAL = 0.1, 1.0
+# The first model should rank at least half of the pairs as people do, per token.
+COIN = 0.5
+# Per token: on average every token is 1.6 (2.7) times more or less probable than it was.
+DRIFTED, FAR = 0.5, 1.0
+# A margin below a twentieth of a nat changes no probability by more than 5 %.
+UNMOVED = 0.05
+UNMOVED_LOSS = 0.01  # relative
+STEPS_TO_MOVE = 10  # a shorter run is a try-out
+OVERFIT = 0.15  # training accuracy is always somewhat higher; this much is memory
+LOSS_ROSE = 0.05  # relative to its lowest value or to how far it fell; smaller rises are noise of an evaluation
+
+
+def not_finite(record: Record) -> Finding | None:
+    """Losses, gradients or evaluations that are no numbers."""
+    keys = ("loss", "margin", "grad_norm")
+    bad = [step["step"] for step in record.steps if any(not math.isfinite(step.get(key) or 0.0) for key in keys)]
+    told = [event.step for event in record.events if event.event == "non_finite"]
+    places = sorted({int(step) for step in [*bad, *told] if step is not None})
+    if not places:
+        return None
+    return Finding(
+        code="anchor.not_finite",
+        severity="serious",
+        title="A loss or gradient was not a number",
+        evidence=f"In {number(len(places))} step{'s' if len(places) > 1 else ''}, first in step {places[0]}.",
+        meaning="Weights touched by such a step are lost; whatever came after it says nothing.",
+        remedy='Go back to the last checkpoint before it. Lower optim.lr, use model.compute = "float32" to see '
+        "whether precision is the cause, and look at the rows of that step.",
+    )
+
+
+def starts_off_zero(record: Record) -> Finding | None:
+    """The margin before the first step, which is 0 where the policy still is its reference."""
+    same = record.setting("reference.path") in (None, record.setting("model.path"))
+    margin = record.start.get("margin")
+    if not same or record.setting("reference.kind") not in ("stored", "frozen"):
+        return None
+    if margin is None or not abs(margin) >= RESIDUAL:
+        return None
+    return Finding(
+        code="anchor.start",
+        severity="serious" if abs(margin) >= LARGE_RESIDUAL else "warn",
+        title="The run does not start at its reference",
+        evidence=f"Before the first step the mean held-out margin is {number(margin, 3, sign=True)} nats; it must be "
+        "0, because policy and reference are the same model.",
+        meaning="The reference numbers come from another model, other tokens or another precision than the "
+        "policy's, and the objective pulls towards that difference.",
+        remedy="Set model.compute alike for both, delete the store so that the reference is scored again, and check "
+        "that the model folder did not change.",
+    )
+
+
+def weak_reference(record: Record) -> Finding | None:
+    """How often the start ranks a held-out pair as people did, per token."""
+    verdicts = []
+    for row in record.rows:
+        chosen = _start(row.chosen_logp, row.chosen_logp_change)
+        rejected = _start(row.rejected_logp, row.rejected_logp_change)
+        if chosen is not None and rejected is not None and row.chosen_tokens and row.rejected_tokens:
+            difference = chosen / row.chosen_tokens - rejected / row.rejected_tokens
+            verdicts.append(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0)
+    if not verdicts:
+        return None
+    right = math.fsum(verdicts) / len(verdicts)
+    if right >= COIN - NOISE * share_error(right, len(verdicts)):
+        return None
+    return Finding(
+        code="anchor.weak",
+        severity="warn",
+        title="The model began on the wrong side",
+        evidence="Before training, the rejected response was the more probable one (per token) in "
+        f"{share(1 - right)} of {number(len(verdicts))} held-out pairs.",
+        meaning="An objective anchored to a weak start stays near it: the anchor holds the model where it prefers "
+        "the rejected responses.",
+        remedy="First imitate the chosen responses (SFT), then tune from there; or use an objective without a "
+        "reference (ORPO, SimPO).",
+    )
+
+
+def _start(now: float | None, change: float | None) -> float | None:
+    return None if now is None or change is None else now - change
+
+
+def drifted(record: Record) -> Finding | None:
+    """Change of log-probability per token since the start, the larger one of chosen and rejected."""
+    moved = []
+    for side in ("chosen", "rejected"):
+        change, tokens = record.end.get(f"{side}_logp_change"), record.end.get(f"{side}_tokens")
+        if change is not None and tokens:
+            moved.append((abs(change) / tokens, side, change))
+    if not moved or not max(moved)[0] >= DRIFTED:
+        return None
+    by_token, side, change = max(moved)
+    return Finding(
+        code="anchor.drift",
+        severity="serious" if by_token >= FAR else "warn",
+        title="The model moved far from its start",
+        evidence=f"Held-out {side} responses changed by {number(change, 1, sign=True)} nats, {number(by_token, 2)} "
+        f"nats a token: on average each token is {number(math.exp(by_token), 1)} times "
+        f"{'more' if change > 0 else 'less'} probable.",
+        meaning="So far from the start the preferences no longer describe what the model writes, and other "
+        "abilities are likely to be damaged.",
+        remedy="Raise objective.beta, lower optim.lr, or train for fewer steps.",
+    )
+
+
+def stuck(record: Record) -> Finding | None:
+    """Neither loss nor margin moved."""
+    early, late = record.early("loss"), record.recent("loss")
+    if len(record.steps) < STEPS_TO_MOVE or early is None or late is None:
+        return None
+    margin = _moved(record)
+    if abs(late - early) > UNMOVED_LOSS * abs(early) or (margin is not None and abs(margin) > UNMOVED):
+        return None
+    start = " That is ln 2, the loss of a model that has learned nothing." if abs(late - math.log(2)) < 0.01 else ""
+    moved = "" if margin is None else f" The margin moved by {number(margin, sign=True)} nats."
+    return Finding(
+        code="anchor.stuck",
+        severity="serious",
+        title="Nothing was learned",
+        evidence=f"The loss went from {number(early, 4)} to {number(late, 4)} in {number(len(record.steps))} "
+        f"steps.{start}{moved}",
+        meaning="The policy is practically the model that it began as.",
+        remedy="Raise optim.lr (full fine-tuning usually takes 5e-7 to 5e-6, adapters and small models 10 to 100 "
+        "times that), train longer, or lower objective.beta.",
+    )
+
+
+def _moved(record: Record) -> float | None:
+    """How far the margin moved: held out, or between the first and the last steps."""
+    held_out, early, late = record.gain("margin"), record.early("margin"), record.recent("margin")
+    if held_out is not None:
+        return held_out
+    return None if early is None or late is None else late - early
+
+
+def no_better_than_chance(record: Record) -> Finding | None:
+    """The model moved, but held-out accuracy cannot be told from a coin."""
+    accuracy, rows, margin = record.end.get("accuracy"), record.end.get("rows"), _moved(record)
+    if accuracy is None or not rows or margin is None or abs(margin) <= UNMOVED:
+        return None
+    error = share_error(accuracy, rows)
+    if accuracy > COIN + NOISE * error:
+        return None
+    return Finding(
+        code="anchor.chance",
+        severity="warn",
+        title="Held-out accuracy is no better than chance",
+        evidence=f"{share(accuracy)} ± {number(100 * NOISE * error, 1)} points on {number(rows)} held-out rows.",
+        meaning="Whatever was learned on the training rows does not show on others, or too few rows are held out to "
+        "see it.",
+        remedy="Hold out more rows; train longer or with a higher rate; check that chosen and rejected are not "
+        "mixed up.",
+    )
+
+
+def overfitted(record: Record) -> Finding | None:
+    """Training accuracy far above held-out accuracy, or a held-out loss that rises again."""
+    train, held_out, rows = record.recent("accuracy"), record.end.get("accuracy"), record.end.get("rows")
+    told = []
+    gap = train - held_out if train is not None and held_out is not None else 0.0
+    if held_out is not None and rows and gap > max(OVERFIT, NOISE * share_error(held_out, rows)):
+        told.append(f"Accuracy is {share(train)} on the rows of the last steps and {share(held_out)} held out.")
+    losses = [(e["loss"], e["step"]) for e in record.evaluations if e.get("loss") is not None]
+    losses = [(loss, step) for loss, step in losses if loss is not None and math.isfinite(loss)]
+    severity = "warn"
+    (lowest, place), last = min(losses, default=(0.0, 0.0)), losses[-1][0] if losses else 0.0
+    if losses and last - lowest > LOSS_ROSE * max(abs(lowest), losses[0][0] - lowest):
+        told.append(f"The held-out loss rose from {number(lowest, 3)} at step {number(place)} to {number(last, 3)}.")
+        severity = "serious" if last > losses[0][0] else "warn"
+    if not told:
+        return None
+    return Finding(
+        code="anchor.overfit",
+        severity=severity,
+        title="Held-out rows do not follow the training rows",
+        evidence=" ".join(told),
+        meaning="The model has begun to learn its rows by heart; what was gained last holds for them only.",
+        remedy="Train for fewer epochs or steps (set evaluate.every to see where to stop), raise objective.beta, "
+        "lower optim.lr, or add rows.",
+    )

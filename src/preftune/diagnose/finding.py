@@ -1,0 +1,55 @@
+"""A named failure of preference tuning: its evidence, what it means and what to do. And how numbers are spelled."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from msgspec import Struct
+
+Severity = Literal["serious", "warn", "info"]
+ORDER: tuple[Severity, ...] = ("serious", "warn", "info")
+
+# A difference counts when it is larger than this many standard errors: one in twenty would be by chance.
+NOISE = 2.0
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One finding. code: stable, for scripts; evidence: a sentence with the numbers; the rest: plain words."""
+
+    code: str
+    severity: Severity
+    title: str
+    evidence: str
+    meaning: str
+    remedy: str
+
+
+def share(value: float | None, places: int = 1) -> str:
+    """A share as a percentage, with a space that does not break: `78.4 %`; an en dash where there is none."""
+    return "–" if value is None else f"{number(100 * value, places)}\u00a0%"
+
+
+def number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
+    """Three figures that matter (or fixed decimal places), thousands separated, a true minus sign."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not a number" if value != value else ("∞" if value > 0 else "−∞")
+    size = abs(value)
+    if places is not None:
+        text = f"{size:,.{places}f}"
+    elif size >= 99.95 or value == int(value):
+        text = f"{size:,.0f}"
+    elif size >= 0.001:
+        text = f"{size:.{1 if size >= 9.995 else 2 if size >= 0.9995 else 3}f}"
+    else:
+        text = f"{size:.1e}".replace("e-0", "e-")
+    negative = value < 0 and any(digit in text for digit in "123456789")
+    return ("−" if negative else "+" if sign and value > 0 else "") + text.replace("e-", "e−")
+
+
+def share_error(value: float, rows: float) -> float:
+    """Standard error of a share of `rows` rows (binomial); one row is added on each side so that it is never 0."""
+    smoothed = (value * rows + 1) / (rows + 2)
+    return math.sqrt(smoothed * (1 - smoothed) / (rows + 2))

@@ -1,0 +1,77 @@
+"""Every number that a record holds: its unit and its meaning, in the one place where they are written.
+
+`chosen` stands for the chosen response of a pair, the good one of a rating, the better one of each two of a
+ranking, and the response of a demo; `rejected` for the other, where there is one. All values are means over
+the step's examples unless said otherwise; a value that does not exist for the row kind is null.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Meter(Struct, frozen=True):
+    """unit: as printed on an axis; meaning: one sentence."""
+
+    unit: str
+    meaning: str
+
+
+SCORES: dict[str, Meter] = {
+    "loss": Meter("as the objective", "the objective's value, averaged over the rows of the step"),
+    "margin": Meter("nats", "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp"),
+    "accuracy": Meter("share", "pairs whose margin is above 0; a tie counts one half"),
+    "chosen_reward": Meter("beta nats", "beta times the log-ratio of chosen; null where there is no reference"),
+    "rejected_reward": Meter("beta nats", "beta times the log-ratio of rejected"),
+    "chosen_logp": Meter("nats", "log-probability of chosen, summed over its tokens"),
+    "rejected_logp": Meter("nats", "log-probability of rejected, summed over its tokens"),
+    "chosen_mean_logp": Meter("nats a token", "log-probability of chosen per token"),
+    "rejected_mean_logp": Meter("nats a token", "log-probability of rejected per token"),
+    "chosen_logp_change": Meter(
+        "nats",
+        "chosen_logp minus its value under the model that training began from, on the same rows; "
+        "null in training steps whose reference is not that model",
+    ),
+    "rejected_logp_change": Meter("nats", "the same for rejected"),
+    "chosen_tokens": Meter("tokens", "scored tokens of chosen"),
+    "rejected_tokens": Meter("tokens", "scored tokens of rejected"),
+}
+
+STEP: dict[str, Meter] = {
+    "step": Meter("", "number of the update, from 1"),
+    "epoch": Meter("passes", "passes over the rows after this step, with fraction"),
+    **SCORES,
+    "chosen_incentive": Meter(
+        "1 / nat", "derivative of an example's loss by the logp of chosen: what pushes it, negative is up"
+    ),
+    "rejected_incentive": Meter("1 / nat", "derivative of an example's loss by the logp of rejected"),
+    "grad_norm": Meter("", "norm of the gradient before clipping"),
+    "lr": Meter("", "learning rate of this step"),
+    "examples": Meter("rows", "rows of this step"),
+    "tokens_computed": Meter("tokens", "tokens that went through the model in this step, each distinct prefix once"),
+    "tokens_shared": Meter(
+        "tokens", "tokens that sharing saved: those of every prompt with every response, minus tokens_computed"
+    ),
+    "seconds": Meter("s", "wall time of the step; not part of what a resumed run repeats"),
+}
+
+EVALUATION: dict[str, Meter] = {
+    "step": Meter("", "updates done before this evaluation; 0 is before training"),
+    "rows": Meter("rows", "held-out rows measured"),
+    **SCORES,
+    "accuracy_chosen_longer": Meter("share", "accuracy on the pairs whose chosen response has more tokens"),
+    "accuracy_chosen_shorter": Meter("share", "accuracy on the pairs whose chosen response has fewer tokens"),
+    "reward_length_correlation": Meter("", "Spearman rank correlation of log-ratio and tokens over all responses"),
+    "seconds": Meter("s", "wall time of the evaluation"),
+}
+
+ROW: dict[str, Meter] = {
+    "id": Meter("", "id of the row, or file:line"),
+    "margin": Meter("nats", SCORES["margin"].meaning),
+    "chosen_logp": Meter("nats", SCORES["chosen_logp"].meaning),
+    "rejected_logp": Meter("nats", SCORES["rejected_logp"].meaning),
+    "chosen_logp_change": Meter("nats", "chosen_logp minus its value before training"),
+    "rejected_logp_change": Meter("nats", "rejected_logp minus its value before training"),
+    "chosen_tokens": Meter("tokens", SCORES["chosen_tokens"].meaning),
+    "rejected_tokens": Meter("tokens", SCORES["rejected_tokens"].meaning),
+}

@@ -1,0 +1,113 @@
+"""The run folder as it is written: append-only lines, and whole files for the rest."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from preftune import files
+from preftune.config.load import dump
+from preftune.config.run import Run
+from preftune.errors import UserError
+
+LINES = ("metrics", "evaluations", "events")
+OURS = ("run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl", "extras.json",
+        "report.html", "start.safetensors", "checkpoints", "model", *(f"{name}.jsonl" for name in LINES))  # fmt: skip
+
+
+class Record:
+    """The folder of one run, held by one process. Numbers are appended; nothing is rewritten but by `rewind`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines = {name: files.Lines(path / f"{name}.jsonl") for name in LINES}
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """One update's numbers (meters.STEP)."""
+        self._lines["metrics"].append(values)
+
+    def evaluation(self, values: dict[str, Any]) -> None:
+        """One evaluation's numbers (meters.EVALUATION)."""
+        self._lines["evaluations"].append(values)
+
+    def event(self, step: int, kind: str, text: str, **details: Any) -> None:
+        """Something that happened, in a sentence."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._lines["events"].append({"step": step, "event": kind, "time": now, "text": text, **details})
+
+    def json(self, name: str, value: Any) -> None:
+        files.write_json(self.path / name, files.plain(value))
+
+    def rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """A whole file of JSON lines."""
+        import json
+
+        files.write(self.path / name, "".join(json.dumps(files.plain(row), allow_nan=False) + "\n" for row in rows))
+
+    def sync(self) -> None:
+        """Return when every line is on the disk: before a checkpoint, which must never be ahead of the lines."""
+        for lines in self._lines.values():
+            lines.sync()
+
+    def close(self) -> None:
+        for lines in self._lines.values():
+            lines.close()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step`: a resumed run writes it again, the same."""
+        for name in ("metrics", "evaluations"):
+            kept = [line for line in files.read_lines(self.path / f"{name}.jsonl") if line["step"] <= step]
+            self._lines[name].close()
+            self.rows(f"{name}.jsonl", kept)
+            self._lines[name] = files.Lines(self.path / f"{name}.jsonl")
+
+
+def claim(path: Path, *, resume: bool, force: bool) -> bool:
+    """Make sure that a run may write here; True where there is a run to resume. Call it under the folder's lock.
+
+    Raises UserError where the folder holds another run or files that are not a run's; `force` removes a run's files,
+    and no others.
+    """
+    inside = sorted(p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith((".tmp-", ".trash-")))
+    foreign = [name for name in inside if name not in OURS]
+    if foreign and "run.toml" not in inside:
+        raise UserError(
+            f"the folder holds other files ({foreign[0]}).", where=f"out: {path}", mend="Choose another `out`."
+        )
+    files.sweep_leftovers(path)
+    if not inside:
+        return False
+    if resume:
+        return (path / "run.toml").exists()
+    if not force:
+        raise UserError("a run is here already.", where=f"out: {path}",
+                        mend="Go on with --resume, replace it with --force, or choose another `out`.")  # fmt: skip
+    for name in OURS:
+        target = path / name
+        if target.is_dir():
+            files.remove(target)
+        else:
+            target.unlink(missing_ok=True)
+    return False
+
+
+def environment(run: Run, digests: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
+    """Versions, machine class and digests: all that a figure of this run depends on besides run.toml."""
+    return {
+        "preftune": version("preftune"), "python": platform.python_version(), "torch": version("torch"),
+        "transformers": version("transformers"), "numpy": version("numpy"), "system": platform.system(),
+        "machine": platform.machine(), "device": device, "threads": threads, "seed": run.seed, **digests,
+    }  # fmt: skip
+
+
+def start(path: Path, run: Run) -> None:
+    """Write the resolved configuration."""
+    files.write(path / "run.toml", dump(run))

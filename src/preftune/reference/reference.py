@@ -1,0 +1,162 @@
+"""The anchor: log-probabilities under a model that never learns. Three kinds behind one method."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.data.groups import TokenGroup
+from preftune.errors import CORRUPT, UserError
+from preftune.model.policy import Policy
+from preftune.pack.batch import Batch, collate
+from preftune.pack.trie import common_prefix
+from preftune.reference.store import Key, Store, key_of
+
+CANARIES = 8
+FLUSH_SECONDS = 20.0
+
+
+class Reference(Protocol):
+    """Gives the reference's log-probability of every token of every response of a pack, or None without one."""
+
+    def token_logp(self, batch: Batch) -> Tensor | None: ...  # (members,) fp32, in the order of the batch
+
+
+class NoReference:
+    """For objectives that use none."""
+
+    def token_logp(self, batch: Batch) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class FrozenReference:
+    """A second model in memory, asked in every step."""
+
+    policy: Policy
+
+    def token_logp(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self.policy.token_logp(batch)
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """Numbers from the store; every response asked for must have been put there by `score`."""
+
+    store: Store
+
+    def token_logp(self, batch: Batch) -> Tensor:
+        found = [self.store.get(key_of(g.prompt, r)) for g in batch.groups for r in g.responses]
+        return torch.from_numpy(np.concatenate([f for f in found if f is not None])).to(batch.ids.device)
+
+
+def numerics(policy: Policy) -> str:
+    """What besides weights and tokens moves the last digits: entries of another class are not shared."""
+    compute = str(policy.compute).removeprefix("torch.")
+    version = ".".join(torch.__version__.split(".")[:2])
+    return f"{compute}-{policy.device.type}-{policy.layout}-torch{version}-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What a reference pass did. tokens_naive: what one forward pass a response would have computed."""
+
+    scored: int
+    reused: int
+    tokens_computed: int
+    tokens_naive: int
+    damaged: int
+    seconds: float
+
+
+def score(
+    policy: Policy,
+    store: Store,
+    groups: Sequence[TokenGroup],
+    *,
+    tokens: int,
+    seed: int,
+    show: Callable[[int, int], None],
+    stop: Callable[[], None],
+) -> Scoring:
+    """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
+
+    tokens: budget of a pack. show(done, all) is called after each pack; stop() may raise after what is done is kept.
+    A few entries that were there already are recomputed; UserError where they differ: then the store is not trusted.
+    """
+    began = time.monotonic()
+    wanted: dict[Key, TokenGroup] = {}
+    for group in groups:
+        for response in group.responses:
+            wanted.setdefault(key_of(group.prompt, response), _single(group, response))
+    missing = {key: group for key, group in wanted.items() if store.get(key) is None}
+    _canaries(policy, store, {key: group for key, group in wanted.items() if key not in missing}, seed)
+    computed, flushed, done = 0, began, 0
+    try:
+        for pack in _packs(missing, tokens):
+            batch = collate([missing[key] for key in pack], policy.device)
+            with torch.no_grad():
+                values = policy.token_logp(batch).float().cpu().numpy()
+            stops = np.cumsum([len(g.responses[0]) for g in batch.groups])[:-1]
+            for key, part in zip(pack, np.split(values, stops), strict=True):
+                if not np.isfinite(part).all():
+                    place = missing[key].place
+                    raise UserError(
+                        "the reference gives a response no finite probability.", where=str(place), code=CORRUPT
+                    )
+                store.put(key, part)
+            computed, done = computed + batch.tokens, done + len(pack)
+            if time.monotonic() - flushed > FLUSH_SECONDS:
+                store.flush()
+                flushed = time.monotonic()
+            show(done, len(missing))
+            stop()
+    finally:
+        store.flush()
+    naive = sum(g.tokens for g in missing.values())
+    return Scoring(len(missing), len(wanted) - len(missing), computed, naive, store.damaged, time.monotonic() - began)
+
+
+def _single(group: TokenGroup, response: np.ndarray) -> TokenGroup:
+    return TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place, id=group.id)
+
+
+def _packs(groups: dict[Key, TokenGroup], tokens: int) -> list[list[Key]]:
+    """All keys in lexicographic order of their sequences, cut where the distinct tokens exceed the budget."""
+    sequences = {key: np.concatenate([g.prompt, g.responses[0]]).astype(">u4") for key, g in groups.items()}
+    packs: list[list[Key]] = []
+    held, last = 0, np.empty(0, ">u4")
+    for key in sorted(sequences, key=lambda key: sequences[key].tobytes()):
+        new = len(sequences[key]) - common_prefix(last, sequences[key])
+        if not packs or held + new > tokens:
+            packs.append([])
+            held, new = 0, len(sequences[key])
+        packs[-1].append(key)
+        held, last = held + new, sequences[key]
+    return packs
+
+
+def _canaries(policy: Policy, store: Store, present: dict[Key, TokenGroup], seed: int) -> None:
+    """Recompute a few entries: a store that answers otherwise than the model must not be used."""
+    half = policy.compute != torch.float32 or policy.module.dtype != torch.float32
+    chosen = random.Random(seed).sample(sorted(present), min(CANARIES, len(present)))
+    for key in chosen:
+        batch = collate([present[key]], policy.device)
+        with torch.no_grad():
+            now = policy.token_logp(batch).float().cpu().numpy()
+        held = store.get(key)
+        assert held is not None
+        off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
+        if not off <= (0.25 if half else 2e-3):
+            raise UserError(
+                f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.", code=CORRUPT,
+                where=str(store.folder), mend="Delete this folder; it will be scored again.",
+            )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Log-probabilities of responses under a reference, kept on disk for all runs.
+
+An entry is filed under what it depends on and nothing else: the reference's weights digest and the numerics (the
+folder), and the token ids of prompt and response (the key). It holds one fp32 number a token, so truncation, length
+norms and token weights derive from it. Files are written once, whole, and named by their content: any number of
+processes may write to one store without a lock, and a file that a crash or a disk has damaged loses only itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from preftune import files
+
+Key = bytes  # 32 bytes
+
+
+def key_of(prompt: np.ndarray, response: np.ndarray) -> Key:
+    """SHA-256 of the token ids of a prompt and a response, and of where one ends."""
+    told = hashlib.sha256(len(prompt).to_bytes(8, "little"))
+    told.update(np.ascontiguousarray(prompt, "<i4"))
+    told.update(np.ascontiguousarray(response, "<i4"))
+    return told.digest()
+
+
+class Store:
+    """The entries of one reference. damaged: entries or files found broken on opening; they count as absent."""
+
+    def __init__(self, root: Path, weights: str, numerics: str) -> None:
+        self.folder = root.expanduser() / f"{weights[:32]}-{numerics}"
+        self.damaged = 0
+        self._held: dict[Key, np.ndarray] = {}
+        self._new: dict[Key, np.ndarray] = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            self._read(file)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: Key) -> np.ndarray | None:
+        """(tokens of the response,) fp32, or None."""
+        return self._held.get(key)
+
+    def put(self, key: Key, token_logp: np.ndarray) -> None:
+        """Add an entry; it is on disk after the next `flush`."""
+        self._held[key] = self._new[key] = np.ascontiguousarray(token_logp, np.float32)
+
+    def flush(self) -> None:
+        """Write what is new as one more file."""
+        if not self._new:
+            return
+        keys = sorted(self._new)
+        values = [self._new[key] for key in keys]
+        data = save({
+            "key": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
+            "sum": np.stack([_sum(k, v) for k, v in zip(keys, values, strict=True)]),
+            "tokens": np.array([len(v) for v in values], np.int64),
+            "logp": np.concatenate(values),
+        })  # fmt: skip
+        files.write(self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
+        self._new.clear()
+
+    def _read(self, file: Path) -> None:
+        try:
+            data = load_file(file)
+            keys, sums, tokens, logp = (data[name] for name in ("key", "sum", "tokens", "logp"))
+            stops = np.cumsum(tokens)
+            parts = [logp[stop - n : stop] for stop, n in zip(stops, tokens, strict=True)]
+            entries = list(zip([bytes(key) for key in keys], parts, sums, strict=True))
+        except Exception:  # safetensors raises its own class; whatever is wrong, the file cannot be used
+            self.damaged += 1
+            return
+        for key, values, told in entries:
+            if np.array_equal(_sum(key, values), told) and np.isfinite(values).all():
+                self._held[key] = values
+            else:
+                self.damaged += 1
+
+
+def _sum(key: Key, values: np.ndarray) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(key + values.tobytes()).digest()[:8], np.uint8)

@@ -1,0 +1,106 @@
+"""Several runs side by side: in which keys they differ, and which differences are more than noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+from msgspec import Struct
+
+from preftune.diagnose.finding import number, share, share_error
+from preftune.record.read import HeldOutRow, Record, standard_error
+from preftune.report.words import duration, total
+
+FEWEST = 10  # shared rows below which nothing is said
+CONFIDENCE = 0.95  # over all runs of the page together, so that many runs do not make a difference by chance
+
+
+class Column(Struct, frozen=True):
+    """One run in the table. values: its settings that differ, in the order of the keys; cells: its results."""
+
+    name: str
+    colour: int
+    values: tuple[str, ...]
+    cells: tuple[str, ...]
+
+
+class Difference(Struct, frozen=True):
+    """A run against the first one on the rows that both have held out. beyond: None where nothing can be said."""
+
+    name: str
+    text: str
+    beyond: bool | None
+
+
+RESULTS = ("Accuracy", "Margin", "Chosen", "Rejected", "Length corr.", "Loss", "Steps", "Time")
+
+
+def names(records: Sequence[Record]) -> list[str]:
+    """Folder names, with as many parent folders in front as it takes to tell the runs apart."""
+    parts = [record.path.resolve().parts for record in records]
+    for depth in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(part[-depth:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [f"{record.name} ({index})" for index, record in enumerate(records, 1)]
+
+
+def differing(records: Sequence[Record]) -> list[str]:
+    """Dotted keys of run.toml whose values are not the same in all runs; `out` always differs and is left out."""
+    flat = [_flat(record.run) for record in records]
+    keys = dict.fromkeys(key for run in flat for key in run)
+    return [key for key in keys if key != "out" and len({run.get(key) for run in flat}) > 1]
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}
+    text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return {prefix: text}
+
+
+def columns(records: Sequence[Record]) -> list[Column]:
+    """The table's content, one entry a run."""
+    keys, called = differing(records), names(records)
+    found = []
+    for index, record in enumerate(records):
+        flat, end = _flat(record.run), record.end
+        accuracy, held = end.get("accuracy"), end.get("rows")
+        error = f" ± {number(100 * share_error(accuracy, held), 1)}" if accuracy is not None and held else ""
+        cells = (
+            f"{share(accuracy)}{error}", number(end.get("margin"), 1),
+            number(end.get("chosen_logp_change"), 1, sign=True), number(end.get("rejected_logp_change"), 1, sign=True),
+            number(end.get("reward_length_correlation"), 2),
+            number(end.get("loss", record.recent("loss")), 3), number(len(record.steps)),
+            duration(total(record, "seconds")),
+        )  # fmt: skip
+        values = tuple(flat.get(key, "not set") for key in keys)
+        found.append(Column(called[index], index % 8 + 1, values, cells))
+    return found
+
+
+def differences(records: Sequence[Record]) -> list[Difference]:
+    """Held-out accuracy of each run against the first: mean of the paired differences by row, with its interval."""
+    called = names(records)
+    against = max(1, len(records) - 1)
+    reach = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / against)
+    first = {row.id: _right(row) for row in records[0].rows}
+    found = []
+    for name, record in zip(called[1:], records[1:], strict=True):
+        pairs = [(first[row.id], _right(row)) for row in record.rows if row.id in first]
+        gaps = [theirs - ours for ours, theirs in pairs if ours is not None and theirs is not None]
+        if len(gaps) < FEWEST:
+            text = f"only {len(gaps)} common held-out rows" if gaps else "no common held-out rows"
+            found.append(Difference(name, text, None))
+            continue
+        gap, half = math.fsum(gaps) / len(gaps), reach * standard_error(gaps)
+        text = f"{number(100 * gap, 1, sign=True)} ± {number(100 * half, 1)} points on {number(len(gaps))} common rows"
+        found.append(Difference(name, text, abs(gap) > half))
+    return found
+
+
+def _right(row: HeldOutRow) -> float | None:
+    if row.margin is None or not math.isfinite(row.margin):
+        return None
+    return 1.0 if row.margin > 0 else 0.5 if row.margin == 0 else 0.0

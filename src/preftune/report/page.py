@@ -1,0 +1,114 @@
+"""Records to one self-contained page: no request leaves it, and no text of a record can act in it.
+
+The content policy allows two scripts, by their hash: plotly's and the page's own. Text goes through autoescape, the
+charts' data through a JSON block in which no tag can begin, and control characters are spelled out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from preftune.diagnose import CHECKS, diagnose
+from preftune.errors import UserError
+from preftune.record.read import Cell, Record
+from preftune.report import charts, compare, words
+from preftune.report.words import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+INERT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+REWRITES = 12  # rewrites shown; a page is no data set
+
+
+def page(records: Sequence[Record]) -> str:
+    """One HTML document about one run, or about several side by side. Raises UserError for none."""
+    if not records:
+        raise UserError("a report needs at least one record.", mend="Name the `out` folder of a run.")
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    names = compare.names(records)
+    sections = charts.charts([(visible(name), record) for name, record in zip(names, records, strict=True)])
+    lengths = charts.lengths(records[0]) if len(records) == 1 else None
+    drawn = [chart for _, group in sections for chart in group] + ([lengths] if lengths else [])
+    library, script = get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            records=records,
+            record=records[0],
+            names=names,
+            sections=sections,
+            lengths=lengths,
+            findings=[diagnose(record) for record in records],
+            checks=len(CHECKS),
+            keys=compare.differing(records),
+            columns=compare.columns(records),
+            results=compare.RESULTS,
+            differences=compare.differences(records),
+            rewrites=records[0].extras.samples[:REWRITES],
+            policy=_policy(library, script),
+            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            library=Markup(library),
+            script=Markup(script),
+            data=Markup(inert(drawn)),
+        )
+    )
+
+
+def inert(value: object) -> str:
+    """JSON in which no tag, comment or entity can begin; what is no number becomes null."""
+    return msgspec.json.encode(value).decode().translate(INERT)
+
+
+def numeric(rows: Sequence[Sequence[Cell]]) -> set[int]:
+    """Places of the columns that hold numbers only; they are set to the right."""
+    held = [[cell for cell in column if cell is not None] for column in zip_longest(*rows)]
+    return {place for place, cells in enumerate(held) if cells and not any(isinstance(c, str | bool) for c in cells)}
+
+
+def configuration(record: Record) -> str:
+    """run.toml without the name of the reader's home folder."""
+    home = str(Path.home())
+    return record.run_text.replace(home, "~") if len(home) > 1 else record.run_text
+
+
+def versions(record: Record) -> list[tuple[str, str]]:
+    """environment.json, one line a key."""
+    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in record.environment.items()]
+
+
+def _policy(*scripts: str) -> str:
+    """The content policy. Plotly sets styles by script, so styles may be inline; nothing may be fetched."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; " \
+        "form-action 'none'"  # fmt: skip
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def spelled(value: object) -> object:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        autoescape=True, loader=FileSystemLoader(HERE), undefined=StrictUndefined, finalize=spelled,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False,
+    )  # fmt: skip
+    environment.globals |= {"words": words, "configuration": configuration, "versions": versions, "numeric": numeric,
+                            "describe": charts.describe}  # fmt: skip
+    environment.filters |= {"number": words.number, "share": words.share}
+    return environment

@@ -1,0 +1,57 @@
+"""Log-probabilities, rewards and margins of every row of a file under a model and a reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from preftune import files
+from preftune.config.run import Run
+from preftune.train.evaluate import Evaluation, HeldOut, evaluate
+from preftune.train.measure import Values, beta_of, margins
+from preftune.train.setup import resolve, set_up
+from preftune.train.show import Show, silent
+from preftune.train.signals import listening
+
+
+def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Values:
+    """Score the rows of `run.data.train` under `run.model` against `run.reference`; nothing is trained.
+
+    out: JSON-lines file with one object a row. Returns means over all rows (record.meters.EVALUATION, without the
+    changes, which a file alone does not have). Raises UserError.
+    """
+    with listening() as stop:
+        setup = set_up(resolve(run), show, stop)
+    held_out = HeldOut.of(setup.prepared.train, setup.run.batch.tokens or 0)
+    found = evaluate(setup.policy, setup.reference, run.objective, held_out, None)
+    if out is not None:
+        lines = (json.dumps(files.plain(row), allow_nan=False) for row in rows(found, run))
+        files.write(Path(out), "".join(f"{line}\n" for line in lines))
+    return {name: value for name, value in found.values.items() if not name.endswith("_change") and name != "seconds"}
+
+
+def rows(found: Evaluation, run: Run) -> list[dict[str, object]]:
+    """One object a row: id, each response's logp, ref_logp, tokens and reward, and a pair's margin."""
+    views, beta = found.views, beta_of(run.objective)
+    scores = views.scores
+    margin = margins(views).tolist() if len(views.compared[0]) else []
+    written: list[dict[str, object]] = []
+    pair = 0
+    for start, group in zip(views.starts, views.groups, strict=True):
+        responses = []
+        for at in range(start, start + len(group.responses)):
+            one: dict[str, object] = {"logp": float(scores.logp[at]), "tokens": int(scores.tokens[at])}
+            if scores.reference is not None:
+                one["ref_logp"] = float(scores.reference[at])
+                one["reward"] = None if beta is None else beta * float(scores.log_ratio[at])
+            responses.append(one)
+        row: dict[str, object] = {"id": group.id or str(group.place), "place": str(group.place)}
+        if group.kind == "pair":
+            row |= {"chosen": responses[0], "rejected": responses[1], "margin": margin[pair]}
+        elif group.kind == "ranking":
+            row |= {"responses": responses, "ranks": list(group.ranks)}
+        else:
+            row |= {"response": responses[0]} | ({"good": group.good} if group.kind == "rating" else {})
+        pair += sum(a < b for a in group.ranks for b in group.ranks)
+        written.append(row)
+    return written

@@ -1,0 +1,61 @@
+"""What decides a run's result. A run goes on only as the run that it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from preftune.config.load import flatten
+from preftune.config.run import Run
+from preftune.errors import Problem, UserError, nearest
+
+FREE = ("out", "save.every", "save.keep", "evaluate.every", "reference.store")  # may change without changing the result
+PLACES = (
+    "model.path",
+    "model.revision",
+    "model.tokeniser",
+    "reference.path",
+    "data.train",
+    "data.evaluate",
+    "data.template",
+)
+# where things stand; what they hold is in the digests
+
+
+def identity(run: Run, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Every key of the run that matters, and digests of data, template, tokeniser and models."""
+    keys = flatten(json.loads(msgspec.json.encode(run)))
+    return {key: value for key, value in keys.items() if key not in FREE + PLACES} | dict(digests)
+
+
+def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+    """Sentences on the allowed differences between the identity at `path` and this one.
+
+    Raises UserError listing the others, and where `allowed` names something that is no key.
+    """
+    before = json.loads(path.read_text())
+    known = sorted(before.keys() | now.keys())
+    if unknown := next((key for key in allowed if key not in known), None):
+        raise UserError(
+            f'"{unknown}" is nothing that can change.', where="--allow-change", mend=nearest(unknown, known)
+        )
+    changed = {
+        key: f"{_show(before.get(key))} -> {_show(now.get(key))}" for key in known if before.get(key) != now.get(key)
+    }
+    refused = [Problem(f"was {told}.", where=key) for key, told in changed.items() if key not in allowed]
+    if refused:
+        names = ",".join(key for key in changed)
+        mend = f"Set it back, start anew in another `out`, or say that it may change: --allow-change {names}"
+        raise UserError(
+            [Problem("the run in this folder is another one:", where=str(path.parent)), *refused, Problem(mend)]
+        )
+    return [f"{key} {told}" for key, told in changed.items()]
+
+
+def _show(value: object) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:16] + "..."

@@ -1,0 +1,190 @@
+"""A run, from its configuration to its record. `learn` is the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+
+from preftune import files
+from preftune.config.run import Run
+from preftune.errors import CORRUPT, NON_FINITE, UserError
+from preftune.model.load import export
+from preftune.pack.plan import Step
+from preftune.record.meters import STEP
+from preftune.record.record import Record, claim, environment, start
+from preftune.train import state as checkpoints
+from preftune.train.evaluate import HeldOut, evaluate
+from preftune.train.identity import compare, identity
+from preftune.train.measure import Sums, Values
+from preftune.train.optimiser import adamw, learning_rate
+from preftune.train.setup import Setup, resolve, set_up
+from preftune.train.show import Show, silent
+from preftune.train.signals import Stop, listening
+from preftune.train.state import State
+from preftune.train.step import passes, score
+
+IN_A_ROW = 3  # updates that are not finite before a run gives up
+
+
+def train(
+    run: Run, *, resume: bool = False, force: bool = False, allow_change: Sequence[str] = (), show: Show = silent
+) -> Path:
+    """Do a run and return the folder of its record.
+
+    resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
+    force: replace a run that is there. Raises UserError with the exit code as its `code`.
+    """
+    run, out = resolve(run), Path(run.out).expanduser()
+    with files.lock(out / ".lock"), listening() as stop:
+        resuming = claim(out, resume=resume, force=force)
+        if resuming:
+            run = _as_before(run, out)
+        setup = set_up(run, show, stop)
+        state = State(setup.policy.module, adamw(setup.policy.module, run.optim))
+        with contextlib.closing(Record(out)) as record:
+            _open(setup, state, record, resuming, allow_change)
+            held_out = HeldOut.of(setup.prepared.evaluate, setup.run.batch.tokens or 0)
+            learn(setup, state, record, held_out, show, stop)
+            _finish(setup, state, record, show)
+    return out
+
+
+def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show, stop: Stop) -> None:
+    """Every step that is left. Evaluates and saves when due; a stop is heard between two steps."""
+    run, steps = setup.run, setup.plan.steps
+    if state.step == 0:
+        start_check(setup, record)
+        measure(setup, state, record, held_out, show)
+    for step in steps[state.step :]:
+        numbers = update(setup, state, record, step)
+        state.step += 1
+        record.metrics(numbers)
+        show("training", state.step, len(steps), numbers)
+        last = state.step == len(steps)
+        if last or (run.evaluate.every and state.step % run.evaluate.every == 0):
+            measure(setup, state, record, held_out, show)
+        if last or stop.asked or (run.save.every and state.step % run.save.every == 0):
+            record.sync()
+            checkpoints.save(state, record.checkpoints, run.save.keep)
+        stop.check()
+
+
+def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
+    """One update, or none where a number is not finite. Returns its meters (record.meters.STEP)."""
+    began, run = time.monotonic(), setup.run
+    groups = [[setup.prepared.train[i] for i in pack] for pack in step.packs]
+    rate = learning_rate(run.optim, state.step, len(setup.plan.steps))
+    for part in state.optimiser.param_groups:
+        part["lr"] = rate
+    done = passes(setup.policy, setup.reference, run.objective, groups, step.rows)
+    norm = torch.nn.utils.clip_grad_norm_(list(state.trained().values()), run.optim.clip)
+    sums = Sums(run.objective)
+    for judgement in (p.judgement for p in done if p.judgement):
+        begin = judgement.views.scores.reference if setup.same_start else None
+        sums.add(judgement.views, float(judgement.value), begin, judgement.incentive)
+    numbers = sums.means(list(STEP))
+    if math.isfinite(float(norm)) and math.isfinite(sums.value):
+        state.optimiser.step()
+        state.skipped = 0
+    else:
+        refuse(state, record, [g.id or str(g.place) for pack in groups for g in pack], float(norm), sums.value)
+    state.optimiser.zero_grad()
+    computed = sum(p.tokens for p in done)
+    naive = sum(p.tokens_naive for p in done)
+    return numbers | {
+        "step": state.step + 1, "epoch": step.epoch, "grad_norm": float(norm), "lr": rate, "examples": step.rows,
+        "tokens_computed": computed, "tokens_shared": naive - computed, "seconds": round(time.monotonic() - began, 4),
+    }  # fmt: skip
+
+
+def refuse(state: State, record: Record, ids: list[str], norm: float, value: float) -> None:
+    """Write down an update that was not applied; stop after several in a row."""
+    state.skipped += 1
+    text = f"loss {value} and gradient norm {norm}: this update was not applied"
+    record.event(state.step + 1, "non_finite", text, rows=ids)
+    if state.skipped == IN_A_ROW:
+        record.sync()
+        raise UserError(
+            f"{IN_A_ROW} updates in a row were not finite; the rows are in events.jsonl.", where=str(record.path),
+            mend="Lower optim.lr, or look at these rows. Checkpoints hold the last finite weights.", code=NON_FINITE,
+        )  # fmt: skip
+
+
+def start_check(setup: Setup, record: Record) -> None:
+    """Before the first update a policy that equals its reference must have no margin; the residual is reported."""
+    if not setup.same_start:
+        return
+    groups = [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
+    with torch.no_grad():
+        scores = score(setup.policy, setup.reference, groups).scores()
+    off = float(scores.log_ratio.abs().max())
+    exact = setup.policy.compute == torch.float32 and scores.logp.dtype == setup.policy.module.dtype
+    text = f"policy and reference agree to {off:.1e} nats a response before the first update"
+    record.event(0, "start_check", text, residual=off)
+    if not off <= (0.02 if exact else 4.0):
+        raise UserError(f"the reference is {off:.3g} nats off the model it is a copy of.", where="reference", code=CORRUPT,
+                        mend="Delete its store and start again.")  # fmt: skip
+
+
+def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show) -> None:
+    """Evaluate on the held-out rows, if there are any, and write the numbers."""
+    if not held_out.groups:
+        return
+    show("evaluating", 0, 0)
+    kept = record.path / "start.safetensors"
+    before = load_file(kept)["logp"] if state.step else None
+    found = evaluate(setup.policy, setup.reference, setup.run.objective, held_out, before)
+    if before is None:
+        files.write(kept, save({"logp": np.asarray(found.logp, np.float64)}))
+    record.evaluation({"step": state.step, **found.values})
+    record.rows("evaluation_rows.jsonl", found.rows)
+    show("evaluated", 0, 0, {"step": state.step, **found.values})
+
+
+def _as_before(run: Run, out: Path) -> Run:
+    """Where the budget of a pack was left open, the one that the run began with."""
+    if run.batch.tokens is not None:
+        return run
+    tokens = json.loads((out / "identity.json").read_text())["batch.tokens"]
+    return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
+
+
+def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_change: Sequence[str]) -> None:
+    """Begin the record, or take it up where its newest valid checkpoint stands."""
+    now = identity(setup.run, setup.digests)
+    changes = compare(record.path / "identity.json", now, allow_change) if resuming else []
+    record.json("identity.json", now)
+    threads = torch.get_num_threads()
+    record.json("environment.json", environment(setup.run, setup.digests, str(setup.policy.device), threads))
+    record.json("data.json", setup.prepared.account)
+    start(record.path, setup.run)
+    if resuming:
+        found, passed = checkpoints.newest(record.checkpoints)
+        if found is not None:
+            checkpoints.load(state, found)
+        record.rewind(state.step if found is not None else -1)
+        text = f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else "")
+        record.event(state.step, "resumed", text, passed_over=passed)
+    for kind, (text, details) in setup.notes.items():
+        record.event(state.step, kind, text, **details)
+
+
+def _finish(setup: Setup, state: State, record: Record, show: Show) -> None:
+    """Export the model and write the page."""
+    show("writing the model and the page")
+    with files.folder(record.path / "model") as folder:
+        export(folder, setup.policy.module, setup.tokeniser)
+    record.event(state.step, "finished", f"finished after {state.step} steps")
+    from preftune.record.read import Record as Written
+    from preftune.report import page
+
+    files.write(record.path / "report.html", page([Written.open(record.path)]))

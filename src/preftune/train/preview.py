@@ -1,0 +1,62 @@
+"""What a run would do, worked out from its rows and the shapes of its model; no weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from preftune.config.run import Frozen, Run
+from preftune.data.prepare import Prepared, Rows, prepare
+from preftune.data.tokens import load_tokeniser
+from preftune.model import load
+from preftune.model.memory import LARGEST, Expected, expected
+from preftune.pack.plan import Plan, make_plan, prefix_rank
+from preftune.pack.trie import distinct_tokens
+from preftune.train.setup import fits, longest, resolve
+
+SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
+
+
+@dataclass(frozen=True)
+class Preview:
+    """tokens and naive: of one average step, with sharing and with one pass a response."""
+
+    run: Run
+    prepared: Prepared
+    tokeniser: load.PreTrainedTokenizerBase
+    plan: Plan
+    parameters: int
+    memory: Expected
+    tokens: float
+    naive: float
+
+
+def preview(run: Run, rows: Rows) -> Preview:
+    """Tokenise and plan as `train` would. Raises UserError."""
+    import numpy as np
+    from transformers import AutoModelForCausalLM
+
+    run = resolve(run)
+    tokeniser = load_tokeniser(run.model.tokeniser or run.model.path, run.model.revision, run.data.template)
+    config = load.load_config(run.model.path, run.model.revision, "model.path")
+    prepared = prepare(rows, run.data, tokeniser, longest(run, config))
+    fits(run, [*prepared.train, *prepared.evaluate])
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    parameters = sum(p.numel() for p in module.parameters())
+    size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
+    budget = run.batch.tokens or LARGEST
+    near = prefix_rank([g.prompt for g in prepared.train])
+    plan = make_plan([g.tokens for g in prepared.train], rows=run.batch.rows, tokens=budget, seed=run.seed,
+                     steps=run.optim.steps, epochs=run.optim.epochs, near=near)  # fmt: skip
+    counts = []
+    for step in plan.steps[:SHOWN_STEPS]:
+        packs = [[np.concatenate([g.prompt, r]) for g in map(prepared.train.__getitem__, p) for r in g.responses]
+                 for p in step.packs]  # fmt: skip
+        counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
+    tokens, naive = np.mean(counts, axis=0)
+    memory = expected(config, parameters, tokens=budget, weight_bytes=size, checkpointing=run.model.checkpointing)
+    if isinstance(run.reference, Frozen):
+        memory = Expected(memory.weights + parameters * size, memory.gradients, memory.moments, memory.activations)
+    return Preview(run, prepared, tokeniser, plan, parameters, memory, float(tokens), float(naive))

@@ -1,0 +1,170 @@
+"""Everything a run needs before its first step: checked, loaded, scored by the reference, planned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from preftune.config.run import Frozen, NoReference, Run, Stored
+from preftune.data.groups import TokenGroup
+from preftune.data.prepare import Prepared, prepare, read_rows
+from preftune.data.tokens import load_tokeniser, tokeniser_digest
+from preftune.errors import UserError
+from preftune.model import load
+from preftune.model.memory import pack_budget, positions
+from preftune.model.policy import Policy, checked, recompute_activations, wrap
+from preftune.objective.arrange import ACCEPTS
+from preftune.objective.combine import parts
+from preftune.pack.batch import collate
+from preftune.pack.plan import Plan, make_plan, prefix_rank
+from preftune.reference import reference as anchors
+from preftune.reference.store import Store
+from preftune.train.show import Show
+from preftune.train.signals import Stop
+
+
+@dataclass(frozen=True)
+class Setup:
+    """run: with every key that was open filled in. same_start: the reference is the model that training begins from."""
+
+    run: Run
+    policy: Policy
+    tokeniser: load.PreTrainedTokenizerBase
+    reference: anchors.Reference
+    same_start: bool
+    prepared: Prepared
+    plan: Plan
+    digests: dict[str, str]
+    notes: dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
+
+
+def resolve(run: Run) -> Run:
+    """Refuse keys that contradict each other and fill in the reference. Nothing is loaded. Raises UserError."""
+    needs = any(part.reference for _, part in parts(run.objective))
+    kind = run.reference or (Stored() if needs else NoReference())
+    if needs and isinstance(kind, NoReference):
+        raise UserError(
+            "this objective needs a reference.", where="reference", mend='Use reference = "stored", or none at all.'
+        )
+    if not needs and not isinstance(kind, NoReference):
+        raise UserError(
+            "this objective uses no reference, so the key has no effect.", where="reference", mend="Remove it."
+        )
+    if run.optim.steps is not None and run.optim.epochs is not None:
+        raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")
+    return msgspec.structs.replace(run, reference=kind)
+
+
+def device_of(run: Run) -> torch.device:
+    """The device of the run. Raises UserError where it is not there."""
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here.", where="device", mend='Use device = "auto".')
+    return torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_up(run: Run, show: Show, stop: Stop) -> Setup:
+    """Read, tokenise, load, check, score the reference and plan. Raises UserError."""
+    show("reading rows")
+    rows = read_rows(run.data, run.seed)
+    tokeniser = load_tokeniser(run.model.tokeniser or run.model.path, run.model.revision, run.data.template)
+    config = load.load_config(run.model.path, run.model.revision, "model.path")
+    prepared = prepare(rows, run.data, tokeniser, longest(run, config))
+    fits(run, [*prepared.train, *prepared.evaluate])
+    show("loading the model")
+    device = device_of(run)
+    module = load.load_model(run.model.path, revision=run.model.revision, weights=run.model.weights, device=device,
+                             where="model.path")  # fmt: skip
+    policy, layout = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
+    in_vocabulary(policy, prepared)
+    policy, off = checked(policy, first_pack(prepared.train, policy))
+    if run.model.checkpointing:
+        recompute_activations(module)
+    budget = run.batch.tokens or pack_budget(module, device, run.model.checkpointing)
+    run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
+    digests = {**rows.digests, "tokeniser": tokeniser_digest(tokeniser), "model": load.weights_digest(module)}
+    reference, same, pass_note = anchor(run, policy, digests, prepared, show, stop)
+    sizes = [g.tokens for g in prepared.train]
+    plan = make_plan(sizes, rows=run.batch.rows, tokens=budget, seed=run.seed, steps=run.optim.steps,
+                     epochs=run.optim.epochs, near=prefix_rank([g.prompt for g in prepared.train]))  # fmt: skip
+    notes: dict[str, tuple[str, dict[str, object]]] = {
+        "layout": (f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes",
+                   {"layout": policy.layout, "off": off}),
+    }  # fmt: skip
+    if pass_note:
+        notes["reference"] = pass_note
+    return Setup(run, policy, tokeniser, reference, same, prepared, plan, digests, notes)
+
+
+def longest(run: Run, config: load.PreTrainedConfig) -> int:
+    """Tokens that a prompt with a response may have. Raises UserError where the model has fewer positions."""
+    limit = positions(config)
+    if run.data.max_tokens is not None and run.data.max_tokens > limit:
+        raise UserError(f"the model has {limit} positions.", where="data.max_tokens", mend=f"Use {limit} or less.")
+    return run.data.max_tokens or min(1024, limit)
+
+
+def fits(run: Run, groups: Sequence[TokenGroup]) -> None:
+    """Raise UserError where a row is of a kind that the objective has no use for."""
+    for _, part in parts(run.objective):
+        wrong = next((g for g in groups if g.kind not in ACCEPTS[part.kind]), None)
+        if wrong is not None:
+            kinds = " or ".join(ACCEPTS[part.kind])
+            name = msgspec.to_builtins(part)["name"]
+            raise UserError(
+                f"this row is a {wrong.kind}, and the objective {name} needs a {kinds}.", where=str(wrong.place)
+            )
+
+
+def in_vocabulary(policy: Policy, prepared: Prepared) -> None:
+    """Raise UserError where the tokeniser knows more tokens than the model."""
+    known = policy.module.get_input_embeddings().weight.shape[0]
+    for group in [*prepared.train, *prepared.evaluate]:
+        highest = max(int(part.max()) for part in (group.prompt, *group.responses))
+        if highest >= known:
+            raise UserError(f"token {highest} of this row is unknown to the model, which has {known}.", where=str(group.place),
+                            mend="Is this the model's tokeniser?")  # fmt: skip
+
+
+def first_pack(groups: Sequence[TokenGroup], policy: Policy):
+    """The two shortest groups: what the layout is checked on."""
+    return collate(sorted(groups, key=lambda g: g.tokens)[:2], policy.device)
+
+
+def anchor(
+    run: Run, policy: Policy, digests: dict[str, str], prepared: Prepared, show: Show, stop: Stop
+) -> tuple[anchors.Reference, bool, tuple[str, dict[str, object]] | None]:
+    """The reference, whether it is the policy's start, and what its pass did. Adds the reference's digest."""
+    kind = run.reference
+    if not isinstance(kind, Stored | Frozen):
+        return anchors.NoReference(), False, None
+    model = policy
+    if kind.path is not None or isinstance(kind, Frozen):
+        module = load.load_model(kind.path or run.model.path, revision=None if kind.path else run.model.revision,
+                                 weights=run.model.weights, device=policy.device, where="reference.path")  # fmt: skip
+        if module.get_input_embeddings().weight.shape[0] != policy.module.get_input_embeddings().weight.shape[0]:
+            raise UserError(
+                "the reference has another vocabulary than the policy.", where=f"reference.path: {kind.path}"
+            )
+        model, _ = checked(wrap(module, run.model.layout, policy.compute)[0], first_pack(prepared.train, policy))
+        module.requires_grad_(False)
+    digests["reference"] = digests["model"] if model is policy else load.weights_digest(model.module)
+    same = digests["reference"] == digests["model"]
+    if isinstance(kind, Frozen):
+        return anchors.FrozenReference(model), same, None
+    store = Store(store_folder(kind), digests["reference"], anchors.numerics(model))
+    done = anchors.score(model, store, [*prepared.train, *prepared.evaluate], tokens=run.batch.tokens or 0, seed=run.seed,
+                         show=lambda at, of: show("scoring the reference", at, of), stop=stop.check)  # fmt: skip
+    text = (f"{done.scored} responses scored by the reference, {done.reused} taken from the store; {done.tokens_computed} "
+            f"tokens computed where one pass a response needs {done.tokens_naive}")  # fmt: skip
+    details = {field: getattr(done, field) for field in done.__slots__}
+    return anchors.StoredReference(store), same, (text, details | {"store": str(store.folder)})
+
+
+def store_folder(kind: Stored) -> Path:
+    """Where the reference's numbers are kept."""
+    return Path(kind.store or os.environ.get("PREFTUNE_STORE", "~/.cache/preftune/reference")).expanduser()

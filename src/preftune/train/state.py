@@ -1,0 +1,84 @@
+"""What a run carries from step to step, and its checkpoints: whole or not at all, newest valid wins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from preftune import files
+from preftune.errors import CORRUPT, UserError
+
+PREFIX = "step-"
+
+
+@dataclass
+class State:
+    """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite."""
+
+    module: torch.nn.Module
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    skipped: int = 0
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Every trainable parameter once, by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+
+def save(state: State, root: Path, keep: int) -> Path:
+    """Write the checkpoint of this step below `root`, then delete all but the newest `keep` valid ones."""
+    path = root / f"{PREFIX}{state.step:08d}"
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in state.trained().items()
+        for key, value in state.optimiser.state[parameter].items()
+    }
+    with files.folder(path) as folder:
+        folder.tensors("weights.safetensors", {name: p.detach() for name, p in state.trained().items()})
+        folder.tensors("optimiser.safetensors", moments)
+        folder.json("state.json", {"step": state.step, "skipped": state.skipped})
+    valid = [p for p in _folders(root) if not files.verify(p)]
+    for old in valid[keep:]:
+        files.remove(old)
+    return path
+
+
+def newest(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint, if any, and why each newer one was passed over."""
+    passed = []
+    for path in _folders(root):
+        why = files.verify(path)
+        if not why:
+            return path, passed
+        passed.append(f"{path.name}: {why}")
+    return None, passed
+
+
+def load(state: State, path: Path) -> None:
+    """Put a checkpoint's numbers into a state made for the same model. Raises UserError where they do not fit."""
+    weights, moments = load_file(path / "weights.safetensors"), load_file(path / "optimiser.safetensors")
+    told = json.loads((path / "state.json").read_text())
+    trained = state.trained()
+    wrong = next((n for n in weights.keys() | trained.keys()
+                  if n not in weights or n not in trained or weights[n].shape != trained[n].shape), None)  # fmt: skip
+    if wrong:
+        raise UserError(f"does not fit the model: {wrong}.", where=str(path), code=CORRUPT)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
+    for name, parameter in trained.items():
+        held = {k.rpartition("/")[2]: v for k, v in moments.items() if k.rpartition("/")[0] == name}
+        state.optimiser.state[parameter] = {
+            k: v.to(v.device if k == "step" else parameter.device) for k, v in held.items()
+        }
+    state.step, state.skipped = told["step"], told["skipped"]
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders below root, newest first; other names are not ours and are left alone."""
+    found = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)

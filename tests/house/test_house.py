@@ -1,0 +1,148 @@
+"""The laws that a program can see."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = sorted((ROOT / "src" / "preftune").rglob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LEFT_TO_RIGHT = [
+    "data",
+    "pack",
+    "model",
+    "objective",
+    "reference",
+    "record",
+    "diagnose",
+    "report",
+    "train",
+    "frontier",
+    "world",
+    "cli",
+]
+EVERYWHERE = {"config", "errors", "files", ""}
+BANNED = re.compile(
+    r"\b(logps|logprobs?|log_probs|logratios?|ref_model|completions?|micro_?batch\w*|loss_type|winner|loser|lens)\b"
+)
+THEIRS = {"fields.py", "dialects.py"}  # where other people's key names are read
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=name)
+def test_a_screenful(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 50, node.name  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=name)
+def test_words(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    found = [
+        f"{n}: {line.strip()}" for n, line in enumerate(lines, 1) if BANNED.search(line) and path.name not in THEIRS
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p.name != "peers.md"], ids=name)
+def test_words_of_the_pages(path: Path) -> None:
+    told = [line for line in path.read_text().splitlines() if BANNED.search(line) and "`" not in line]
+    assert told == []
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=name)
+def test_imports_go_to_the_left(path: Path) -> None:
+    folder = path.relative_to(ROOT / "src" / "preftune").parts[0] if path.parent.name != "preftune" else ""
+    if folder in EVERYWHERE:
+        return
+    allowed = set(LEFT_TO_RIGHT[: LEFT_TO_RIGHT.index(folder) + 1]) | EVERYWHERE
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            if module.startswith("preftune."):
+                there = module.split(".")[1]
+                assert there in allowed or there in {"__main__", "scoring"}, f"{folder} imports {module}"
+
+
+FORBIDDEN_NAMES = {"pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile_command"}
+FORBIDDEN_ATTRIBUTES = {("torch", "load"), ("torch", "save"), ("yaml", "load"), ("numpy", "load"), ("np", "load")}
+WRITERS = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "rmdir", "touch"}
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=name)
+def test_nothing_runs_what_it_reads_and_one_module_writes(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {a.name.split(".")[0] for a in node.names} | {(getattr(node, "module", None) or "").split(".")[0]}
+            assert not names & FORBIDDEN_NAMES
+        if isinstance(node, ast.keyword):
+            assert node.arg not in {"trust_remote_code", "allow_pickle"}
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        if isinstance(called, ast.Name):
+            assert called.id not in FORBIDDEN_CALLS
+            assert called.id != "hasattr"
+        if isinstance(called, ast.Attribute):
+            owner = called.value.id if isinstance(called.value, ast.Name) else ""
+            assert (owner, called.attr) not in FORBIDDEN_ATTRIBUTES
+            if path.name != "files.py" and called.attr in WRITERS - {"replace"} | {"open"}:
+                modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+                assert called.attr == "open" and not any(set(mode) & set("wax+") for mode in modes), ast.unparse(node)
+
+
+LIGHT = {
+    "help": (["--help"], 0),
+    "help of a verb": (["train", "--help"], 0),
+    "a wrong key": (["train", "optim.lrr=1"], 2),
+    "keys": (["keys"], 0),
+    "check without a model": (["check", "data.train=ROWS"], 0),
+}
+
+
+@pytest.mark.parametrize("case", LIGHT)
+def test_light_verbs_load_no_torch(case: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"prompt": "a", "chosen": " b", "rejected": " c"}\n' * 1
+        + '{"prompt": "d", "chosen": " e", "rejected": " f"}\n'
+    )
+    words, code = LIGHT[case]
+    words = [word.replace("ROWS", str(rows)) for word in words]
+    script = (
+        "import sys, time\nsys.argv = ['preftune', *sys.argv[1:]]\nfrom preftune.__main__ import main\n"
+        "code = 0\ntry:\n    main()\nexcept SystemExit as error:\n    code = error.code or 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'plotly'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), 'CODE', code, 'CPU', time.process_time())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    told = done.stdout.strip().splitlines()[-1].split()
+    assert told[:4] == ["HEAVY", "[]", "CODE", str(code)], done.stdout + done.stderr
+
+
+def test_importing_the_package_is_free() -> None:
+    script = "import sys, preftune; print(sorted({'torch', 'numpy', 'msgspec'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    import preftune
+
+    for public in preftune.__all__:
+        assert getattr(preftune, public) is not None
+    with pytest.raises(AttributeError):
+        preftune.nothing  # noqa: B018

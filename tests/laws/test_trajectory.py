@@ -1,0 +1,220 @@
+"""One trajectory, whatever is shared, packed or stored, and however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from preftune.config.load import dump
+from preftune.config.run import Run
+from preftune.errors import UserError
+from preftune.files import read_lines
+from preftune.train import train
+
+CLOCKS = {"seconds", "time"}
+
+
+def told(out: Path, name: str = "metrics") -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return (
+        told(a) == told(b)
+        and told(a, "evaluations") == told(b, "evaluations")
+        and all(torch.equal(one[k], two[k]) for k in one)
+    )
+
+
+def test_a_run_starts_at_ln_2_learns_and_exports(run_of: Callable[..., Run]) -> None:
+    out = train(run_of(optim__epochs=5, optim__lr=3e-3))
+    lines, held = told(out), told(out, "evaluations")
+    assert [line["step"] for line in lines] == list(range(1, 36))
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert held[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert held[-1]["accuracy"] > 0.8
+    assert held[-1]["loss"] < 0.6
+    assert held[0]["chosen_logp_change"] == 0
+    assert lines[0]["chosen_incentive"] == pytest.approx(-0.05, abs=1e-5)
+    assert all(line["tokens_shared"] > 0 for line in lines)
+    assert (out / "report.html").stat().st_size > 1000
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    assert AutoTokenizer.from_pretrained(out / "model")("w3 w4")["input_ids"][-2:] == [3, 4]
+    assert all(torch.equal(p, weights(out)[n]) for n, p in model.named_parameters() if n in weights(out))
+    assert json.loads((out / "identity.json").read_text())["objective.beta"] == 0.1
+
+
+def test_the_same_run_twice_is_the_same_to_the_last_bit(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    assert same(train(run_of(out=str(tmp_path / "a"))), train(run_of(out=str(tmp_path / "b"))))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"batch__tokens": 60}, {"batch__tokens": 5000}, {"model__layout": "padded"}, {"reference__kind": "frozen"},
+     {"model__checkpointing": True}],
+    ids=str,
+)  # fmt: skip
+def test_how_it_is_computed_never_matters(
+    run_of: Callable[..., Run], tmp_path: Path, changed: dict, request: pytest.FixtureRequest
+) -> None:
+    if changed.get("reference__kind") == "frozen":
+        import msgspec
+
+        changed = {**changed, "reference__store": msgspec.UNSET}
+    one, two = train(run_of(out=str(tmp_path / "a"))), train(run_of(out=str(tmp_path / "b"), **changed))
+    for a, b in zip(told(one), told(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-3)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, weights(two)[name], atol=2e-3)
+
+
+def test_the_second_run_takes_the_reference_from_the_store(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    train(run_of(out=str(tmp_path / "a"), optim__epochs=1))
+    out = train(run_of(out=str(tmp_path / "b"), objective__beta=0.3, optim__epochs=1, seed=5))
+    event = next(e for e in read_lines(out / "events.jsonl") if e["event"] == "reference")
+    assert (event["scored"], event["reused"]) == (0, 124)
+
+
+def preftune(run: Run, folder: Path, *flags: str, **keys: object) -> subprocess.Popen:
+    file = folder / "run.toml"
+    file.write_text(dump(run))
+    return subprocess.Popen(
+        [sys.executable, "-m", "preftune", "train", str(file), *flags], stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_resumes_to_the_same_bits(run_of: Callable[..., Run], tmp_path: Path, number: int) -> None:
+    whole = train(run_of(out=str(tmp_path / "whole"), optim__epochs=6))
+    cut = run_of(out=str(tmp_path / "cut"), optim__epochs=6)
+    process = preftune(cut, tmp_path)
+    wait_for_steps(tmp_path / "cut", 5, process)
+    process.send_signal(number)
+    told_why = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, told_why
+    assert "--resume" in told_why
+    assert train(cut, resume=True) == tmp_path / "cut"
+    assert same(whole, tmp_path / "cut")
+
+
+def wait_for_steps(out: Path, steps: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while len(read_lines(out / "metrics.jsonl")) < steps:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_kills_at_any_moment_resume_to_the_same_bits(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """Forked children are killed at random moments, saves included, until one gets through."""
+    whole = train(run_of(out=str(tmp_path / "whole"), save__every=1))
+    cut = run_of(out=str(tmp_path / "cut"), save__every=1)
+    rng, kills = np.random.default_rng(0), 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            try:
+                train(cut, resume=True)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        time.sleep(float(rng.uniform(0.02, 0.6)) * (1 + kills / 10))
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            kills += 1
+            continue
+        assert status == 0
+        break
+    assert kills >= 4
+    assert same(whole, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"objective__beta": 0.5}, "objective.beta"), ({"optim__lr": 2e-3}, "optim.lr"), ({"seed": 4}, "seed"),
+     ({"batch__rows": 4}, "batch.rows"), ({"optim__epochs": 3}, "optim.epochs")],
+)  # fmt: skip
+def test_another_run_does_not_go_on(run_of: Callable[..., Run], changed: dict, named: str) -> None:
+    train(run_of(optim__epochs=1))
+    with pytest.raises(UserError, match=named) as raised:
+        train(run_of(**{"optim__epochs": 1, **changed}), resume=True)
+    assert f"--allow-change {named}" in str(raised.value)
+    train(run_of(**{"optim__epochs": 1, **changed}), resume=True, allow_change=[named])
+
+
+def test_changed_rows_do_not_go_on(run_of: Callable[..., Run], tmp_path: Path, world: Path) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text((world / "pairs.jsonl").read_text())
+    train(run_of(data__train=str(rows), optim__epochs=1))
+    swapped = rows.read_text().replace('"chosen"', '"x"').replace('"rejected"', '"chosen"').replace('"x"', '"rejected"')
+    rows.write_text(swapped)
+    with pytest.raises(UserError, match=r"--allow-change data\.train"):
+        train(run_of(data__train=str(rows), optim__epochs=1), resume=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    whole = train(run_of(save__every=5, save__keep=9))
+    newest = sorted((whole / "checkpoints").iterdir())[-1]
+    with (newest / "weights.safetensors").open("r+b") as stream:
+        stream.seek(500)
+        stream.write(b"\x7f\x7f")
+    kept = weights(whole)
+    train(run_of(save__every=5, save__keep=9), resume=True)
+    assert all(torch.equal(kept[name], value) for name, value in weights(whole).items())
+    event = next(e for e in read_lines(whole / "events.jsonl") if e["event"] == "resumed")
+    assert "weights.safetensors" in event["passed_over"][0]
+
+
+def test_two_runs_do_not_share_a_folder(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    from preftune import files
+
+    with files.lock(tmp_path / "run" / ".lock"), pytest.raises(UserError, match="another run"):
+        train(run_of())
+    train(run_of(optim__steps=1, optim__epochs=None))
+    with pytest.raises(UserError, match="--force"):
+        train(run_of())
+    train(run_of(optim__steps=2, optim__epochs=None), force=True)
+    assert len(told(tmp_path / "run")) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="thesis"):
+        train(run_of(out=str(tmp_path / "other")), force=True)
+
+
+def test_a_number_that_is_not_finite_is_never_applied(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preftune.train import step
+
+    right = step.total
+    monkeypatch.setattr(step, "total", lambda objective, views: right(objective, views) * float("nan"))
+    with pytest.raises(UserError, match="not finite") as raised:
+        train(run_of(data__evaluate=None))
+    assert raised.value.code == 3
+    lines = told(tmp_path / "run")
+    assert [line["loss"] for line in lines] == ["NaN", "NaN"]
+    events = [e for e in read_lines(tmp_path / "run" / "events.jsonl") if e["event"] == "non_finite"]
+    assert len(events) == 3
+    assert len(events[0]["rows"]) == 8

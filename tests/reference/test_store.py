@@ -1,0 +1,133 @@
+"""The store: complete keys, damage that costs only itself, and a check against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import group, groups, tiny
+
+from preftune.errors import UserError
+from preftune.model.load import weights_digest
+from preftune.model.policy import plain_logp, wrap
+from preftune.pack.batch import collate
+from preftune.reference.reference import StoredReference, numerics, score
+from preftune.reference.store import Store, key_of
+
+IDS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
+
+
+def quiet(*_: int) -> None: ...
+
+
+@given(IDS, IDS, IDS, IDS)
+@settings(max_examples=300, deadline=None)
+def test_a_key_is_the_tokens_and_where_the_prompt_ends(a: list[int], b: list[int], c: list[int], d: list[int]) -> None:
+    same = key_of(np.array(a), np.array(b)) == key_of(np.array(c), np.array(d))
+    assert same == ((a, b) == (c, d))
+
+
+def test_what_is_put_comes_back_after_a_flush_and_from_several_writers(tmp_path: Path) -> None:
+    one, two = Store(tmp_path, "w" * 64, "n"), Store(tmp_path, "w" * 64, "n")
+    one.put(b"a" * 32, np.array([1.0, 2.0]))
+    two.put(b"b" * 32, np.array([3.0]))
+    one.flush(), two.flush(), one.flush()
+    again = Store(tmp_path, "w" * 64, "n")
+    assert len(again) == 2
+    assert again.get(b"a" * 32).tolist() == [1.0, 2.0]
+    assert Store(tmp_path, "v" * 64, "n").get(b"a" * 32) is None
+    assert Store(tmp_path, "w" * 64, "m").get(b"a" * 32) is None
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    store = Store(folder, "w" * 64, "n")
+    truth = {bytes([i]) * 32: np.arange(i + 1, dtype=np.float32) for i in range(4)}
+    for key, values in truth.items():
+        store.put(key, values)
+    store.flush()
+    file = next(store.folder.glob("*.safetensors"))
+    raw = bytearray(file.read_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(raw)
+    again = Store(folder, "w" * 64, "n")
+    for key in truth:
+        held = again.get(key)
+        assert held is None or np.array_equal(held, truth[key])
+    assert again.damaged or len(again) == 4
+
+
+def scored(tmp_path: Path, made: list, tokens: int = 60):
+    policy, _ = wrap(tiny(), "auto")
+    store = Store(tmp_path, weights_digest(policy.module), numerics(policy))
+    return policy, store, score(policy, store, made, tokens=tokens, seed=0, show=quiet, stop=quiet)
+
+
+def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path) -> None:
+    made = [*groups(6, seed=1), *groups(2, seed=1)]
+    policy, store, first = scored(tmp_path, made)
+    assert first.scored == 12
+    assert first.tokens_computed < first.tokens_naive
+    batch = collate(made)
+    assert torch.allclose(StoredReference(store).token_logp(batch), plain_logp(policy, batch), atol=1e-4)
+    again = scored(tmp_path, [*made, *groups(1, seed=9)])[2]
+    assert (again.scored, again.reused) == (2, 12)
+
+
+def test_a_stopped_pass_keeps_what_it_did(tmp_path: Path) -> None:
+    policy, _ = wrap(tiny(), "auto")
+    store = Store(tmp_path, "w" * 64, "n")
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise UserError("stopped")
+
+    with pytest.raises(UserError):
+        score(policy, store, groups(8, seed=3), tokens=60, seed=0, show=quiet, stop=stop)
+    assert 0 < len(Store(tmp_path, "w" * 64, "n")) < 16
+
+
+def test_a_store_that_answers_otherwise_than_the_model_is_refused(tmp_path: Path) -> None:
+    made = groups(3, seed=4)
+    _, store, _ = scored(tmp_path, made)
+    next(store.folder.iterdir()).unlink()
+    for g in made:
+        for response in g.responses:
+            store.put(key_of(g.prompt, response), np.full(len(response), -1.0))
+    store.flush()
+    with pytest.raises(UserError, match="Delete this folder"):
+        scored(tmp_path, made)
+
+
+def test_the_digest_sees_weights_names_and_config() -> None:
+    base = weights_digest(tiny())
+    assert base == weights_digest(tiny())
+    changed = tiny()
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1e-6
+    others = {
+        weights_digest(m)
+        for m in (changed, tiny(rope_theta=5e5), tiny(rms_norm_eps=1e-5), tiny().bfloat16(), tiny("qwen2"))
+    }
+    assert base not in others
+    assert len(others) == 5
+
+
+def test_a_response_without_finite_probability_is_named(tmp_path: Path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[9] = float("nan")
+    policy, _ = wrap(model, "auto")
+    with pytest.raises(UserError, match="made:1"):
+        score(
+            policy, Store(tmp_path, "w" * 64, "n"), [group([3, 4], [5], [6])], tokens=99, seed=0, show=quiet, stop=quiet
+        )

@@ -1,0 +1,95 @@
+"""A run folder is read whole, or refused with its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preftune.errors import CORRUPT, USAGE, UserError
+from preftune.record.read import Record, standard_error
+
+
+def test_whole_record(make_record: Callable[..., Path]) -> None:
+    record = Record.open(make_record(steps=60))
+    assert record.name == "demo"
+    assert [step["step"] for step in record.steps] == list(range(1, 61))
+    assert record.start["step"] == 0
+    assert record.end["step"] == 60
+    assert record.setting("objective.beta") == 0.1
+    assert record.setting("objective.tau") is None
+    assert record.gain("margin") == pytest.approx((record.end["margin"] or 0) - 0)
+    assert record.data.train is not None
+    assert record.data.train.skipped["too_long"] == 118
+    assert record.events[0].details == {"tokens": 590_811}
+    assert record.extras.samples[1].prompt == "Lily found a key."
+    last = [step["loss"] or 0 for step in record.steps[-6:]]
+    assert record.recent("loss") == pytest.approx(sum(last) / 6)
+
+
+def test_no_record(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run\.toml.*Name the `out` folder") as caught:
+        Record.open(tmp_path)
+    assert caught.value.code == USAGE
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_only_the_configuration_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("seed = 1\n")
+    record = Record.open(tmp_path)
+    assert (record.steps, record.evaluations, record.start, record.end) == ((), (), {}, {})
+    assert record.recent("loss") is None
+
+
+def test_spelled_numbers_are_floats_and_ids_are_not(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": "NaN", "grad_norm": "Infinity", "margin": null, "kind_of_later_version": "pair"}\n'
+    )
+    (tmp_path / "evaluation_rows.jsonl").write_text('{"id": "NaN", "margin": "-Infinity"}\n')
+    record = Record.open(tmp_path)
+    assert math.isnan(record.steps[0]["loss"] or 0)
+    assert record.steps[0]["grad_norm"] == math.inf
+    assert record.steps[0]["margin"] is None
+    assert (record.rows[0].id, record.rows[0].margin) == ("NaN", -math.inf)
+    assert record.recent("loss") is None, "what is no number has no mean"
+
+
+def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    lines = ['{"step": 1, "loss": 3}', '{"step": 2, "loss": 2}', '{"step": 2, "loss": 1}', '{"step": 3, "lo']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [(s["step"], s["loss"]) for s in Record.open(tmp_path).steps] == [(1, 3), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("run.toml", "seed = ", "run.toml"),
+        ("run.toml", b"\xff\xfe", "run.toml"),
+        ("data.json", "{", "data.json"),
+        ("data.json", '{"train": {"read": "many"}}', "data.json"),
+        ("metrics.jsonl", '{"step": 1, "loss": "low"}\n', "metrics.jsonl:1"),
+        ("metrics.jsonl", '{"step": 1}\n{"loss": 1}\n', "metrics.jsonl:2"),
+        ("metrics.jsonl", "{]\n{}\n", "metrics.jsonl:1"),
+        ("evaluation_rows.jsonl", "[1]\n", "evaluation_rows.jsonl:1"),
+        ("evaluation_rows.jsonl", '{"margin": 1}\n', "evaluation_rows.jsonl:1"),
+        ("events.jsonl", '{"step": 1}\n', "events.jsonl:1"),
+        ("environment.json", "[]", "environment.json"),
+        ("extras.json", '{"tables": [{"title": "t"}]}', "extras.json"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, name: str, content: str | bytes, where: str) -> None:
+    (tmp_path / "run.toml").write_text("")
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        Record.open(tmp_path)
+    assert caught.value.code == CORRUPT
+    assert caught.value.problems[0].where.endswith(where)
+
+
+def test_standard_error() -> None:
+    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(math.sqrt(5 / 3 / 4))
+    assert standard_error([1.0]) == math.inf
