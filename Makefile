@@ -20,7 +20,7 @@ test-all: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check src tests examples
 	$(BIN)/ruff format --check --exclude '*.md' src tests examples
-	$(BIN)/basedpyright --level error
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix src tests examples

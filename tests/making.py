@@ -14,25 +14,43 @@ from preftune.data.rows import Place
 
 PLACE = Place("made", 1)
 SMALL = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 OWN = {
-    "gpt2": {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {
+        "vocab_size": 64,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "falcon": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
-}  # fmt: skip
+}
 MORE = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "lfm2": {"full_attn_idxs": [1]},
     "cohere": {"logit_scale": 2.0},
     **{name: {"sliding_window": 16} for name in ("mistral", "gemma2", "gemma3_text")},
     "cohere2": {"sliding_window": 16, "logit_scale": 2.0},
-    **{name: {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-       for name in ("qwen3_moe", "mixtral", "qwen3_next")},
+    **{
+        name: {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        for name in ("qwen3_moe", "mixtral", "qwen3_next")
+    },
     "gpt_oss": {"sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
-}  # fmt: skip
+}
 
 
 def tiny(
@@ -73,14 +91,25 @@ def norms_in_double(model: PreTrainedModel) -> None:
 def group(prompt: Sequence[int], *responses: Sequence[int], kind: str = "pair", **keys: object) -> TokenGroup:
     """A group of given token ids."""
     ranks = {"pair": (1, 2)}.get(kind, (1,))
-    return TokenGroup(prompt=np.array(prompt, np.int32), responses=tuple(np.array(r, np.int32) for r in responses),
-                      kind=kind, place=PLACE, **{"ranks": ranks, **keys})  # fmt: skip
+    return TokenGroup(
+        prompt=np.array(prompt, np.int32),
+        responses=tuple(np.array(r, np.int32) for r in responses),
+        kind=kind,
+        place=PLACE,
+        **{"ranks": ranks, **keys},
+    )
 
 
 def groups(
-    count: int, *, seed: int = 0, vocab: int = 64, prompt: tuple[int, int] = (4, 30), response: tuple[int, int] = (1, 20),
-    shared: int = 2, kind: str = "pair",
-) -> list[TokenGroup]:  # fmt: skip
+    count: int,
+    *,
+    seed: int = 0,
+    vocab: int = 64,
+    prompt: tuple[int, int] = (4, 30),
+    response: tuple[int, int] = (1, 20),
+    shared: int = 2,
+    kind: str = "pair",
+) -> list[TokenGroup]:
     """Random groups; all prompts begin with the same `shared` tokens. Bounds are inclusive lengths."""
     rng = np.random.default_rng(seed)
     start = np.arange(3, 3 + shared)

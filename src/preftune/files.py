@@ -203,6 +203,14 @@ def remove(path: Path) -> None:
     shutil.rmtree(trash)
 
 
+def delete(path: Path) -> None:
+    """Take a file or a folder away, if it is there."""
+    if path.is_dir():
+        remove(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sweep_leftovers(parent: Path) -> None:
     """Delete what a killed process left half-written or half-removed in `parent`; call it under the lock."""
     for left in [*parent.glob(".tmp-*"), *parent.glob(".trash-*")]:

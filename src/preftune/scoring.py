@@ -23,7 +23,7 @@ def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Va
     with listening() as stop:
         setup = set_up(resolve(run), show, stop)
     held_out = HeldOut.of(setup.prepared.train, setup.run.batch.tokens or 0)
-    found = evaluate(setup.policy, setup.reference, run.objective, held_out, None)
+    found = evaluate(setup.policy, setup.reference, setup.judge, held_out, None)
     if out is not None:
         lines = (json.dumps(files.plain(row), allow_nan=False) for row in rows(found, run))
         files.write(Path(out), "".join(f"{line}\n" for line in lines))
@@ -52,6 +52,6 @@ def rows(found: Evaluation, run: Run) -> list[dict[str, object]]:
             row |= {"responses": responses, "ranks": list(group.ranks)}
         else:
             row |= {"response": responses[0]} | ({"good": group.good} if group.kind == "rating" else {})
-        pair += sum(a < b for a in group.ranks for b in group.ranks)
+        pair += views.pairs_of(group)
         written.append(row)
     return written

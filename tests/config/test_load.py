@@ -69,9 +69,16 @@ def test_wrong_keys_are_named_with_the_mend(word: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("r.toml", "seed = 1\nseed = 2\n"), ("r.toml", "seed = = 1"), ("r.yaml", "a: &x [1]\nb: *x"), ("r.yaml", "!!python/object:os.x {}"),
-     ("r.json", "[1]"), ("r.json", "[" * 100000), ("r.yaml", "- 1")],
-)  # fmt: skip
+    [
+        ("r.toml", "seed = 1\nseed = 2\n"),
+        ("r.toml", "seed = = 1"),
+        ("r.yaml", "a: &x [1]\nb: *x"),
+        ("r.yaml", "!!python/object:os.x {}"),
+        ("r.json", "[1]"),
+        ("r.json", "[" * 100000),
+        ("r.yaml", "- 1"),
+    ],
+)
 def test_broken_files_are_one_error(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name):

@@ -232,8 +232,9 @@ class TestUnknown:
 
 
 THINK = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ '<t>\n\n</t>\n' }}{% endif %}"
-    "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\nTHOUGHTS' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{{ '<t>\n\n</t>\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\nTHOUGHTS' }}{% endif %}"
 )
 INSTRUCT = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '[' + m.content + ']' }}{% else %}"
@@ -242,6 +243,7 @@ INSTRUCT = (
 FAILING = {
     "J1 syntax": ("{% for m in messages %}{{ m.content }}", "fails at its line 1"),
     "J2 sandbox": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "fails: SecurityError"),
+    "J7 date in a computed form": ("{{ strftime_now('%d' + '%b') }}" + INSTRUCT, "prints the date in a form"),
     "J8 random": ("{{ range(100000) | random }}" + INSTRUCT, "another text each time|otherwise"),
     "J10 drops the user": (
         "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }}{% endif %}",
@@ -360,11 +362,12 @@ class TestLoading:
     def test_z2_broken_file(self, byte_level: Make, tmp_path: Path) -> None:
         byte_level().save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model"')
-        with pytest.raises(UserError, match="cannot be read|no tokeniser"):
+        with pytest.raises(UserError, match=r"cannot be read|no tokeniser"):
             load_tokeniser(str(tmp_path))
 
-    def test_z6_another_class_that_encodes_otherwise(self, sentence: PreTrainedTokenizerBase, byte_level: Make, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def test_z6_another_class_that_encodes_otherwise(
+        self, sentence: PreTrainedTokenizerBase, byte_level: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import transformers
 
         byte_level().save_pretrained(tmp_path)

@@ -34,10 +34,14 @@ def save_pairs(path: Path, count: int, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     say = lambda low, high, n: " ".join(f"w{i}" for i in rng.integers(low, high, n))  # noqa: E731
     rows = [
-        {"id": f"r{i}", "prompt": say(3, 64, rng.integers(3, 9)), "chosen": " " + say(3, 30, rng.integers(2, 7)),
-         "rejected": " " + say(30, 64, rng.integers(2, 7))}
+        {
+            "id": f"r{i}",
+            "prompt": say(3, 64, rng.integers(3, 9)),
+            "chosen": " " + say(3, 30, rng.integers(2, 7)),
+            "rejected": " " + say(30, 64, rng.integers(2, 7)),
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -58,10 +62,16 @@ def run_of(world: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def make(**changed: object) -> Run:
         keys: dict[str, object] = {
-            "model.path": str(world / "model"), "data.train": str(world / "pairs.jsonl"),
-            "data.evaluate": str(world / "held.jsonl"), "reference.store": str(tmp_path / "store"), "out": str(tmp_path / "run"),
-            "batch.rows": 8, "batch.tokens": 200, "optim.lr": 1e-3, "optim.epochs": 2,
-        }  # fmt: skip
+            "model.path": str(world / "model"),
+            "data.train": str(world / "pairs.jsonl"),
+            "data.evaluate": str(world / "held.jsonl"),
+            "reference.store": str(tmp_path / "store"),
+            "out": str(tmp_path / "run"),
+            "batch.rows": 8,
+            "batch.tokens": 200,
+            "optim.lr": 1e-3,
+            "optim.epochs": 2,
+        }
         keys |= {name.replace("__", "."): value for name, value in changed.items()}
         tree: dict[str, object] = {}
         for name, value in keys.items():

@@ -69,10 +69,15 @@ def test_the_same_run_twice_is_the_same_to_the_last_bit(run_of: Callable[..., Ru
 
 @pytest.mark.parametrize(
     "changed",
-    [{"batch__tokens": 60}, {"batch__tokens": 5000}, {"model__layout": "padded"}, {"reference__kind": "frozen"},
-     {"model__checkpointing": True}],
+    [
+        {"batch__tokens": 60},
+        {"batch__tokens": 5000},
+        {"model__layout": "padded"},
+        {"reference__kind": "frozen"},
+        {"model__checkpointing": True},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_how_it_is_computed_never_matters(
     run_of: Callable[..., Run], tmp_path: Path, changed: dict, request: pytest.FixtureRequest
 ) -> None:
@@ -153,9 +158,14 @@ def test_kills_at_any_moment_resume_to_the_same_bits(run_of: Callable[..., Run],
 
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"objective__beta": 0.5}, "objective.beta"), ({"optim__lr": 2e-3}, "optim.lr"), ({"seed": 4}, "seed"),
-     ({"batch__rows": 4}, "batch.rows"), ({"optim__epochs": 3}, "optim.epochs")],
-)  # fmt: skip
+    [
+        ({"objective__beta": 0.5}, "objective.beta"),
+        ({"optim__lr": 2e-3}, "optim.lr"),
+        ({"seed": 4}, "seed"),
+        ({"batch__rows": 4}, "batch.rows"),
+        ({"optim__epochs": 3}, "optim.epochs"),
+    ],
+)
 def test_another_run_does_not_go_on(run_of: Callable[..., Run], changed: dict, named: str) -> None:
     train(run_of(optim__epochs=1))
     with pytest.raises(UserError, match=named) as raised:
@@ -208,8 +218,8 @@ def test_a_number_that_is_not_finite_is_never_applied(
 ) -> None:
     from preftune.train import step
 
-    right = step.total
-    monkeypatch.setattr(step, "total", lambda objective, views: right(objective, views) * float("nan"))
+    right = step.Judge.total
+    monkeypatch.setattr(step.Judge, "total", lambda judge, views: right(judge, views) * float("nan"))
     with pytest.raises(UserError, match="not finite") as raised:
         train(run_of(data__evaluate=None))
     assert raised.value.code == 3

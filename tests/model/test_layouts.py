@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from making import group, groups, tiny
@@ -11,8 +13,30 @@ from preftune.model import attention
 from preftune.model.policy import checked, disagreement, plain_logp, recompute_activations, wrap
 from preftune.pack.batch import collate
 
-SHARING = ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
-           "olmo2", "smollm3", "granite", "starcoder2", "glm4", "cohere", "cohere2", "gpt2", "gpt_neox", "opt", "gpt_oss"]  # fmt: skip
+SHARING = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mistral",
+    "mixtral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "starcoder2",
+    "glm4",
+    "cohere",
+    "cohere2",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "gpt_oss",
+]
 PADDED = ["bloom", "falcon", "stablelm", "lfm2", "qwen3_next"]
 
 
@@ -96,7 +120,7 @@ def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     from preftune.pack.visible import visible
 
     assert torch.equal(sees, visible(row[:, None], row[None, :], layout.end))
-    assert longest_q == max(b - a for a, b in zip(q[:-1], q[1:], strict=True))
+    assert longest_q == max(b - a for a, b in itertools.pairwise(q))
     assert longest_k == layout.depth
 
 

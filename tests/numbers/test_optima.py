@@ -28,7 +28,7 @@ REF = np.log(_DRAW.dirichlet(np.full(6, 3.0)))
 MU = _DRAW.dirichlet(np.full(6, 4.0))  # how often a response is judged
 TOKENS = _DRAW.integers(3, 9, size=6).astype(float)
 BEATS = 1 / (1 + np.exp(REWARD[None, :] - REWARD[:, None]))  # [i, j]: probability that i is preferred to j
-I, J = (np.array(side) for side in zip(*permutations(range(6), 2), strict=True))
+BETTER, WORSE = (np.array(side) for side in zip(*permutations(range(6), 2), strict=True))
 
 Array = np.ndarray
 View = Callable[[Tensor], tuple[object, Tensor]]  # log-policy (6,) -> what the objective sees, and weights
@@ -47,14 +47,14 @@ def scores(logp: Tensor, at: Array) -> Scores:
 def judged(flipped: float = 0.0) -> View:
     """Every ordered pair, as often as judges of the rewards prefer it, a share of the labels flipped."""
     share = BEATS * (1 - flipped) + BEATS.T * flipped
-    weight = tensor((MU[:, None] * MU[None, :] * share)[I, J])
-    return lambda logp: (Pairs(scores(logp, I), scores(logp, J), weight, torch.ones_like(weight)), weight)
+    weight = tensor((MU[:, None] * MU[None, :] * share)[BETTER, WORSE])
+    return lambda logp: (Pairs(scores(logp, BETTER), scores(logp, WORSE), weight, torch.ones_like(weight)), weight)
 
 
 def voted(logp: Tensor) -> tuple[Pairs, Tensor]:
     """Every unordered pair once, with the share of judges for it."""
-    once = I < J
-    i, j = I[once], J[once]
+    once = BETTER < WORSE
+    i, j = BETTER[once], WORSE[once]
     weight = tensor(MU[i] * MU[j])
     return Pairs(scores(logp, i), scores(logp, j), weight, tensor(BEATS[i, j])), weight
 
@@ -109,8 +109,8 @@ def forward(c: float) -> Array:
 
 
 def js(c: float) -> Array:
-    p = np.exp(np.minimum((REWARD + c) / BETA - log(2), -1e-300))
-    return np.log(p) - np.log(-np.expm1(np.log(p)))
+    below = np.minimum((REWARD + c) / BETA - log(2), -1e-300)  # log sigmoid(u)
+    return below - np.log(-np.expm1(below))
 
 
 def alpha_half(c: float) -> Array:
@@ -142,9 +142,9 @@ ELSEWHERE = {
     o.Hinge, o.EXO, o.SPPO, o.NCA, o.BCO, o.QRPO, o.KTO, o.SimPO, o.APOZero, o.NLL,  # below, two responses or free ones
 }  # fmt: skip
 NONE = {
-    o.DPOPositive: "DPO's only where it lowers no chosen response", o.HyPO: "depends on which pairs the reference orders",
+    o.DPOPositive: "DPO's only where it lowers no chosen response", o.HyPO: "differs by the reference's order",
     o.CalDPO: "a compromise of two terms", o.APODown: "not finite", o.ODPO: "each pair has its own offset",
-    o.SLiC: "a hinge and imitation", o.AlphaPO: "SimPO's at alpha = 0, see test_limits", o.ORPO: "a compromise of two terms",
+    o.SLiC: "a hinge and imitation", o.AlphaPO: "SimPO's at alpha = 0, see test_limits", o.ORPO: "a compromise",
     o.SimPER: "not finite", o.AOT: "an order, not a number", o.BetaDPO: "beta follows the data",
     o.DrDPO: "DPO's as tau grows, see test_limits", o.Sum: "a compromise",
 }  # fmt: skip
@@ -236,7 +236,7 @@ def test_pointwise_optima() -> None:
     assert free_slopes(o.NCA(BETA, 0.7), scored, np.log(6 * share) / BETA).abs().max() < 1e-15
     assert free_slopes(o.QRPO(BETA), rated, REWARD / BETA - o.QRPO(BETA).log_z).abs().max() < 1e-15
     one = torch.ones(1, dtype=torch.float64)
-    sides = [Scores((one * at).requires_grad_(), one, 0 * one) for at in (1 / (2 * BETA), -1 / (2 * BETA))]
+    sides = [Scores(one * at, one, 0 * one) for at in (1 / (2 * BETA), -1 / (2 * BETA))]
     assert o.SPPO(BETA)(Pairs(*sides, one, one)).item() == 0
 
 
@@ -284,4 +284,3 @@ def test_imitation_finds_the_distribution_of_the_demos() -> None:
 
     found = minimise(loss, tensor(REF)).softmax(0).numpy()
     assert np.allclose(found, MU, atol=1e-7)
-

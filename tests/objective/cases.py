@@ -7,6 +7,7 @@ derived by hand from the formula.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import exp, log
 
@@ -32,8 +33,11 @@ def sigmoid(x: float) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """start: value where the policy is the reference (the worked pair's tokens and scores); shift: whether adding a
-    number to both logp, or to both reference logp, changes nothing; doubled: whether giving each token twice does not."""
+    """start: value where the policy is the reference, with the worked pair's tokens and scores.
+
+    shift: whether adding a number to both logp, or to both reference logp, changes nothing.
+    doubled: whether giving each token twice changes nothing.
+    """
 
     name: str
     objective: o.Objective
@@ -155,7 +159,10 @@ def slopes(objective: o.Objective, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor
     return found.detach(), d[0], d[1]
 
 
-def changed(pairs: Pairs, **fields: object) -> Pairs:
+def changed(pairs: Pairs, **fields: Callable[[Tensor], Tensor | None]) -> Pairs:
     """The pairs with the same fields of both responses replaced by functions of them."""
-    sides = [replace(s, **{k: f(getattr(s, k)) for k, f in fields.items()}) for s in (pairs.chosen, pairs.rejected)]  # type: ignore
-    return replace(pairs, chosen=sides[0], rejected=sides[1])
+
+    def side(scores: Scores) -> Scores:
+        return replace(scores, **{name: f(getattr(scores, name)) for name, f in fields.items()})
+
+    return replace(pairs, chosen=side(pairs.chosen), rejected=side(pairs.rejected))

@@ -12,5 +12,5 @@ app = App(
     help_format="plaintext",
 )
 app.register_install_completion_command()
-for verb in ("demo", "check", "train", "score", "report", "keys"):
+for verb in ("demo", "check", "train", "sweep", "score", "report", "keys"):
     app.command(f"preftune.cli.{verb}:{verb}", name=verb)

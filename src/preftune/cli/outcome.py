@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from preftune.record.meters import EVALUATION
@@ -44,5 +45,19 @@ def outcome(out: Path) -> None:
     if record.evaluations:
         console.print(meters(record.evaluations[0], record.evaluations[-1], heads=("before", "after")))
     for finding in diagnose(record):
-        console.print(f"[bold]{finding.severity}[/bold]: {finding.title}. {finding.evidence}", markup=True)
+        console.print(f"[bold]{finding.severity}[/bold]: {escape(f'{finding.title}. {finding.evidence}')}")
     console.print(f"model  {out / 'model'}\npage   {out / 'report.html'}", markup=False)
+
+
+def outcomes(records: list[Path]) -> None:
+    """After a sweep: the last held-out meters of each run, a line a run."""
+    from preftune.record.read import Record
+
+    shown = ("loss", "accuracy", "margin", "chosen_logp_change", "rejected_logp_change", "accuracy_chosen_shorter")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("run", *shown):
+        table.add_column(head, justify="left" if head == "run" else "right")
+    for path in records:
+        last = next(reversed(Record.open(path).evaluations), {})
+        table.add_row(escape(path.name), *(number(last.get(name)) for name in shown))
+    Console(highlight=False).print(table)

@@ -124,7 +124,8 @@ def work(found: Preview) -> Text:
     text = Text("\nwork\n", style="bold")
     lines = [
         f"{len(steps)} steps of up to {found.run.batch.rows} rows, about {packs:.1f} packs a step",
-        f"{found.tokens:,.0f} tokens a step with sharing, {found.naive:,.0f} without: {found.naive / found.tokens:.2f} times fewer",
+        f"{found.tokens:,.0f} tokens a step with sharing, {found.naive:,.0f} without "
+        f"({found.naive / found.tokens:.2f} times as many)",
         f"{found.parameters:,} parameters",
         f"about {_size(memory.total)} of memory: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
         f"moments {_size(memory.moments)}, a pack's activations up to {_size(memory.activations)}",

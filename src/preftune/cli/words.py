@@ -9,11 +9,16 @@ from preftune.config.run import Run
 from preftune.errors import UserError
 
 
-def run_of(words: Sequence[str]) -> Run:
-    """The run that the words describe. Raises UserError."""
+def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The configuration file, if one is named, and the words that change it. Raises UserError."""
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise UserError(
             f'"{files[1]}" is neither a flag nor key=value.', mend="Give one file, then words as optim.lr=1e-6."
         )
-    return load(files[0] if files else None, [word for word in words if "=" in word])
+    return files[0] if files else None, [word for word in words if "=" in word]
+
+
+def run_of(words: Sequence[str]) -> Run:
+    """The run that the words describe. Raises UserError."""
+    return load(*file_of(words))

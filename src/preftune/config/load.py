@@ -16,15 +16,23 @@ from preftune.config.run import Run
 from preftune.errors import UserError, nearest
 
 Tree = dict[str, Any]
-CHOICES = {"objective": "name", "reference": "kind"}  # tables that are chosen by one of their keys
-USUAL = {
-    "objective": "dpo",
-    "reference": "stored",
-}  # the choice where other keys of the table are given and not this one
+CHOICES = {"objective": "name", "reference": "kind", "aggregate": "name"}  # tables that are chosen by one of their keys
+USUAL = {"objective": "dpo", "reference": "stored", "aggregate": "sum"}  # where only other keys of the table are given
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-PLAIN = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "array": "a list",
-         "object": "a table", "null": "nothing", "str | array": "text or a list", "float | null": "a number",
-         "int | null": "a whole number", "str | null": "text", "str | array | null": "text or a list"}  # fmt: skip
+PLAIN = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+    "str | array": "text or a list",
+    "float | null": "a number",
+    "int | null": "a whole number",
+    "str | null": "text",
+    "str | array | null": "text or a list",
+}
 WORDS = re.compile("`(" + "|".join(map(re.escape, PLAIN)) + ")`")
 
 

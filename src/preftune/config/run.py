@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from preftune.objective import DPO, Objective
+from preftune.objective.aggregate import Aggregate, Plain
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -19,7 +20,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of the configuration file."""
 
 
-class Model(Table):
+class Model(Table, frozen=True):
     """[model] The policy: the model that is trained."""
 
     path: Annotated[str, Meta(description="Folder or hub name of the model to tune.")] = ""
@@ -42,7 +43,7 @@ class Model(Table):
     ] = "auto"
 
 
-class Data(Table):
+class Data(Table, frozen=True):
     """[data] Rows to learn from and how they become tokens."""
 
     train: Annotated[
@@ -62,6 +63,12 @@ class Data(Table):
         Annotated[int, Meta(ge=2)] | None,
         Meta(description="Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."),
     ] = None
+    rankings: Annotated[
+        Literal["all", "best"],
+        Meta(
+            description="Pairs that a ranking gives: every two of different rank, or the best against each other one."
+        ),
+    ] = "all"
     too_long: Annotated[
         Literal["skip", "cut"],
         Meta(description="skip: leave longer rows out; cut: drop the response's end, and then no end token is added."),
@@ -72,7 +79,7 @@ class Data(Table):
     ] = 0.05
 
 
-class Stored(Table, tag_field="kind", tag="stored"):
+class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
     """The reference is scored once per response into a store that all runs share."""
 
     path: Annotated[
@@ -84,7 +91,7 @@ class Stored(Table, tag_field="kind", tag="stored"):
     ] = None
 
 
-class Frozen(Table, tag_field="kind", tag="frozen"):
+class Frozen(Table, frozen=True, tag_field="kind", tag="frozen"):
     """A second model in memory, asked in every step."""
 
     path: Annotated[
@@ -92,14 +99,23 @@ class Frozen(Table, tag_field="kind", tag="frozen"):
     ] = None
 
 
-class NoReference(Table, tag_field="kind", tag="none"):
+class Moving(Table, frozen=True, tag_field="kind", tag="moving"):
+    """A second model in memory that follows the policy (TR-DPO, arXiv 2404.09656)."""
+
+    share: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the policy's weights at each move; 1 copies the policy.")
+    ] = 0.6
+    every: Annotated[Count, Meta(description="Updates between two moves.")] = 64
+
+
+class NoReference(Table, frozen=True, tag_field="kind", tag="none"):
     """No reference: for objectives that do not use one."""
 
 
-Reference = Stored | Frozen | NoReference
+Reference = Stored | Frozen | Moving | NoReference
 
 
-class Batch(Table):
+class Batch(Table, frozen=True):
     """[batch] Examples of one update (the mathematics) and tokens of one forward pass (the memory)."""
 
     rows: Annotated[int, Meta(ge=1, description="Rows that make one update.")] = 64
@@ -108,7 +124,7 @@ class Batch(Table):
     ] = None
 
 
-class Optim(Table):
+class Optim(Table, frozen=True):
     """[optim] AdamW, its schedule, and how long to train."""
 
     lr: Annotated[float, Meta(gt=0, le=1, description="Highest learning rate.")] = 1e-6
@@ -124,7 +140,7 @@ class Optim(Table):
     clip: Annotated[float, Meta(gt=0, description="Largest norm of the gradient.")] = 1.0
 
 
-class Evaluate(Table):
+class Evaluate(Table, frozen=True):
     """[evaluate] When to measure on the held-out rows; always at the start and at the end."""
 
     every: Annotated[Count | None, Meta(description="Steps between evaluations; only start and end if not given.")] = (
@@ -132,21 +148,23 @@ class Evaluate(Table):
     )
 
 
-class Save(Table):
+class Save(Table, frozen=True):
     """[save] Checkpoints."""
 
     every: Annotated[Count | None, Meta(description="Steps between checkpoints; only the last if not given.")] = None
     keep: Annotated[int, Meta(ge=1, description="Newest checkpoints kept.")] = 2
 
 
-class Run(Table):
+class Run(Table, frozen=True):
     """A run: everything that decides its result, and where it is written."""
 
     model: Model = Model()
     data: Data = Data()
     objective: Objective = DPO()
+    aggregate: Aggregate = Plain()
     reference: Annotated[
-        Reference | None, Meta(description="stored, frozen or none; by default stored if the objective needs one.")
+        Reference | None,
+        Meta(description="stored, frozen, moving or none; by default stored if the objective needs one."),
     ] = None
     batch: Batch = Batch()
     optim: Optim = Optim()

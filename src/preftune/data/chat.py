@@ -30,6 +30,7 @@ GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control toke
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
 TEMPLATE = 2**20  # characters of a chat template
 TODAY = datetime(2024, 7, 26)  # for templates that print the date, since a run must repeat; Llama 3.1 falls back to it
+DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class Pieces(Struct, frozen=True):
@@ -56,6 +57,7 @@ class Renderer:
         self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
         self._end = str(tokeniser.eos_token or "")
         self.templated = bool(tokeniser.chat_template)
+        self._template, self._dated = "", 0
         if self.templated:
             self._try()
 
@@ -136,7 +138,7 @@ class Renderer:
         said = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             found = self._tokeniser.apply_chat_template(
-                said, tokenize=False, add_generation_prompt=opened, strftime_now=_today
+                said, tokenize=False, add_generation_prompt=opened, chat_template=self._template
             )
         except Exception as error:  # a template is a stranger's program: it may raise anything
             line = getattr(error, "lineno", None)
@@ -147,11 +149,14 @@ class Renderer:
 
     def _try(self) -> None:
         """Render one made-up conversation. Raises UserError for what would be wrong with every row."""
-        template = str(self._tokeniser.chat_template)
         asked = [Message("user", ASKED)]
         try:
+            template = self._tokeniser.get_chat_template()
             if len(template) > TEMPLATE:
                 raise Defect("the chat template is longer than a million characters.")
+            self._template, self._dated = DATE.subn(lambda found: f'"{TODAY.strftime(found.group(2))}"', template)
+            if "strftime_now(" in self._template:
+                raise Defect("the chat template prints the date in a form that it computes.", "Write the form into it.")
             _, opened, _ = self._frame(asked)
             if opened.count(ASKED) != 1:
                 raise Defect("the chat template repeats the user's turn.")
@@ -159,16 +164,14 @@ class Renderer:
                 raise Defect("the chat template gives another text each time.", "Take out what is random in it.")
         except Defect as defect:
             raise UserError(defect.what, where="chat template", mend=defect.mend) from defect
+        except ValueError as error:  # several templates, none of them the default
+            raise UserError(str(error), where="chat template") from error
 
     def notes(self) -> list[tuple[str, str]]:
         """(reason, what) that holds for the template as a whole."""
-        if self.templated and "strftime_now" in str(self._tokeniser.chat_template):
+        if self._dated:
             return [("template.date", f"the chat template prints the date; it is always {TODAY:%d %b %Y}.")]
         return []
-
-
-def _today(form: str) -> str:
-    return TODAY.strftime(form)
 
 
 def _departs(expected: str, found: str) -> Defect:

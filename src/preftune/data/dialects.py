@@ -94,7 +94,7 @@ def _answered(prompt: tuple[Message, ...], given: Prompt) -> Response:
     if not rest or rest[-1].role != "assistant":
         raise Unusable("turn.last", "the last turn is not the assistant's.")
     if len(rest) > 1:
-        if len(given) > len(prompt):
+        if rest[0].role != "assistant":
             raise Unusable("prompt.differs", f"the response's conversation leaves the prompt {_first(prompt, given)}.")
         raise Unusable("response.turns", "the response has several turns, and only one can be compared.")
     return rest
@@ -267,7 +267,7 @@ def recognise(value: Mapping[str, object]) -> Dialect:
         if len(dialect.keys(value)) == len(dialect.slots):
             return dialect
     seen = ", ".join(map(str, value)) or "none"
-    near = max(DIALECTS, key=lambda dialect: (_likeness(dialect, value), -len(dialect.slots)))
+    near = max(DIALECTS, key=lambda dialect: _likeness(dialect, value))
     lacking = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
     missing = ", ".join(" or ".join(f'"{name}"' for name in names) for names in lacking)
     spelt = [hint for names in lacking for hint in (_spelling(names, value),) if hint]
@@ -279,10 +279,11 @@ def recognise(value: Mapping[str, object]) -> Dialect:
                  " ".join([*spelt, f"Nearest known form: {near.name} ({needs})."]), "row.missing")  # fmt: skip
 
 
-def _likeness(dialect: Dialect, value: Mapping[str, object]) -> float:
+def _likeness(dialect: Dialect, value: Mapping[str, object]) -> tuple[int, float]:
+    """Few slots without any key that could be meant come first, then many slots with one."""
     filled = dialect.keys(value)
     near = sum(bool(_spelling(keys.split("|"), value)) for slot, keys in dialect.slots.items() if slot not in filled)
-    return (len(filled) + 0.9 * near) / len(dialect.slots)
+    return len(filled) + near - len(dialect.slots), len(filled) + 0.9 * near
 
 
 def _spelling(names: list[str], value: Mapping[str, object]) -> str:

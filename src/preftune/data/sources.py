@@ -104,6 +104,11 @@ def _head(path: Path, name: str) -> bytes:
         gzipped = packed.read(2) == b"\x1f\x8b"
     with gzip.open(path) if gzipped else path.open("rb") as stream:
         head = stream.read(4096)
+        most, unpacked = max(LINE, RATIO * path.stat().st_size), 0
+        while gzipped and (block := stream.read(2**20)):
+            unpacked += len(block)
+            if unpacked > most:
+                raise UserError(f"unpacks to more than {RATIO} times its size, as no text does.", where=name)
     for start, what, mend in STRANGE:
         if head.lstrip().startswith(start):
             raise UserError(what, where=name, mend=mend)
@@ -134,22 +139,20 @@ def _text(path: Path, name: str, head: bytes) -> Iterator[tuple[Place, object, s
         packed.seek(0)
         unpacked: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=packed) if gzipped else packed
         with unpacked as stream:
-            lines = _lines(stream, name, RATIO * path.stat().st_size if gzipped else 0)
+            lines = _lines(stream, name)
             if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
                 yield from _array(b"".join(line for _, line in lines), name)
             else:
                 yield from _jsonl(lines, name)
 
 
-def _lines(stream: IO[bytes] | gzip.GzipFile, name: str, most: int) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines. most: bytes in all before a packed file is refused, 0 for no limit."""
-    number, total = 0, 0
+def _lines(stream: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, none of them longer than LINE."""
+    number = 0
     while line := stream.readline(LINE + 1):
-        number, total = number + 1, total + len(line)
+        number += 1
         if len(line) > LINE:
             raise UserError(f"the line is longer than {LINE >> 20} MiB.", where=f"{name}:{number}")
-        if most and total > max(most, LINE):
-            raise UserError(f"unpacks to more than {RATIO} times its size.", where=name, mend="No text packs so well.")
         yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,9 +117,14 @@ class Merged(torch.autograd.Function):
         for block in trie.blocks(SMALL):
             q, k = slice(block.q0, block.q1), slice(block.k0, block.k1)
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, q], key[:, :, k], value[:, :, k], 0.0, block.kind == "causal",
-                attn_mask=_mask(trie, block, query.dtype), scale=scale,
-            )  # fmt: skip
+                query[:, :, q],
+                key[:, :, k],
+                value[:, :, k],
+                0.0,
+                block.kind == "causal",
+                attn_mask=_mask(trie, block, query.dtype),
+                scale=scale,
+            )
             if block.q0 >= reach:  # the first block that these rows meet
                 joined[:, :, q], total[:, :, q] = out, lse
             else:
@@ -134,18 +140,26 @@ class Merged(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, result, total = ctx.saved_tensors
         sums = [torch.zeros(t.shape, dtype=torch.float32) for t in (query, key, value)]
         for block in ctx.trie.blocks(SMALL):
             q, k = slice(block.q0, block.q1), slice(block.k0, block.k1)
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, q], query[:, :, q], key[:, :, k], value[:, :, k], result[:, :, q], total[:, :, q], 0.0,
-                block.kind == "causal", attn_mask=_mask(ctx.trie, block, query.dtype), scale=ctx.scale,
-            )  # fmt: skip
+                grad[:, :, q],
+                query[:, :, q],
+                key[:, :, k],
+                value[:, :, k],
+                result[:, :, q],
+                total[:, :, q],
+                0.0,
+                block.kind == "causal",
+                attn_mask=_mask(ctx.trie, block, query.dtype),
+                scale=ctx.scale,
+            )
             for into, part, rows in zip(sums, parts, (q, k, k), strict=True):
                 into[:, :, rows] += part
-        return *(s.to(query.dtype) for s in sums), None, None  # type: ignore[return-value]
+        return *(s.to(query.dtype) for s in sums), None, None
 
 
 def _mask(trie: Layout, block: Block, dtype: torch.dtype) -> Tensor | None:
@@ -165,6 +179,7 @@ def along_paths(query: Tensor, key: Tensor, value: Tensor, trie: Layout, scale: 
     q = query[0].transpose(0, 1).contiguous()
     k, v = (t[0].transpose(0, 1).index_select(0, path) for t in (key, value))
     out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale, **_varlen_options())
+    assert isinstance(out, Tensor)
     return out.transpose(0, 1)[None]
 
 
@@ -202,9 +217,9 @@ def _varlen() -> bool:
 
 
 @cache
-def _varlen_options() -> dict[str, object]:
+def _varlen_options() -> dict[str, Any]:  # keywords that differ between versions of torch
     from torch.nn.attention.varlen import varlen_attn
 
-    causal: dict[str, object] = {"window_size": (-1, 0)}
+    causal = {"window_size": (-1, 0)}
     gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     return {**causal, **gqa}

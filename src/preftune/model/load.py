@@ -27,21 +27,31 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
     if folder.is_dir():
         refuse_code(folder, where)
         if not list(folder.glob("*.safetensors")):
-            raise UserError("has no *.safetensors file.", where=f"{where}: {path}",
-                            mend="Weights in pickle files are not read; save the model again as safetensors.")  # fmt: skip
+            raise UserError(
+                "has no *.safetensors file.",
+                where=f"{where}: {path}",
+                mend="Weights in pickle files are not read; save the model again as safetensors.",
+            )
     elif folder.exists() or path.startswith((".", "/", "~")):
         raise UserError("is not the folder of a model.", where=f"{where}: {path}")
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
-            str(folder) if folder.is_dir() else path, revision=revision, dtype=DTYPES[weights],
-            use_safetensors=True, attn_implementation="eager", output_loading_info=True,
-        )  # fmt: skip
+        module, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            str(folder) if folder.is_dir() else path,
+            revision=revision,
+            dtype=DTYPES[weights],
+            use_safetensors=True,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {_first_line(error)}", where=f"{where}: {path}") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
-                        where=f"{where}: {path}", mend="Not the folder of a causal language model?")  # fmt: skip
+        raise UserError(
+            f"has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
+            where=f"{where}: {path}",
+            mend="Not the folder of a causal language model?",
+        )
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", where=f"{where}: {path}")
@@ -89,7 +99,7 @@ def weights_digest(module: PreTrainedModel) -> str:
 
 def export(into: Folder, module: PreTrainedModel, tokeniser: PreTrainedTokenizerBase) -> None:
     """The plain Hugging Face layout, in a folder being built."""
-    name = module.config._attn_implementation
+    name = str(module.config._attn_implementation)
     module.set_attn_implementation("eager")  # ours is not known elsewhere
     module.save_pretrained(into.path)
     module.set_attn_implementation(name)

@@ -53,10 +53,7 @@ def token_bytes(config: PreTrainedConfig, element: int, checkpointing: bool) -> 
 
 def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bool) -> int:
     """Tokens a pack may hold: what fits beside weights, gradients and moments, at most where speed stops rising."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = available_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     element = next(module.parameters()).element_size()
     room = 0.6 * (free - 3 * weights)

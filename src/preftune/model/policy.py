@@ -30,17 +30,24 @@ class Policy:
     def device(self) -> torch.device:
         return self.module.device
 
+    @property
+    def vocab(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.module.get_input_embeddings().get_parameter("weight").shape[0])
+
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability of every token of every response, (members,), in nats, fp32 (fp64 for fp64 models)."""
         with self._autocast():
             hidden = self.hidden(batch)[batch.source]
             return head_logp(hidden, self.head, batch.target)[batch.member]
 
-    def statistics(self, batch: Batch) -> Statistics:
-        """Row statistics of every token of every response, (members,) each; no gradient."""
-        with torch.no_grad(), self._autocast():
-            found = head_statistics(self.hidden(batch)[batch.source], self.head, batch.target)
-        return Statistics(*(part[batch.member] for part in (found.squares, found.entropy, found.top)))
+    def token_logp_and_statistics(self, batch: Batch) -> tuple[Tensor, Statistics]:
+        """The same, and statistics of each token's distribution, (members,) each, which carry no gradient."""
+        with self._autocast():
+            hidden = self.hidden(batch)[batch.source]
+            logp = head_logp(hidden, self.head, batch.target)[batch.member]
+            found = head_statistics(hidden.detach(), self.head, batch.target)
+        return logp, Statistics(*(part[batch.member] for part in (found.squares, found.entropy, found.top)))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden state of every row of the trie, (tokens, width)."""
@@ -52,7 +59,7 @@ class Policy:
         return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
 
     def _padded(self, batch: Batch) -> Tensor:
-        """The same from one padded row a distinct sequence; right padding is behind every token, so no mask is needed."""
+        """The same from one padded row a distinct sequence; no token sees the padding behind it: no mask is needed."""
         paths = {int(path[-1]): torch.from_numpy(path).to(self.device) for path in batch.layout.trie.paths}
         rows = torch.nn.utils.rnn.pad_sequence(list(paths.values()), batch_first=True)
         states = self.module.base_model(input_ids=batch.ids[rows], use_cache=False).last_hidden_state
@@ -65,6 +72,7 @@ class Policy:
     def head(self) -> Head:
         """The output layer with what its family multiplies and caps logits by."""
         layer = self.module.get_output_embeddings()
+        assert layer is not None  # a causal language model has one
         config = self.module.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
@@ -90,8 +98,9 @@ def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.floa
         return Policy(module, "trie", compute), "one row a distinct token"
     module.set_attn_implementation("sdpa" if module._supports_sdpa else "eager")
     if wanted == "trie":
-        raise UserError(f"{module.config.model_type} cannot share prefixes: {why}.", where="model.layout",
-                        mend='Use layout="auto".')  # fmt: skip
+        raise UserError(
+            f"{module.config.model_type} cannot share prefixes: {why}.", where="model.layout", mend='Use layout="auto".'
+        )
     return Policy(module, "padded", compute), f"one padded row a response: {why}"
 
 
@@ -164,5 +173,6 @@ def checked(policy: Policy, batch: Batch) -> tuple[Policy, float]:
         off = off_padded
     raise UserError(
         f"log-probabilities of {policy.module.config.model_type} differ by {off:.2g} nats from its own forward pass.",
-        where="model.path", mend="This family is not supported.",
-    )  # fmt: skip
+        where="model.path",
+        mend="This family is not supported.",
+    )

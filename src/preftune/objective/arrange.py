@@ -7,16 +7,20 @@ come from one row sum to the row's weight.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
+from preftune.objective.rankings import ranking_pairs
 from preftune.objective.scores import Demos, Pairs, Rankings, Ratings, Scores
 
+RankingsAs = Literal["all", "best"]
 ACCEPTS = {
     "pairs": ("pair", "ranking"),
     "ratings": ("rating", "pair"),
@@ -27,10 +31,15 @@ ACCEPTS = {
 
 @dataclass(frozen=True)
 class Views:
-    """The same responses as pairs, ratings, rankings and demos; scores in the order groups, responses."""
+    """The same responses as pairs, ratings, rankings and demos; scores in the order groups, responses.
+
+    rankings_as: which pairs a ranking gives (see `ranking_pairs`); mismatched: responses under others' prompts.
+    """
 
     groups: Sequence[TokenGroup]
     scores: Scores
+    rankings_as: RankingsAs = "all"
+    mismatched: Scores | None = None
 
     @cached_property
     def starts(self) -> list[int]:
@@ -45,14 +54,16 @@ class Views:
         """(pairs,) each: place of the better response, of the worse one, weight, and probability of that order."""
         better, worse, weight, preferred = [], [], [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            if group.kind not in ACCEPTS["pairs"]:
-                continue
-            ordered = [(i, j) for i, a in enumerate(group.ranks) for j, b in enumerate(group.ranks) if a < b]
-            better += [start + i for i, _ in ordered]
-            worse += [start + j for _, j in ordered]
-            weight += [group.weight / len(ordered)] * len(ordered)
-            preferred += [group.preferred] * len(ordered)
+            first, second, each = ranking_pairs(group.ranks, self.rankings_as)
+            better += [start + i for i in first]
+            worse += [start + j for j in second]
+            weight += [group.weight * w for w in each]
+            preferred += [group.preferred] * len(each)
         return self._index(better), self._index(worse), self._float(weight), self._float(preferred)
+
+    def pairs_of(self, group: TokenGroup) -> int:
+        """How many pairs a group gives."""
+        return len(ranking_pairs(group.ranks, self.rankings_as)[0])
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -80,7 +91,8 @@ class Views:
             elif group.kind == "pair":
                 at, good = [*at, start, start + 1], [*good, True, False]
                 weight += [group.weight / 2] * 2
-        return Ratings(self._at(at), torch.tensor(good, dtype=torch.bool, device=self._device), self._float(weight))
+        is_good = torch.tensor(good, dtype=torch.bool, device=self._device)
+        return Ratings(self._at(at), is_good, self._float(weight), self.mismatched)
 
     @cached_property
     def rankings(self) -> Rankings:
@@ -97,7 +109,9 @@ class Views:
     def demos(self) -> Demos:
         at, weight = [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            best = [start + i for i, rank in enumerate(group.ranks) if rank == 1 and group.good]
+            if group.kind == "rating" and not group.good:
+                continue
+            best = [start + i for i, rank in enumerate(group.ranks) if rank == 1]
             at += best
             weight += [group.weight / len(best)] * len(best)
         return Demos(self._at(at), self._float(weight))
@@ -114,3 +128,22 @@ class Views:
 
     def _at(self, places: list[int]) -> Scores:
         return self.scores[self._index(places)]
+
+
+def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
+    """Each response of these rows under the prompt of another row, for KTO's drift; prompts that are equal never swap.
+
+    With the responses in order of their prompts, going on by the size of the largest block of equal prompts meets
+    another prompt everywhere, unless one block is over half of all; what then meets itself, and what would be
+    longer than `longest` tokens, is left out.
+    """
+    keyed = [(g.prompt.tobytes(), g, response) for g in groups for response in g.responses]
+    keyed.sort(key=lambda item: item[0])
+    blocks = Counter(key for key, _, _ in keyed)
+    step = max(blocks.values(), default=0)
+    found = []
+    for place, (key, group, _) in enumerate(keyed):
+        other, _, response = keyed[(place + step) % len(keyed)]
+        if other != key and len(group.prompt) + len(response) <= longest:
+            found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place))
+    return found

@@ -31,7 +31,7 @@ def ranking_pairs(
     """
     top = min(ranks, default=0)
     found = [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b and (how == "all" or a == top)]
-    return [i for i, _ in found], [j for _, j in found], [1 / len(found)] * len(found)
+    return [i for i, _ in found], [j for _, j in found], [1 / len(found) for _ in found]
 
 
 class PlackettLuce(RankingFormula, frozen=True, tag="plackett_luce"):
@@ -126,5 +126,5 @@ class NCA(RankingFormula, frozen=True, tag="nca"):
         """(groups,) one value a prompt, in nats."""
         wanted, real = targets(rankings, self.temperature)
         reward = by_group(self.beta * rankings.responses.log_ratio, rankings)
-        noise = real / real.sum(-1, keepdim=True)
+        noise = real.to(reward.dtype) / real.sum(-1, keepdim=True)
         return (wanted * logistic(reward) + noise * logistic(-reward)).sum(-1)

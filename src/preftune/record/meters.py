@@ -45,6 +45,8 @@ STEP: dict[str, Meter] = {
         "1 / nat", "derivative of an example's loss by the logp of chosen: what pushes it, negative is up"
     ),
     "rejected_incentive": Meter("1 / nat", "derivative of an example's loss by the logp of rejected"),
+    "drift": Meter("nats", "mean log-ratio on mismatched responses, not below 0 (KTO's z0); null for other objectives"),
+    "drift_error": Meter("nats", "standard error of that mean"),
     "grad_norm": Meter("", "norm of the gradient before clipping"),
     "lr": Meter("", "learning rate of this step"),
     "examples": Meter("rows", "rows of this step"),

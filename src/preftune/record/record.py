@@ -15,8 +15,19 @@ from preftune.config.run import Run
 from preftune.errors import UserError
 
 LINES = ("metrics", "evaluations", "events")
-OURS = ("run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl", "extras.json",
-        "report.html", "start.safetensors", "checkpoints", "model", *(f"{name}.jsonl" for name in LINES))  # fmt: skip
+OURS = (
+    "run.toml",
+    "environment.json",
+    "identity.json",
+    "data.json",
+    "evaluation_rows.jsonl",
+    "extras.json",
+    "report.html",
+    "start.safetensors",
+    "checkpoints",
+    "model",
+    *(f"{name}.jsonl" for name in LINES),
+)
 
 
 class Record:
@@ -88,24 +99,31 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     if resume:
         return (path / "run.toml").exists()
     if not force:
-        raise UserError("a run is here already.", where=f"out: {path}",
-                        mend="Go on with --resume, replace it with --force, or choose another `out`.")  # fmt: skip
+        raise UserError(
+            "a run is here already.",
+            where=f"out: {path}",
+            mend="Go on with --resume, replace it with --force, or choose another `out`.",
+        )
     for name in OURS:
-        target = path / name
-        if target.is_dir():
-            files.remove(target)
-        else:
-            target.unlink(missing_ok=True)
+        files.delete(path / name)
     return False
 
 
 def environment(run: Run, digests: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Versions, machine class and digests: all that a figure of this run depends on besides run.toml."""
     return {
-        "preftune": version("preftune"), "python": platform.python_version(), "torch": version("torch"),
-        "transformers": version("transformers"), "numpy": version("numpy"), "system": platform.system(),
-        "machine": platform.machine(), "device": device, "threads": threads, "seed": run.seed, **digests,
-    }  # fmt: skip
+        "preftune": version("preftune"),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "numpy": version("numpy"),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "device": device,
+        "threads": threads,
+        "seed": run.seed,
+        **digests,
+    }
 
 
 def start(path: Path, run: Run) -> None:

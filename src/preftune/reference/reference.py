@@ -48,6 +48,21 @@ class FrozenReference:
 
 
 @dataclass(frozen=True)
+class MovingReference(FrozenReference):
+    """A second model that follows the policy: every `every` updates it takes `share` of the policy's weights."""
+
+    share: float
+    every: int
+
+    def follow(self, policy: Policy, step: int) -> None:
+        """Move, if update `step` (from 1) is one to move after (TR-DPO, arXiv 2404.09656, eqs. 1 and 2)."""
+        if step % self.every == 0:
+            with torch.no_grad():
+                for own, theirs in zip(self.policy.module.parameters(), policy.module.parameters(), strict=True):
+                    own.lerp_(theirs, self.share)
+
+
+@dataclass(frozen=True)
 class StoredReference:
     """Numbers from the store; every response asked for must have been put there by `score`."""
 
@@ -157,6 +172,8 @@ def _canaries(policy: Policy, store: Store, present: dict[Key, TokenGroup], seed
         off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
         if not off <= (0.25 if half else 2e-3):
             raise UserError(
-                f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.", code=CORRUPT,
-                where=str(store.folder), mend="Delete this folder; it will be scored again.",
-            )  # fmt: skip
+                f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.",
+                code=CORRUPT,
+                where=str(store.folder),
+                mend="Delete this folder; it will be scored again.",
+            )

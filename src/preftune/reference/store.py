@@ -22,8 +22,8 @@ Key = bytes  # 32 bytes
 def key_of(prompt: np.ndarray, response: np.ndarray) -> Key:
     """SHA-256 of the token ids of a prompt and a response, and of where one ends."""
     told = hashlib.sha256(len(prompt).to_bytes(8, "little"))
-    told.update(np.ascontiguousarray(prompt, "<i4"))
-    told.update(np.ascontiguousarray(response, "<i4"))
+    told.update(np.asarray(prompt, "<i4").tobytes())
+    told.update(np.asarray(response, "<i4").tobytes())
     return told.digest()
 
 
@@ -55,12 +55,14 @@ class Store:
             return
         keys = sorted(self._new)
         values = [self._new[key] for key in keys]
-        data = save({
-            "key": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
-            "sum": np.stack([_sum(k, v) for k, v in zip(keys, values, strict=True)]),
-            "tokens": np.array([len(v) for v in values], np.int64),
-            "logp": np.concatenate(values),
-        })  # fmt: skip
+        data = save(
+            {
+                "key": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
+                "sum": np.stack([_sum(k, v) for k, v in zip(keys, values, strict=True)]),
+                "tokens": np.array([len(v) for v in values], np.int64),
+                "logp": np.concatenate(values),
+            }
+        )
         files.write(self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
         self._new.clear()
 

@@ -11,14 +11,13 @@ import torch
 
 from preftune.data.groups import TokenGroup
 from preftune.model.policy import Policy
-from preftune.objective import Objective
 from preftune.objective.arrange import Views
 from preftune.objective.scores import Scores
 from preftune.pack.plan import fill, prefix_rank
 from preftune.record.meters import SCORES
-from preftune.reference.reference import NoReference, Reference
+from preftune.reference.reference import Reference
 from preftune.train.measure import Sums, Values, margins, rank_correlation
-from preftune.train.step import given_scores, score, total
+from preftune.train.step import Judge, joined, score, score_mismatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,56 +37,61 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Groups to measure on, cut into packs once."""
+    """Groups to measure on, cut into packs once. order: (responses,) where each response stands in the packs' order."""
 
     groups: Sequence[TokenGroup]
     packs: tuple[tuple[int, ...], ...]
+    order: torch.Tensor
 
     @classmethod
     def of(cls, groups: Sequence[TokenGroup], tokens: int) -> HeldOut:
         near = prefix_rank([g.prompt for g in groups])
-        return cls(groups, fill(range(len(groups)), [g.tokens for g in groups], tokens, near))
+        packs = fill(range(len(groups)), [g.tokens for g in groups], tokens, near)
+        firsts = np.cumsum([0, *(len(g.responses) for g in groups)])
+        placed = [np.arange(firsts[i], firsts[i + 1]) for pack in packs for i in pack]
+        order = np.argsort(np.concatenate(placed)) if placed else np.empty(0, np.int64)
+        return cls(groups, packs, torch.from_numpy(order))
 
 
 def evaluate(
-    policy: Policy, reference: Reference, objective: Objective, held_out: HeldOut, start: np.ndarray | None
+    policy: Policy, reference: Reference, judge: Judge, held_out: HeldOut, start: np.ndarray | None
 ) -> Evaluation:
-    """Measure. start: (responses,) logp before training, or None where this is that measurement."""
+    """Measure. start: (responses,) logp before training, or None where this is that measurement.
+
+    The objective is asked once about all rows, in fp64, so that no meter depends on how they were cut into packs.
+    """
     began = time.monotonic()
-    firsts = np.cumsum([0, *(len(g.responses) for g in held_out.groups)])
-    found = np.empty((3, firsts[-1]))  # logp, reference, tokens
     with torch.no_grad():
-        for pack in held_out.packs:
-            scores = score(policy, reference, [held_out.groups[i] for i in pack]).scores()
-            at = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in pack])
-            reference_logp = scores.logp if scores.reference is None else scores.reference
-            for row, values in zip(found, (scores.logp, reference_logp, scores.tokens), strict=True):
-                row[at] = values.double().cpu().numpy()
-        return _summary(found, held_out.groups, objective, start, reference, began)
+        packs = [score(policy, reference, [held_out.groups[i] for i in pack], judge) for pack in held_out.packs]
+        mismatched, _ = score_mismatched(policy, reference, held_out.groups, judge)
+        scores = in_double(joined([pack.scores() for pack in packs]))[held_out.order]
+        views = Views(held_out.groups, scores, judge.rankings_as, in_double(mismatched) if mismatched else None)
+        before = scores.logp if start is None else torch.from_numpy(start)
+        sums = Sums(judge.objective)
+        sums.add(views, float(judge.total(views)), before)
+        values = sums.means(list(SCORES)) | _lengths(views, before)
+    values |= {"rows": len(held_out.groups), "seconds": round(time.monotonic() - began, 3)}
+    return Evaluation(values, _rows(views, before), views)
 
 
-def _summary(
-    found: np.ndarray, groups: Sequence[TokenGroup], objective: Objective, start: np.ndarray | None,
-    reference: Reference, began: float,
-) -> Evaluation:  # fmt: skip
-    """Everything from the whole set at once: no meter depends on how it was cut into packs."""
-    logp, anchor, tokens = (torch.from_numpy(row) for row in found)
-    before = logp if start is None else torch.from_numpy(start)
-    with_reference = not isinstance(reference, NoReference)
-    views = Views(groups, Scores(logp, tokens, anchor if with_reference else None, given_scores(groups, logp)))
-    sums = Sums(objective)
-    sums.add(views, float(total(objective, views)), before)
-    values = sums.means(list(SCORES))
-    ratio = (logp - (anchor if with_reference else before)).numpy()
-    values |= {"rows": len(groups), "reward_length_correlation": rank_correlation(ratio, found[2])}
+def in_double(scores: Scores) -> Scores:
+    """The same on the host in fp64."""
+    fields = (scores.logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
+    return Scores(*(None if field is None else field.double().cpu() for field in fields))  # type: ignore[arg-type]
+
+
+def _lengths(views: Views, before: torch.Tensor) -> Values:
+    """Meters that tell whether the policy learned length."""
+    scores = views.scores
+    ratio = scores.logp - before if scores.reference is None else scores.log_ratio
+    values: Values = {"reward_length_correlation": rank_correlation(ratio.numpy(), scores.tokens.numpy())}
     better, worse, _, _ = views.compared
     if len(better):
-        margin, longer = margins(views), tokens[better] - tokens[worse]
+        margin, longer = margins(views), scores.tokens[better] - scores.tokens[worse]
         right = (margin > 0).double() + 0.5 * (margin == 0)
         for name, these in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
             values[f"accuracy_{name}"] = float(right[these].mean()) if bool(these.any()) else None
-    values["seconds"] = round(time.monotonic() - began, 3)
-    return Evaluation(values, _rows(views, before), views)
+    return values
 
 
 def _rows(views: Views, before: torch.Tensor) -> list[dict[str, object]]:
@@ -100,8 +104,11 @@ def _rows(views: Views, before: torch.Tensor) -> list[dict[str, object]]:
             row: dict[str, object] = {"id": group.id or str(group.place), "margin": float(margin[seen])}
             for side, at in sides.items():
                 logp = float(views.scores.logp[at])
-                row |= {f"{side}_logp": logp, f"{side}_logp_change": logp - float(before[at]),
-                        f"{side}_tokens": int(views.scores.tokens[at])}  # fmt: skip
+                row |= {
+                    f"{side}_logp": logp,
+                    f"{side}_logp_change": logp - float(before[at]),
+                    f"{side}_tokens": int(views.scores.tokens[at]),
+                }
             rows.append(row)
-        seen += sum(a < b for a in group.ranks for b in group.ranks)
+        seen += views.pairs_of(group)
     return rows

@@ -21,6 +21,7 @@ from preftune.model.load import export
 from preftune.pack.plan import Step
 from preftune.record.meters import STEP
 from preftune.record.record import Record, claim, environment, start
+from preftune.reference.reference import MovingReference
 from preftune.train import state as checkpoints
 from preftune.train.evaluate import HeldOut, evaluate
 from preftune.train.identity import compare, identity
@@ -49,7 +50,8 @@ def train(
         if resuming:
             run = _as_before(run, out)
         setup = set_up(run, show, stop)
-        state = State(setup.policy.module, adamw(setup.policy.module, run.optim))
+        moving = setup.reference.policy.module if isinstance(setup.reference, MovingReference) else None
+        state = State(setup.policy.module, adamw(setup.policy.module, run.optim), moving)
         with contextlib.closing(Record(out)) as record:
             _open(setup, state, record, resuming, allow_change)
             held_out = HeldOut.of(setup.prepared.evaluate, setup.run.batch.tokens or 0)
@@ -67,6 +69,8 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
     for step in steps[state.step :]:
         numbers = update(setup, state, record, step)
         state.step += 1
+        if isinstance(setup.reference, MovingReference):
+            setup.reference.follow(setup.policy, state.step)
         record.metrics(numbers)
         show("training", state.step, len(steps), numbers)
         last = state.step == len(steps)
@@ -85,11 +89,11 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     rate = learning_rate(run.optim, state.step, len(setup.plan.steps))
     for part in state.optimiser.param_groups:
         part["lr"] = rate
-    done = passes(setup.policy, setup.reference, run.objective, groups, step.rows)
+    done = passes(setup.policy, setup.reference, setup.judge, groups, step.rows)
     norm = torch.nn.utils.clip_grad_norm_(list(state.trained().values()), run.optim.clip)
     sums = Sums(run.objective)
-    for judgement in (p.judgement for p in done if p.judgement):
-        begin = judgement.views.scores.reference if setup.same_start else None
+    for judgement in (p.judgement for p in done):
+        begin = judgement.views.scores.reference if setup.same_start and state.follower is None else None
         sums.add(judgement.views, float(judgement.value), begin, judgement.incentive)
     numbers = sums.means(list(STEP))
     if math.isfinite(float(norm)) and math.isfinite(sums.value):
@@ -101,9 +105,15 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     computed = sum(p.tokens for p in done)
     naive = sum(p.tokens_naive for p in done)
     return numbers | {
-        "step": state.step + 1, "epoch": step.epoch, "grad_norm": float(norm), "lr": rate, "examples": step.rows,
-        "tokens_computed": computed, "tokens_shared": naive - computed, "seconds": round(time.monotonic() - began, 4),
-    }  # fmt: skip
+        "step": state.step + 1,
+        "epoch": step.epoch,
+        "grad_norm": float(norm),
+        "lr": rate,
+        "examples": step.rows,
+        "tokens_computed": computed,
+        "tokens_shared": naive - computed,
+        "seconds": round(time.monotonic() - began, 4),
+    }
 
 
 def refuse(state: State, record: Record, ids: list[str], norm: float, value: float) -> None:
@@ -114,9 +124,11 @@ def refuse(state: State, record: Record, ids: list[str], norm: float, value: flo
     if state.skipped == IN_A_ROW:
         record.sync()
         raise UserError(
-            f"{IN_A_ROW} updates in a row were not finite; the rows are in events.jsonl.", where=str(record.path),
-            mend="Lower optim.lr, or look at these rows. Checkpoints hold the last finite weights.", code=NON_FINITE,
-        )  # fmt: skip
+            f"{IN_A_ROW} updates in a row were not finite; the rows are in events.jsonl.",
+            where=str(record.path),
+            mend="Lower optim.lr, or look at these rows. Checkpoints hold the last finite weights.",
+            code=NON_FINITE,
+        )
 
 
 def start_check(setup: Setup, record: Record) -> None:
@@ -125,14 +137,18 @@ def start_check(setup: Setup, record: Record) -> None:
         return
     groups = [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
     with torch.no_grad():
-        scores = score(setup.policy, setup.reference, groups).scores()
+        scores = score(setup.policy, setup.reference, groups, setup.judge).scores()
     off = float(scores.log_ratio.abs().max())
     exact = setup.policy.compute == torch.float32 and scores.logp.dtype == setup.policy.module.dtype
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     record.event(0, "start_check", text, residual=off)
     if not off <= (0.02 if exact else 4.0):
-        raise UserError(f"the reference is {off:.3g} nats off the model it is a copy of.", where="reference", code=CORRUPT,
-                        mend="Delete its store and start again.")  # fmt: skip
+        raise UserError(
+            f"the reference is {off:.3g} nats off the model it is a copy of.",
+            where="reference",
+            code=CORRUPT,
+            mend="Delete its store and start again.",
+        )
 
 
 def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show) -> None:
@@ -142,7 +158,7 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
     show("evaluating", 0, 0)
     kept = record.path / "start.safetensors"
     before = load_file(kept)["logp"] if state.step else None
-    found = evaluate(setup.policy, setup.reference, setup.run.objective, held_out, before)
+    found = evaluate(setup.policy, setup.reference, setup.judge, held_out, before)
     if before is None:
         files.write(kept, save({"logp": np.asarray(found.logp, np.float64)}))
     record.evaluation({"step": state.step, **found.values})

@@ -8,9 +8,8 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
-from preftune.objective import Objective
+from preftune.objective import Objective, parts
 from preftune.objective.arrange import Views
-from preftune.objective.combine import parts
 
 Values = dict[str, float | None]
 
@@ -53,6 +52,11 @@ class Sums:
             margin = margins(views)
             self._add("margin", margin, views.pairs.weight)
             self._add("accuracy", (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin), views.pairs.weight)
+
+        if views.mismatched is not None:
+            ratio = views.mismatched.log_ratio
+            self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
+            self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
 
     def _add(self, name: str, values: Tensor, weight: Tensor) -> None:
         held = self.sums.setdefault(name, [0.0, 0.0])

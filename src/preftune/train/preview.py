@@ -11,9 +11,9 @@ from preftune.data.prepare import Prepared, Rows, prepare
 from preftune.data.tokens import load_tokeniser
 from preftune.model import load
 from preftune.model.memory import LARGEST, Expected, expected
-from preftune.pack.plan import Plan, make_plan, prefix_rank
+from preftune.pack.plan import Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.train.setup import fits, longest, resolve
+from preftune.train.setup import fits, longest, plan_of, resolve
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 
@@ -47,13 +47,13 @@ def preview(run: Run, rows: Rows) -> Preview:
     parameters = sum(p.numel() for p in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST
-    near = prefix_rank([g.prompt for g in prepared.train])
-    plan = make_plan([g.tokens for g in prepared.train], rows=run.batch.rows, tokens=budget, seed=run.seed,
-                     steps=run.optim.steps, epochs=run.optim.epochs, near=near)  # fmt: skip
+    plan = plan_of(run, prepared.train, budget)
     counts = []
     for step in plan.steps[:SHOWN_STEPS]:
-        packs = [[np.concatenate([g.prompt, r]) for g in map(prepared.train.__getitem__, p) for r in g.responses]
-                 for p in step.packs]  # fmt: skip
+        packs = [
+            [np.concatenate([g.prompt, r]) for g in map(prepared.train.__getitem__, p) for r in g.responses]
+            for p in step.packs
+        ]
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
     memory = expected(config, parameters, tokens=budget, weight_bytes=size, checkpointing=run.model.checkpointing)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from preftune.config.run import Frozen, NoReference, Run, Stored
+from preftune.config.run import Frozen, Moving, NoReference, Run, Stored
 from preftune.data.groups import TokenGroup
 from preftune.data.prepare import Prepared, prepare, read_rows
 from preftune.data.tokens import load_tokeniser, tokeniser_digest
@@ -18,14 +18,15 @@ from preftune.errors import UserError
 from preftune.model import load
 from preftune.model.memory import pack_budget, positions
 from preftune.model.policy import Policy, checked, recompute_activations, wrap
+from preftune.objective import parts
 from preftune.objective.arrange import ACCEPTS
-from preftune.objective.combine import parts
 from preftune.pack.batch import collate
 from preftune.pack.plan import Plan, make_plan, prefix_rank
 from preftune.reference import reference as anchors
 from preftune.reference.store import Store
 from preftune.train.show import Show
 from preftune.train.signals import Stop
+from preftune.train.step import Judge
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Setup:
     same_start: bool
     prepared: Prepared
     plan: Plan
+    judge: Judge
     digests: dict[str, str]
     notes: dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
 
@@ -77,8 +79,9 @@ def set_up(run: Run, show: Show, stop: Stop) -> Setup:
     fits(run, [*prepared.train, *prepared.evaluate])
     show("loading the model")
     device = device_of(run)
-    module = load.load_model(run.model.path, revision=run.model.revision, weights=run.model.weights, device=device,
-                             where="model.path")  # fmt: skip
+    module = load.load_model(
+        run.model.path, revision=run.model.revision, weights=run.model.weights, device=device, where="model.path"
+    )
     policy, layout = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     in_vocabulary(policy, prepared)
     policy, off = checked(policy, first_pack(prepared.train, policy))
@@ -87,17 +90,30 @@ def set_up(run: Run, show: Show, stop: Stop) -> Setup:
     budget = run.batch.tokens or pack_budget(module, device, run.model.checkpointing)
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
     digests = {**rows.digests, "tokeniser": tokeniser_digest(tokeniser), "model": load.weights_digest(module)}
-    reference, same, pass_note = anchor(run, policy, digests, prepared, show, stop)
-    sizes = [g.tokens for g in prepared.train]
-    plan = make_plan(sizes, rows=run.batch.rows, tokens=budget, seed=run.seed, steps=run.optim.steps,
-                     epochs=run.optim.epochs, near=prefix_rank([g.prompt for g in prepared.train]))  # fmt: skip
+    plan = plan_of(run, prepared.train, budget)
+    judge = Judge(run.objective, run.aggregate, run.data.rankings, prepared.account["max_tokens"], budget)
+    groups = [*prepared.train, *prepared.evaluate, *judge.extra(prepared.evaluate)]
+    for step in plan.steps:
+        groups += judge.extra([prepared.train[i] for pack in step.packs for i in pack])
+    reference, same, pass_note = anchor(run, policy, digests, groups, show, stop)
     notes: dict[str, tuple[str, dict[str, object]]] = {
-        "layout": (f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes",
-                   {"layout": policy.layout, "off": off}),
-    }  # fmt: skip
+        "layout": (
+            f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes",
+            {"layout": policy.layout, "off": off},
+        ),
+    }
     if pass_note:
         notes["reference"] = pass_note
-    return Setup(run, policy, tokeniser, reference, same, prepared, plan, digests, notes)
+    return Setup(run, policy, tokeniser, reference, same, prepared, plan, judge, digests, notes)
+
+
+def plan_of(run: Run, groups: Sequence[TokenGroup], tokens: int) -> Plan:
+    """The run's plan with packs of so many tokens."""
+    near = prefix_rank([g.prompt for g in groups])
+    sizes, optim = [g.tokens for g in groups], run.optim
+    return make_plan(
+        sizes, rows=run.batch.rows, tokens=tokens, seed=run.seed, steps=optim.steps, epochs=optim.epochs, near=near
+    )
 
 
 def longest(run: Run, config: load.PreTrainedConfig) -> int:
@@ -118,16 +134,23 @@ def fits(run: Run, groups: Sequence[TokenGroup]) -> None:
             raise UserError(
                 f"this row is a {wrong.kind}, and the objective {name} needs a {kinds}.", where=str(wrong.place)
             )
+        bare = next((g for g in groups if g.scores is None), None) if "score" in part.needs else None
+        if bare is not None:
+            name = msgspec.to_builtins(part)["name"]
+            raise UserError(f"the objective {name} needs a score of each response.", where=str(bare.place))
 
 
 def in_vocabulary(policy: Policy, prepared: Prepared) -> None:
     """Raise UserError where the tokeniser knows more tokens than the model."""
-    known = policy.module.get_input_embeddings().weight.shape[0]
+    known = policy.vocab
     for group in [*prepared.train, *prepared.evaluate]:
         highest = max(int(part.max()) for part in (group.prompt, *group.responses))
         if highest >= known:
-            raise UserError(f"token {highest} of this row is unknown to the model, which has {known}.", where=str(group.place),
-                            mend="Is this the model's tokeniser?")  # fmt: skip
+            raise UserError(
+                f"token {highest} of this row is unknown to the model, which has {known}.",
+                where=str(group.place),
+                mend="Is this the model's tokeniser?",
+            )
 
 
 def first_pack(groups: Sequence[TokenGroup], policy: Policy):
@@ -136,33 +159,50 @@ def first_pack(groups: Sequence[TokenGroup], policy: Policy):
 
 
 def anchor(
-    run: Run, policy: Policy, digests: dict[str, str], prepared: Prepared, show: Show, stop: Stop
+    run: Run, policy: Policy, digests: dict[str, str], groups: Sequence[TokenGroup], show: Show, stop: Stop
 ) -> tuple[anchors.Reference, bool, tuple[str, dict[str, object]] | None]:
     """The reference, whether it is the policy's start, and what its pass did. Adds the reference's digest."""
     kind = run.reference
-    if not isinstance(kind, Stored | Frozen):
+    if not isinstance(kind, Stored | Frozen | Moving):
         return anchors.NoReference(), False, None
+    path = None if isinstance(kind, Moving) else kind.path
     model = policy
-    if kind.path is not None or isinstance(kind, Frozen):
-        module = load.load_model(kind.path or run.model.path, revision=None if kind.path else run.model.revision,
-                                 weights=run.model.weights, device=policy.device, where="reference.path")  # fmt: skip
-        if module.get_input_embeddings().weight.shape[0] != policy.module.get_input_embeddings().weight.shape[0]:
-            raise UserError(
-                "the reference has another vocabulary than the policy.", where=f"reference.path: {kind.path}"
-            )
-        model, _ = checked(wrap(module, run.model.layout, policy.compute)[0], first_pack(prepared.train, policy))
+    if path is not None or not isinstance(kind, Stored):
+        module = load.load_model(
+            path or run.model.path,
+            revision=None if path else run.model.revision,
+            weights=run.model.weights,
+            device=policy.device,
+            where="reference.path",
+        )
+        model = wrap(module, run.model.layout, policy.compute)[0]
+        if model.vocab != policy.vocab:
+            raise UserError("the reference has another vocabulary than the policy.", where=f"reference.path: {path}")
+        model, _ = checked(model, first_pack(groups, policy))
         module.requires_grad_(False)
     digests["reference"] = digests["model"] if model is policy else load.weights_digest(model.module)
     same = digests["reference"] == digests["model"]
+    if isinstance(kind, Moving):
+        return anchors.MovingReference(model, kind.share, kind.every), same, None
     if isinstance(kind, Frozen):
         return anchors.FrozenReference(model), same, None
     store = Store(store_folder(kind), digests["reference"], anchors.numerics(model))
-    done = anchors.score(model, store, [*prepared.train, *prepared.evaluate], tokens=run.batch.tokens or 0, seed=run.seed,
-                         show=lambda at, of: show("scoring the reference", at, of), stop=stop.check)  # fmt: skip
-    text = (f"{done.scored} responses scored by the reference, {done.reused} taken from the store; {done.tokens_computed} "
-            f"tokens computed where one pass a response needs {done.tokens_naive}")  # fmt: skip
-    details = {field: getattr(done, field) for field in done.__slots__}
-    return anchors.StoredReference(store), same, (text, details | {"store": str(store.folder)})
+    done = anchors.score(
+        model,
+        store,
+        groups,
+        tokens=run.batch.tokens or 0,
+        seed=run.seed,
+        show=lambda at, of: show("scoring the reference", at, of),
+        stop=stop.check,
+    )
+    text = (
+        f"{done.scored} responses scored by the reference, {done.reused} taken from the store; {done.tokens_computed} "
+        f"tokens computed where one pass a response needs {done.tokens_naive}"
+    )
+    details: dict[str, object] = {field: getattr(done, field) for field in done.__slots__}
+    details["store"] = str(store.folder)
+    return anchors.StoredReference(store), same, (text, details)
 
 
 def store_folder(kind: Stored) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,12 @@ PREFIX = "step-"
 
 @dataclass
 class State:
-    """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite."""
+    """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite;
+    follower: the reference's model where it moves."""
 
     module: torch.nn.Module
     optimiser: torch.optim.Optimizer
+    follower: torch.nn.Module | None = None
     step: int = 0
     skipped: int = 0
 
@@ -38,13 +41,19 @@ def save(state: State, root: Path, keep: int) -> Path:
         for key, value in state.optimiser.state[parameter].items()
     }
     with files.folder(path) as folder:
-        folder.tensors("weights.safetensors", {name: p.detach() for name, p in state.trained().items()})
+        folder.tensors("weights.safetensors", dict(_detached(state.module, trained=True)))
         folder.tensors("optimiser.safetensors", moments)
+        if state.follower is not None:
+            folder.tensors("reference.safetensors", dict(_detached(state.follower)))
         folder.json("state.json", {"step": state.step, "skipped": state.skipped})
     valid = [p for p in _folders(root) if not files.verify(p)]
     for old in valid[keep:]:
         files.remove(old)
     return path
+
+
+def _detached(module: torch.nn.Module, trained: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, p.detach()) for name, p in module.named_parameters() if p.requires_grad or not trained)
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
@@ -63,8 +72,14 @@ def load(state: State, path: Path) -> None:
     weights, moments = load_file(path / "weights.safetensors"), load_file(path / "optimiser.safetensors")
     told = json.loads((path / "state.json").read_text())
     trained = state.trained()
-    wrong = next((n for n in weights.keys() | trained.keys()
-                  if n not in weights or n not in trained or weights[n].shape != trained[n].shape), None)  # fmt: skip
+    wrong = next(
+        (
+            n
+            for n in weights.keys() | trained.keys()
+            if n not in weights or n not in trained or weights[n].shape != trained[n].shape
+        ),
+        None,
+    )
     if wrong:
         raise UserError(f"does not fit the model: {wrong}.", where=str(path), code=CORRUPT)
     with torch.no_grad():
@@ -75,6 +90,11 @@ def load(state: State, path: Path) -> None:
         state.optimiser.state[parameter] = {
             k: v.to(v.device if k == "step" else parameter.device) for k, v in held.items()
         }
+    if state.follower is not None:
+        told_reference = load_file(path / "reference.safetensors")
+        with torch.no_grad():
+            for name, parameter in state.follower.named_parameters():
+                parameter.copy_(told_reference[name])
     state.step, state.skipped = told["step"], told["skipped"]
 
 

@@ -1,0 +1,66 @@
+"""The runs of a sweep: every combination of the values that its words give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import msgspec
+
+from preftune.config.load import Tree, convert, put
+from preftune.config.run import Run
+from preftune.errors import UserError
+
+MOST = 200  # runs of one sweep; more is most likely a slip
+
+
+class Variant(NamedTuple):
+    """One run of a sweep, and the words that set it apart."""
+
+    words: list[str]
+    run: Run
+
+
+def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
+    """Every combination of words such as `objective.beta=0.05,0.1` on top of a tree.
+
+    A key that the objective of a combination lacks is left out there, and combinations that then come out equal are
+    one run. Raises UserError, also for a key that no combination has.
+    """
+    fixed = [word for word in words if "," not in word]
+    varied = [word for word in words if "," in word]
+    choices = [[f"{word.partition('=')[0]}={v}" for v in word.partition("=")[2].split(",")] for word in varied]
+    found: dict[bytes, Variant] = {}
+    used: set[str] = set()
+    for chosen in product(*choices):
+        kept, run = _fitting(tree, [*fixed, *chosen])
+        used |= {word.partition("=")[0] for word in kept}
+        found.setdefault(msgspec.json.encode(run), Variant([word for word in chosen if word in kept], run))
+    if unused := next((word for word in words if word.partition("=")[0] not in used), None):
+        raise UserError("no run of this sweep has this key.", where=unused.partition("=")[0])
+    if len(found) > MOST:
+        raise UserError(f"these are {len(found)} runs.", mend=f"A sweep may have {MOST}.")
+    return list(found.values())
+
+
+def _fitting(tree: Tree, words: Sequence[str]) -> tuple[list[str], Run]:
+    """The words that fit together, and the run they give; keys of an objective that lacks them are left out."""
+    kept: list[str] = []
+    made = _copy(tree)
+    for word in sorted(words, key=lambda word: word.partition("=")[0].count(".")):  # the objective before its keys
+        trial = _copy(made)
+        put(trial, word)
+        try:
+            convert(trial)
+        except UserError as error:
+            if not word.startswith("objective.") or "no such key" not in str(error):
+                raise
+            continue
+        made = trial
+        kept.append(word)
+    return kept, convert(made)
+
+
+def _copy(tree: Tree) -> Tree:
+    return msgspec.json.decode(msgspec.json.encode(tree))

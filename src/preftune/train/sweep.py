@@ -1,0 +1,29 @@
+"""Runs that differ in given keys, one after the other: they share one reference store, and one page compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from preftune import files
+from preftune.config.vary import Variant
+from preftune.record.read import Record
+from preftune.report import page
+from preftune.train.loop import train
+from preftune.train.show import Show, silent
+
+
+def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show: Show = silent) -> list[Path]:
+    """Do every run below `out` and write `out`/compare.html; returns the folders of the records.
+
+    resume: go on with what is there, finished runs included. Raises UserError.
+    """
+    done = []
+    for number, (words, run) in enumerate(variants, 1):
+        name = ",".join(words).replace("/", "_") or "run"
+        show(f"run {number} of {len(variants)}: {name}")
+        done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show))
+    files.write(out / "compare.html", page([Record.open(path) for path in done]))
+    return done

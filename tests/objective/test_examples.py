@@ -1,0 +1,224 @@
+"""Ratings, rankings, coupled objectives and aggregates on examples that can be followed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from math import comb, log
+
+import numpy as np
+import pytest
+import torch
+from objective.cases import random_pairs, slopes
+
+from preftune import objective as o
+from preftune.objective.aggregate import LD, Decay, SamPO, scrambled
+from preftune.objective.combine import as_ratings
+from preftune.objective.rankings import by_group, ranking_pairs
+from preftune.objective.scores import Rankings, Ratings, Scores
+
+
+def ratings(
+    u: list[float], good: list[bool], away: list[float] | None = None, weight: list[float] | None = None
+) -> Ratings:
+    x = torch.tensor(u, dtype=torch.float64)
+    zero = torch.zeros_like(x)
+    mismatched = None
+    if away is not None:
+        other = torch.tensor(away, dtype=torch.float64)
+        mismatched = Scores(other, torch.ones_like(other), torch.zeros_like(other))
+    weights = torch.tensor(weight or [1.0] * len(u), dtype=torch.float64)
+    return Ratings(Scores(x, zero + 1, zero), torch.tensor(good), weights, mismatched)
+
+
+def rankings(groups: list[list[float]], ranks: list[list[int]], score: list[list[float]] | None = None) -> Rankings:
+    x = torch.tensor([u for group in groups for u in group], dtype=torch.float64)
+    given = None if score is None else torch.tensor([s for group in score for s in group], dtype=torch.float64)
+    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group])
+    place = torch.tensor([r for group in ranks for r in group])
+    one = torch.ones(len(groups), dtype=torch.float64)
+    return Rankings(Scores(x, torch.ones_like(x), torch.zeros_like(x), given), owner, place, one)
+
+
+def test_kto_by_hand() -> None:
+    found = o.KTO()(ratings([1.0, -1.5], [True, False], away=[0.5, -0.1]))
+    assert found.tolist() == pytest.approx([0.480010659844, 0.457602059226], abs=1e-11)
+
+
+def test_kto_drift_is_never_negative_and_never_missing() -> None:
+    below, none = ratings([1.0], [True], away=[-3.0]), ratings([1.0], [True], away=[0.0])
+    assert torch.equal(o.KTO()(below), o.KTO()(none))
+    with pytest.raises(ValueError, match="mismatched"):
+        o.KTO()(ratings([1.0], [True]))
+
+
+def test_kto_balances_the_classes() -> None:
+    """Three good and one bad: the bad one counts three times; two equal goods are one of twice the weight."""
+    four = ratings([0.3, 0.3, 0.3, -1.0], [True, True, True, False], away=[0.0])
+    plain = o.KTO(good_weight=1.0)(four)
+    assert torch.allclose(o.KTO()(four), plain * torch.tensor([1, 1, 1, 3.0]))
+    two = ratings([0.3, -1.0], [True, False], away=[0.0], weight=[3.0, 1.0])
+    assert torch.allclose((o.KTO()(two) * two.weight).sum(), o.KTO()(four).sum())
+    assert torch.allclose(o.KTO(bad_weight=2.0)(four), plain * torch.tensor([1, 1, 1, 2.0]))
+    only = ratings([0.3], [True], away=[0.0])
+    assert torch.equal(o.KTO()(only), o.KTO(1e-1, 1.0, 1.0)(only))
+
+
+def test_bco_holds_its_middle_fixed() -> None:
+    """The derivative is that with delta as a constant, not through it."""
+    pairs = random_pairs(5)
+    reward = 0.1 * torch.cat([pairs.chosen.log_ratio, pairs.rejected.log_ratio])
+    middle = (reward[:5].mean() + reward[5:].mean()) / 2
+    _, chosen, rejected = slopes(o.BCO(), pairs)
+    assert torch.allclose(chosen, -0.1 * (middle - reward[:5]).sigmoid(), rtol=1e-12)
+    assert torch.allclose(rejected, 0.1 * (reward[5:] - middle).sigmoid(), rtol=1e-12)
+
+
+def test_bco_middle_is_halfway_however_many_of_each() -> None:
+    found = o.BCO(1.0)(ratings([2.0, 2.0, 2.0, 0.0], [True, True, True, False]))
+    assert found.tolist() == pytest.approx([2 * np.log1p(np.exp(-1))] * 4)
+    alone = o.BCO(1.0)(ratings([2.0, 2.0], [True, True]))
+    assert alone.tolist() == pytest.approx([2 * log(2)] * 2)
+
+
+def test_dro_takes_the_step_mean_as_v() -> None:
+    pairs = as_ratings(random_pairs(3))
+    assert o.DRO()(replace(pairs, responses=replace(pairs.responses, logp=pairs.responses.score))).shape == (6,)
+    exact = replace(pairs.responses, logp=pairs.responses.ref_logp + pairs.responses.score / 2 + 4)
+    assert o.DRO(beta=2.0)(replace(pairs, responses=exact)).abs().max() < 1e-20
+
+
+@pytest.mark.parametrize("table", [o.ODPO, o.RPO, o.REBEL, o.QRPO, o.DRO])
+def test_scores_are_asked_for(table: type) -> None:
+    pairs = random_pairs(2)
+    bare = replace(pairs, chosen=replace(pairs.chosen, score=None), rejected=replace(pairs.rejected, score=None))
+    assert "score" in table.needs
+    with pytest.raises(ValueError, match="explicit score"):
+        table()(bare if table.kind == "pairs" else as_ratings(bare))
+
+
+def test_wpo_asks_for_sharpness() -> None:
+    pairs = random_pairs(2)
+    with pytest.raises(ValueError, match="sharpness"):
+        o.WPO()(replace(pairs, chosen=replace(pairs.chosen, sharpness=None)))
+
+
+def test_odpo_of_scores_that_contradict_the_label() -> None:
+    pairs = random_pairs(3)
+    level = replace(pairs, rejected=replace(pairs.rejected, score=pairs.chosen.score))
+    assert o.ODPO()(level).abs().max() < 1e-20
+
+
+def test_plackett_luce_is_a_distribution_over_orders() -> None:
+    u = [0.3, -1.0, 0.7, 0.1]
+    total = 0.0
+    for order in permutations(range(4)):
+        ranks = [order.index(k) + 1 for k in range(4)]
+        total += float(torch.exp(-o.PlackettLuce(1.0)(rankings([u], [ranks]))))
+    assert total == pytest.approx(1, abs=1e-12)
+
+
+def test_plackett_luce_of_several_groups_and_ties() -> None:
+    both = o.PlackettLuce(1.0)(rankings([[0.3, -1.0], [0.5, 0.2, 0.1]], [[1, 2], [2, 1, 3]]))
+    alone = [o.PlackettLuce(1.0)(rankings([u], [r])) for u, r in (([0.3, -1.0], [1, 2]), ([0.5, 0.2, 0.1], [2, 1, 3]))]
+    assert torch.allclose(both, torch.cat(alone))
+    assert o.PlackettLuce()(rankings([[0.3, -1.0]], [[1, 1]])).item() == 0
+    tied = o.PlackettLuce(1.0)(rankings([[0.4, 0.2, -0.5]], [[1, 1, 2]])).item()
+    assert tied == pytest.approx(np.log1p(np.exp(-0.9)) + np.log1p(np.exp(-0.7)))
+
+
+def test_info_nca_without_scores_is_the_best_against_all() -> None:
+    u = [0.4, 0.2, -0.5]
+    found = o.InfoNCA(1.0)(rankings([u, u[:2]], [[1, 2, 2], [1, 1]]))
+    lse, two = np.log(np.exp(u).sum()), np.log(np.exp(u[:2]).sum())
+    assert found.tolist() == pytest.approx([lse - 0.4, two - 0.3])
+
+
+def test_info_nca_is_the_cross_entropy() -> None:
+    found = o.InfoNCA(1.0, 0.5)(rankings([[0.4, -0.5]], [[1, 2]], [[1.0, 0.2]])).item()
+    w = 1 / (1 + np.exp(-1.6))
+    assert found == pytest.approx(w * np.log1p(np.exp(-0.9)) + (1 - w) * np.log1p(np.exp(0.9)))
+
+
+def test_by_group_fills_with_zero() -> None:
+    table = by_group(torch.arange(1.0, 6.0), rankings([[0, 0], [0, 0, 0]], [[1, 2], [1, 2, 3]]))
+    assert table.tolist() == [[1, 2, 0], [3, 4, 5]]
+
+
+def test_ranking_pairs() -> None:
+    better, worse, weight = ranking_pairs([2, 1, 3, 4])
+    assert len(weight) == comb(4, 2)
+    assert set(weight) == {1 / 6}
+    assert set(zip(better, worse, strict=True)) == {(1, 0), (1, 2), (1, 3), (0, 2), (0, 3), (2, 3)}
+    assert ranking_pairs([1, 1, 2], "best") == ([0, 1], [2, 2], [0.5, 0.5])
+    assert ranking_pairs([2, 1, 3], "best") == ([1, 1], [0, 2], [0.5, 0.5])
+    assert ranking_pairs([1, 1]) == ([], [], [])
+
+
+def test_aot_sets_places_against_places() -> None:
+    pairs = random_pairs(6)
+    own = (pairs.chosen.logp - pairs.rejected.logp).sort().values
+    ref = (pairs.chosen.ref_logp - pairs.rejected.ref_logp).sort().values
+    expected = torch.nn.functional.softplus(-0.01 * (own - ref))
+    assert torch.allclose(o.AOT()(pairs).sort().values, expected.sort().values, rtol=1e-12)
+
+
+def test_beta_dpo_leaves_out_the_unusual_and_keeps_the_mean() -> None:
+    pairs = random_pairs(10)
+    odd = replace(pairs, chosen=replace(pairs.chosen, logp=pairs.chosen.logp + torch.eye(10)[3].double() * 50))
+    found = o.BetaDPO(keep=0.9, alpha=0.0)(odd)
+    assert found[3] == 0
+    kept = torch.arange(10) != 3
+    assert torch.allclose(found[kept], o.DPO()(odd)[kept] * 10 / 9)
+
+
+def test_beta_dpo_follows_the_mean_margin() -> None:
+    pairs = random_pairs(4)
+    mean = pairs.margin.mean()
+    found = o.BetaDPO(keep=1.0, alpha=0.5, centre=1.0)(pairs)
+    beta = float(0.1 * (1 + 0.5 * (mean - 1)))
+    assert torch.allclose(found, o.DPO(beta)(pairs))
+    _, chosen, _ = slopes(o.BetaDPO(keep=1.0, alpha=0.5, centre=1.0), pairs)
+    assert torch.allclose(chosen, slopes(o.DPO(beta), pairs)[1]), "beta is held fixed"
+    assert (o.BetaDPO(keep=1.0, alpha=1.0, centre=99.0)(pairs) > 0).all(), "beta stays above 0"
+
+
+def test_dr_dpo_pushes_doubtful_pairs_less() -> None:
+    pairs = random_pairs(6)
+    _, plain, _ = slopes(o.DPO(), pairs)
+    found, chosen, _ = slopes(o.DrDPO(tau=0.1), pairs)
+    share = torch.softmax(-o.DPO()(pairs) / 0.1, 0)
+    assert torch.allclose(chosen, 6 * share * plain, rtol=1e-10)
+    assert found.unique().numel() == 1
+
+
+def test_ld_and_decay() -> None:
+    assert LD(0.25)(5, 3).tolist() == [1, 1, 1, 0.25, 0.25]
+    assert LD(0.25)(3, 5).tolist() == [1, 1, 1]
+    assert Decay(0.5)(4, 9).tolist() == [1, 0.5, 0.25, 0.125]
+    assert LD()(3, 1).dtype == np.float32
+
+
+def test_sampo_keeps_as_many_as_the_other_has() -> None:
+    part = SamPO()
+    assert part(9, 4, 7).sum() == 4
+    assert part(4, 9, 7).tolist() == [1] * 4
+    assert (part(9, 4, 7) == part(9, 4, 7)).all()
+    assert any((part(30, 10, 7) != part(30, 10, seed)).any() for seed in (8, 9))
+    drawn = np.mean([part(10, 3, seed) for seed in range(4000)], axis=0)
+    assert np.abs(drawn - 0.3).max() < 0.03
+
+
+def test_the_draw_is_the_same_everywhere() -> None:
+    """SplitMix64, so that a resumed or repeated run keeps the same tokens; held against whole numbers of Python's."""
+    for seed in (0, 1, 2**63):
+        assert scrambled(seed, 4).tolist() == [split_mix(seed, place) for place in range(4)]
+    assert len(set(scrambled(0, 1000).tolist())) == 1000
+
+
+def split_mix(seed: int, place: int) -> int:
+    mask = 2**64 - 1
+    z = (seed * 0xD1342543DE82EF95 + (place + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
