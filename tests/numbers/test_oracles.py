@@ -205,3 +205,7 @@ def test_a_pair_is_two_ratings_and_a_ranking_of_two() -> None:
     assert torch.equal(ratings.responses.logp[ratings.good], pairs.chosen.logp)
     assert torch.equal(rankings.responses.logp[rankings.rank == 1], pairs.chosen.logp)
     assert rankings.group.tolist() == [0, 0, 1, 1, 2, 2]
+    for field in ("tokens", "reference", "score", "sharpness"):
+        held = getattr(ratings.responses, field)
+        assert torch.equal(held[:3], getattr(pairs.chosen, field))
+        assert torch.equal(held[3:], getattr(pairs.rejected, field))

@@ -105,9 +105,12 @@ CASES = [
 
 
 def pairs_of(
-    logp: tuple[list[float], list[float]] = ([-12.0], [-15.5]), reference: tuple[list[float], list[float]] | None = None,
-    tokens: tuple[float, float] = (10, 14), dtype: torch.dtype = torch.float64, preferred: float = 1.0,
-) -> Pairs:  # fmt: skip
+    logp: tuple[list[float], list[float]] = ([-12.0], [-15.5]),
+    reference: tuple[list[float], list[float]] | None = None,
+    tokens: tuple[float, float] = (10, 14),
+    dtype: torch.dtype = torch.float64,
+    preferred: float = 1.0,
+) -> Pairs:
     """Pairs from plain numbers; the worked pair where nothing is given."""
     reference = reference or ([-13.0] * len(logp[0]), [-14.0] * len(logp[0]))
     sides = []

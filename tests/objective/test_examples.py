@@ -9,7 +9,7 @@ from math import comb, log
 import numpy as np
 import pytest
 import torch
-from objective.cases import random_pairs, slopes
+from objective.cases import pairs_of, random_pairs, slopes
 
 from preftune import objective as o
 from preftune.objective.aggregate import LD, Decay, SamPO, scrambled
@@ -181,6 +181,38 @@ def test_beta_dpo_follows_the_mean_margin() -> None:
     _, chosen, _ = slopes(o.BetaDPO(keep=1.0, alpha=0.5, centre=1.0), pairs)
     assert torch.allclose(chosen, slopes(o.DPO(beta), pairs)[1]), "beta is held fixed"
     assert (o.BetaDPO(keep=1.0, alpha=1.0, centre=99.0)(pairs) > 0).all(), "beta stays above 0"
+
+
+def test_coupled_objectives_of_votes() -> None:
+    pairs = random_pairs(4, preferred=0.8)
+    assert torch.allclose(o.BetaDPO(keep=1.0, alpha=0.0)(pairs), o.DPO()(pairs), rtol=1e-12)
+    assert torch.allclose(o.DrDPO(tau=1e7)(pairs), o.DPO()(pairs).mean().expand(4), rtol=1e-6)
+
+
+def test_dpo_positive_where_chosen_has_dropped() -> None:
+    """The penalty stands inside beta, so there the push on chosen is 1 + penalty times that on rejected."""
+    pairs = pairs_of(([-13.01, -12.0], [-14.0, -14.0]), ([-13.0, -13.0], [-14.0, -14.0]))
+    found, chosen, rejected = slopes(o.DPOPositive(0.3, 50.0), pairs)
+    assert found[0].item() == pytest.approx(np.log1p(np.exp(0.3 * 51 * 0.01)))
+    assert (-chosen / rejected).tolist() == pytest.approx([51, 1])
+
+
+def test_hypo_leaves_a_reference_that_is_wrong() -> None:
+    pairs = pairs_of(([-12.0], [-13.0]), ([-15.0], [-11.0]))
+    assert o.HyPO()(pairs).item() == pytest.approx(np.log1p(np.exp(-0.1)))
+
+
+def test_slic_pushes_while_the_gap_is_small() -> None:
+    found, chosen, rejected = slopes(o.SLiC(gap=3.0), pairs_of(([-12.0], [-13.0])))
+    assert found.item() == pytest.approx(2 + 1.2)
+    assert (chosen.item(), rejected.item()) == pytest.approx((-1.1, 1.0))
+
+
+@pytest.mark.parametrize(("far", "value"), [(5.0, -1.0), (-5.0, 1.0)])
+def test_chi_po_stops_at_its_bound(far: float, value: float) -> None:
+    found, chosen, _ = slopes(o.ChiPO(beta=1.0, bound=0.5), pairs_of(([-13.0 + far], [-14.0])))
+    assert found.item() == pytest.approx(np.log1p(np.exp(value)))
+    assert chosen.item() == 0
 
 
 def test_dr_dpo_pushes_doubtful_pairs_less() -> None:

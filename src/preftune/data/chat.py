@@ -30,7 +30,7 @@ GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control toke
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
 TEMPLATE = 2**20  # characters of a chat template
 TODAY = datetime(2024, 7, 26)  # for templates that print the date, since a run must repeat; Llama 3.1 falls back to it
-DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
 
 
 class Pieces(Struct, frozen=True):

@@ -44,8 +44,8 @@ class AOT(PairFormula, frozen=True, tag="aot"):
             below = pairs.chosen.ref_logp - pairs.rejected.ref_logp
         else:
             above, below = pairs.chosen.log_ratio, pairs.rejected.log_ratio
-        order = above.detach().argsort(stable=True)
-        values = logistic(self.beta * (above[order] - below[below.detach().argsort(stable=True)]))
+        order = above.argsort(stable=True)
+        values = logistic(self.beta * (above[order] - below.sort().values))
         return torch.zeros_like(values).index_put((order,), values)
 
     def __call__(self, pairs: Pairs) -> Tensor:

@@ -19,13 +19,14 @@ from preftune.errors import UserError
 from preftune.objective import DPO, NLL
 from preftune.train.show import Show
 from preftune.world import readable
+from preftune.world.measuring import LONGEST, Comparison, add_to_page, compare, loaded
+from preftune.world.readable import Judged
 from preftune.world.tiny import make_tiny
 
 TAUGHT = readable.DISHES  # dishes whose reviews the model learns to write
 ASKED, HELD_OUT = TAUGHT[:18], TAUGHT[18:]  # those that the judge compares reviews of, and those kept for measuring
 REVIEWS = 200  # reviews of each dish to learn from
 DRAWN, DRAWN_HELD_OUT = 256, 128  # reviews of each dish that the judge sees, two at a time
-LONGEST = 32  # tokens of a review; three full clauses have 20
 BETA = 0.5
 
 
@@ -68,11 +69,10 @@ def tune(run_file: Path, show: Show) -> Path:
 def ask(place: Path, seed: int, show: Show) -> None:
     """Draw reviews from the taught model, let the judge compare them two by two, and write the pairs."""
     from preftune.data.tokens import load_tokeniser
-    from preftune.world.measuring import loaded
     from preftune.world.sampling import draw
 
-    module = loaded(place / "sft" / "model").module
-    tokeniser = load_tokeniser(str(place / "sft" / "model"), None)
+    module = loaded(place / "sft" / "model")
+    tokeniser = load_tokeniser(str(place / "sft" / "model"))
     rng = np.random.default_rng([seed, 1])
     for file, dishes, count in (("pairs", ASKED, DRAWN), ("held_out", HELD_OUT, DRAWN_HELD_OUT)):
         drawn = draw(
@@ -82,6 +82,14 @@ def ask(place: Path, seed: int, show: Show) -> None:
         judged = [pair for one in drawn for pair in readable.judged_pairs(one.prompt, one.texts, rng)]
         rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in judged]
         _write_rows(place / f"{file}.jsonl", rows)
+
+
+def measure(place: Path, seed: int, show: Show) -> Comparison:
+    """Hold the tuned model against the taught one on dishes that no pair was about, and put it on the run's page."""
+    judged = [Judged(**row) for row in files.read_lines(place / "held_out.jsonl")]
+    found = compare(place / "dpo", place / "sft" / "model", HELD_OUT, judged, seed, show)
+    add_to_page(found, place / "dpo")
+    return found
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:

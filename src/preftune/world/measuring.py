@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from preftune import files
 from preftune.frontier.measure import Frontier, interval, win_rate
-from preftune.record.read import ExtraTable, Extras, Record, Rewrite
+from preftune.record.read import ExtraTable, Extras, HeldOutRow, Record, Rewrite
 from preftune.train.show import Show
 from preftune.world import readable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from preftune.model.policy import Policy
     from preftune.world.sampling import Drawn
 
 DRAWN = 512  # reviews of each dish drawn from either model
-LONGEST = 32
+LONGEST = 32  # tokens of a review; three full clauses have 20
+SHOWN = 3  # prompts of which a review is shown
 ROUNDS = 200  # resamples behind each interval
 
 
@@ -51,39 +54,43 @@ class Reviews(Struct, frozen=True):
     well_formed: np.ndarray
 
 
-def loaded(path: Path) -> Policy:
-    """A model's folder, as training would use it."""
+def loaded(path: Path) -> PreTrainedModel:
+    """The model of a folder."""
     import torch
 
     from preftune.model.load import load_model
-    from preftune.model.policy import wrap
 
-    device = torch.device("cpu")
-    return wrap(load_model(str(path), revision=None, weights="float32", device=device, where=str(path)), "auto")[0]
+    return load_model(str(path), revision=None, weights="float32", device=torch.device("cpu"), where=str(path))
 
 
-def compare(tuned: Path, reference: Path, dishes: Sequence[str], seed: int, show: Show) -> Comparison:
-    """Measure a tuned model, the record of its run, against its reference, a model's folder."""
+def compare(
+    tuned: Path, reference: Path, dishes: Sequence[str], judged: Sequence[readable.Judged], seed: int, show: Show
+) -> Comparison:
+    """Measure a tuned model, the record of its run, against its reference, a model's folder.
+
+    dishes: those whose reviews are drawn; judged: the pairs that the run was evaluated on.
+    """
     from preftune.data.tokens import load_tokeniser
+    from preftune.model.policy import wrap
     from preftune.world.sampling import draw
 
-    before, after = loaded(reference), loaded(tuned / "model")
-    tokeniser = load_tokeniser(str(reference), None)
+    models = loaded(reference), loaded(tuned / "model")
+    tokeniser = load_tokeniser(str(reference))
     prompts = [readable.prompt(dish) for dish in dishes]
-    drawn = []
-    for policy, name, own in ((before, "the reference", 2), (after, "the tuned model", 3)):
-        drawn.append(
-            draw(policy.module, tokeniser, prompts, DRAWN, longest=LONGEST, seed=seed * 10 + own,
-                 show=lambda done, total, name=name: show(f"drawing from {name}", done, total))
-        )  # fmt: skip
-    show("measuring")
-    reviews = [_measured(mine, before, after) for mine in drawn]
+    drawn = [
+        draw(module, tokeniser, prompts, DRAWN, longest=LONGEST, seed=10 * seed + own,
+             show=lambda done, total, name=name: show(f"drawing from {name}", done, total))
+        for own, name, module in zip((2, 3), ("the reference", "the tuned model"), models, strict=True)
+    ]  # fmt: skip
     samples = []
-    for number, prompt in enumerate(prompts[:3]):  # the same random numbers for both, and no choice among several
-        one, other = (draw(policy.module, tokeniser, [prompt], 1, longest=LONGEST, seed=seed * 10 + 4 + number)[0].texts[0]
-                      for policy in (before, after))  # fmt: skip
-        samples.append(Rewrite(prompt, one.strip(), other.strip()))
-    return Comparison(tuple(lines(*reviews, Record.open(tuned))), ceiling(*reviews), tuple(samples))
+    for own, prompt in enumerate(prompts[:SHOWN], 4):  # the same random numbers for both, and no choice among several
+        one, other = (draw(module, tokeniser, [prompt], 1, longest=LONGEST, seed=10 * seed + own)[0] for module in models)
+        samples.append(Rewrite(prompt, one.texts[0].strip(), other.texts[0].strip()))
+    show("measuring")
+    before, after = (wrap(module, "auto")[0] for module in models)
+    reviews = [_measured(mine, before, after) for mine in drawn]
+    told = lines(*reviews, Record.open(tuned).rows, judged)
+    return Comparison(tuple(told), ceiling(*reviews), tuple(samples))
 
 
 def _measured(drawn: Sequence[Drawn], before: Policy, after: Policy) -> Reviews:
@@ -107,8 +114,8 @@ def _measured(drawn: Sequence[Drawn], before: Policy, after: Policy) -> Reviews:
     )
 
 
-def lines(before: Reviews, after: Reviews, record: Record) -> list[Line]:
-    """Every figure with its 95 % interval and its meaning."""
+def lines(before: Reviews, after: Reviews, rows: Sequence[HeldOutRow], judged: Sequence[readable.Judged]) -> list[Line]:
+    """Every figure with its 95 % interval and its meaning. rows: the run's last evaluation, of the `judged` pairs."""
     both = np.stack([after.reward, after.log_ratio], -1)
 
     def gap(reference: np.ndarray, tuned: np.ndarray) -> float:
@@ -116,8 +123,8 @@ def lines(before: Reviews, after: Reviews, record: Record) -> list[Line]:
 
     best = Frontier.sampled(before.reward).at_kl(after.log_ratio.mean())
     reached = (after.reward.mean() - before.reward.mean()) / (best.reward - before.reward.mean())
-    judged = record.rows
-    right = np.array([[float((row.margin or 0) > 0) for row in judged]])
+    right = np.array([[_right(row.margin or 0.0) for row in rows]])
+    most = np.mean([_right(readable.reward(pair.chosen) - readable.reward(pair.rejected)) for pair in judged])
     per = f"mean of {before.reward.size:,} reviews of dishes that no pair was about"
     return [
         Line("true reward", _mean(before.reward), _mean(after.reward),
@@ -129,15 +136,15 @@ def lines(before: Reviews, after: Reviews, record: Record) -> list[Line]:
              "how far the model went to get there: mean log-ratio of its own reviews"),
         Line("best reward at this KL", "", f"{best.reward:.2f}",
              f"what no policy this near can beat: the reference times exp(reward / {best.beta:.2f}), estimated from its "
-             f"reviews by importance sampling; they are worth {best.effective:,.0f} draws"),
+             f"reviews by importance sampling; effective sample size {best.effective:,.0f}"),
         Line("short of the best by", "", _with(gap(before.reward, both), interval(gap, before.reward, both, rounds=ROUNDS)),
              f"the run gained {reached:.0%} of the reward that was to be had at its KL"),
         Line("held-out accuracy", "50 %", _percent(right.mean(), interval(np.mean, right, rounds=ROUNDS)),
-             f"how often the model's log-ratio ranks {len(judged)} new pairs as the judge did; the judge errs, and the "
-             f"true reward itself gets {_ceiling_of_accuracy(record):.0%}"),
-        Line("logp of chosen", "", _change(record, "chosen_logp"),
+             f"how often the model's log-ratio ranks {len(rows)} new pairs as the judge did; the judge errs, and the "
+             f"true reward itself gets {most:.1%}"),
+        Line("logp of chosen", "", _change([row.chosen_logp_change for row in rows]),
              "change of the log-probability of the judge's choices in those pairs, in nats; it may well fall"),
-        Line("logp of rejected", "", _change(record, "rejected_logp"),
+        Line("logp of rejected", "", _change([row.rejected_logp_change for row in rows]),
              "the same for what the judge rejected; DPO moves the difference of the two"),
         Line("tokens", _mean(before.tokens, 1), _mean(after.tokens, 1),
              "length of a review; three kind clauses earn more than one"),
@@ -164,9 +171,13 @@ def add_to_page(comparison: Comparison, record: Path) -> Path:
     note = "Brackets hold 95 % bootstrap intervals. The reward is known here, so the result can be held against the best."
     table = ExtraTable("What changed", ("", "before", "after", "what it means"), rows, note)
     extras = Extras((table, comparison.ceiling), comparison.samples)
-    files.write_json(record / "extras.json", files.built(extras))
+    files.write_json(record / "extras.json", msgspec.to_builtins(extras))
     files.write(record / "report.html", page([Record.open(record)]))
     return record / "report.html"
+
+
+def _right(margin: float) -> float:
+    return 0.5 + 0.5 * float(np.sign(margin))
 
 
 def _with(value: float, between: tuple[float, float], digits: int = 2) -> str:
@@ -181,6 +192,7 @@ def _percent(share: float, between: tuple[float, float] | None = None) -> str:
     return f"{share:.1%}".replace("%", " %") + (f" [{between[0]:.1%}, {between[1]:.1%}]".replace("%", "") if between else "")
 
 
-def _change(record: Record, side: str) -> str:
-    values = [v for row in record.rows if (v := (row.chosen_logp_change if side == "chosen_logp" else row.rejected_logp_change)) is not None]
-    return f"{statistics.fmean(values):+.2f}"
+def _change(values: Sequence[float | None]) -> str:
+    found = np.array([[value for value in values if value is not None]])
+    low, high = interval(np.mean, found, rounds=ROUNDS)
+    return f"{found.mean():+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,0 +1,54 @@
+"""Child: one run of preftune as a spec asks. Prints what was measured as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from meter import Steps, forget, memory, warmed
+
+
+def main(spec: dict) -> dict:
+    import numpy
+    import torch
+    import transformers
+
+    import preftune.report  # noqa: F401  loaded before anything is measured
+    from preftune.config.load import load
+    from preftune.reference import reference
+    from preftune.train import train
+
+    torch.set_num_threads(1)
+    began = memory("VmRSS")
+    empty = warmed(spec["model"]) if spec.get("memory") else began
+    forget()
+    steps, scoring = Steps(), {"cpu": 0.0}
+    plain = reference.score
+
+    def timed(*given, **named):
+        before = time.process_time()
+        done = plain(*given, **named)
+        scoring.update(cpu=time.process_time() - before, tokens=done.tokens_computed, scored=done.scored)
+        steps.begin()
+        return done
+
+    reference.score = timed
+
+    def show(stage, done=0, total=0, numbers=None):
+        if stage == "training":
+            kept = ("loss", "grad_norm", "tokens_computed", "tokens_shared")
+            steps.end(**{name: numbers[name] for name in kept})
+
+    words = [f"{key}={value}" for key, value in spec["run"].items()]
+    train(load(None, words), force=True, show=show)
+    return {
+        "steps": steps.found,
+        "reference": scoring,
+        "empty": empty,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": numpy.__version__},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,77 @@
+"""preftune demo."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from preftune.world.measuring import Comparison
+
+
+def demo(*, out: str = "demo", seed: int = 0) -> None:
+    """Tune a small model offline in about a minute, in a world whose reward is known, and say what changed.
+
+    Parameters
+    ----------
+    out
+        Folder for everything that the demo makes; made again if it is there.
+    seed
+        Decides the world's texts, the judge's words and the model's start.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from preftune.cli.progress import progress
+
+    told, place, began = Console(highlight=False, stderr=True), Path(out).expanduser(), time.monotonic()
+
+    def stage(number: int, title: str, text: str) -> None:
+        told.print(f"\n[bold]{number}  {title}[/bold]\n{text}", soft_wrap=True)
+
+    stage(1, "A world", "A model that knows nothing yet, and restaurant reviews for it to learn from. A review's true reward "
+                        "is its kind words minus its harsh words.")  # fmt: skip
+    with progress() as show:
+        show("loading torch and transformers")
+        from preftune.world import demo as world, readable
+
+        world.make(place, seed)
+    told.print(f"kind   {', '.join(readable.KIND)}\nharsh  {', '.join(readable.HARSH)}", style="dim", soft_wrap=True)
+    stage(2, "Imitation", f"preftune train {place / 'sft.toml'}   Supervised tuning: the model learns to write such reviews.")
+    with progress() as show:
+        world.tune(place / "sft.toml", show)
+    stage(3, "Preferences", "The model writes; a judge prefers one of two reviews, mostly the one of more reward (Bradley-Terry).")
+    with progress() as show:
+        world.ask(place, seed, show)
+    stage(4, "Tuning", f"preftune train {place / 'dpo.toml'}   DPO on those pairs. It never sees the reward.")
+    with progress() as show:
+        world.tune(place / "dpo.toml", show)
+    stage(5, "What changed", "The reference is the model of stage 2. In [] are 95 % intervals.")
+    with progress() as show:
+        found = world.measure(place, seed, show)
+    console = Console(highlight=False)
+    _print(console, found)
+    console.print(f"\n{time.monotonic() - began:.0f} seconds in all. Do it again with your own changes:\n"
+                  f"  preftune train {place / 'dpo.toml'} objective.beta=0.1 out={place / 'mine'}\n\n"
+                  f"page  {place / 'dpo' / 'report.html'}", markup=False, soft_wrap=True)  # fmt: skip
+
+
+def _print(console: Console, found: Comparison) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    widths = [max(len(text) for text in column) + 3 for column in zip(*((x.name, x.before) for x in found.lines), strict=True)]
+
+    def put(name: str, before: str, after: str, style: str) -> None:
+        console.print(Text.assemble((name.ljust(widths[0]), style), before.ljust(widths[1]), after), soft_wrap=True)
+
+    console.print()
+    put("", "before", "after", "bold")
+    for line in found.lines:
+        put(line.name, line.before, line.after, "bold cyan")
+        console.print(Padding(Text(line.meaning, style="dim"), (0, 0, 0, 3)))
+    for sample in found.samples:
+        console.print(Text.assemble("\n", (sample.prompt, "bold"), f"\n   before   {sample.before}\n   after    {sample.after}"))
