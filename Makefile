@@ -18,13 +18,13 @@ test-all: $(STAMP)
 	$(ALONE) $(BIN)/pytest -n $(WORKERS)
 
 check: $(STAMP)
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check --exclude '*.md' src tests examples
+	$(BIN)/ruff check src tests docs bench
+	$(BIN)/ruff format --check src tests docs bench
 	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix src tests examples
-	$(BIN)/ruff format src tests examples
+	$(BIN)/ruff check --fix src tests docs bench
+	$(BIN)/ruff format src tests docs bench
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

@@ -94,10 +94,11 @@ def made_rows(regime: str, vocab: int, count: int, seed: int = 0) -> list[Row]:
 
 
 def real_rows(file: str, vocab: int, count: int | None) -> list[Row]:
-    """The first rows of a file of pairs that fit, as hashed words."""
+    """Rows of a file of pairs that fit, as hashed words; where a count is given, drawn without replacement."""
     found: list[Row] = []
-    for line in (SHARED / "pairs" / file).read_text().splitlines():
-        raw = json.loads(line)
+    lines = (SHARED / "pairs" / file).read_text().splitlines()
+    for place in np.random.default_rng(0).permutation(len(lines)) if count else range(len(lines)):
+        raw = json.loads(lines[place])
         row = {key: hashed(spoken(raw[key]), vocab) for key in ("prompt", "chosen", "rejected")}
         sizes = [len(row[key].split()) for key in row]
         if min(sizes) and row["chosen"] != row["rejected"] and sizes[0] + max(sizes[1:]) < MAX_TOKENS - 8:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from preftune.data.groups import TokenGroup
 from preftune.data.rows import Place
@@ -124,8 +126,30 @@ def groups(
     return made
 
 
-def folder(path: Path, family: str = "llama", **keys: object) -> Path:
-    """A tiny random model saved as a folder, without a tokeniser."""
-    model = tiny(family, **keys)
-    model.save_pretrained(path)
+def save_model(path: Path, seed: int = 0) -> Path:
+    """A tiny random Llama with a tokeniser of numbered words, as a plain folder."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 64)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(path)
+    tiny(seed=seed).save_pretrained(path)
+    return path
+
+
+def save_pairs(path: Path, count: int, seed: int = 0) -> Path:
+    """Rows whose chosen response has more low-numbered words, which a model can learn."""
+    rng = np.random.default_rng(seed)
+    say = lambda low, high, n: " ".join(f"w{i}" for i in rng.integers(low, high, n))  # noqa: E731
+    rows = [
+        {
+            "id": f"r{i}",
+            "prompt": say(3, 64, rng.integers(3, 9)),
+            "chosen": " " + say(3, 30, rng.integers(2, 7)),
+            "rejected": " " + say(30, 64, rng.integers(2, 7)),
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -17,9 +17,10 @@ from preftune.objective.aggregate import LD, Decay, Plain, SamPO
 from preftune.reference.reference import FrozenReference, NoReference
 from preftune.train.step import Judge, passes
 
+MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
 OBJECTIVES = [
-    o.DPO(), o.DPO(flip=0.1), o.IPO(), o.SimPO(), o.ORPO(), o.KTO(), o.BCO(), o.AOT(), o.AOT(paired=False), o.BetaDPO(), o.DrDPO(),
-    o.WPO(), o.PlackettLuce(), o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5)),
+    o.DPO(), o.DPO(flip=0.1), o.IPO(), o.SimPO(), o.ORPO(), o.KTO(), o.BCO(), o.AOT(), o.AOT(paired=False),
+    o.BetaDPO(), o.DrDPO(), o.WPO(), o.PlackettLuce(), MIXED,
 ]  # fmt: skip
 
 

@@ -40,10 +40,18 @@ def demo(*, out: str = "demo", seed: int = 0) -> None:
 
         world.make(place, seed)
     told.print(f"kind   {', '.join(readable.KIND)}\nharsh  {', '.join(readable.HARSH)}", style="dim", soft_wrap=True)
-    stage(2, "Imitation", f"preftune train {place / 'sft.toml'}   Supervised tuning: the model learns to write such reviews.")
+    stage(
+        2,
+        "Imitation",
+        f"preftune train {place / 'sft.toml'}   Supervised tuning: the model learns to write such reviews.",
+    )
     with progress() as show:
         world.tune(place / "sft.toml", show)
-    stage(3, "Preferences", "The model writes; a judge prefers one of two reviews, mostly the one of more reward (Bradley-Terry).")
+    stage(
+        3,
+        "Preferences",
+        "The model writes; a judge prefers one of two reviews, mostly the one of more reward (Bradley-Terry).",
+    )
     with progress() as show:
         world.ask(place, seed, show)
     stage(4, "Tuning", f"preftune train {place / 'dpo.toml'}   DPO on those pairs. It never sees the reward.")
@@ -63,7 +71,9 @@ def _print(console: Console, found: Comparison) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    widths = [max(len(text) for text in column) + 3 for column in zip(*((x.name, x.before) for x in found.lines), strict=True)]
+    widths = [
+        max(len(text) for text in column) + 3 for column in zip(*((x.name, x.before) for x in found.lines), strict=True)
+    ]
 
     def put(name: str, before: str, after: str, style: str) -> None:
         console.print(Text.assemble((name.ljust(widths[0]), style), before.ljust(widths[1]), after), soft_wrap=True)
@@ -74,4 +84,6 @@ def _print(console: Console, found: Comparison) -> None:
         put(line.name, line.before, line.after, "bold cyan")
         console.print(Padding(Text(line.meaning, style="dim"), (0, 0, 0, 3)))
     for sample in found.samples:
-        console.print(Text.assemble("\n", (sample.prompt, "bold"), f"\n   before   {sample.before}\n   after    {sample.after}"))
+        console.print(
+            Text.assemble("\n", (sample.prompt, "bold"), f"\n   before   {sample.before}\n   after    {sample.after}")
+        )

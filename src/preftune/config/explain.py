@@ -41,7 +41,7 @@ def _keys(table: inspect.Type, above: str, choice: str = "") -> Iterator[Key]:
         inner, facts = _open(field.type)
         tables = _structs(inner)
         if not tables or field.name == "parts":
-            default = "" if field.default is inspect.NODEFAULT else _show(field.default)
+            default = "" if field.default is msgspec.NODEFAULT else _show(field.default)
             yield Key(above + field.encode_name, _name(inner), default, _bound(inner), facts, choice)
         for one in tables if field.name != "parts" else ():
             yield from _keys(one, f"{above}{field.encode_name}.", str(one.tag) if one.tag_field else choice)
@@ -72,6 +72,8 @@ def _name(kind: inspect.Type) -> str:
     if isinstance(kind, inspect.TupleType):
         return f"({', '.join(_name(part) for part in kind.item_types)})"
     if isinstance(kind, inspect.VarTupleType):
+        if len(_structs(kind.item_type)) > 1:
+            return "list of objectives"
         return f"list of {_name(kind.item_type)}"
     names = {"Str": "text", "Int": "whole number", "Float": "number", "Bool": "true | false", "Struct": "table"}
     return names.get(type(kind).__name__.removesuffix("Type"), type(kind).__name__)

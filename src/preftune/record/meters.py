@@ -50,9 +50,9 @@ STEP: dict[str, Meter] = {
     "grad_norm": Meter("", "norm of the gradient before clipping"),
     "lr": Meter("", "learning rate of this step"),
     "examples": Meter("rows", "rows of this step"),
-    "tokens_computed": Meter("tokens", "tokens that went through the model in this step, each distinct prefix once"),
+    "tokens_computed": Meter("tokens", "tokens through the model, each distinct prefix of a pack once; coupled: twice"),
     "tokens_shared": Meter(
-        "tokens", "tokens that sharing saved: those of every prompt with every response, minus tokens_computed"
+        "tokens", "tokens that sharing saved in a pass: each prompt with each response, minus distinct"
     ),
     "seconds": Meter("s", "wall time of the step; not part of what a resumed run repeats"),
 }

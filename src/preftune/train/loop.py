@@ -102,16 +102,14 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     else:
         refuse(state, record, [g.id or str(g.place) for pack in groups for g in pack], float(norm), sums.value)
     state.optimiser.zero_grad()
-    computed = sum(p.tokens for p in done)
-    naive = sum(p.tokens_naive for p in done)
     return numbers | {
         "step": state.step + 1,
         "epoch": step.epoch,
         "grad_norm": float(norm),
         "lr": rate,
         "examples": step.rows,
-        "tokens_computed": computed,
-        "tokens_shared": naive - computed,
+        "tokens_computed": sum(p.tokens for p in done),
+        "tokens_shared": sum(p.shared for p in done),
         "seconds": round(time.monotonic() - began, 4),
     }
 

@@ -104,6 +104,9 @@ def set_up(run: Run, show: Show, stop: Stop) -> Setup:
     }
     if pass_note:
         notes["reference"] = pass_note
+    voted = sum(g.preferred != 1 for g in prepared.train)
+    if voted and not any(part.votes for _, part in parts(run.objective)):
+        notes["note"] = (f"{voted} rows carry votes, which this objective does not read", {})
     return Setup(run, policy, tokeniser, reference, same, prepared, plan, judge, digests, notes)
 
 

@@ -159,11 +159,12 @@ def score_mismatched(
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What was computed for some packs of a step: the objective's word, and tokens through the model."""
+    """What was computed for some packs of a step: the objective's word, tokens through the model in all passes, and
+    tokens that one pass saved by sharing."""
 
     judgement: Judgement
     tokens: int
-    tokens_naive: int
+    shared: int
 
 
 def passes(
@@ -178,11 +179,11 @@ def passes(
     whole = ask(judge, scored, mismatched)
     for pack, coefficient in zip(scored, whole.coefficients, strict=True):
         torch.autograd.backward(policy.token_logp(pack.batch), coefficient / rows)
-    computed = sum(pack.batch.tokens for pack in scored)
-    return [Pass(whole, 2 * computed + extra, sum(pack.batch.tokens_naive for pack in scored))]
+    once = sum(pack.batch.tokens for pack in scored)
+    return [Pass(whole, 2 * once + extra, sum(pack.batch.tokens_naive for pack in scored) - once)]
 
 
 def _uncoupled(scored: Scored, judge: Judge, rows: int) -> Pass:
     judgement = ask(judge, [scored])
     torch.autograd.backward(scored.token_logp, judgement.coefficients[0] / rows)
-    return Pass(judgement, scored.batch.tokens, scored.batch.tokens_naive)
+    return Pass(judgement, scored.batch.tokens, scored.batch.tokens_naive - scored.batch.tokens)

@@ -84,7 +84,9 @@ def compare(
     ]  # fmt: skip
     samples = []
     for own, prompt in enumerate(prompts[:SHOWN], 4):  # the same random numbers for both, and no choice among several
-        one, other = (draw(module, tokeniser, [prompt], 1, longest=LONGEST, seed=10 * seed + own)[0] for module in models)
+        one, other = (
+            draw(module, tokeniser, [prompt], 1, longest=LONGEST, seed=10 * seed + own)[0] for module in models
+        )
         samples.append(Rewrite(prompt, one.texts[0].strip(), other.texts[0].strip()))
     show("measuring")
     before, after = (wrap(module, "auto")[0] for module in models)
@@ -159,7 +161,9 @@ def ceiling(before: Reviews, after: Reviews) -> ExtraTable:
     points = [frontier.at_beta(beta) for beta in (4.0, 2.0, 1.0, 0.7, 0.5, 0.35)]
     rows = [(f"{p.beta:g}", round(p.kl, 3), round(p.reward, 3), round(p.effective)) for p in points]
     rows.append(("this run", round(float(after.log_ratio.mean()), 3), round(float(after.reward.mean()), 3), None))
-    note = "The reference times exp(reward / beta), from the reference's own reviews: no policy has more reward at its KL."
+    note = (
+        "The reference times exp(reward / beta), from the reference's own reviews: no policy has more reward at its KL."
+    )
     return ExtraTable("The best possible", ("beta", "KL, nats", "reward", "effective draws"), tuple(rows), note)
 
 
@@ -168,7 +172,9 @@ def add_to_page(comparison: Comparison, record: Path) -> Path:
     from preftune.report import page
 
     rows = tuple((line.name, line.before, line.after, line.meaning) for line in comparison.lines)
-    note = "Brackets hold 95 % bootstrap intervals. The reward is known here, so the result can be held against the best."
+    note = (
+        "Brackets hold 95 % bootstrap intervals. The reward is known here, so the result can be held against the best."
+    )
     table = ExtraTable("What changed", ("", "before", "after", "what it means"), rows, note)
     extras = Extras((table, comparison.ceiling), comparison.samples)
     files.write_json(record / "extras.json", msgspec.to_builtins(extras))
@@ -189,7 +195,9 @@ def _mean(values: np.ndarray, digits: int = 2) -> str:
 
 
 def _percent(share: float, between: tuple[float, float] | None = None) -> str:
-    return f"{share:.1%}".replace("%", " %") + (f" [{between[0]:.1%}, {between[1]:.1%}]".replace("%", "") if between else "")
+    return f"{share:.1%}".replace("%", " %") + (
+        f" [{between[0]:.1%}, {between[1]:.1%}]".replace("%", "") if between else ""
+    )
 
 
 def _change(values: Sequence[float | None]) -> str:

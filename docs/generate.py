@@ -1,0 +1,175 @@
+"""Write the pages that follow from the code: keys, objectives with their pictures, and what a record holds.
+
+`python docs/generate.py` writes; a test compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import torch
+
+from preftune import objective as o
+from preftune.config.explain import keys
+from preftune.objective.combine import value_of_pairs
+from preftune.objective.presets import PRESETS
+from preftune.objective.scores import Pairs, Ratings, Scores
+from preftune.record import meters
+
+HERE = Path(__file__).parent
+WIDE, HIGH, EDGE = 300, 150, 8
+OBJECTIVES = """# Objectives
+
+One frozen struct each; calling it is the formula. $u$ is a log-ratio, $h$ the margin of two, $s$ an explicit score, $n$
+tokens. Start: derivative of the value by the logp of chosen and of rejected where the policy is the reference, on a pair
+of 10 and 14 tokens with reference logp -13 and -14; negative pushes up.
+
+| name | class | rows | reference | start: chosen, rejected | paper |
+|---|---|---|---|---|---|"""
+PICTURES = """
+Pictures: value (grey, from its lowest), incentive of chosen (green) and of rejected (red, around the middle line)
+against a margin of -30 to 30 nats, each scaled to the picture.
+"""
+KEYS = """# Keys
+
+Every key of a run, as `preftune keys` prints them. *of*: the choice of objective, reference or aggregate that has it.
+
+| key | of | type | default | meaning |
+|---|---|---|---|---|"""
+RECORD = """# The record
+
+A run folder: `run.toml` (the whole run, resolved), `identity.json` (what decides its result), `environment.json`,
+`data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`, `events.jsonl`, `checkpoints/`, `model/`,
+`report.html`.
+"""
+CHOSEN, REJECTED, VALUE = "#2a9d8f", "#e76f51", "#6c7a9c"
+
+
+def pairs_at(margin: torch.Tensor, sharp: float = -1.0) -> Pairs:
+    """The worked pair (10 and 14 tokens, reference -13 and -14 nats) with its margin moved by both sides alike."""
+
+    def side(logp: torch.Tensor, reference: float, tokens: int, score: float) -> Scores:
+        full = lambda value: torch.full_like(logp, value)  # noqa: E731
+        return Scores(logp, full(tokens), full(reference), full(score), full(sharp))
+
+    one = torch.ones_like(margin)
+    return Pairs(side(-13 + margin / 2, -13, 10, 1.2), side(-14 - margin / 2, -14, 14, 0.4), one, one)
+
+
+def measured(objective: o.Single, margins: list[float]) -> list[tuple[float, float, float]]:
+    """Value and the derivatives by chosen and rejected logp, at each margin by itself."""
+    found = []
+    for margin in margins:
+        pairs = pairs_at(torch.tensor([margin], dtype=torch.float64))
+        chosen, rejected = (s.logp.detach().requires_grad_() for s in (pairs.chosen, pairs.rejected))
+        pairs = Pairs(
+            with_logp(pairs.chosen, chosen), with_logp(pairs.rejected, rejected), pairs.weight, pairs.preferred
+        )
+        if "mismatched" in objective.needs:
+            none = Scores(chosen.detach() * 0, pairs.chosen.tokens, chosen.detach() * 0)
+            both = Scores(torch.cat([chosen, rejected]), torch.cat([pairs.chosen.tokens, pairs.rejected.tokens]),
+                          torch.cat([pairs.chosen.ref_logp, pairs.rejected.ref_logp]))  # fmt: skip
+            good = torch.tensor([True, False])
+            value = objective(Ratings(both, good, torch.full((2,), 0.5, dtype=torch.float64), none)).mean()  # type: ignore[operator]
+        else:
+            value = value_of_pairs(objective, pairs).sum()
+        down = torch.autograd.grad(value, [chosen, rejected], allow_unused=True)
+        found.append((float(value.detach()), *(0.0 if g is None else float(g) for g in down)))
+    return found
+
+
+def with_logp(scores: Scores, logp: torch.Tensor) -> Scores:
+    """The same scores with another logp."""
+    return Scores(logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
+
+
+def picture(objective: o.Single) -> str:
+    """A small chart of value and incentives against the margin, each scaled to its own height."""
+    margins = [-30 + 60 * i / 80 for i in range(81)]
+    rows = measured(objective, margins)
+    lines = []
+    for column, colour, dash in ((0, VALUE, ""), (1, CHOSEN, "4 2"), (2, REJECTED, "4 2")):
+        values = [row[column] for row in rows]
+        scaled = values if column else [v - min(values) for v in values]
+        most = max(abs(v) for v in (scaled if not column else [r[c] for r in rows for c in (1, 2)])) or 1.0
+        zero, unit = (HIGH - EDGE, HIGH - 2 * EDGE) if not column else (HIGH / 2, HIGH / 2 - EDGE)
+        points = " ".join(
+            f"{EDGE + (WIDE - 2 * EDGE) * i / 80:.0f},{zero - unit * v / most:.0f}" for i, v in enumerate(scaled)
+        )
+        style = f' stroke-dasharray="{dash}"' if dash else ""
+        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6"{style} points="{points}"/>')
+    middle = f'<line x1="{WIDE / 2:.0f}" y1="0" x2="{WIDE / 2:.0f}" y2="{HIGH}" stroke="#9996" stroke-width="1"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {HIGH}" width="{WIDE}" height="{HIGH}">' + (
+        f"{middle}{''.join(lines)}</svg>\n"
+    )
+
+
+def objectives_page() -> tuple[str, dict[str, str]]:
+    """The page and its pictures."""
+    made = [kind() for kind in get_args(o.Single)]
+    head = [OBJECTIVES]
+    body, pictures = [], {}
+    for one in made:
+        tag = msgspec.to_builtins(one)["name"]
+        _, chosen, rejected = measured(one, [0.0])[0]
+        coupled = ", coupled" if one.coupled else ""
+        head.append(
+            f"| [`{tag}`](#{tag}) | `{type(one).__name__}` | {one.kind}{coupled} | {'yes' if one.reference else 'no'} "
+            f"| {chosen:.4g}, {rejected:.4g} | {one.paper.split(';')[0].split(',')[0]} |"
+        )
+        pictures[f"{tag}.svg"] = picture(one)
+        facts = msgspec.to_builtins(one)
+        defaults = ", ".join(f"`{k} = {msgspec.json.encode(v).decode()}`" for k, v in facts.items() if k != "name")
+        body += [
+            f"## {tag}", "", (type(one).__doc__ or "").strip().split("\n")[0], "", f"$${one.formula}$$", "",
+            f"- **Paper** arXiv {one.paper}", f"- **Keys** {defaults or 'none'}", f"- **Optimum** {one.optimum}",
+            f"- **When** {one.when}", f"- **Trap** {one.fails}", "", f"![{tag}](img/{tag}.svg)", "",
+        ]  # fmt: skip
+    lines = [*head, PICTURES, *body, "## Sums", "", "`sum` adds objectives with weights. Published mixtures:", ""]
+    for name, preset in PRESETS.items():
+        terms = " + ".join(f"{weight:g} {msgspec.to_builtins(part)['name']}" for weight, part in o.parts(preset))
+        lines.append(f"- `{name}`: {terms}")
+    lines += ["", "```toml", "[objective]", 'name = "sum"', "weights = [1.0, 0.2]",
+              'parts = [{ name = "dpo", beta = 0.1 }, { name = "nll" }]', "```", ""]  # fmt: skip
+    return "\n".join(lines), pictures
+
+
+def keys_page() -> str:
+    """Every key of a run."""
+    lines = [KEYS]
+    for key in keys():
+        kind = f"{key.type} {key.bound}".strip().replace("|", "\\|")
+        default = f"`{key.default}`" if key.default else ""
+        lines.append(
+            f"| `{key.name}` | {key.choice} | {kind} | {default} | {key.meaning.replace('|', chr(92) + '|')} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def record_page() -> str:
+    """What the files of a record hold."""
+    lines = [RECORD, (meters.__doc__ or "").partition("\n\n")[2].strip(), ""]
+    for title, table in (
+        ("metrics.jsonl: one object a step", meters.STEP),
+        ("evaluations.jsonl: one object an evaluation", meters.EVALUATION),
+        ("evaluation_rows.jsonl: one object a held-out pair, of the last evaluation", meters.ROW),
+    ):
+        lines += [f"## {title}", "", "| key | unit | meaning |", "|---|---|---|"]
+        lines += [f"| `{name}` | {meter.unit} | {meter.meaning} |" for name, meter in table.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def pages() -> dict[str, str]:
+    """Every generated file below docs/, by its name."""
+    objectives, pictures = objectives_page()
+    named = {"keys.md": keys_page(), "objectives.md": objectives, "record.md": record_page()}
+    return named | {f"img/{name}": text for name, text in pictures.items()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / name).parent.mkdir(exist_ok=True)
+        (HERE / name).write_text(text)
