@@ -12,11 +12,11 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import numpy as np
+import speed
 import torch
 
-import common
-import speed
 from preftune.config.load import load
 from preftune.model import attention
 from preftune.pack.batch import Batch, collate
@@ -143,9 +143,11 @@ def main() -> None:
         [[c["regime"], c["dtype"], f"{c['share_of_peak']:.0%}", f"{c['unseen_rows_share']:.0%}",
           f"{c['unseen_share']:.1%}"] for c in cells],
     ))  # fmt: skip
-    print(common.table(
-        ["rows", *(f"cut below {s}: ms" for s in SMALL)], [[c["regime"], *c["milliseconds"].values()] for c in cuts]
-    ))
+    print(
+        common.table(
+            ["rows", *(f"cut below {s}: ms" for s in SMALL)], [[c["regime"], *c["milliseconds"].values()] for c in cuts]
+        )
+    )
     suffix = "-quick" if args.quick else ""
     common.save(f"limit-{args.dtype}{suffix}", cells, {"torch": torch.__version__}, attention=cuts)
 

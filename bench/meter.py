@@ -38,16 +38,32 @@ def warmed(path: str) -> int:
 
 
 class Steps:
-    """The CPU time from the end of one update to the end of the next, and the peak so far."""
+    """CPU and wall time from the end of one update to the end of the next, and the peak so far.
 
-    def __init__(self) -> None:
+    cuda: wait for the device before the clock is read.
+    """
+
+    def __init__(self, cuda: bool = False) -> None:
         self.found: list[dict[str, float]] = []
-        self.last = time.process_time()
+        self.cuda = cuda
+        self.begin()
 
     def begin(self) -> None:
-        self.last = time.process_time()
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        self.last = time.process_time(), time.monotonic()
 
     def end(self, **numbers: float) -> None:
-        now = time.process_time()
-        self.found.append({"cpu": now - self.last, "peak": memory("VmHWM"), **numbers})
-        self.last = time.process_time()
+        cpu, wall = self.last
+        self.begin()
+        now = self.last
+        self.found.append({"cpu": now[0] - cpu, "wall": now[1] - wall, "peak": memory("VmHWM"), **numbers})
+
+
+def cuda_peak(cuda: bool) -> int:
+    """Bytes; the allocator's highest."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if cuda else 0

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
+from pathlib import Path
 
-from meter import Steps, forget, memory, warmed
+from meter import Steps, cuda_peak, forget, memory, warmed
+
+import preftune
+
+
+def engine() -> str:
+    """A digest of the source that ran: cells of one table may come from different states of a working tree."""
+    told, root = hashlib.sha256(), Path(preftune.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        told.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return told.hexdigest()[:12]
 
 
 def main(spec: dict) -> dict:
@@ -23,7 +35,7 @@ def main(spec: dict) -> dict:
     began = memory("VmRSS")
     empty = warmed(spec["model"]) if spec.get("memory") else began
     forget()
-    steps, scoring = Steps(), {"cpu": 0.0}
+    steps, scoring = Steps(spec.get("cuda", False)), {"cpu": 0.0}
     plain = reference.score
 
     def timed(*given, **named):
@@ -46,7 +58,13 @@ def main(spec: dict) -> dict:
         "steps": steps.found,
         "reference": scoring,
         "empty": empty,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": numpy.__version__},
+        "cuda_peak": cuda_peak(spec.get("cuda", False)),
+        "versions": {
+            "engine": engine(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": numpy.__version__,
+        },
     }
 
 

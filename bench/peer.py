@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from meter import Steps, forget, memory, warmed
+from meter import Steps, cuda_peak, forget, memory, warmed
 
 VARIANTS = {  # what differs between TRL as shipped and TRL at its best on this processor
     "shipped": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
@@ -38,7 +38,7 @@ def main(spec: dict) -> dict:
     began = memory("VmRSS")
     empty = warmed(spec["model"]) if spec.get("memory") else began
     forget()
-    steps, scoring, told = Steps(), {"cpu": 0.0}, {}
+    steps, scoring, told = Steps(spec.get("cuda", False)), {"cpu": 0.0}, {}
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args, state, control, **given):
@@ -73,6 +73,7 @@ def main(spec: dict) -> dict:
         "steps": steps.found,
         "reference": scoring,
         "empty": empty,
+        "cuda_peak": cuda_peak(spec.get("cuda", False)),
         **told,
         "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }

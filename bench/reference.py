@@ -45,7 +45,9 @@ def sweep(place: Path, regime: str, steps: int, peers: int) -> dict:
     single, whole = costs["best"][0] / costs["ours"][0], len(SWEEP) * usual / sum(costs["ours"])
     return {
         "regime": regime, "rows": source, "runs": len(SWEEP), "pairs": PAIRS * steps,
-        "reference_seconds": {"ours": [t["reference"]["cpu"] for t in ours], "best": [t["reference"]["cpu"] for t in peer]},
+        "reference_seconds": {
+            name: [told["reference"]["cpu"] for told in runs] for name, runs in (("ours", ours), ("best", peer))
+        },
         "scored": [t["reference"]["scored"] for t in ours], "seconds": costs,
         "single": single, "sweep": whole, "gain": whole / single,
         "bound": "the gain is at most (1 + r) / (1 + r / runs), r = our reference pass over our updates",

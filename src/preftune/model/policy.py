@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.logp import Head, Statistics, head_logp, head_statistics
+from preftune.model.unread import ReadRows, rows_read
 from preftune.pack.batch import Batch
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -20,11 +21,13 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Policy:
-    """module: the model; layout: how a pack goes through it; compute: type of its matrix products."""
+    """module: the model; layout: how a pack goes through it; compute: type of its matrix products; last: what leaves
+    unread rows of the last layer out, where the layout allows it."""
 
     module: PreTrainedModel
     layout: Literal["trie", "padded"]
     compute: torch.dtype = torch.float32
+    last: ReadRows | None = None
 
     @property
     def device(self) -> torch.device:
@@ -50,13 +53,19 @@ class Policy:
         return logp, Statistics(*(part[batch.member] for part in (found.squares, found.entropy, found.top)))
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden state of every row of the trie, (tokens, width)."""
+        """Last hidden state of every row of the trie that predicts a scored token, (tokens, width)."""
         if self.layout == "padded":
             return self._padded(batch)
         layout = batch.layout
         layout.calls.clear()
         inputs = {"input_ids": batch.ids[None], "position_ids": layout.position[None]}
-        return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
+        if self.last is None or self.module.training:  # recomputed activations would not find the rows again
+            return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
+        self.last.read(rows_read(batch.source), batch.tokens)
+        try:
+            return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
+        finally:
+            self.last.read(None, 0)
 
     def _padded(self, batch: Batch) -> Tensor:
         """The same from one padded row a distinct sequence; no token sees the padding behind it: no mask is needed."""
@@ -95,7 +104,7 @@ def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.floa
     why = "as asked" if wanted == "padded" else _not_plain(module)
     if not why:
         module.set_attn_implementation(attention.register())
-        return Policy(module, "trie", compute), "one row a distinct token"
+        return Policy(module, "trie", compute, ReadRows(module)), "one row a distinct token"
     module.set_attn_implementation("sdpa" if module._supports_sdpa else "eager")
     if wanted == "trie":
         raise UserError(

@@ -1,0 +1,83 @@
+"""bench/results/*.json -> the table of the README, between its two marks; what was not measured is not shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import common
+
+from preftune import files
+
+BEGIN, END = "<!-- bench: begin (made by bench/table.py) -->", "<!-- bench: end -->"
+NAMES = {
+    "long-prompt": "long prompts, short responses (400/40 tokens)",
+    "hh": "dialogues (real rows of hh_harmless)",
+    "ultrafeedback": "long responses (200/350 tokens)",
+}
+
+
+def result(name: str) -> dict | None:
+    """A result that `make bench` left; quick tries are never shown."""
+    path = common.RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def joined(pair: dict[str, float]) -> str:
+    """As shipped / at its best."""
+    return f"{pair['shipped']:.1f}x / {pair['best']:.1f}x"
+
+
+def lines() -> list[list[str]]:
+    """Work, speed and memory against TRL as shipped and at its best."""
+    found = []
+    memory = {(c["regime"], c["vocab"]): c for c in (result("memory") or {"cells": []})["cells"]}
+    for dtype in ("float32", "bfloat16"):
+        for cell in (result(f"speed-{dtype}") or {"cells": []})["cells"]:
+            space = memory.get((cell["regime"], cell["vocab"])) if dtype == "float32" else None
+            shown = joined(space["over"]["ours, small packs"]) + " less" if space else ""
+            what = f"{NAMES[cell['regime']]}, vocabulary {cell['vocab']:,}, {dtype}"
+            found.append([what, joined(cell["speed"]), shown])
+    if (ukp := result("ukp")) is not None:
+        cell = ukp["cells"][0]
+        found.append([f"UKP, one epoch of {cell['pairs']:,} pairs with its reference", joined(cell["speed"]), ""])
+    if (scale := result("scale")) is not None:
+        cell = scale["rankings"]
+        what = f"rankings of {cell['K']} as all {cell['pairs']} pairs"
+        over = f"{cell['against_ours_one_by_one']:.1f}x ours one by one / {cell['against_best']:.1f}x"
+        found.append([what, over, ""])
+    if (sweep := result("reference")) is not None:
+        cell = sweep["cells"][0]
+        found.append([f"sweep of {cell['runs']} runs with its reference", f"- / {cell['sweep']:.1f}x", ""])
+    return found
+
+
+def render() -> str:
+    """The block between the marks."""
+    every = [json.loads(path.read_text()) for path in sorted(common.RESULTS.glob("*.json")) if "quick" not in path.name]
+    head = ["updates of 8 pairs", "times faster than TRL, as shipped / at its best", "peak memory, likewise"]
+    text = common.table(head, lines())
+    about = {(e["date"], e["device"], e["threads"]): e["versions"] for e in every}
+    for (date, device, threads), versions in about.items():
+        told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        text += f"\n\n{date}, {device}, {threads} thread, CPU seconds; {told}."
+    for limit in filter(None, (result("limit-float32"), result("limit-bfloat16"))):
+        shares = ", ".join(f"{c['share_of_peak']:.0%} ({c['regime']})" for c in limit["cells"])
+        text += f"\n\nOf the processor's matmul peak, {limit['cells'][0]['dtype']}: {shares}."
+    return text
+
+
+def main() -> None:
+    block = f"{BEGIN}\n{render()}\n{END}"
+    print(block)
+    path = common.HERE.parent / "README.md"
+    text = path.read_text()
+    if BEGIN in text and END in text:
+        before, _, rest = text.partition(BEGIN)
+        files.write(path, before + block + rest.partition(END)[2])
+    else:
+        print("README.md has no marked block; nothing was written.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

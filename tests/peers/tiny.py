@@ -1,0 +1,37 @@
+"""TRL's whole DPO trainer on a random model of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+WORDS = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(29))]
+
+
+def precomputed(folder: Path, **fields: object) -> list[float]:
+    """Reference log-probabilities of the chosen responses, as TRL computes them or finds them under `folder`."""
+    folder.mkdir(exist_ok=True)
+    rows = folder / "rows.jsonl"
+    if not rows.exists():
+        made = [{"prompt": f"w{i} w2", "chosen": "w3 w4 w5 w6 w7 w8", "rejected": f"w{i + 9}"} for i in range(4)]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in made))
+    data = load_dataset("json", data_files=str(rows), split="train", cache_dir=str(folder / "kept"))
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokeniser = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    args = DPOConfig(output_dir=str(folder / "out"), use_cpu=True, report_to="none", precompute_ref_log_probs=True,
+                     max_length=None, bf16=False, disable_tqdm=True, **fields)  # fmt: skip
+    trainer = DPOTrainer(model, args=args, train_dataset=data, processing_class=tokeniser)
+    return list(trainer.train_dataset["ref_chosen_logps"])
