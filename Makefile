@@ -47,15 +47,18 @@ $(STAMP): pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) .venv-min .pytest_cache .ruff_cache
 
-# Ours beside TRL on this machine; README's table is made from what it leaves in bench/results. About 25 quiet minutes.
-PEERS ?= .venv-peers/bin/python
+# Ours beside TRL on this machine; README's table is made from what it leaves in bench/results.
+PEERS ?= $(CURDIR)/.venv-peers/bin/python
 .PHONY: bench bench-peers
 bench: $(STAMP) $(PEERS)
 	for each in speed memory ukp reference scale startup limit gpu table; do \
 		PEERS=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python bench/$$each.py || exit 1; done
 
-bench-peers: .venv-peers/bin/python
+bench-peers: .venv-peers/.installed
 
-.venv-peers/bin/python:
+$(CURDIR)/.venv-peers/bin/python: .venv-peers/.installed
+
+.venv-peers/.installed:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install -q trl==1.16.0 torch==2.13.0 transformers==5.23.0 datasets
+	touch $@

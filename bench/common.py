@@ -74,7 +74,8 @@ def hashed(text: str, vocab: int) -> str:
     return " ".join(f"w{3 + zlib.crc32(word.encode()) % (vocab - 3)}" for word in re.findall(r"\w+|[^\w\s]", text))
 
 
-def spoken(turns: object) -> str:
+def spoken(turns: str | list[dict[str, str]]) -> str:
+    """Text as it stands, or the turns of a conversation one after the other."""
     return turns if isinstance(turns, str) else " ".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 

@@ -61,6 +61,9 @@ def render() -> str:
     for (date, device, threads), versions in about.items():
         told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         text += f"\n\n{date}, {device}, {threads} thread, CPU seconds; {told}."
+    engines = {cell.get("versions", {}).get("engine") for one in every for cell in one["cells"]} - {None}
+    if len(engines) > 1:
+        text += f"\n\nThese cells come from {len(engines)} states of the source; `make bench` measures them anew."
     for limit in filter(None, (result("limit-float32"), result("limit-bfloat16"))):
         shares = ", ".join(f"{c['share_of_peak']:.0%} ({c['regime']})" for c in limit["cells"])
         text += f"\n\nOf the processor's matmul peak, {limit['cells'][0]['dtype']}: {shares}."

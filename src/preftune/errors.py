@@ -45,5 +45,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """`Did you mean "beta"?`, or an empty string where nothing is near."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    close = get_close_matches(word, known, n=3, cutoff=0.6)
+    close.sort(key=lambda one: sorted(one) != sorted(word))  # letters in another order are the likelier slip
     return f'Did you mean "{close[0]}"?' if close else ""

@@ -7,6 +7,7 @@ A folder is built under a temporary name, given a manifest with the size and SHA
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -44,9 +45,10 @@ def reported(path: Path, doing: str = "write") -> Iterator[None]:
 def _failure(path: Path, doing: str, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
     free = ""
-    with contextlib.suppress(OSError):
-        parent = next(p for p in [path, *path.parents] if p.exists())
-        free = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
+    if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT):  # None: safetensors', on a full disk
+        with contextlib.suppress(OSError):
+            parent = next(p for p in [path, *path.parents] if p.exists())
+            free = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
     return UserError(f"cannot {doing}: {reason}.", where=str(path), mend=free, code=IO_CODE)
 
 

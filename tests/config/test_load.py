@@ -55,6 +55,12 @@ WRONG = {
     "seed.a=1": ["seed"],
     "whatever": ["whatever", "key=value"],
     "seed=99999999999999999999": ["seed"],
+    "objective=dop": ["objective.name", 'Did you mean "dpo"'],
+    "objective=": ["objective.name", '"" is not one of them', "dpo"],
+    ".=1": ["there is no such key", "Known here: model"],
+    "model=m": ["model: must be a table, got text. Write model.path"],
+    "optim.betas=[0.9, 1.5]": ["optim.betas", "< 1"],
+    "objective.beta=1e999": ["objective.beta: must be a finite number"],
 }
 
 
@@ -83,6 +89,20 @@ def test_broken_files_are_one_error(tmp_path: Path, name: str, text: str) -> Non
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name):
         load(tmp_path / name)
+
+
+def test_infinity_is_no_number_here(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[optim]\nclip = inf\n")
+    with pytest.raises(UserError, match=r"r\.toml: optim\.clip: must be a finite number"):
+        load(tmp_path / "r.toml")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b"seed = 1\n\xff")
+    with pytest.raises(UserError, match=r"r\.toml: is not UTF-8 text: byte 10"):
+        load(tmp_path / "r.toml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load(tmp_path)
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ class TestLoading:
             load_tokeniser(str(tmp_path))
 
     def test_z1_no_tokeniser(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no tokeniser at"):
+        with pytest.raises(UserError, match="none at"):
             load_tokeniser(str(tmp_path))
         with pytest.raises(UserError, match="no folder"):
             load_tokeniser(str(tmp_path / "absent"))

@@ -228,3 +228,25 @@ def test_a_number_that_is_not_finite_is_never_applied(
     events = [e for e in read_lines(tmp_path / "run" / "events.jsonl") if e["event"] == "non_finite"]
     assert len(events) == 3
     assert len(events[0]["rows"]) == 8
+
+
+def test_running_out_of_memory_halves_the_packs_and_changes_nothing(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preftune.model.policy import Policy
+
+    whole = train(run_of(out=str(tmp_path / "whole"), batch__tokens=5000, optim__epochs=1))
+    right, events = Policy.token_logp, []
+
+    def small(policy: Policy, batch) -> torch.Tensor:
+        if torch.is_grad_enabled() and batch.tokens > 100:
+            events.append(batch.tokens)
+            raise torch.OutOfMemoryError
+        return right(policy, batch)
+
+    monkeypatch.setattr(Policy, "token_logp", small)
+    cut = train(run_of(out=str(tmp_path / "cut"), batch__tokens=5000, optim__epochs=1))
+    assert 1 <= len(events) <= 6
+    assert any(e["event"] == "out_of_memory" for e in read_lines(cut / "events.jsonl"))
+    for a, b in zip(told(whole), told(cut), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)

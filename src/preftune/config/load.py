@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -51,8 +52,10 @@ def parse(path: Path) -> Tree:
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise UserError("there is no such file.", where=str(path), mend=near) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}.", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 text: byte {error.start + 1}.", where=str(path)) from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}.", where=str(path)) from error
     try:
         tree = _read(text, path.suffix)
     except (ValueError, RecursionError) as error:
@@ -117,6 +120,9 @@ def convert(tree: Tree, file: str = "") -> Run:
             tree = {**tree, key: {choice: tree[key]}}
         elif isinstance(tree.get(key), dict):
             tree = {**tree, key: {choice: USUAL[key], **tree[key]}}
+    for place, leaf in flatten(tree).items():
+        if isinstance(leaf, float) and not math.isfinite(leaf):  # TOML and YAML have them; no bound stops infinity
+            raise UserError("must be a finite number.", where=": ".join(filter(None, (file, place))))
     try:
         return msgspec.convert(_numbers(tree), Run, strict=True)
     except msgspec.ValidationError as error:
@@ -138,12 +144,12 @@ def _explained(message: str, tree: Tree, file: str) -> UserError:
     what, _, place = message.partition(" - at `")
     place = place.rstrip("`").removeprefix("$").removeprefix(".")
     mend = ""
-    if unknown := re.search(r"unknown field `(.+?)`", what):
+    if unknown := re.search(r"unknown field `(.*?)`", what):
         known = keys_below(place, tree)
         place = f"{place}.{unknown[1]}".lstrip(".")
         what = "there is no such key."
         mend = nearest(unknown[1], known) or f"Known here: {', '.join(known)}."
-    elif invalid := re.search(r"Invalid (?:enum )?value '(.+?)'", what):
+    elif invalid := re.search(r"Invalid (?:enum )?value '(.*?)'", what):
         what = f'"{invalid[1]}" is not one of them.'
         choice = place.rpartition(".")[2]
         names = (
@@ -154,6 +160,8 @@ def _explained(message: str, tree: Tree, file: str) -> UserError:
         mend = nearest(invalid[1], names) or f"Choose one of {', '.join(names)}."
     else:
         what = re.sub(r"^Expected", "must be", WORDS.sub(lambda found: PLAIN[found[1]], what)).rstrip(".") + "."
+        if what.startswith("must be a table") and (inner := keys_below(place, {})):
+            mend = f"Write {place}.{inner[0]} or another key of it."
     where = ": ".join(part for part in (file, place) if part)
     return UserError(what, where=where, mend=mend)
 

@@ -14,6 +14,7 @@ from preftune.objective import DPO, Objective
 from preftune.objective.aggregate import Aggregate, Plain
 
 Count = Annotated[int, Meta(ge=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -134,7 +135,7 @@ class Optim(Table, frozen=True):
     warmup: Annotated[float, Meta(ge=0, lt=1, description="Share of the steps in which the rate rises from 0.")] = 0.1
     epochs: Annotated[Count | None, Meta(description="Passes over the rows; 1 where `steps` is not given.")] = None
     steps: Annotated[Count | None, Meta(description="Updates, instead of `epochs`.")] = None
-    betas: Annotated[tuple[float, float], Meta(description="Decay of the first and the second moment.")] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Meta(description="Decay of the first and the second moment.")] = (0.9, 0.999)
     eps: Annotated[float, Meta(gt=0, description="Added to the root of the second moment.")] = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, description="Decoupled weight decay; matrices only.")] = 0.0
     clip: Annotated[float, Meta(gt=0, description="Largest norm of the gradient.")] = 1.0

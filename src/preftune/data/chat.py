@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -45,6 +46,15 @@ class Pieces(Struct, frozen=True):
     templated: bool
     closed: bool
     remarks: tuple[tuple[str, str], ...]
+
+
+def template_of(path: Path) -> str:
+    """A chat template from a file. Raises UserError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{path} cannot be read: {why}.", where="data.template") from error
 
 
 class Renderer:

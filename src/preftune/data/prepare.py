@@ -13,13 +13,15 @@ from msgspec import Struct
 from preftune.config.run import Data
 from preftune.data.groups import TokenGroup
 from preftune.data.lengths import summarise
-from preftune.data.read import Reading, holdout, read, refuse_if_too_many
+from preftune.data.read import Reading, Tally, holdout, read, refuse_if_too_many
 from preftune.data.rows import Row
 from preftune.data.tokens import Tokenised, tokenise
 from preftune.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TOO_LONG = ("too_long", "prompt.too_long")
 
 
 class Rows(Struct, frozen=True):
@@ -61,6 +63,7 @@ def read_rows(data: Data, seed: int) -> Rows:
             raise UserError(
                 "is a training file too.", where="data.evaluate", mend="Measure on rows that are not trained on."
             )
+        readings["evaluate"].notes.extend(_trained_too(readings["train"].rows, readings["evaluate"].rows))
     for reading in readings.values():
         refuse_if_too_many(reading, data.max_skipped)
     train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
@@ -69,17 +72,31 @@ def read_rows(data: Data, seed: int) -> Rows:
     return Rows(train, held_out, readings)
 
 
+def _trained_too(train: Sequence[Row], evaluate: Sequence[Row]) -> list[Problem]:
+    tally, trained = Tally(), {row.prompt for row in train}
+    for row in evaluate:
+        if row.prompt in trained:
+            tally.add("prompt.trained", "the prompt is trained on too", row.place)
+    return tally.problems()
+
+
 def prepare(rows: Rows, data: Data, tokeniser: PreTrainedTokenizerBase, max_tokens: int) -> Prepared:
-    """Tokenise what was read. Raises UserError where nothing is left."""
+    """Tokenise what was read. Raises UserError where too many rows are unusable, or none is left."""
     done = {
         part: tokenise(mine, tokeniser, max_tokens=max_tokens, too_long=data.too_long)
         for part, mine in (("train", rows.train), ("evaluate", rows.evaluate))
         if mine
     }
-    if "train" not in done or not done["train"].groups:
-        reasons = _count(done["train"].skipped) if "train" in done else {}
-        raise UserError(f"no row is left to train on ({_told(reasons)}).", where="data.train",
-                        mend=f"max_tokens is {max_tokens}; see `preftune check`.")  # fmt: skip
+    for part, reading in rows.readings.items():
+        mine = [found for name, found in done.items() if name == part or name not in rows.readings]
+        later = [problem for found in mine for problem in found.skipped if problem.reason not in TOO_LONG]
+        if later:
+            skipped = [*reading.skipped, *later]
+            refuse_if_too_many(msgspec.structs.replace(reading, skipped=skipped), data.max_skipped)
+    for part, purpose in (("train", "train on"), ("evaluate", "measure on")):
+        if part in done and not done[part].groups:
+            raise UserError(f"no row is left to {purpose} ({_told(_count(done[part].skipped))}).", where=f"data.{part}",
+                            mend=f"max_tokens is {max_tokens}; see `preftune check`.")  # fmt: skip
     groups = done["train"].groups
     account = {part: _account(part, done, rows) for part in ("train", "evaluate")}
     account |= msgspec.to_builtins(summarise(groups))
@@ -106,4 +123,4 @@ def _count(problems: Sequence[Problem]) -> dict[str, int]:
 
 
 def _told(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "the files hold none"
+    return ", ".join(f"{count} x {reason}" for reason, count in reasons.items())

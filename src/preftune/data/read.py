@@ -232,8 +232,9 @@ def refuse_if_too_many(reading: Reading, allowed: float) -> None:
         for reason, found in sorted(by_reason.items(), key=lambda item: -len(item[1]))
     ]
     mend = f"Mend the file, or allow it: data.max_skipped={min(1.0, share + 0.005):.2f}." if reading.rows else ""
-    raise UserError([Problem(f"{len(reading.skipped)} of {reading.read} rows ({share:.1%}) cannot be used; "
-                             f"{allowed:.0%} are allowed.", ", ".join(reading.files), mend), *listed])  # fmt: skip
+    limit = f"{allowed:.0%} are allowed" if reading.rows else "none is left"
+    raise UserError([Problem(f"{len(reading.skipped)} of {reading.read} rows ({share:.1%}) cannot be used; {limit}.",
+                             ", ".join(reading.files), mend), *listed])  # fmt: skip
 
 
 def holdout(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from msgspec import Struct
 
-from preftune.data.chat import FIRST, GUARD, Pieces, Renderer
+from preftune.data.chat import FIRST, GUARD, Pieces, Renderer, template_of
 from preftune.data.fields import Defect, Unusable
 from preftune.data.groups import TokenGroup
 from preftune.data.read import Tally
@@ -25,7 +25,6 @@ from preftune.data.rows import KINDS, Pair, Ranking, Rating, Row
 from preftune.data.sources import HUB
 from preftune.data.trust import refuse_code
 from preftune.errors import SHOWN, Problem, UserError
-from preftune.files import reported
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 ENDS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<end_of_turn>", "<|end|>")
 PROBES = ("Hello, world!", " 1234567 + 8.9", "naïve Ænima 東京 العربية", "a\n\n  b\tc", "don't WON'T", "x=[i**2];")
+NAMED = "It is the folder or hub name in model.tokeniser or, without one, in model.path."
 CHUNK = 256  # rows encoded at once
 UNKNOWN = 0.1  # share of unknown tokens from which the tokeniser is surely another model's
 
@@ -57,9 +57,9 @@ def load_tokeniser(path: str, revision: str | None = None, template: str | None 
     folder = Path(path).expanduser()
     file = folder / "tokenizer.json"
     if folder.is_dir():
-        refuse_code(folder, "model.tokeniser")
-    elif not HUB.fullmatch(path) or folder.exists():
-        raise UserError(f"there is no folder {path}.", where="model.tokeniser")
+        refuse_code(folder, "tokeniser")
+    elif not HUB.fullmatch(path) or path.startswith((".", "~")) or folder.exists():
+        raise UserError(f"there is no folder {path}.", where="tokeniser", mend=NAMED)
     try:
         if file.exists() and not (folder / "tokenizer_config.json").exists():
             found = PreTrainedTokenizerFast(tokenizer_file=str(file))
@@ -70,15 +70,14 @@ def load_tokeniser(path: str, revision: str | None = None, template: str | None 
             found = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:  # transformers, tokenizers and the hub's client each have their own
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no tokeniser at {path}: {why}", where="model.tokeniser") from error
+        raise UserError(f"none at {path}: {why}", where="tokeniser", mend=NAMED) from error
     if not isinstance(found, PreTrainedTokenizerBase) or not found.is_fast:
         raise UserError(f"{path} has no tokenizer.json.", where="model.tokeniser",
                         mend="Convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...).")  # fmt: skip
     if file.exists():
         _honest(found, file)
     if template is not None:
-        with reported(Path(template), "read"):
-            found.chat_template = Path(template).read_text(encoding="utf-8")
+        found.chat_template = template_of(Path(template).expanduser())
     return found
 
 

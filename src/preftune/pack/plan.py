@@ -88,6 +88,13 @@ def fill(
     return tuple(tuple(pack) for pack in packs)
 
 
+def halved(packs: Sequence[Pack], times: int) -> tuple[Pack, ...]:
+    """Every pack cut in two, so many times; a pack of one group stays."""
+    for _ in range(times):
+        packs = [part for pack in packs for part in (pack[: -(-len(pack) // 2)], pack[-(-len(pack) // 2) :]) if part]
+    return tuple(packs)
+
+
 def prefix_rank(sequences: Sequence[np.ndarray]) -> list[int]:
     """Place of each sequence in lexicographic order: what `near` wants, given each group's prompt."""
     keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]

@@ -18,7 +18,7 @@ from preftune import files
 from preftune.config.run import Run
 from preftune.errors import CORRUPT, NON_FINITE, UserError
 from preftune.model.load import export
-from preftune.pack.plan import Step
+from preftune.pack.plan import Step, halved
 from preftune.record.meters import STEP
 from preftune.record.record import Record, claim, environment, start
 from preftune.reference.reference import MovingReference
@@ -31,7 +31,7 @@ from preftune.train.setup import Setup, resolve, set_up
 from preftune.train.show import Show, silent
 from preftune.train.signals import Stop, listening
 from preftune.train.state import State
-from preftune.train.step import passes, score
+from preftune.train.step import Pass, passes, score
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
 
@@ -63,6 +63,7 @@ def train(
 def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show, stop: Stop) -> None:
     """Every step that is left. Evaluates and saves when due; a stop is heard between two steps."""
     run, steps = setup.run, setup.plan.steps
+    rehearse(setup, state, record)
     if state.step == 0:
         start_check(setup, record)
         measure(setup, state, record, held_out, show)
@@ -85,11 +86,10 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
 def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     """One update, or none where a number is not finite. Returns its meters (record.meters.STEP)."""
     began, run = time.monotonic(), setup.run
-    groups = [[setup.prepared.train[i] for i in pack] for pack in step.packs]
     rate = learning_rate(run.optim, state.step, len(setup.plan.steps))
     for part in state.optimiser.param_groups:
         part["lr"] = rate
-    done = passes(setup.policy, setup.reference, setup.judge, groups, step.rows)
+    done = gradient(setup, state, record, step)
     norm = torch.nn.utils.clip_grad_norm_(list(state.trained().values()), run.optim.clip)
     sums = Sums(run.objective)
     for judgement in (p.judgement for p in done):
@@ -100,7 +100,7 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
         state.optimiser.step()
         state.skipped = 0
     else:
-        refuse(state, record, [g.id or str(g.place) for pack in groups for g in pack], float(norm), sums.value)
+        refuse(state, record, [g.id or str(g.place) for g in setup.groups(step)], float(norm), sums.value)
     state.optimiser.zero_grad()
     return numbers | {
         "step": state.step + 1,
@@ -112,6 +112,38 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
         "tokens_shared": sum(p.shared for p in done),
         "seconds": round(time.monotonic() - began, 4),
     }
+
+
+def gradient(setup: Setup, state: State, record: Record, step: Step) -> list[Pass]:
+    """The step's gradient. Where memory runs out, packs are cut in two and the step is done again from nothing."""
+    while True:
+        packs = [[setup.prepared.train[i] for i in pack] for pack in halved(step.packs, state.halvings)]
+        try:
+            return passes(setup.policy, setup.reference, setup.judge, packs, step.rows)
+        except torch.OutOfMemoryError as error:
+            state.optimiser.zero_grad()
+            longest = max(packs, key=lambda pack: sum(g.tokens for g in pack))
+            if max(map(len, packs)) == 1:
+                raise UserError(
+                    f"one row of {longest[0].tokens} tokens does not fit into memory.",
+                    where=str(longest[0].place),
+                    mend="Lower data.max_tokens, or set model.checkpointing = true.",
+                ) from error
+        torch.cuda.empty_cache()
+        state.halvings += 1
+        text = (
+            f"out of memory with packs of up to {sum(g.tokens for g in longest)} tokens; packs are cut in two from here"
+        )
+        record.event(state.step, "out_of_memory", text)
+
+
+def rehearse(setup: Setup, state: State, record: Record) -> None:
+    """Go through the largest pack of the run once, and forget it: if memory does not suffice, it shows now."""
+    packs = [pack for step in setup.plan.steps[state.step :] for pack in step.packs]
+    if packs:
+        largest = max(packs, key=lambda pack: sum(setup.prepared.train[i].tokens for i in pack))
+        gradient(setup, state, record, Step((largest,), 0.0))
+        state.optimiser.zero_grad()
 
 
 def refuse(state: State, record: Record, ids: list[str], norm: float, value: float) -> None:

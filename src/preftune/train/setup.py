@@ -21,7 +21,7 @@ from preftune.model.policy import Policy, checked, recompute_activations, wrap
 from preftune.objective import parts
 from preftune.objective.arrange import ACCEPTS
 from preftune.pack.batch import collate
-from preftune.pack.plan import Plan, make_plan, prefix_rank
+from preftune.pack.plan import Plan, Step, make_plan, prefix_rank
 from preftune.reference import reference as anchors
 from preftune.reference.store import Store
 from preftune.train.show import Show
@@ -43,6 +43,10 @@ class Setup:
     judge: Judge
     digests: dict[str, str]
     notes: dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
+
+    def groups(self, step: Step) -> list[TokenGroup]:
+        """All rows of a step."""
+        return [self.prepared.train[i] for pack in step.packs for i in pack]
 
 
 def resolve(run: Run) -> Run:

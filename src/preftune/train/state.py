@@ -19,13 +19,14 @@ PREFIX = "step-"
 @dataclass
 class State:
     """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite;
-    follower: the reference's model where it moves."""
+    follower: the reference's model where it moves; halvings: how often packs were cut in two for want of memory."""
 
     module: torch.nn.Module
     optimiser: torch.optim.Optimizer
     follower: torch.nn.Module | None = None
     step: int = 0
     skipped: int = 0
+    halvings: int = 0
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Every trainable parameter once, by name."""
@@ -45,7 +46,7 @@ def save(state: State, root: Path, keep: int) -> Path:
         folder.tensors("optimiser.safetensors", moments)
         if state.follower is not None:
             folder.tensors("reference.safetensors", dict(_detached(state.follower)))
-        folder.json("state.json", {"step": state.step, "skipped": state.skipped})
+        folder.json("state.json", {"step": state.step, "skipped": state.skipped, "halvings": state.halvings})
     valid = [p for p in _folders(root) if not files.verify(p)]
     for old in valid[keep:]:
         files.remove(old)
@@ -95,7 +96,7 @@ def load(state: State, path: Path) -> None:
         with torch.no_grad():
             for name, parameter in state.follower.named_parameters():
                 parameter.copy_(told_reference[name])
-    state.step, state.skipped = told["step"], told["skipped"]
+    state.step, state.skipped, state.halvings = told["step"], told["skipped"], told["halvings"]
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,0 +1,149 @@
+"""The ceiling of reward at a KL: its slope, its ends, and estimates from draws against exact sums."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from preftune.frontier.measure import Frontier, interval, win_rate
+from preftune.world.enumerated import enumerated, expected, kl
+
+WORLD = enumerated(4, 6)
+
+
+def made(groups: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A random reference, (groups, responses) log-probabilities, and an additive reward of every response."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(groups, len(WORLD.below), 5))
+    return WORLD.logp(logits), rng.normal(size=(groups, 5)) @ WORLD.counts.T * 0.4
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5, 1.0, 3.0])
+def test_the_slope_of_the_ceiling_is_beta(beta: float) -> None:
+    ref_logp, reward = made()
+    frontier = Frontier.exact(reward, ref_logp)
+    low, high = frontier.at_beta(beta * 1.0001), frontier.at_beta(beta / 1.0001)
+    assert (high.reward - low.reward) / (high.kl - low.kl) == pytest.approx(beta, rel=1e-6)
+
+
+def test_a_point_has_the_kl_and_reward_of_the_tilted_policy() -> None:
+    ref_logp, reward = made()
+    tilted = ref_logp + reward / 0.7
+    tilted = tilted - np.log(np.exp(tilted).sum(-1, keepdims=True))
+    point = Frontier.exact(reward, ref_logp).at_beta(0.7)
+    assert point.kl == pytest.approx(kl(tilted, ref_logp).mean(), abs=1e-12)
+    assert point.reward == pytest.approx(expected(tilted, reward).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.5, 1.0, 40.0])
+def test_beta_is_found_from_its_kl(beta: float) -> None:
+    ref_logp, reward = made()
+    frontier = Frontier.exact(reward, ref_logp)
+    point = frontier.at_beta(beta)
+    assert frontier.at_kl(point.kl).beta == pytest.approx(beta, rel=1e-6)
+    assert frontier.gap(point.reward, point.kl) == pytest.approx(0, abs=1e-9)
+
+
+def test_kl_falls_and_reward_falls_as_beta_rises() -> None:
+    ref_logp, reward = made()
+    points = [Frontier.exact(reward, ref_logp).at_beta(beta) for beta in np.geomspace(0.01, 100, 40)]
+    assert (np.diff([p.kl for p in points]) < 0).all()
+    assert (np.diff([p.reward for p in points]) < 0).all()
+
+
+def test_no_policy_is_above_the_ceiling() -> None:
+    ref_logp, reward = made()
+    frontier = Frontier.exact(reward, ref_logp)
+    rng = np.random.default_rng(1)
+    for size in (0.1, 1.0, 5.0):
+        logp = ref_logp + size * (rng.normal(size=ref_logp.shape) + reward)
+        logp -= np.log(np.exp(logp).sum(-1, keepdims=True))
+        assert frontier.gap(float(expected(logp, reward).mean()), float(kl(logp, ref_logp).mean())) > 0
+
+
+def test_the_ends() -> None:
+    ref_logp, reward = made(1)
+    frontier = Frontier.exact(reward, ref_logp)
+    start = frontier.at_kl(0)
+    assert (start.beta, start.kl) == (math.inf, pytest.approx(0, abs=1e-12))
+    assert start.reward == pytest.approx(expected(ref_logp, reward).mean(), abs=1e-12)
+    assert frontier.at_kl(-0.1).beta == math.inf  # what an estimate of a KL near 0 may be
+    best = int(reward.argmax())
+    end = frontier.at_kl(1e6)
+    assert (end.beta, end.reward) == (0.0, pytest.approx(reward.max()))
+    assert end.kl == pytest.approx(-ref_logp[0, best], abs=1e-9)
+    assert frontier.at_beta(0.0) == end
+
+
+def test_equal_best_responses_share_the_end() -> None:
+    ref_logp = np.log([[0.1, 0.3, 0.6]])
+    end = Frontier.exact(np.array([[1.0, 1.0, 0.0]]), ref_logp).at_beta(0.0)
+    assert end.kl == pytest.approx(-math.log(0.4))
+    assert end.effective == pytest.approx(1 / (0.25**2 + 0.75**2))
+
+
+def test_a_flat_reward_leaves_nowhere_to_go() -> None:
+    point = Frontier.sampled(np.ones((2, 5))).at_kl(1.0)
+    assert (point.kl, point.reward, point.effective) == (pytest.approx(0, abs=1e-12), 1.0, pytest.approx(10))
+
+
+def draws(logp: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(groups, count) places of responses drawn from policies given by the log-probabilities of all responses."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.choice(len(row), size=count, p=np.exp(row) / np.exp(row).sum()) for row in logp])
+
+
+def test_draws_from_the_reference_estimate_the_exact_ceiling() -> None:
+    ref_logp, reward = made()
+    exact = Frontier.exact(reward, ref_logp).at_beta(1.0)
+    found = draws(ref_logp, 100_000, 2)
+    estimate = Frontier.sampled(np.take_along_axis(reward, found, 1)).at_beta(1.0)
+    assert estimate.kl == pytest.approx(exact.kl, abs=0.01)
+    assert estimate.reward == pytest.approx(exact.reward, abs=0.01)
+
+
+def test_draws_from_a_policy_estimate_it_too_and_count_for_more() -> None:
+    ref_logp, reward = made()
+    exact = Frontier.exact(reward, ref_logp).at_beta(0.4)
+    near = ref_logp + reward / 0.5
+    near -= np.log(np.exp(near).sum(-1, keepdims=True))
+    found = draws(near, 50_000, 3)
+    rewards, log_ratio = (np.take_along_axis(a, found, 1) for a in (reward, near - ref_logp))
+    estimate = Frontier.sampled(rewards, log_ratio).at_beta(0.4)
+    assert estimate.reward == pytest.approx(exact.reward, abs=0.02)
+    from_reference = Frontier.sampled(np.take_along_axis(reward, draws(ref_logp, 50_000, 4), 1)).at_beta(0.4)
+    assert estimate.effective > 2 * from_reference.effective
+
+
+def test_effective_draws_are_kishs() -> None:
+    assert Frontier.sampled(np.zeros((2, 8))).at_beta(1.0).effective == pytest.approx(16)
+    reward = np.array([[0.0, math.log(3)]])
+    assert Frontier.sampled(reward).at_beta(1.0).effective == pytest.approx(16 / 10)
+
+
+def test_win_rate() -> None:
+    assert win_rate(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0, 3.0]])) == pytest.approx((1.5 + 2) / 6)
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.integers(4, size=(3, 40)), rng.integers(4, size=(3, 30))
+    every = [(a > b) + 0.5 * (a == b) for mine, other in zip(ours, theirs, strict=True) for a in mine for b in other]
+    assert win_rate(ours, theirs) == pytest.approx(np.mean(every))
+    assert win_rate(ours, theirs) + win_rate(theirs, ours) == pytest.approx(1)
+
+
+def test_an_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        low, high = interval(np.mean, rng.normal(size=(2, 50)) + [[0.0], [10.0]], rounds=200, seed=trial)
+        hits += low <= 5 <= high
+    assert 178 <= hits <= 199  # 95 % of 200; resampling across the two groups would give intervals ten times as wide
+
+
+def test_an_interval_keeps_groups_and_rows_together() -> None:
+    rows = np.random.default_rng(0).normal(size=(4, 30))
+    both = np.stack([rows, -rows], -1)
+    assert interval(lambda a: float(np.abs(a.sum(-1)).max()), both) == (0.0, 0.0)
+    assert interval(np.mean, np.tile(np.arange(4.0)[:, None], 9)) == (1.5, 1.5)
+    assert interval(np.mean, rows, seed=1) == interval(np.mean, rows, seed=1) != interval(np.mean, rows, seed=2)
