@@ -62,3 +62,19 @@ $(CURDIR)/.venv-peers/bin/python: .venv-peers/.installed
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install -q trl==1.16.0 torch==2.13.0 transformers==5.23.0 datasets
 	touch $@
+
+# Our objectives beside those of TRL and Liger (docs/peers.md), in the venv of the benchmarks.
+.PHONY: test-peers mutate
+test-peers: .venv-peers/.tests
+	$(ALONE) .venv-peers/bin/pytest tests/peers
+
+.venv-peers/.tests: .venv-peers/.installed
+	.venv-peers/bin/pip install -q pytest pytest-timeout msgspec
+	.venv-peers/bin/pip install -q --no-deps liger-kernel==0.8.5 -e .
+	touch $@
+
+# Faults put into the objectives one at a time: the tests have to notice (tests/numbers/SURVIVORS.md has the rest).
+mutate: $(STAMP)
+	$(BIN)/pip install -q mutmut==3.8.1
+	$(ALONE) $(BIN)/mutmut run --max-children $(WORKERS)
+	$(BIN)/mutmut results

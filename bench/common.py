@@ -138,7 +138,7 @@ def child(which: str, spec: dict, env: dict[str, str] | None = None) -> dict:
     done = subprocess.run([python, str(HERE / f"{which}.py"), json.dumps(spec)], capture_output=True, text=True,
                           check=False, env={**os.environ, **QUIET, **threads, **source, **(env or {})})  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"{which}.py failed on {spec}:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{which}.py ended with {done.returncode} on {spec}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

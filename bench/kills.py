@@ -75,9 +75,13 @@ def strike(out: Path, words: list[str], life: float, rng: random.Random, number:
 
 
 def ask(out: Path, words: list[str], life: float, rng: random.Random) -> tuple[int, float]:
-    """Start the run and ask it to stop at some moment: (exit code, seconds that it took to stop)."""
+    """Start the run, wait until it listens, ask it to stop at some moment: (exit code, seconds that it took)."""
+    log = Path(f"{out}.log")
+    told = log.stat().st_size if log.exists() else 0
     process = start(out, words)
-    time.sleep(rng.uniform(0.2, 1) * life)
+    while process.poll() is None and b"reading rows" not in log.read_bytes()[told:]:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.6) * life)
     process.terminate()
     asked = time.monotonic()
     return process.wait(), time.monotonic() - asked

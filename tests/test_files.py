@@ -93,6 +93,31 @@ def test_lines_survive_a_torn_end_and_keep_non_finite_numbers(tmp_path: Path) ->
     assert read == [{"step": 1, "loss": "NaN", "more": ["Infinity"]}, {"step": 2, "loss": 0.5}]
 
 
+def test_a_torn_end_is_dropped_when_lines_go_on(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a"')
+    lines = files.Lines(tmp_path / "m.jsonl")
+    lines.append({"a": 2})
+    lines.close()
+    assert files.read_lines(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_disk_that_takes_half_a_line_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Full:
+        left = 5
+
+        def write(self, data: bytes) -> int:
+            if not self.left:
+                raise OSError(28, "No space left on device")
+            took, self.left = min(self.left, len(data)), 0
+            return took
+
+    lines = files.Lines(tmp_path / "m.jsonl")
+    lines.close()
+    monkeypatch.setattr(lines, "_stream", Full())
+    with pytest.raises(UserError, match="No space left on device"):
+        lines.append({"a": 1})
+
+
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(UserError, match=r"m\.jsonl:2"):

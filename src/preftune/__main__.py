@@ -12,7 +12,7 @@ def main() -> None:
     from preftune.cli.app import app
 
     try:
-        app()
+        app(sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"preftune: {safe(str(error))}\n")
         sys.exit(error.code)
@@ -28,7 +28,7 @@ def main() -> None:
 
 def safe(text: str) -> str:
     """Text without control characters, which data could use to take over a terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -99,12 +99,14 @@ class Lines:
         with reported(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream: IO[bytes] = path.open("ab", buffering=0)
+            self._stream.truncate(path.read_bytes().rfind(b"\n") + 1)  # a torn end would spoil the next line too
 
     def append(self, value: dict[str, Any]) -> None:
         """Add one object as one line."""
-        line = json.dumps(plain(value), allow_nan=False, ensure_ascii=False) + "\n"
+        line = (json.dumps(plain(value), allow_nan=False, ensure_ascii=False) + "\n").encode()
         with reported(self.path):
-            self._stream.write(line.encode())
+            while line:  # a disk that fills up takes a part first, and fails at the rest
+                line = line[self._stream.write(line) :]
 
     def sync(self) -> None:
         """Return when all lines are on the disk."""
@@ -215,7 +217,7 @@ def delete(path: Path) -> None:
 
 def sweep_leftovers(parent: Path) -> None:
     """Delete what a killed process left half-written or half-removed in `parent`; call it under the lock."""
-    for left in [*parent.glob(".tmp-*"), *parent.glob(".trash-*")]:
+    for left in [*parent.glob(".tmp-[0-9]*-*"), *parent.glob(".trash-[0-9]*-*")]:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
@@ -223,7 +225,10 @@ def sweep_leftovers(parent: Path) -> None:
 def lock(path: Path) -> Iterator[None]:
     """Hold `path` as a lock; it dies with the process. Raises UserError where another process holds it."""
     with reported(path, "lock"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError("is no folder and cannot become one.", where=str(path.parent)) from None
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:

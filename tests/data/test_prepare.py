@@ -27,13 +27,13 @@ ONLY_END = ("another question", " a good one", "</s>")  # seen to be empty only 
 def test_rows_unusable_in_tokens_count_too(part: str, tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     bad, good = write(tmp_path / "bad.jsonl", [*GOOD, ONLY_END]), write(tmp_path / "good.jsonl", [("x", " y", " z")])
     data = Data(train=bad if part == "train" else good, evaluate=good if part == "train" else bad)
-    with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) cannot be used; 5% are allowed.*max_skipped=0.10"):
+    with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) cannot be used; 5% are allowed.*max_skipped=0.11"):
         prepare(read_rows(data, 0), data, sentence, 200)
     data = Data(train=data.train, evaluate=data.evaluate, max_skipped=0.1)
     assert prepare(read_rows(data, 0), data, sentence, 200).account[part]["skipped"] == {"response.empty": 1}
 
 
-def test_held_out_rows_count_with_the_file_that_they_are_from(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
+def test_held_out_rows_count_with_their_file(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, ONLY_END]), holdout=0.5)
     with pytest.raises(UserError, match="1 of 10 rows"):
         prepare(read_rows(data, 0), data, sentence, 200)

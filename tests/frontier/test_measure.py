@@ -86,7 +86,11 @@ def test_equal_best_responses_share_the_end() -> None:
 
 def test_a_flat_reward_leaves_nowhere_to_go() -> None:
     point = Frontier.sampled(np.ones((2, 5))).at_kl(1.0)
-    assert (point.kl, point.reward, point.effective) == (pytest.approx(0, abs=1e-12), 1.0, pytest.approx(10))
+    assert (point.kl, point.reward, point.effective) == (
+        pytest.approx(0, abs=1e-12),
+        pytest.approx(1),
+        pytest.approx(10),
+    )
 
 
 def draws(logp: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -133,12 +137,11 @@ def test_win_rate() -> None:
 
 
 def test_an_interval_covers_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        low, high = interval(np.mean, rng.normal(size=(2, 50)) + [[0.0], [10.0]], rounds=200, seed=trial)
+    rng, middle, hits = np.random.default_rng(0), np.array([[0.0], [10.0]]), 0
+    for trial in range(100):
+        low, high = interval(np.mean, middle + rng.normal(size=(2, 50)), rounds=100, seed=trial)
         hits += low <= 5 <= high
-    assert 178 <= hits <= 199  # 95 % of 200; resampling across the two groups would give intervals ten times as wide
+    assert 87 <= hits <= 99  # 95 % of 100; resampling across the two groups would give intervals ten times as wide
 
 
 def test_an_interval_keeps_groups_and_rows_together() -> None:

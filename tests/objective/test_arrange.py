@@ -82,6 +82,7 @@ def test_types_where_there_is_nothing() -> None:
     """An empty list of places is still one of integers, and weights have the scores' type."""
     empty = views(GROUPS[2:], LOGP[:3].float())
     assert empty.pairs.weight.dtype == torch.float32
+    assert views().pairs.weight.dtype == torch.float64
     assert empty.rankings.group.dtype == torch.long
     assert len(empty.pairs.chosen.logp) == len(empty.rankings.weight) == 0
 

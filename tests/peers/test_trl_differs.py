@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("trl", reason="TRL is installed by `make test-peers` only")
 
 from dataclasses import replace
+from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,7 +131,7 @@ def test_kto_reads_pairs_as_a_thousand_good_then_a_thousand_bad() -> None:
     rows = Dataset.from_dict({k: [f"{k} {i}" for i in range(1500)] for k in ("prompt", "chosen", "rejected")})
     labels = unpair_preference_dataset(rows)["label"]
     changes = [0, *(i for i in range(1, 3000) if labels[i] != labels[i - 1]), 3000]
-    assert [b - a for a, b in zip(changes, changes[1:], strict=False)] == [1000, 1000, 500, 500]
+    assert [b - a for a, b in pairwise(changes)] == [1000, 1000, 500, 500]
     assert KTOConfig.__dataclass_fields__["train_sampling_strategy"].default == "sequential"
 
 

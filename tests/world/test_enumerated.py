@@ -47,7 +47,9 @@ def test_probabilities_sum_to_1_and_are_products_of_steps() -> None:
 def test_counts_are_the_tokens() -> None:
     world = enumerated(3, 4)
     assert (world.counts.sum(-1) == world.tokens).all()
-    assert (world.counts[:, 3] == np.array([t[m][-1] == 3 for t, m in zip(world.token, world.there, strict=True)])).all()
+    assert (
+        world.counts[:, 3] == np.array([t[m][-1] == 3 for t, m in zip(world.token, world.there, strict=True)])
+    ).all()
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 5.0])

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preftune.world import readable
 
@@ -37,7 +38,8 @@ def test_reward_is_counted(text: str, reward: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "The taste was good.", " The taste was good", " The taste was very very good.", " The taste was good but the price was bad.",
+    ["", "The taste was good.", " The taste was good", " The taste was very very good.",
+     " The taste was good but the price was bad.",
      " the taste was good.", " The taste was good, and the price was fine.", " The soup was good.",
      " The taste was good and the price was fine and the table was fine and the sauce was fine."],
 )  # fmt: skip

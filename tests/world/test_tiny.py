@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.config.load import load
 from preftune.data.rows import Demo, Place
-from preftune.data.tokens import tokenise_row, load_tokeniser
+from preftune.data.tokens import load_tokeniser, tokenise_row
 from preftune.errors import UserError
 from preftune.files import digest, read_lines, verify
 from preftune.world import demo, readable

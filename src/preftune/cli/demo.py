@@ -32,11 +32,12 @@ def demo(*, out: str = "demo", seed: int = 0) -> None:
     def stage(number: int, title: str, text: str) -> None:
         told.print(f"\n[bold]{number}  {title}[/bold]\n{text}", soft_wrap=True)
 
-    stage(1, "A world", "A model that knows nothing yet, and restaurant reviews for it to learn from. A review's true reward "
-                        "is its kind words minus its harsh words.")  # fmt: skip
+    stage(1, "A world", "A model that knows nothing, and restaurant reviews for it to learn from. "
+                        "The true reward of a review is its kind words minus its harsh words.")  # fmt: skip
     with progress() as show:
         show("loading torch and transformers")
-        from preftune.world import demo as world, readable
+        from preftune.world import demo as world
+        from preftune.world import readable
 
         world.make(place, seed)
     told.print(f"kind   {', '.join(readable.KIND)}\nharsh  {', '.join(readable.HARSH)}", style="dim", soft_wrap=True)

@@ -20,11 +20,15 @@ def keys(*words: str, form: Annotated[Literal["text", "markdown", "schema"], Par
     """
     from preftune.config.explain import keys as every
     from preftune.config.explain import schema
+    from preftune.errors import UserError, nearest
 
     if form == "schema":
         print(json.dumps(schema(), indent=2))
         return
     chosen = [key for key in every() if not words or key.name.startswith(tuple(words)) or key.choice in words]
+    if not chosen:
+        names = [*{key.name for key in every()}, *{key.choice for key in every()}]
+        raise UserError(f'no key begins with "{words[0]}".', mend=nearest(words[0], names))
     if form == "markdown":
         print("| key | of | type | default | meaning |\n|---|---|---|---|---|")
         for key in chosen:

@@ -9,20 +9,31 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 if TYPE_CHECKING:
     from preftune.train.show import Show
 
 Numbers = Mapping[str, float | int | str | None]
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage
+WIDE = 130  # characters that a live line with everything takes
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Show]:
     """What `train` and `score` report to, for as long as the block lasts."""
     if sys.stderr.isatty():
-        with _Live() as live:
+        with _Live(Console(stderr=True, highlight=False)) as live:
             yield live
     else:
         yield _Plain()
@@ -56,18 +67,20 @@ class _Plain:
 
 
 class _Live:
-    def __init__(self) -> None:
-        self.bar = Progress(
+    def __init__(self, console: Console) -> None:
+        wide = console.width >= WIDE
+        columns = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            *([BarColumn(bar_width=24)] if wide else []),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn(
+                "{task.fields[numbers]}", table_column=Column(overflow="fold")
+            ),  # what gives way, by a line more
+            *([TimeElapsedColumn(), TextColumn("left")] if wide else []),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self.tasks: dict[str, int] = {}
+        ]
+        self.bar, self.wide = Progress(*columns, console=console), wide
+        self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Live:
         self.bar.start()
@@ -77,9 +90,14 @@ class _Live:
         self.bar.stop()
 
     def __call__(self, stage: str, done: int = 0, total: int = 0, numbers: Numbers | None = None) -> None:
+        text = told(numbers) if numbers else ""
         if not total:
-            self.bar.console.print(f"[dim]{stage}{'  ' + told(numbers) if numbers else ''}[/dim]")
+            self.bar.console.print(Text(f"{stage}  {text}".rstrip(), style="dim"), soft_wrap=True)
             return
         if stage not in self.tasks:
+            for ended in self.tasks.values():
+                self.bar.update(ended, visible=False)
             self.tasks[stage] = self.bar.add_task(stage, total=total, numbers="")
-        self.bar.update(self.tasks[stage], completed=done, total=total, numbers=told(numbers) if numbers else "")  # type: ignore[arg-type]
+        if not self.wide:
+            text = text.replace("accuracy", "acc").replace("tokens/s", "tok/s").replace("  ", " ")
+        self.bar.update(self.tasks[stage], completed=done, total=total, numbers=text)

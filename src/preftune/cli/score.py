@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from preftune.cli.words import run_of
+from preftune.errors import UserError
 
 
 def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
@@ -18,6 +19,8 @@ def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
         JSON-lines file to write, one object a row.
     """
     run = run_of(words)
+    if out.is_dir():
+        raise UserError("is a folder; a file is to be written.", where=f"--out {out}")
     from preftune.cli.progress import progress
 
     with progress() as show:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from preftune.cli.words import file_of
 from preftune.config.load import parse
 from preftune.config.vary import combinations
+from preftune.errors import UserError
 
 
 def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parameter(negative="")] = False) -> None:
@@ -27,6 +28,8 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
         Go on with the runs that are in the folder.
     """
     file, keys = file_of(words)
+    if any(word.partition("=")[0].strip() == "out" for word in keys):
+        raise UserError("a sweep names the folders of its runs itself.", where="out", mend="Use --out for all of them.")
     runs = combinations(parse(Path(file)) if file else {}, keys)
     from preftune.cli.progress import progress
 

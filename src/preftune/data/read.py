@@ -48,7 +48,9 @@ class Tally:
 
     def add(self, reason: str, what: str, place: Place | str) -> None:
         """what: what is said of each such row, such as `the prompt is empty`; the first wording stays."""
-        self._found.setdefault(reason, (what, []))[1].append(str(place))
+        places = self._found.setdefault(reason, (what, []))[1]
+        if not places or places[-1] != str(place):  # one row may give several texts to say it of
+            places.append(str(place))
 
     def problems(self) -> list[Problem]:
         """One problem a reason; where: its first place."""

@@ -69,8 +69,8 @@ def load_tokeniser(path: str, revision: str | None = None, template: str | None 
         else:
             found = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:  # transformers, tokenizers and the hub's client each have their own
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"none at {path}: {why}", where="tokeniser", mend=NAMED) from error
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0].strip()}"
+        raise UserError(f"none at {path} ({why}).", where="tokeniser", mend=NAMED) from error
     if not isinstance(found, PreTrainedTokenizerBase) or not found.is_fast:
         raise UserError(f"{path} has no tokenizer.json.", where="model.tokeniser",
                         mend="Convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...).")  # fmt: skip

@@ -86,10 +86,9 @@ class Frontier:
             tilt = np.where(above == 0, 0.0, above * inverse)
         share = np.exp(_normalised(self.log_share + tilt))
         gained = _kl(share, self.log_share)
-        effective = share.shape[-1] if inverse == 0 and not np.ptp(self.log_share) else 1 / (share**2).sum(-1)
-        effective = float(np.sum(np.broadcast_to(effective, share.shape[:1])))
-        beta = math.inf if inverse == 0 else 1 / inverse
-        return Point(beta, float(gained.mean()), float((share * self.reward).sum(-1).mean()), effective)
+        effective = (1 / (share**2).sum(-1)).sum()
+        beta = 1 / inverse if inverse else math.inf
+        return Point(beta, float(gained.mean()), float((share * self.reward).sum(-1).mean()), float(effective))
 
 
 def _normalised(log_share: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-LARGEST, SMALLEST = 8192, 1024  # beyond the first, a pack gains no speed on any device measured
+LARGEST = {"cpu": 2048, "cuda": 8192}  # tokens; on a CPU larger packs gain under 1 % of time
+SMALLEST = 1024
 
 
 def positions(config: PreTrainedConfig) -> int:
@@ -58,7 +59,7 @@ def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bo
     element = next(module.parameters()).element_size()
     room = 0.6 * (free - 3 * weights)
     fit = int(room / token_bytes(module.config, element, checkpointing))
-    return max(SMALLEST, min(LARGEST, fit // 256 * 256))
+    return max(SMALLEST, min(LARGEST[device.type], fit // 256 * 256))
 
 
 def available_memory() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from typing import Any
 from preftune import files
 from preftune.config.load import dump
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import CORRUPT, UserError
 
 LINES = ("metrics", "evaluations", "events")
+BEFORE = tuple(f"{name}.jsonl" for name in LINES)  # what is there before a run is known by its identity
 OURS = (
     "run.toml",
     "environment.json",
@@ -26,7 +28,7 @@ OURS = (
     "start.safetensors",
     "checkpoints",
     "model",
-    *(f"{name}.jsonl" for name in LINES),
+    *BEFORE,
 )
 
 
@@ -59,8 +61,6 @@ class Record:
 
     def rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A whole file of JSON lines."""
-        import json
-
         files.write(self.path / name, "".join(json.dumps(files.plain(row), allow_nan=False) + "\n" for row in rows))
 
     def sync(self) -> None:
@@ -85,18 +85,21 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     """Make sure that a run may write here; True where there is a run to resume. Call it under the folder's lock.
 
     Raises UserError where the folder holds another run or files that are not a run's; `force` removes a run's files,
-    and no others.
+    and no others. That a run began here is told by identity.json: run.toml is also what people call their own file.
     """
     inside = sorted(p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith((".tmp-", ".trash-")))
-    foreign = [name for name in inside if name not in OURS]
-    if foreign and "run.toml" not in inside:
+    begun = "identity.json" in inside
+    foreign = [name for name in inside if name not in BEFORE]
+    if foreign and not begun:
         raise UserError(
             f"the folder holds other files ({foreign[0]}).", where=f"out: {path}", mend="Choose another `out`."
         )
     files.sweep_leftovers(path)
-    if not inside:
+    files.sweep_leftovers(path / "checkpoints")
+    if not begun:
         return False
     if resume:
+        _whole(path / "identity.json")
         return (path / "run.toml").exists()
     if not force:
         raise UserError(
@@ -107,6 +110,14 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     for name in OURS:
         files.delete(path / name)
     return False
+
+
+def _whole(path: Path) -> None:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        mend = "The run cannot go on; start anew with --force, or in another `out`."
+        raise UserError(f"is damaged: {error}.", where=str(path), mend=mend, code=CORRUPT) from error
 
 
 def environment(run: Run, digests: dict[str, Any], device: str, threads: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from preftune.model import load
 from preftune.model.memory import LARGEST, Expected, expected
 from preftune.pack.plan import Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.train.setup import fits, longest, plan_of, resolve
+from preftune.train.setup import device_of, fits, longest, plan_of, resolve
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 
@@ -46,7 +46,7 @@ def preview(run: Run, rows: Rows) -> Preview:
         module = AutoModelForCausalLM.from_config(config)
     parameters = sum(p.numel() for p in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
-    budget = run.batch.tokens or LARGEST
+    budget = run.batch.tokens or LARGEST[device_of(run).type]
     plan = plan_of(run, prepared.train, budget)
     counts = []
     for step in plan.steps[:SHOWN_STEPS]:

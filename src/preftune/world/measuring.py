@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from preftune import files
 from preftune.frontier.measure import Frontier, interval, win_rate
-from preftune.record.read import ExtraTable, Extras, HeldOutRow, Record, Rewrite
+from preftune.record.read import Extras, ExtraTable, HeldOutRow, Record, Rewrite
 from preftune.train.show import Show
 from preftune.world import readable
 
@@ -90,9 +90,9 @@ def compare(
         samples.append(Rewrite(prompt, one.texts[0].strip(), other.texts[0].strip()))
     show("measuring")
     before, after = (wrap(module, "auto")[0] for module in models)
-    reviews = [_measured(mine, before, after) for mine in drawn]
-    told = lines(*reviews, Record.open(tuned).rows, judged)
-    return Comparison(tuple(told), ceiling(*reviews), tuple(samples))
+    theirs, ours = (_measured(mine, before, after) for mine in drawn)
+    told = lines(theirs, ours, Record.open(tuned).rows, judged)
+    return Comparison(tuple(told), ceiling(theirs, ours), tuple(samples))
 
 
 def _measured(drawn: Sequence[Drawn], before: Policy, after: Policy) -> Reviews:
@@ -127,6 +127,7 @@ def lines(before: Reviews, after: Reviews, rows: Sequence[HeldOutRow], judged: S
     reached = (after.reward.mean() - before.reward.mean()) / (best.reward - before.reward.mean())
     right = np.array([[_right(row.margin or 0.0) for row in rows]])
     most = np.mean([_right(readable.reward(pair.chosen) - readable.reward(pair.rejected)) for pair in judged])
+    between = interval(gap, before.reward, both, rounds=ROUNDS)
     per = f"mean of {before.reward.size:,} reviews of dishes that no pair was about"
     return [
         Line("true reward", _mean(before.reward), _mean(after.reward),
@@ -137,9 +138,9 @@ def lines(before: Reviews, after: Reviews, rows: Sequence[HeldOutRow], judged: S
         Line("KL to the reference", "0", f"{_mean(after.log_ratio)} nats",
              "how far the model went to get there: mean log-ratio of its own reviews"),
         Line("best reward at this KL", "", f"{best.reward:.2f}",
-             f"what no policy this near can beat: the reference times exp(reward / {best.beta:.2f}), estimated from its "
-             f"reviews by importance sampling; effective sample size {best.effective:,.0f}"),
-        Line("short of the best by", "", _with(gap(before.reward, both), interval(gap, before.reward, both, rounds=ROUNDS)),
+             f"what no policy this near can beat: the reference times exp(reward / {best.beta:.2f}), estimated from "
+             f"its reviews by importance sampling; effective sample size {best.effective:,.0f}"),
+        Line("short of the best by", "", _with(gap(before.reward, both), between),
              f"the run gained {reached:.0%} of the reward that was to be had at its KL"),
         Line("held-out accuracy", "50 %", _percent(right.mean(), interval(np.mean, right, rounds=ROUNDS)),
              f"how often the model's log-ratio ranks {len(rows)} new pairs as the judge did; the judge errs, and the "
@@ -159,8 +160,8 @@ def ceiling(before: Reviews, after: Reviews) -> ExtraTable:
     """The best reward at several distances, and this run among them."""
     frontier = Frontier.sampled(before.reward)
     points = [frontier.at_beta(beta) for beta in (4.0, 2.0, 1.0, 0.7, 0.5, 0.35)]
-    rows = [(f"{p.beta:g}", round(p.kl, 3), round(p.reward, 3), round(p.effective)) for p in points]
-    rows.append(("this run", round(float(after.log_ratio.mean()), 3), round(float(after.reward.mean()), 3), None))
+    rows = [(f"{p.beta:g}", f"{p.kl:.2f}", f"{p.reward:.2f}", f"{p.effective:.0f}") for p in points]
+    rows.append(("this run", f"{after.log_ratio.mean():.2f}", f"{after.reward.mean():.2f}", ""))
     note = (
         "The reference times exp(reward / beta), from the reference's own reviews: no policy has more reward at its KL."
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -27,9 +28,10 @@ ASPECTS = ("taste", "smell", "colour", "portion", "price", "service", "table", "
 DEGREES = ("quite", "very", "rather", "really", "simply")
 MOODS = {1: KIND, 0: NEUTRAL, -1: HARSH}
 
+T = TypeVar("T")
 WORD = re.compile(r"[a-z]+")
-CLAUSE = rf"[Tt]he (?:{'|'.join(ASPECTS)}) was (?:(?:{'|'.join(DEGREES)}) )?(?:{'|'.join(VALUES)})"
-REVIEW = re.compile(rf" {CLAUSE}(?:(?: and|, but) {CLAUSE}){{0,2}}\.")
+CLAUSE = rf"he (?:{'|'.join(ASPECTS)}) was (?:(?:{'|'.join(DEGREES)}) )?(?:{'|'.join(VALUES)})"
+REVIEW = re.compile(rf" T{CLAUSE}(?:(?: and|, but) t{CLAUSE}){{0,2}}\.")
 
 
 class Judged(Struct, frozen=True):
@@ -53,21 +55,25 @@ def words() -> list[str]:
 
 def review(rng: np.random.Generator) -> str:
     """One review by a reviewer with no opinion on average: the mean reward is 0. Begins with a space."""
-    mood = int(rng.choice([1, 0, -1], p=[0.35, 0.3, 0.35]))
+    mood = _any((1,) * 7 + (0,) * 6 + (-1,) * 7, rng)
     text = f" The {_clause(mood, rng)}"
-    for _ in range(rng.choice(3, p=[0.35, 0.35, 0.3])):
+    for _ in range(rng.integers(3)):
         if rng.random() < 0.6:
             text += " and"
         else:
             text += ", but"
-            mood = -mood if mood else int(rng.choice([1, -1]))
+            mood = -mood if mood else _any((1, -1), rng)
         text += f" the {_clause(mood, rng)}"
     return f"{text}."
 
 
 def _clause(mood: int, rng: np.random.Generator) -> str:
-    degree = f"{rng.choice(DEGREES)} " if rng.random() < 0.4 else ""
-    return f"{rng.choice(ASPECTS)} was {degree}{rng.choice(MOODS[mood])}"
+    degree = f"{_any(DEGREES, rng)} " if rng.random() < 0.4 else ""
+    return f"{_any(ASPECTS, rng)} was {degree}{_any(MOODS[mood], rng)}"
+
+
+def _any(choices: Sequence[T], rng: np.random.Generator) -> T:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def reward(text: str) -> int:
@@ -82,7 +88,7 @@ def well_formed(text: str) -> bool:
 
 
 def judge(prompt: str, first: str, second: str, rng: np.random.Generator) -> Judged:
-    """A judge after Bradley and Terry: prefers `first` with probability 1 / (1 + exp(reward(second) - reward(first)))."""
+    """A judge after Bradley and Terry: `first` is chosen with probability sigmoid(reward(first) - reward(second))."""
     likes_first = rng.random() < 1 / (1 + math.exp(reward(second) - reward(first)))
     return Judged(prompt, first, second) if likes_first else Judged(prompt, second, first)
 

@@ -34,6 +34,7 @@ def draw(
     """
     import torch
 
+    end = tokeniser.get_vocab()[str(tokeniser.eos_token)]
     drawn: list[Drawn] = []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -41,13 +42,13 @@ def draw(
             given = tokeniser(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(module.device)
             rows: list[np.ndarray] = []
             while len(rows) < count:
-                made = module.generate(
+                made = module.generate(  # pyright: ignore[reportCallIssue]  every causal model has it; the base class does not
                     given, attention_mask=torch.ones_like(given), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                     max_new_tokens=longest, num_return_sequences=min(AT_ONCE, count - len(rows)),
-                    eos_token_id=tokeniser.eos_token_id, pad_token_id=tokeniser.pad_token_id,
+                    eos_token_id=end, pad_token_id=tokeniser.pad_token_id,
                 )  # fmt: skip
-                rows += [_ended(row, tokeniser.eos_token_id) for row in made[:, given.shape[1] :].cpu().numpy()]
-            texts = tokeniser.batch_decode(rows, skip_special_tokens=True)
+                rows += [_ended(row, end) for row in made[:, given.shape[1] :].cpu().numpy()]
+            texts = [str(tokeniser.decode(row, skip_special_tokens=True)) for row in rows]
             drawn.append(Drawn(prompt, given[0].cpu().numpy().astype(np.int32), tuple(rows), tuple(texts)))
             show(len(drawn) * count, len(prompts) * count)
     return drawn

@@ -1,4 +1,4 @@
-"""A language model small enough to be trained while one watches: untrained, in a plain folder, made of two libraries' parts."""
+"""A language model small enough to be trained while one watches, untrained, in a plain folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from preftune import files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+PAD, END, UNKNOWN = SPECIAL = ("<pad>", "<end>", "<unknown>")
 
 
 def word_tokeniser(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -19,7 +19,7 @@ def word_tokeniser(words: Sequence[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = {word: place for place, word in enumerate([PAD, END, UNKNOWN, *words])}
+    known = {word: place for place, word in enumerate([*SPECIAL, *words])}
     made = Tokenizer(models.WordLevel(known, unk_token=UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[^\w\s]|\s"), behavior="isolated")
     made.decoder = decoders.Fuse()
@@ -43,8 +43,8 @@ def make_tiny(
     tokeniser = word_tokeniser(words)
     config = LlamaConfig(
         vocab_size=len(tokeniser), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=positions, tie_word_embeddings=True,
-        pad_token_id=tokeniser.pad_token_id, bos_token_id=None, eos_token_id=tokeniser.eos_token_id,
+        num_attention_heads=4, max_position_embeddings=positions, tie_word_embeddings=False,
+        pad_token_id=SPECIAL.index(PAD), bos_token_id=None, eos_token_id=SPECIAL.index(END),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

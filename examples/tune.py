@@ -1,0 +1,29 @@
+"""The same as examples/dpo.toml in Python: python examples/tune.py MODEL PAIRS [OUT]"""
+
+import sys
+
+from preftune.config.run import Data, Model, Optim, Run
+from preftune.diagnose import diagnose
+from preftune.objective import DPO
+from preftune.record.read import Record
+from preftune.train import train
+
+
+def tune(model: str, pairs: str, out: str = "run") -> None:
+    """Tune a model's folder on a file of pairs and say what it did to held-out pairs."""
+    run = Run(
+        model=Model(path=model),
+        data=Data(train=pairs, holdout=0.1),
+        objective=DPO(beta=0.1),
+        optim=Optim(lr=1e-5, epochs=1),
+        out=out,
+    )
+    record = Record.open(train(run))
+    print(f"accuracy on held-out pairs {record.start['accuracy']:.1%} -> {record.end['accuracy']:.1%}")
+    for finding in diagnose(record):
+        print(f"{finding.severity}: {finding.title}. {finding.evidence}")
+    print(record.path / "report.html")
+
+
+if __name__ == "__main__":
+    tune(*sys.argv[1:])

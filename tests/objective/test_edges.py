@@ -1,0 +1,245 @@
+"""Edges of the formulas that the worked pair does not reach: bounds, empty steps, odd weights, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+from objective.cases import changed, pairs_of, random_pairs, sigmoid, soft, values
+from torch import Tensor
+
+from preftune import objective as o
+from preftune.objective.aggregate import LD, Aggregate, Decay, Plain, SamPO
+from preftune.objective.base import PairFormula, RankingFormula, RatingFormula, by_votes, swapped
+from preftune.objective.combine import as_rankings, as_ratings
+from preftune.objective.coupled import LEAST
+from preftune.objective.rankings import ranking_pairs
+from preftune.objective.ratings import drift, middle
+from preftune.objective.scores import Pairs, Rankings, Ratings, Scores
+
+WORKED = pairs_of()
+
+
+def doubles(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def ratings_of(good: list[bool], weight: float = 1.0) -> Ratings:
+    """Responses at the reference, and mismatched ones there too."""
+    zero = torch.zeros(len(good), dtype=torch.float64)
+    at_reference = Scores(zero, zero + 1, zero, zero)
+    return Ratings(at_reference, torch.tensor(good, dtype=torch.bool), zero + weight, at_reference)
+
+
+def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = None) -> Rankings:
+    """Groups of any size, each in its order, best first."""
+    flat = doubles(*(x for ratio in ratios for x in ratio))
+    group = torch.tensor([i for i, ratio in enumerate(ratios) for _ in ratio], dtype=torch.long)
+    rank = torch.tensor([k for ratio in ratios for k in range(1, len(ratio) + 1)], dtype=torch.long)
+    given = None if scores is None else doubles(*(x for score in scores for x in score))
+    one = torch.ones_like(flat)
+    return Rankings(Scores(flat, one, one * 0, given), group, rank, torch.ones(len(ratios), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: RatingFormula()(ratings_of([True])), "RatingFormula has no formula of ratings"),
+        (lambda: RankingFormula()(as_rankings(WORKED)), "RankingFormula has no formula of rankings"),
+        (lambda: PairFormula()(WORKED), "PairFormula has no formula of pairs"),
+    ],
+)
+def test_a_formula_without_an_equation(call: object, sentence: str) -> None:
+    with pytest.raises(TypeError) as error:
+        call()  # type: ignore[operator]
+    assert str(error.value) == sentence
+
+
+UNSCORED = changed(WORKED, score=lambda _: None, sharpness=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda: o.REBEL()(UNSCORED),
+            "this objective needs an explicit score of each response and the rows give none",
+        ),
+        (
+            lambda: o.WPO()(UNSCORED),
+            "this objective needs the sharpness of the policy on each response and was given none",
+        ),
+        (
+            lambda: drift(as_ratings(WORKED)),
+            "KTO needs mismatched responses to estimate the drift and was given none",
+        ),
+        (
+            lambda: o.FDPO(divergence="js", alpha=0.5),
+            'alpha has an effect only with divergence = "alpha"',
+        ),
+        (
+            lambda: o.SimPO(gamma=1.0, gamma_ratio=0.5),
+            "gamma and gamma_ratio are two names of one quantity; give one of them",
+        ),
+        (
+            lambda: o.AlphaPO(gamma=1.0, gamma_ratio=0.5),
+            "gamma and gamma_ratio are two names of one quantity; give one of them",
+        ),
+        (
+            lambda: o.RobustDPO(flip=0.5),
+            "flip must be at least 0 and below 0.5: at one half a label says nothing",
+        ),
+        (lambda: o.Sum(parts=()), "a sum needs at least one part"),
+        (
+            lambda: o.Sum(parts=(o.Sum(parts=(o.DPO(),)),)),  # type: ignore[arg-type]
+            "a sum cannot stand in a sum; list its parts in one",
+        ),
+        (
+            lambda: o.Sum(parts=(o.DPO(),), weights=(float("inf"),)),
+            "each weight must be a number above 0; leave a part out instead of giving it 0",
+        ),
+    ],
+)
+def test_what_is_refused_and_in_which_words(call: object, sentence: str) -> None:
+    with pytest.raises(ValueError) as error:
+        call()  # type: ignore[operator]
+    assert str(error.value) == sentence
+
+
+def test_votes_cost_nothing_where_there_are_none() -> None:
+    """One evaluation where all labels are sure, two where they are not; the swapped pairs keep weight and votes."""
+    seen: list[Pairs] = []
+
+    def value(pairs: Pairs) -> Tensor:
+        seen.append(pairs)
+        return pairs.margin
+
+    by_votes(value, WORKED, WORKED.preferred)
+    assert len(seen) == 1
+    by_votes(value, WORKED, WORKED.preferred * 0.5)
+    assert len(seen) == 3
+    other = swapped(WORKED)
+    assert other.chosen is WORKED.rejected
+    assert other.rejected is WORKED.chosen
+    assert (other.weight, other.preferred) == (WORKED.weight, WORKED.preferred)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.75])
+def test_alpha_divergence_of_a_given_order(alpha: float) -> None:
+    """u is 1 and -1.5 in the worked pair."""
+    slope = [(1 - exp(-alpha * u)) / alpha for u in (1.0, -1.5)]
+    found = values(o.FDPO(divergence="alpha", alpha=alpha), WORKED)
+    assert float(found) == pytest.approx(soft(0.1 * (slope[0] - slope[1])), rel=1e-12)
+
+
+def test_chi_po_exponent_stops_at_twenty() -> None:
+    far = pairs_of(([24.0], [20.5]), ([0.0], [0.0]))
+    assert float(values(o.ChiPO(), far)) == pytest.approx(soft(0.35), rel=1e-9)
+
+
+def test_rpo_both_ways() -> None:
+    """Coins with heads sigmoid(0.25) by the policy and sigmoid(0.8) by the scores."""
+    policy, scores = sigmoid(0.25), sigmoid(0.8)
+
+    def kl(p: float, q: float) -> float:
+        return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
+
+    assert float(values(o.RPO(), WORKED)) == pytest.approx(kl(scores, policy), rel=1e-9)
+    assert float(values(o.RPO(reverse=True), WORKED)) == pytest.approx(kl(policy, scores), rel=1e-9)
+
+
+def test_beta_dpo_around_a_mean_that_is_not_zero() -> None:
+    """Margins 0, 10, 11 and 12, mean 8.25: three quarters kept are the last three, whatever is nearest to 0."""
+    pairs = pairs_of(([0.0, 10.0, 11.0, 12.0], [0.0] * 4), ([0.0] * 4, [0.0] * 4))
+    found = values(o.BetaDPO(keep=0.75, alpha=0.0), pairs)
+    assert found.tolist() == pytest.approx([0] + [4 / 3 * soft(0.1 * m) for m in (10, 11, 12)], rel=1e-9)
+    light = values(o.BetaDPO(keep=0.75, alpha=0.0), replace(pairs, weight=pairs.weight * 0.01))
+    assert torch.allclose(found, light, rtol=1e-12)
+
+
+def test_beta_dpo_never_turns_round() -> None:
+    pairs = pairs_of(([-100.0], [0.0]), ([0.0], [0.0]))
+    assert float(values(o.BetaDPO(), pairs)) == pytest.approx(soft(-100 * 0.1 * LEAST), rel=1e-12)
+
+
+def test_dr_dpo_of_light_rows() -> None:
+    pairs = random_pairs(4)
+    light = replace(pairs, weight=pairs.weight * 0.01)
+    assert torch.allclose(values(o.DrDPO(), pairs), values(o.DrDPO(), light), rtol=1e-12)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_kto_of_one_class_only(good: bool) -> None:
+    """Nothing to balance: each counts as it is."""
+    assert o.KTO()(ratings_of([good, good])).tolist() == [0.5, 0.5]
+
+
+def test_kto_balances_light_rows_too() -> None:
+    light = o.KTO()(ratings_of([True, False, False], weight=0.1))
+    assert light.tolist() == pytest.approx([1.0, 0.5, 0.5])
+
+
+def test_empty_steps() -> None:
+    nobody = ratings_of([])
+    assert isinstance(middle(nobody.responses.logp, nobody), Tensor)
+    assert len(o.BCO()(nobody)) == 0
+    for table in (o.PlackettLuce, o.InfoNCA, o.NCA):
+        assert len(table()(rankings_of([]))) == 0
+    assert ranking_pairs(()) == ([], [], [])
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize("table", [o.PlackettLuce, o.InfoNCA, o.NCA])
+def test_groups_of_different_sizes_do_not_touch(table: type, scored: bool) -> None:
+    ratios, scores = [[1.0, -2.0], [0.5, 3.0, -1.0, 2.0], [0.3, 0.1, 0.2]], [[0.01, 0.02], [0.0] * 4, [0.03, 0.0, 0.02]]
+    together = table()(rankings_of(ratios, scores if scored else None))
+    alone = [
+        table()(rankings_of([ratio], [score] if scored else None)) for ratio, score in zip(ratios, scores, strict=True)
+    ]
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-12)
+
+
+def test_three_that_share_the_first_place_share_the_target() -> None:
+    """A third each, in double precision."""
+    rankings = rankings_of([[1.0, -2.0, 0.5]])
+    tied = replace(rankings, rank=torch.ones_like(rankings.rank))
+    expected = -(0.1 * rankings.responses.logp).log_softmax(0).mean()
+    assert float(o.InfoNCA()(tied)) == pytest.approx(float(expected), rel=1e-14)
+
+
+def test_a_prompt_whose_responses_are_all_gone() -> None:
+    rankings = rankings_of([[1.0, 0.0], []])
+    assert o.PlackettLuce()(rankings).tolist() == pytest.approx([soft(0.1), 0])
+
+
+def test_pairs_as_other_kinds() -> None:
+    """Ranks count from 1 without a gap; a field that only one side has is no field; all on the pairs' device."""
+    pairs = random_pairs(2)
+    assert as_rankings(pairs).rank.tolist() == [1, 2, 1, 2]
+    half = replace(pairs, rejected=replace(pairs.rejected, score=None))
+    assert as_ratings(half).responses.score is None
+    assert as_ratings(swapped(half)).responses.score is None
+    meta = changed(pairs, logp=lambda x: x.to("meta"), score=lambda _: None, sharpness=lambda _: None)
+    meta = replace(meta, weight=meta.weight.to("meta"))
+    made = (as_ratings(meta).good, as_rankings(meta).group, as_rankings(meta).rank)
+    assert {x.device.type for x in made} == {"meta"}
+
+
+@pytest.mark.parametrize("aggregate", [Plain(), LD(), SamPO(), Decay()], ids=lambda a: type(a).__name__)
+def test_aggregates_are_fp32_and_repeat(aggregate: Aggregate) -> None:
+    weights = aggregate(9, 4)
+    assert weights.dtype == np.float32
+    assert weights.tolist() == aggregate(9, 4, 0).tolist()
+
+
+def test_aggregates_as_they_come() -> None:
+    assert LD()(3, 1).tolist() == [1, 0.5, 0.5]
+    assert Decay()(2, 2)[1] == np.float32(0.98)
+
+
+def test_only_pairs_have_votes() -> None:
+    assert o.DPO.votes
+    assert not any(table.votes for table in (o.KTO, o.NCA, o.NLL, o.AOT, o.REBEL))
