@@ -20,10 +20,10 @@ import torch
 from preftune.config.load import load
 from preftune.model import attention
 from preftune.pack.batch import Batch, collate
-from preftune.train.loop import State, adamw, update
-from preftune.train.setup import Setup, resolve, set_up
-from preftune.train.show import silent
-from preftune.train.signals import Stop
+from preftune.training.loop import State, adamw, update
+from preftune.training.setup import Setup, resolve, set_up
+from preftune.training.show import silent
+from preftune.training.signals import Stop
 
 SMALL = (0, 32, 64, 128, 256)
 

@@ -22,9 +22,9 @@ HERE = Path(__file__).parent
 WIDE, HIGH, EDGE = 300, 150, 8
 OBJECTIVES = """# Objectives
 
-One frozen struct each; calling it is the formula. $u$ is a log-ratio, $h$ the margin of two, $s$ an explicit score, $n$
-tokens. Start: derivative of the value by the logp of chosen and of rejected where the policy is the reference, on a pair
-of 10 and 14 tokens with reference logp -13 and -14; negative pushes up.
+One frozen struct each; calling it is the formula. $u$ is a log-ratio, $h$ the margin of two, $s$ an explicit score and
+$n$ tokens. Start: derivative of the value by the logp of chosen and of rejected where the policy is the reference, on
+a pair of 10 and 14 tokens with reference logp -13 and -14; negative pushes up.
 
 | name | class | rows | reference | start: chosen, rejected | paper |
 |---|---|---|---|---|---|"""

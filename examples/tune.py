@@ -3,10 +3,10 @@
 import sys
 
 from preftune.config.run import Data, Model, Optim, Run
-from preftune.diagnose import diagnose
+from preftune.diagnosis import diagnose
 from preftune.objective import DPO
 from preftune.record.read import Record
-from preftune.train import train
+from preftune.training import train
 
 
 def tune(model: str, pairs: str, out: str = "run") -> None:

@@ -6,20 +6,33 @@ Importing this loads no torch; the names below are loaded when they are first us
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preftune import objective
+    from preftune.config.load import load
+    from preftune.config.run import Run
+    from preftune.diagnosis import diagnose
+    from preftune.errors import UserError
+    from preftune.objective import dpo_loss
+    from preftune.record.read import Record
+    from preftune.report import page
+    from preftune.scoring import score
+    from preftune.training import train
 
 _PLACES = {
     "Run": "preftune.config.run",
     "load": "preftune.config.load",
-    "train": "preftune.train",
+    "train": "preftune.training",
     "score": "preftune.scoring",
     "dpo_loss": "preftune.objective",
     "objective": "preftune.objective",
     "Record": "preftune.record.read",
     "page": "preftune.report",
-    "diagnose": "preftune.diagnose",
+    "diagnose": "preftune.diagnosis",
     "UserError": "preftune.errors",
 }
-__all__ = list(_PLACES)
+__all__ = ["Record", "Run", "UserError", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train"]
 
 
 def __getattr__(name: str) -> object:

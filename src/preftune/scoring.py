@@ -7,11 +7,11 @@ from pathlib import Path
 
 from preftune import files
 from preftune.config.run import Run
-from preftune.train.evaluate import Evaluation, HeldOut, evaluate
-from preftune.train.measure import Values, beta_of, margins
-from preftune.train.setup import resolve, set_up
-from preftune.train.show import Show, silent
-from preftune.train.signals import listening
+from preftune.training.evaluate import Evaluation, HeldOut, evaluate
+from preftune.training.measure import Values, beta_of, margins
+from preftune.training.setup import resolve, set_up
+from preftune.training.show import Show, silent
+from preftune.training.signals import listening
 
 
 def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Values:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -81,7 +82,8 @@ def test_sentencepiece_puts_its_space_before_the_prompt_alone(sentence: PreTrain
 
 
 def test_messages_without_a_template_become_a_transcript(sentence: PreTrainedTokenizerBase, chat: Row) -> None:
-    done = tokenise([chat("a", "b", "c")] * 2, sentence, max_tokens=99)
+    row = chat("a", "b", "c")
+    done = tokenise([row, msgspec.structs.replace(row, place=Place("made.jsonl", 2))], sentence, max_tokens=99)
     assert reasons(done) == ["chat.transcript"]
     assert "2 rows" in done.notes[0].what
     assert text(sentence, done.groups[0].prompt).endswith("Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:")

@@ -20,9 +20,9 @@ LEFT_TO_RIGHT = [
     "objective",
     "reference",
     "record",
-    "diagnose",
+    "diagnosis",
     "report",
-    "train",
+    "training",
     "frontier",
     "world",
     "cli",
@@ -145,5 +145,7 @@ def test_every_public_name_is_there() -> None:
 
     for public in preftune.__all__:
         assert getattr(preftune, public) is not None
+    assert callable(preftune.train)
+    assert callable(preftune.diagnose)  # no folder hides behind these names
     with pytest.raises(AttributeError):
         preftune.nothing  # noqa: B018

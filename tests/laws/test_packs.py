@@ -15,7 +15,7 @@ from preftune import objective as o
 from preftune.model.policy import Policy, wrap
 from preftune.objective.aggregate import LD, Decay, Plain, SamPO
 from preftune.reference.reference import FrozenReference, NoReference
-from preftune.train.step import Judge, passes
+from preftune.training.step import Judge, passes
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
 OBJECTIVES = [

@@ -21,7 +21,7 @@ from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.train import train
+from preftune.training import train
 
 CLOCKS = {"seconds", "time"}
 
@@ -216,7 +216,7 @@ def test_two_runs_do_not_share_a_folder(run_of: Callable[..., Run], tmp_path: Pa
 def test_a_number_that_is_not_finite_is_never_applied(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from preftune.train import step
+    from preftune.training import step
 
     right = step.Judge.total
     monkeypatch.setattr(step.Judge, "total", lambda judge, views: right(judge, views) * float("nan"))

@@ -8,7 +8,7 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from objective.cases import changed, pairs_of, random_pairs, sigmoid, soft, values
+from objective.cases import CASES, changed, pairs_of, random_pairs, sigmoid, soft, values
 from torch import Tensor
 
 from preftune import objective as o
@@ -235,9 +235,19 @@ def test_aggregates_are_fp32_and_repeat(aggregate: Aggregate) -> None:
     assert weights.tolist() == aggregate(9, 4, 0).tolist()
 
 
+def test_defaults_that_the_worked_pair_does_not_reach() -> None:
+    assert (o.DrDPO().tau, o.SLiC().gap, o.DPOPositive().penalty) == (1.0, 1.0, 50.0)
+
+
 def test_aggregates_as_they_come() -> None:
     assert LD()(3, 1).tolist() == [1, 0.5, 0.5]
     assert Decay()(2, 2)[1] == np.float32(0.98)
+
+
+def test_what_is_coupled() -> None:
+    """KTO by its drift and its balance, which the worked pair holds fixed."""
+    coupled = {o.AOT, o.BetaDPO, o.DrDPO, o.KTO, o.BCO, o.DRO}
+    assert {type(c.objective) for c in CASES if getattr(c.objective, "coupled", False)} == coupled
 
 
 def test_only_pairs_have_votes() -> None:

@@ -226,7 +226,7 @@ def test_spelling_out() -> None:
 
 def test_import_is_light() -> None:
     heavy = "torch", "jinja2", "plotly", "numpy", "transformers"
-    code = f"import sys, preftune.report, preftune.diagnose; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, preftune.report, preftune.diagnosis; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -33,7 +33,7 @@ def check(*words: str) -> None:
         console.print("[dim]No model.path: rows were read, and not tokenised.[/dim]")
         return
     with console.status("loading the tokeniser"):
-        from preftune.train.preview import preview
+        from preftune.training.preview import preview
 
         found = preview(run, rows)
     for part, tokenised in found.prepared.tokenised.items():

@@ -38,7 +38,7 @@ def number(value: float | int | str | None) -> str:
 
 def outcome(out: Path) -> None:
     """After a run: held-out meters before and after, findings by title, and where the page is."""
-    from preftune.diagnose import diagnose
+    from preftune.diagnosis import diagnose
     from preftune.record.read import Record
 
     record, console = Record.open(out), Console(highlight=False)

@@ -22,7 +22,7 @@ from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from preftune.train.show import Show
+    from preftune.training.show import Show
 
 Numbers = Mapping[str, float | int | str | None]
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage
@@ -73,9 +73,7 @@ class _Live:
             TextColumn("{task.description}"),
             *([BarColumn(bar_width=24)] if wide else []),
             MofNCompleteColumn(),
-            TextColumn(
-                "{task.fields[numbers]}", table_column=Column(overflow="fold")
-            ),  # what gives way, by a line more
+            TextColumn("{task.fields[numbers]}", table_column=Column(overflow="fold")),  # gives way
             *([TimeElapsedColumn(), TextColumn("left")] if wide else []),
             TimeRemainingColumn(),
         ]

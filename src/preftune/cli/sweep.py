@@ -35,7 +35,7 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
 
     with progress() as show:
         show(f"{len(runs)} runs; loading torch and transformers")
-        from preftune.train.sweep import sweep as go
+        from preftune.training.sweep import sweep as go
 
         done = go(runs, out, resume=resume, show=show)
     from preftune.cli.outcome import outcomes

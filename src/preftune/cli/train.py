@@ -33,7 +33,7 @@ def train(
 
     with progress() as show:
         show("loading torch and transformers")
-        from preftune.train import train as go
+        from preftune.training import train as go
 
         out = go(
             run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key], show=show

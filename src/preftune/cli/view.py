@@ -20,7 +20,7 @@ from preftune.errors import Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from preftune.train.preview import Preview
+    from preftune.training.preview import Preview
 
 WIDEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 PLACES = 3  # places named for each reason

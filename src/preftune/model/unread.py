@@ -46,7 +46,7 @@ def row_by_row(module: PreTrainedModel) -> list[nn.Module]:
         return []
     named = dict(last.named_modules())
     parts = [named.get(name) for name in ("self_attn.q_proj", "self_attn.o_proj")]
-    found = [part for part in parts if isinstance(part, nn.Linear)]
+    found: list[nn.Module] = [part for part in parts if isinstance(part, nn.Linear)]
     mlp = named.get("mlp")
     if mlp is not None and not any("expert" in name or "router" in name for name, _ in mlp.named_modules()):
         found.append(mlp)  # a mixture of experts returns more than the rows

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from preftune.diagnose.finding import number
+from preftune.diagnosis.finding import number
 from preftune.record.read import Numbers, Record
 from preftune.report.words import visible
 

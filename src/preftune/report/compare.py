@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 from msgspec import Struct
 
-from preftune.diagnose.finding import number, share, share_error
+from preftune.diagnosis.finding import number, share, share_error
 from preftune.record.read import HeldOutRow, Record, standard_error
 from preftune.report.words import duration, total
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from preftune.diagnose import CHECKS, diagnose
+from preftune.diagnosis import CHECKS, diagnose
 from preftune.errors import UserError
 from preftune.record.read import Cell, Record
 from preftune.report import charts, compare, words

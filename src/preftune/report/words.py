@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
-from preftune.diagnose.finding import number, share
+from preftune.diagnosis.finding import number, share
 from preftune.record.meters import EVALUATION
 from preftune.record.read import Record
 

@@ -17,7 +17,7 @@ from preftune.config.load import dump, load
 from preftune.config.run import Batch, Data, Model, Optim, Run, Stored
 from preftune.errors import UserError
 from preftune.objective import DPO, NLL
-from preftune.train.show import Show
+from preftune.training.show import Show
 from preftune.world import readable
 from preftune.world.measuring import LONGEST, Comparison, add_to_page, compare, loaded
 from preftune.world.readable import Judged
@@ -26,7 +26,7 @@ from preftune.world.tiny import make_tiny
 TAUGHT = readable.DISHES  # dishes whose reviews the model learns to write
 ASKED, HELD_OUT = TAUGHT[:18], TAUGHT[18:]  # those that the judge compares reviews of, and those kept for measuring
 REVIEWS = 200  # reviews of each dish to learn from
-DRAWN, DRAWN_HELD_OUT = 256, 128  # reviews of each dish that the judge sees, two at a time
+DRAWN, DRAWN_HELD_OUT = 512, 128  # reviews of each dish that the judge sees, two at a time
 BETA = 0.5
 
 
@@ -61,7 +61,7 @@ def make(place: Path, seed: int) -> None:
 
 def tune(run_file: Path, show: Show) -> Path:
     """What `preftune train RUN_FILE --force` does. Returns the folder of the record."""
-    from preftune.train import train
+    from preftune.training import train
 
     return train(load(run_file), force=True, show=show)
 

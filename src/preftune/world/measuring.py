@@ -13,7 +13,7 @@ from msgspec import Struct
 from preftune import files
 from preftune.frontier.measure import Frontier, interval, win_rate
 from preftune.record.read import Extras, ExtraTable, HeldOutRow, Record, Rewrite
-from preftune.train.show import Show
+from preftune.training.show import Show
 from preftune.world import readable
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def make_tiny(
     tokeniser = word_tokeniser(words)
     config = LlamaConfig(
         vocab_size=len(tokeniser), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=positions, tie_word_embeddings=False,
+        num_attention_heads=4, max_position_embeddings=positions, tie_word_embeddings=True,
         pad_token_id=SPECIAL.index(PAD), bos_token_id=None, eos_token_id=SPECIAL.index(END),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -16,8 +16,8 @@ from preftune.objective.scores import Scores
 from preftune.pack.plan import fill, prefix_rank
 from preftune.record.meters import SCORES
 from preftune.reference.reference import Reference
-from preftune.train.measure import Sums, Values, margins, rank_correlation
-from preftune.train.step import Judge, joined, score, score_mismatched
+from preftune.training.measure import Sums, Values, margins, rank_correlation
+from preftune.training.step import Judge, joined, score, score_mismatched
 
 
 @dataclass(frozen=True, slots=True)

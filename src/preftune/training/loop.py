@@ -22,16 +22,16 @@ from preftune.pack.plan import Step, halved
 from preftune.record.meters import STEP
 from preftune.record.record import Record, claim, environment, start
 from preftune.reference.reference import MovingReference
-from preftune.train import state as checkpoints
-from preftune.train.evaluate import HeldOut, evaluate
-from preftune.train.identity import compare, identity
-from preftune.train.measure import Sums, Values
-from preftune.train.optimiser import adamw, learning_rate
-from preftune.train.setup import Setup, resolve, set_up
-from preftune.train.show import Show, silent
-from preftune.train.signals import Stop, listening
-from preftune.train.state import State
-from preftune.train.step import Pass, passes, score
+from preftune.training import state as checkpoints
+from preftune.training.evaluate import HeldOut, evaluate
+from preftune.training.identity import compare, identity
+from preftune.training.measure import Sums, Values
+from preftune.training.optimiser import adamw, learning_rate
+from preftune.training.setup import Setup, resolve, set_up
+from preftune.training.show import Show, silent
+from preftune.training.signals import Stop, listening
+from preftune.training.state import State
+from preftune.training.step import Pass, passes, score
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnose.finding import NOISE, Finding, number, share, share_error
+from preftune.diagnosis.finding import NOISE, Finding, number, share, share_error
 from preftune.record.read import Record
 
 # With the start as reference every margin is 0 by definition. fp32 sums differ by about 1e-4, bfloat16 by up to 0.1.

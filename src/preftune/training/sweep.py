@@ -11,8 +11,8 @@ from preftune import files
 from preftune.config.vary import Variant
 from preftune.record.read import Record
 from preftune.report import page
-from preftune.train.loop import train
-from preftune.train.show import Show, silent
+from preftune.training.loop import train
+from preftune.training.show import Show, silent
 
 
 def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show: Show = silent) -> list[Path]:

@@ -13,7 +13,7 @@ from preftune.model import load
 from preftune.model.memory import LARGEST, Expected, expected
 from preftune.pack.plan import Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.train.setup import device_of, fits, longest, plan_of, resolve
+from preftune.training.setup import device_of, fits, longest, plan_of, resolve
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 

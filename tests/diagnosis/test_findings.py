@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from preftune.diagnose import CHECKS, diagnose
-from preftune.diagnose.finding import number, share, share_error
+from preftune.diagnosis import CHECKS, diagnose
+from preftune.diagnosis.finding import number, share, share_error
 from preftune.record.read import Counts, DataSummary, Event, HeldOutRow, Numbers, Record
 
 START: Numbers = {

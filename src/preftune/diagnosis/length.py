@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnose.finding import NOISE, Finding, number, share, share_error
+from preftune.diagnosis.finding import NOISE, Finding, number, share, share_error
 from preftune.record.read import Record
 
 # Rank correlations below this are also seen between length and true quality: longer is often a little better.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnose.finding import NOISE, Finding, number, share
+from preftune.diagnosis.finding import NOISE, Finding, number, share
 from preftune.record.read import Record, mean, standard_error
 
 # A fall of less than one nat (2.7 times) for a whole response is what any training at all does to it.

@@ -1,5 +1,5 @@
 """Training: the loop and what it stands on. `train(run)` does a whole run."""
 
-from preftune.train.loop import train
+from preftune.training.loop import train
 
 __all__ = ["train"]

@@ -24,9 +24,9 @@ from preftune.pack.batch import collate
 from preftune.pack.plan import Plan, Step, make_plan, prefix_rank
 from preftune.reference import reference as anchors
 from preftune.reference.store import Store
-from preftune.train.show import Show
-from preftune.train.signals import Stop
-from preftune.train.step import Judge
+from preftune.training.show import Show
+from preftune.training.signals import Stop
+from preftune.training.step import Judge
 
 
 @dataclass(frozen=True)

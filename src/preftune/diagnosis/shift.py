@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnose.finding import Finding, number, share
+from preftune.diagnosis.finding import Finding, number, share
 from preftune.record.read import Record
 
 # What a language model samples has about -0.3 to -1.5 nats a token under itself, good human text about -2 to -2.5.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from preftune.diagnose import anchor, displacement, length, shift
-from preftune.diagnose.finding import ORDER, Finding
+from preftune.diagnosis import anchor, displacement, length, shift
+from preftune.diagnosis.finding import ORDER, Finding
 from preftune.record.read import Record
 
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
