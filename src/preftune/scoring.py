@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from preftune import files
+from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.training.evaluate import Evaluation, HeldOut, evaluate
 from preftune.training.measure import Values, beta_of, margins
-from preftune.training.setup import resolve, set_up
+from preftune.training.setup import set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import listening
 

@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from preftune.world.measuring import Comparison
@@ -25,34 +27,42 @@ def demo(*, out: str = "demo", seed: int = 0) -> None:
 
     from rich.console import Console
 
-    from preftune.cli.progress import progress
+    place, began = Path(out).expanduser(), time.monotonic()
+    found = _stages(place, seed, Console(highlight=False, stderr=True))
+    console = Console(highlight=False)
+    _print(console, found)
+    again = f"preftune train {place / 'dpo.toml'} objective.beta=0.1 out={place / 'mine'}"
+    console.print(
+        f"\n{time.monotonic() - began:.0f} seconds in all. Do it again with your own changes:\n  {again}\n\n"
+        f"page  {place / 'dpo' / 'report.html'}",
+        markup=False,
+        soft_wrap=True,
+    )
 
-    told, place, began = Console(highlight=False, stderr=True), Path(out).expanduser(), time.monotonic()
+
+def _stages(place: Path, seed: int, told: Console) -> Comparison:
+    """Every stage, each announced by a title and a sentence."""
+    from preftune.cli.progress import progress
 
     def stage(number: int, title: str, text: str) -> None:
         told.print(f"\n[bold]{number}  {title}[/bold]\n{text}", soft_wrap=True)
 
-    stage(1, "A world", "A model that knows nothing, and restaurant reviews for it to learn from. "
-                        "The true reward of a review is its kind words minus its harsh words.")  # fmt: skip
+    world_text = "A model that knows nothing, and restaurant reviews for it to learn from. The true reward of a review "
+    stage(1, "A world", f"{world_text}is its kind words minus its harsh words.")
     with progress() as show:
         show("loading torch and transformers")
+        import torch
+
         from preftune.world import demo as world
         from preftune.world import readable
 
+        torch.set_num_threads(1)  # for a model so small, waiting for other threads takes longer than the work
         world.make(place, seed)
     told.print(f"kind   {', '.join(readable.KIND)}\nharsh  {', '.join(readable.HARSH)}", style="dim", soft_wrap=True)
-    stage(
-        2,
-        "Imitation",
-        f"preftune train {place / 'sft.toml'}   Supervised tuning: the model learns to write such reviews.",
-    )
+    stage(2, "Imitation", f"preftune train {place / 'sft.toml'}   The model learns to write such reviews.")
     with progress() as show:
         world.tune(place / "sft.toml", show)
-    stage(
-        3,
-        "Preferences",
-        "The model writes; a judge prefers one of two reviews, mostly the one of more reward (Bradley-Terry).",
-    )
+    stage(3, "Preferences", "It writes; a judge prefers one of two reviews, mostly the one of more reward.")
     with progress() as show:
         world.ask(place, seed, show)
     stage(4, "Tuning", f"preftune train {place / 'dpo.toml'}   DPO on those pairs. It never sees the reward.")
@@ -60,12 +70,7 @@ def demo(*, out: str = "demo", seed: int = 0) -> None:
         world.tune(place / "dpo.toml", show)
     stage(5, "What changed", "The reference is the model of stage 2. In [] are 95 % intervals.")
     with progress() as show:
-        found = world.measure(place, seed, show)
-    console = Console(highlight=False)
-    _print(console, found)
-    console.print(f"\n{time.monotonic() - began:.0f} seconds in all. Do it again with your own changes:\n"
-                  f"  preftune train {place / 'dpo.toml'} objective.beta=0.1 out={place / 'mine'}\n\n"
-                  f"page  {place / 'dpo' / 'report.html'}", markup=False, soft_wrap=True)  # fmt: skip
+        return world.measure(place, seed, show)
 
 
 def _print(console: Console, found: Comparison) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from preftune.config.load import load
+from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.errors import UserError
 
@@ -21,4 +22,4 @@ def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def run_of(words: Sequence[str]) -> Run:
     """The run that the words describe. Raises UserError."""
-    return load(*file_of(words))
+    return resolve(load(*file_of(words)))

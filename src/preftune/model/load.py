@@ -16,6 +16,7 @@ from preftune.errors import UserError
 from preftune.files import Folder
 
 logging.disable_progress_bar()  # one line of progress is ours to show
+logging.set_verbosity_error()  # and what is wrong with a model folder is ours to tell
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,6 +52,13 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
             f"has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
             where=f"{where}: {path}",
             mend="Not the folder of a causal language model?",
+        )
+    odd = [str(key[0]) for key in info["mismatched_keys"]] + [k for k in info["unexpected_keys"] if "layers." in k]
+    if odd:
+        raise UserError(
+            f"holds weights that its config.json has no place for, such as {min(odd)}.",
+            where=f"{where}: {path}",
+            mend="Is it the config of another model?",
         )
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:

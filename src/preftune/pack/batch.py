@@ -72,8 +72,13 @@ class Batch:
         return len(self.ids)
 
     def sum(self, token_values: Tensor) -> Tensor:
-        """(members,) -> (responses,): per-token values summed over each response."""
-        return token_values.new_zeros(self.responses).index_add(0, self.response, token_values)
+        """(members,) -> (responses,): per-token values summed over each response.
+
+        Added in fp64, which costs nothing here, and returned in the type that came: a sum of some hundred numbers
+        one after the other loses two digits of fp32.
+        """
+        summed = torch.zeros(self.responses, dtype=torch.float64, device=token_values.device)
+        return summed.index_add(0, self.response, token_values.double()).to(token_values.dtype)
 
 
 def collate(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> Batch:

@@ -137,6 +137,16 @@ def environment(run: Run, digests: dict[str, Any], device: str, threads: int) ->
     }
 
 
+def other_environment(path: Path, now: dict[str, Any]) -> list[str]:
+    """What besides the run has changed since the record at `path` was written and may change last digits."""
+    try:
+        before = json.loads((path / "environment.json").read_text())
+    except (OSError, ValueError):
+        return []
+    kept = ("preftune", "torch", "transformers", "machine", "device", "threads")
+    return [f"{name} {before.get(name)} -> {now[name]}" for name in kept if before.get(name) != now[name]]
+
+
 def start(path: Path, run: Run) -> None:
     """Write the resolved configuration."""
     files.write(path / "run.toml", dump(run))

@@ -116,19 +116,23 @@ def score(
     _canaries(policy, store, {key: group for key, group in wanted.items() if key not in missing}, seed)
     computed, flushed, done = 0, began, 0
     try:
-        for pack in _packs(missing, tokens):
-            batch = collate([missing[key] for key in pack], policy.device)
+        for pack in _packs(wanted, tokens):  # the same packs however much is there, so that last digits repeat
+            if not any(key in missing for key in pack):
+                continue
+            batch = collate([wanted[key] for key in pack], policy.device)
             with torch.no_grad():
                 values = policy.token_logp(batch).float().cpu().numpy()
             stops = np.cumsum([len(g.responses[0]) for g in batch.groups])[:-1]
             for key, part in zip(pack, np.split(values, stops), strict=True):
+                if key not in missing:
+                    continue
                 if not np.isfinite(part).all():
                     place = missing[key].place
                     raise UserError(
                         "the reference gives a response no finite probability.", where=str(place), code=CORRUPT
                     )
                 store.put(key, part)
-            computed, done = computed + batch.tokens, done + len(pack)
+            computed, done = computed + batch.tokens, done + sum(key in missing for key in pack)
             if time.monotonic() - flushed > FLUSH_SECONDS:
                 store.flush()
                 flushed = time.monotonic()

@@ -15,19 +15,20 @@ import torch
 from safetensors.numpy import load_file, save
 
 from preftune import files
+from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.errors import CORRUPT, NON_FINITE, UserError
 from preftune.model.load import export
 from preftune.pack.plan import Step, halved
 from preftune.record.meters import STEP
-from preftune.record.record import Record, claim, environment, start
+from preftune.record.record import Record, claim, environment, other_environment, start
 from preftune.reference.reference import MovingReference
 from preftune.training import state as checkpoints
 from preftune.training.evaluate import HeldOut, evaluate
 from preftune.training.identity import compare, identity
 from preftune.training.measure import Sums, Values
 from preftune.training.optimiser import adamw, learning_rate
-from preftune.training.setup import Setup, resolve, set_up
+from preftune.training.setup import Setup, set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import Stop, listening
 from preftune.training.state import State
@@ -63,6 +64,7 @@ def train(
 def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show, stop: Stop) -> None:
     """Every step that is left. Evaluates and saves when due; a stop is heard between two steps."""
     run, steps = setup.run, setup.plan.steps
+    stop.check()
     rehearse(setup, state, record)
     if state.step == 0:
         start_check(setup, record)
@@ -156,7 +158,7 @@ def refuse(state: State, record: Record, ids: list[str], norm: float, value: flo
         raise UserError(
             f"{IN_A_ROW} updates in a row were not finite; the rows are in events.jsonl.",
             where=str(record.path),
-            mend="Lower optim.lr, or look at these rows. Checkpoints hold the last finite weights.",
+            mend="Lower optim.lr, or look at these rows.",
             code=NON_FINITE,
         )
 
@@ -209,8 +211,10 @@ def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_chan
     now = identity(setup.run, setup.digests)
     changes = compare(record.path / "identity.json", now, allow_change) if resuming else []
     record.json("identity.json", now)
-    threads = torch.get_num_threads()
-    record.json("environment.json", environment(setup.run, setup.digests, str(setup.policy.device), threads))
+    around = environment(setup.run, setup.digests, str(setup.policy.device), torch.get_num_threads())
+    if resuming and (moved := other_environment(record.path, around)):
+        record.event(state.step, "note", f"bits may differ from before: {', '.join(moved)}")
+    record.json("environment.json", around)
     record.json("data.json", setup.prepared.account)
     start(record.path, setup.run)
     if resuming:

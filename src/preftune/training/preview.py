@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from preftune.config.resolve import resolve
 from preftune.config.run import Frozen, Run
 from preftune.data.prepare import Prepared, Rows, prepare
 from preftune.data.tokens import load_tokeniser
@@ -13,7 +14,7 @@ from preftune.model import load
 from preftune.model.memory import LARGEST, Expected, expected
 from preftune.pack.plan import Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.training.setup import device_of, fits, longest, plan_of, resolve
+from preftune.training.setup import device_of, fits, in_vocabulary, longest, plan_of
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 
@@ -44,6 +45,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     fits(run, [*prepared.train, *prepared.evaluate])
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
+    in_vocabulary(module.get_input_embeddings().get_parameter("weight").shape[0], prepared)
     parameters = sum(p.numel() for p in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST[device_of(run).type]

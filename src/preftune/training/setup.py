@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import torch
 
-from preftune.config.run import Frozen, Moving, NoReference, Run, Stored
+from preftune.config.run import Frozen, Moving, Run, Stored
 from preftune.data.groups import TokenGroup
 from preftune.data.prepare import Prepared, prepare, read_rows
 from preftune.data.tokens import load_tokeniser, tokeniser_digest
@@ -18,7 +19,7 @@ from preftune.errors import UserError
 from preftune.model import load
 from preftune.model.memory import pack_budget, positions
 from preftune.model.policy import Policy, checked, recompute_activations, wrap
-from preftune.objective import parts
+from preftune.objective import Single, parts
 from preftune.objective.arrange import ACCEPTS
 from preftune.pack.batch import collate
 from preftune.pack.plan import Plan, Step, make_plan, prefix_rank
@@ -49,23 +50,6 @@ class Setup:
         return [self.prepared.train[i] for pack in step.packs for i in pack]
 
 
-def resolve(run: Run) -> Run:
-    """Refuse keys that contradict each other and fill in the reference. Nothing is loaded. Raises UserError."""
-    needs = any(part.reference for _, part in parts(run.objective))
-    kind = run.reference or (Stored() if needs else NoReference())
-    if needs and isinstance(kind, NoReference):
-        raise UserError(
-            "this objective needs a reference.", where="reference", mend='Use reference = "stored", or none at all.'
-        )
-    if not needs and not isinstance(kind, NoReference):
-        raise UserError(
-            "this objective uses no reference, so the key has no effect.", where="reference", mend="Remove it."
-        )
-    if run.optim.steps is not None and run.optim.epochs is not None:
-        raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")
-    return msgspec.structs.replace(run, reference=kind)
-
-
 def device_of(run: Run) -> torch.device:
     """The device of the run. Raises UserError where it is not there."""
     if run.device == "cuda" and not torch.cuda.is_available():
@@ -87,7 +71,7 @@ def set_up(run: Run, show: Show, stop: Stop) -> Setup:
         run.model.path, revision=run.model.revision, weights=run.model.weights, device=device, where="model.path"
     )
     policy, layout = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
-    in_vocabulary(policy, prepared)
+    in_vocabulary(policy.vocab, prepared)
     policy, off = checked(policy, first_pack(prepared.train, policy))
     if run.model.checkpointing:
         recompute_activations(module)
@@ -139,7 +123,9 @@ def fits(run: Run, groups: Sequence[TokenGroup]) -> None:
             kinds = " or ".join(ACCEPTS[part.kind])
             name = msgspec.to_builtins(part)["name"]
             raise UserError(
-                f"this row is a {wrong.kind}, and the objective {name} needs a {kinds}.", where=str(wrong.place)
+                f"this row is a {wrong.kind}, and the objective {name} needs a {kinds}.",
+                where=str(wrong.place),
+                mend=f"Objectives for it: {', '.join(for_kind(wrong.kind))}.",
             )
         bare = next((g for g in groups if g.scores is None), None) if "score" in part.needs else None
         if bare is not None:
@@ -147,9 +133,13 @@ def fits(run: Run, groups: Sequence[TokenGroup]) -> None:
             raise UserError(f"the objective {name} needs a score of each response.", where=str(bare.place))
 
 
-def in_vocabulary(policy: Policy, prepared: Prepared) -> None:
-    """Raise UserError where the tokeniser knows more tokens than the model."""
-    known = policy.vocab
+def for_kind(kind: str) -> list[str]:
+    """Names of the objectives that a row of this kind serves."""
+    return [str(msgspec.to_builtins(one())["name"]) for one in get_args(Single) if kind in ACCEPTS[one.kind]]
+
+
+def in_vocabulary(known: int, prepared: Prepared) -> None:
+    """Raise UserError where a row has a token beyond the `known` ones of the model."""
     for group in [*prepared.train, *prepared.evaluate]:
         highest = max(int(part.max()) for part in (group.prompt, *group.responses))
         if highest >= known:

@@ -27,7 +27,7 @@ TAUGHT = readable.DISHES  # dishes whose reviews the model learns to write
 ASKED, HELD_OUT = TAUGHT[:18], TAUGHT[18:]  # those that the judge compares reviews of, and those kept for measuring
 REVIEWS = 200  # reviews of each dish to learn from
 DRAWN, DRAWN_HELD_OUT = 512, 128  # reviews of each dish that the judge sees, two at a time
-BETA = 0.5
+BETA = 0.7
 
 
 def make(place: Path, seed: int) -> None:
@@ -49,7 +49,7 @@ def make(place: Path, seed: int) -> None:
         data=Data(train=str(place / "pairs.jsonl"), evaluate=str(place / "held_out.jsonl")),
         objective=DPO(beta=BETA),
         reference=Stored(store=str(place / "store")),
-        optim=Optim(lr=1e-3, epochs=4, schedule="cosine"),
+        optim=Optim(lr=5e-4, epochs=3, schedule="cosine"),
         batch=Batch(rows=64),
         seed=seed, out=str(place / "dpo"), device="cpu",
     )  # fmt: skip

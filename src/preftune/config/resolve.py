@@ -1,0 +1,26 @@
+"""What a configuration means as a whole, before anything is loaded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from preftune.config.run import NoReference, Run, Stored
+from preftune.errors import UserError
+from preftune.objective import parts
+
+
+def resolve(run: Run) -> Run:
+    """Refuse keys that contradict each other and fill in the reference. Nothing is loaded. Raises UserError."""
+    needs = any(part.reference for _, part in parts(run.objective))
+    kind = run.reference or (Stored() if needs else NoReference())
+    if needs and isinstance(kind, NoReference):
+        raise UserError(
+            "this objective needs a reference.", where="reference", mend='Use reference = "stored", or none at all.'
+        )
+    if not needs and not isinstance(kind, NoReference):
+        raise UserError(
+            "this objective uses no reference, so the key has no effect.", where="reference", mend="Remove it."
+        )
+    if run.optim.steps is not None and run.optim.epochs is not None:
+        raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")
+    return msgspec.structs.replace(run, reference=kind)
