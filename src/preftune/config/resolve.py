@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from preftune.config.run import NoReference, Run, Stored
@@ -23,4 +25,6 @@ def resolve(run: Run) -> Run:
         )
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")
+    if run.model.revision and Path(run.model.path).expanduser().is_dir():
+        raise UserError("has no effect on a folder.", where="model.revision", mend="Remove it.")
     return msgspec.structs.replace(run, reference=kind)

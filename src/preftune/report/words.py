@@ -49,9 +49,12 @@ def objective(record: Record) -> str:
 
 
 def model(record: Record) -> str:
-    """Last part of the policy's path."""
+    """Last part of the policy's path; of a run's own `model` folder, the run's name."""
     path = record.setting("model.path")
-    return PurePath(path).name if isinstance(path, str) and path else "the model"
+    if not isinstance(path, str) or not path:
+        return "the model"
+    parts = PurePath(path).parts
+    return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
 def rows(record: Record) -> str:
