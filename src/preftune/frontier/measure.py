@@ -66,7 +66,7 @@ class Frontier:
         low, high = 0.0, 1.0
         while self._at(high).kl < kl and high < self._steepest:
             low, high = high, 2 * high
-        for _ in range(60):
+        for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if self._at(middle).kl < kl else (low, middle)
         return self._at(high)
@@ -81,11 +81,11 @@ class Frontier:
 
     def _at(self, inverse: float) -> Point:
         """inverse: 1 / beta."""
-        above = self.reward - self.reward.max(-1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            tilt = np.where(above == 0, 0.0, above * inverse)
-        share = np.exp(_normalised(self.log_share + tilt))
-        gained = _kl(share, self.log_share)
+        below = self.reward - self.reward.max(-1, keepdims=True)
+        tilt = np.where(below < 0, -np.inf, 0.0) if math.isinf(inverse) else below * inverse
+        log_z = _log_sum(self.log_share + tilt)
+        share = np.exp(self.log_share + tilt - log_z)
+        gained = (share * np.where(share > 0, tilt, 0.0)).sum(-1) - log_z[..., 0]
         effective = (1 / (share**2).sum(-1)).sum()
         beta = 1 / inverse if inverse else math.inf
         return Point(beta, float(gained.mean()), float((share * self.reward).sum(-1).mean()), float(effective))
@@ -93,14 +93,13 @@ class Frontier:
 
 def _normalised(log_share: np.ndarray) -> np.ndarray:
     """Log-shares that sum to 1 in each group."""
-    return log_share - np.logaddexp.reduce(log_share, axis=-1, keepdims=True)
+    return log_share - _log_sum(log_share)
 
 
-def _kl(share: np.ndarray, log_base: np.ndarray) -> np.ndarray:
-    """KL of `share` from the base, (groups,); responses without share add nothing."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = share * (np.log(share) - log_base)
-    return np.where(share > 0, terms, 0.0).sum(-1)
+def _log_sum(logs: np.ndarray) -> np.ndarray:
+    """(groups, responses) -> (groups, 1): logarithm of the sum of the exponentials."""
+    largest = logs.max(-1, keepdims=True)
+    return largest + np.log(np.exp(logs - largest).sum(-1, keepdims=True))
 
 
 def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -53,8 +53,8 @@ def model(record: Record) -> str:
     path = record.setting("model.path")
     if not isinstance(path, str) or not path:
         return "the model"
-    parts = PurePath(path).parts
-    return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+    place = PurePath(path)
+    return place.parent.name if place.name == "model" and place.parent.name else place.name
 
 
 def rows(record: Record) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from preftune.model.policy import Policy
     from preftune.world.sampling import Drawn
 
-DRAWN = 512  # reviews of each dish drawn from either model
+DRAWN_REFERENCE, DRAWN = 2048, 1024  # reviews of each dish drawn from either model; the first decide the ceiling
 LONGEST = 32  # tokens of a review; three full clauses have 20
 SHOWN = 3  # prompts of which a review is shown
 ROUNDS = 200  # resamples behind each interval
@@ -46,10 +46,9 @@ class Comparison(Struct, frozen=True):
 
 
 class Reviews(Struct, frozen=True):
-    """Reviews drawn from one model: (groups, responses) each. log_ratio: tuned minus reference, in nats."""
+    """Reviews drawn from one model: (groups, responses) each."""
 
     reward: np.ndarray
-    log_ratio: np.ndarray
     tokens: np.ndarray
     well_formed: np.ndarray
 
@@ -78,9 +77,10 @@ def compare(
     tokeniser = load_tokeniser(str(reference))
     prompts = [readable.prompt(dish) for dish in dishes]
     drawn = [
-        draw(module, tokeniser, prompts, DRAWN, longest=LONGEST, seed=10 * seed + own,
+        draw(module, tokeniser, prompts, count, longest=LONGEST, seed=10 * seed + own,
              show=lambda done, total, name=name: show(f"drawing from {name}", done, total))
-        for own, name, module in zip((2, 3), ("the reference", "the tuned model"), models, strict=True)
+        for own, count, name, module in zip(
+            (2, 3), (DRAWN_REFERENCE, DRAWN), ("the reference", "the tuned model"), models, strict=True)
     ]  # fmt: skip
     samples = []
     for own, prompt in enumerate(prompts[:SHOWN], 4):  # the same random numbers for both, and no choice among several
@@ -90,52 +90,65 @@ def compare(
         samples.append(Rewrite(prompt, one.texts[0].strip(), other.texts[0].strip()))
     show("measuring")
     before, after = (wrap(module, "auto")[0] for module in models)
-    theirs, ours = (_measured(mine, before, after) for mine in drawn)
-    told = lines(theirs, ours, Record.open(tuned).rows, judged)
-    return Comparison(tuple(told), ceiling(theirs, ours), tuple(samples))
+    theirs, ours = (_counted(mine) for mine in drawn)
+    log_ratio = _log_ratio(drawn[1], before, after)
+    told = lines(theirs, ours, log_ratio, Record.open(tuned).rows, judged)
+    return Comparison(tuple(told), ceiling(theirs, ours, log_ratio), tuple(samples))
 
 
-def _measured(drawn: Sequence[Drawn], before: Policy, after: Policy) -> Reviews:
+def _counted(drawn: Sequence[Drawn]) -> Reviews:
+    return Reviews(
+        np.array([[readable.reward(text) for text in one.texts] for one in drawn], float),
+        np.array([[len(ids) for ids in one.ids] for one in drawn], float),
+        np.array([[readable.well_formed(text) for text in one.texts] for one in drawn], float),
+    )
+
+
+def _log_ratio(drawn: Sequence[Drawn], before: Policy, after: Policy) -> np.ndarray:
+    """(groups, responses), in nats."""
     import torch
 
     from preftune.data.groups import TokenGroup
     from preftune.data.rows import Place
     from preftune.pack.batch import collate
 
-    log_ratio = []
+    found = []
     for one in drawn:
         group = TokenGroup(prompt=one.prompt_ids, responses=one.ids, kind="demo", place=Place(one.prompt, 1))
         batch = collate([group], before.device)
         with torch.no_grad():
-            log_ratio.append(batch.sum(after.token_logp(batch) - before.token_logp(batch)).double().cpu().numpy())
-    return Reviews(
-        np.array([[readable.reward(text) for text in one.texts] for one in drawn], float),
-        np.stack(log_ratio),
-        np.array([[len(ids) for ids in one.ids] for one in drawn], float),
-        np.array([[readable.well_formed(text) for text in one.texts] for one in drawn], float),
-    )
+            found.append(batch.sum(after.token_logp(batch) - before.token_logp(batch)).double().cpu().numpy())
+    return np.stack(found)
 
 
-def lines(before: Reviews, after: Reviews, rows: Sequence[HeldOutRow], judged: Sequence[readable.Judged]) -> list[Line]:
-    """Every figure with its 95 % interval and its meaning. rows: the run's last evaluation, of the `judged` pairs."""
-    both = np.stack([after.reward, after.log_ratio], -1)
+def lines(
+    before: Reviews,
+    after: Reviews,
+    log_ratio: np.ndarray,
+    rows: Sequence[HeldOutRow],
+    judged: Sequence[readable.Judged],
+) -> list[Line]:
+    """Every figure with its 95 % interval and its meaning.
+
+    log_ratio: (groups, responses) of the reviews after; rows: the run's last evaluation, of the `judged` pairs.
+    """
+    both = np.stack([after.reward, log_ratio], -1)
 
     def gap(reference: np.ndarray, tuned: np.ndarray) -> float:
         return Frontier.sampled(reference).gap(tuned[..., 0].mean(), tuned[..., 1].mean())
 
-    best = Frontier.sampled(before.reward).at_kl(after.log_ratio.mean())
+    best = Frontier.sampled(before.reward).at_kl(log_ratio.mean())
     reached = (after.reward.mean() - before.reward.mean()) / (best.reward - before.reward.mean())
     right = np.array([[_right(row.margin or 0.0) for row in rows]])
     most = np.mean([_right(readable.reward(pair.chosen) - readable.reward(pair.rejected)) for pair in judged])
     between = interval(gap, before.reward, both, rounds=ROUNDS)
-    per = f"mean of {before.reward.size:,} reviews of dishes that no pair was about"
     return [
         Line("true reward", _mean(before.reward), _mean(after.reward),
-             f"kind words minus harsh words, {per}"),
+             "kind words minus harsh words, mean over reviews of dishes that no pair was about"),
         Line("win rate", "50 %", _percent(win_rate(after.reward, before.reward),
                                           interval(win_rate, after.reward, before.reward, rounds=ROUNDS)),
              "how often a review of the tuned model has more reward than one of the reference; a tie counts half"),
-        Line("KL to the reference", "0", f"{_mean(after.log_ratio)} nats",
+        Line("KL to the reference", "0", f"{_mean(log_ratio)} nats",
              "how far the model went to get there: mean log-ratio of its own reviews"),
         Line("best reward at this KL", "", f"{best.reward:.2f}",
              f"what no policy this near can beat: the reference times exp(reward / {best.beta:.2f}), estimated from "
@@ -156,12 +169,12 @@ def lines(before: Reviews, after: Reviews, rows: Sequence[HeldOutRow], judged: S
     ]  # fmt: skip
 
 
-def ceiling(before: Reviews, after: Reviews) -> ExtraTable:
+def ceiling(before: Reviews, after: Reviews, log_ratio: np.ndarray) -> ExtraTable:
     """The best reward at several distances, and this run among them."""
     frontier = Frontier.sampled(before.reward)
     points = [frontier.at_beta(beta) for beta in (4.0, 2.0, 1.0, 0.7, 0.5, 0.35)]
     rows = [(f"{p.beta:g}", f"{p.kl:.2f}", f"{p.reward:.2f}", f"{p.effective:.0f}") for p in points]
-    rows.append(("this run", f"{after.log_ratio.mean():.2f}", f"{after.reward.mean():.2f}", ""))
+    rows.append(("this run", f"{log_ratio.mean():.2f}", f"{after.reward.mean():.2f}", ""))
     note = (
         "The reference times exp(reward / beta), from the reference's own reviews: no policy has more reward at its KL."
     )
