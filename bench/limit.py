@@ -18,10 +18,11 @@ import speed
 import torch
 
 from preftune.config.load import load
+from preftune.config.resolve import resolve
 from preftune.model import attention
 from preftune.pack.batch import Batch, collate
 from preftune.training.loop import State, adamw, update
-from preftune.training.setup import Setup, resolve, set_up
+from preftune.training.setup import Setup, set_up
 from preftune.training.show import silent
 from preftune.training.signals import Stop
 
