@@ -20,13 +20,14 @@ import torch
 from preftune.config.load import load
 from preftune.config.resolve import resolve
 from preftune.model import attention
+from preftune.pack import batch as packed
 from preftune.pack.batch import Batch, collate
 from preftune.training.loop import State, adamw, update
 from preftune.training.setup import Setup, set_up
 from preftune.training.show import silent
 from preftune.training.signals import Stop
 
-SMALL = (0, 32, 64, 128, 256)
+ROWS = (32, 48, 64, 96, 128)
 
 
 def timed(work: Callable[[], object], repeat: int) -> float:
@@ -108,20 +109,18 @@ def of_the_peak(setup: Setup, regime: str, dtype: str) -> dict:
 
 
 def blocks(setup: Setup, regime: str, repeat: int = 5) -> dict:
-    """CPU milliseconds of attention in one layer, forward and backward, for each place to cut at."""
+    """CPU milliseconds of attention in one layer, forward and backward, for blocks of so many rows."""
     config = setup.policy.module.config
-    batch = collate([setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]])
     sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-    inputs = [torch.randn(1, heads, batch.tokens, config.head_dim, requires_grad=True) for heads in sizes]
-
-    def work() -> None:
-        attention.Merged.apply(*inputs, batch.layout, config.head_dim**-0.5).sum().backward()
-
-    held, found = attention.SMALL, {}
-    for small in SMALL:
-        attention.SMALL = small
-        found[str(small)] = 1000 * timed(work, repeat)
-    attention.SMALL = held
+    held, found, groups = packed.BLOCK, {}, [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
+    for rows in ROWS:
+        packed.BLOCK = rows
+        batch = collate(groups)
+        inputs = [torch.randn(1, heads, batch.tokens, config.head_dim, requires_grad=True) for heads in sizes]
+        shape = attention.Shape(config.head_dim**-0.5)
+        work = lambda: attention.InBlocks.apply(*inputs, None, batch.layout, shape).sum().backward()  # noqa: B023, E731
+        found[str(rows)] = 1000 * timed(work, repeat)
+    packed.BLOCK = held
     return {"regime": regime, "tokens": batch.tokens, "milliseconds": found, "used": held}
 
 
@@ -146,7 +145,7 @@ def main() -> None:
     ))  # fmt: skip
     print(
         common.table(
-            ["rows", *(f"cut below {s}: ms" for s in SMALL)], [[c["regime"], *c["milliseconds"].values()] for c in cuts]
+            ["rows", *(f"blocks of {n}: ms" for n in ROWS)], [[c["regime"], *c["milliseconds"].values()] for c in cuts]
         )
     )
     suffix = "-quick" if args.quick else ""

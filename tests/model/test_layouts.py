@@ -12,6 +12,7 @@ from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.policy import checked, disagreement, plain_logp, recompute_activations, wrap
 from preftune.pack.batch import collate
+from preftune.pack.visible import visible
 
 SHARING = [
     "llama",
@@ -58,9 +59,8 @@ def test_a_model_that_cannot_share_refuses_when_it_must() -> None:
 
 
 def test_wrong_attention_is_caught_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.masked
-    monkeypatch.setattr(attention, "_cpu_flash", lambda: False)
-    monkeypatch.setattr(attention, "masked", lambda q, k, v, *rest: right(q, k, v.flip(2), *rest))
+    right = attention.InBlocks.apply
+    monkeypatch.setattr(attention.InBlocks, "apply", lambda q, k, v, *rest: right(q, k, v.flip(2), *rest))
     policy, off = checked(wrap(tiny(), "auto")[0], collate(groups(3)))
     assert policy.layout == "padded"
     assert off > 0.01
@@ -86,29 +86,58 @@ def test_trie_and_padded_agree_in_double_with_gradients(family: str) -> None:
         assert float((a - b).abs().max()) <= 1e-12 * max(1.0, float(b.abs().max()))
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-2)])
-@pytest.mark.parametrize("small", [0, 64])
-def test_cpu_blocks_equal_the_mask(
-    dtype: torch.dtype, allowed: float, small: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "SMALL", small)
-    layout = collate(groups(4, seed=5, prompt=(20, 60), response=(5, 40))).layout
+def dense(q, k, v, sinks, layout, shape: attention.Shape) -> torch.Tensor:
+    """The definition: one masked square over the whole pack, in double; result (1, tokens, heads, width)."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(2, 3) * shape.scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    row = torch.arange(len(layout.end))
+    sees = visible(row[:, None], row[None, :], layout.end)
+    if shape.window is not None:
+        sees &= layout.position[:, None] - layout.position[None, :] < shape.window
+    scores = scores.masked_fill(~sees, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
+    return (scores.softmax(-1)[..., : len(row)] @ v).transpose(1, 2)
+
+
+PACKS = {
+    "pairs": groups(4, seed=5, prompt=(20, 90), response=(5, 40)),
+    "short": groups(9, seed=6, prompt=(1, 9), response=(1, 3), shared=1),
+    "ranking": [group(range(3, 90), *([8 + n, *range(20, 30 + 5 * n)] for n in range(7)), kind="ranking")],
+}
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("more", [{}, {"softcap": 3.0}, {"window": 13}, {"softcap": 2.0, "window": 70}], ids=str)
+@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.dtype, allowed: float) -> None:
+    layout, shape = collate(PACKS[pack]).layout, attention.Shape(0.25, **more)
     torch.manual_seed(0)
-    shapes = [(1, 4, len(layout.end), 16), (1, 2, len(layout.end), 16), (1, 2, len(layout.end), 16)]
-    inputs = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]
-    upstream = torch.randn(shapes[0]).to(dtype)
+    q, k, v = (torch.randn(1, heads, len(layout.end), 16).to(dtype).requires_grad_() for heads in (6, 2, 2))
+    inputs = [q, k, v, *([torch.randn(6).to(dtype).requires_grad_()] if sunk else [])]
+    sinks = inputs[3] if sunk else None
+    upstream = torch.randn(1, len(layout.end), 6, 16).to(dtype)
     ways = []
-    for way in (attention.Merged.apply, attention.masked):
-        out = way(*inputs, layout, 0.25)
-        ways.append([out, *torch.autograd.grad(out, inputs, upstream)])
-    for a, b in zip(*ways, strict=True):
-        assert float((a - b).detach().abs().max()) <= allowed * max(1.0, float(b.detach().abs().max()))
+    for way in (attention.InBlocks.apply, dense):
+        out = way(q, k, v, sinks, layout, shape)
+        ways.append([out, *torch.autograd.grad(out, inputs, upstream.to(out.dtype))])
+    for ours, exact in zip(*ways, strict=True):
+        assert ours.dtype == dtype
+        assert float((ours.double() - exact).detach().abs().max()) <= allowed * max(
+            1.0, float(exact.detach().abs().max())
+        )
 
 
 def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     made = [*groups(3, seed=7), group([3, 4, 5], [6, 7, 8, 9], [6, 7])]  # one response is the beginning of another
     layout = collate(made).layout
-    path, starts_q, starts_k, longest_q, longest_k = attention.leaf_plan(layout)
+    path, starts_q, starts_k, longest_q, longest_k = layout.leaves
     q, k = starts_q.tolist(), starts_k.tolist()
     assert q[-1] == len(layout.end)
     sees = torch.zeros(len(layout.end), len(layout.end), dtype=torch.bool)
@@ -117,8 +146,6 @@ def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
         for row in range(a, b):  # the kernel aligns queries and keys at their ends
             sees[row, keys[: len(keys) - (b - 1 - row)]] = True
     row = torch.arange(len(layout.end))
-    from preftune.pack.visible import visible
-
     assert torch.equal(sees, visible(row[:, None], row[None, :], layout.end))
     assert longest_q == max(b - a for a, b in itertools.pairwise(q))
     assert longest_k == layout.depth

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from preftune.model import logp as module
-from preftune.model.logp import Head, head_logp, head_statistics
+from preftune.model.logp import Head, head_logp, head_logp_and_statistics
 
 
 @pytest.mark.parametrize("mode", ["kept", "recomputed", "frozen"])
@@ -38,7 +38,8 @@ def test_statistics() -> None:
     torch.manual_seed(1)
     hidden, weight, target = torch.randn(9, 8), torch.randn(30, 8), torch.randint(0, 30, (9,))
     p = torch.softmax(hidden @ weight.T, -1)
-    found = head_statistics(hidden, Head(weight), target)
+    logp, found = head_logp_and_statistics(hidden, Head(weight), target)
+    assert torch.equal(logp, head_logp(hidden, Head(weight), target))
     assert torch.allclose(found.squares, (p**2).sum(-1).log(), atol=1e-5)
     assert torch.allclose(found.entropy, -(p * p.log()).sum(-1), atol=1e-5)
     assert torch.equal(found.top, p.argmax(-1) == target)

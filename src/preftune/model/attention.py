@@ -1,31 +1,26 @@
 """Attention over a trie: every token is a row once, and sees its ancestors.
 
 Registered with transformers' AttentionInterface, so that model code stays theirs: it hands over queries, keys and
-values after rotary embedding, and the layout of the pack as the keyword `trie`. Three ways give the same numbers:
+values after rotary embedding, and the layout of the pack as the keyword `trie`. Two ways give the same numbers:
 
-merged  CPU: dense blocks without a mask, joined by their log-sum-exp; the backward pass of each block takes the
-        global output and log-sum-exp, as ring attention does (arXiv 2310.01889).
-paths   CUDA, half precision: one variable-length call a layer; a sequence's own rows are the queries, its whole
-        path is the keys, aligned at the end.
-masked  everywhere: one dense square a tree. Also for what the kernels lack: sliding windows shorter than a path,
-        soft caps, sinks, float64.
+in_blocks    everywhere: some rows against their ancestors and themselves, as dense products, block after block. The
+             weights of a block are made again in the backward pass, so nothing of size tokens x tokens is kept.
+along_paths  CUDA, half precision: one variable-length call a layer; a sequence's own rows are the queries, its whole
+             path is the keys, aligned at the end.
 """
 
 from __future__ import annotations
 
 import inspect
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.pack.batch import Layout
-from preftune.pack.visible import Block, visible
+from preftune.pack.batch import Layout, Piece
 
 NAME = "preftune_trie"
-SMALL = 64  # rows: below it one masked square beats several slivers (bench/limit.py)
 
 
 def register() -> str:
@@ -34,6 +29,14 @@ def register() -> str:
 
     AttentionInterface.register(NAME, attend)
     return NAME
+
+
+class Shape(NamedTuple):
+    """What a family does to its scores: times `scale`, softcap c in c * tanh(score / c), window in positions."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
 
 
 def attend(
@@ -53,158 +56,123 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query (1, heads, tokens, width), key and value (1, key heads, tokens, width) -> (1, tokens, heads, width).
 
-    Raises ValueError where the pack's layout did not arrive or the model asks for a bias that a trie cannot place.
+    s_aux: (heads,) a logit a head that takes attention and gives no value. Raises ValueError where the pack's layout
+    did not arrive or the model asks for a bias that a trie cannot place.
     """
     if trie is None or attention_mask is not None or position_bias is not None or query.shape[0] != 1:
         raise ValueError("this model does not hand the trie to its attention as it should")
     trie.calls.append(1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window is not None and sliding_window < trie.depth else None
-    plain = window is None and softcap is None and s_aux is None
-    if plain and query.device.type == "cpu" and query.dtype != torch.float64 and _cpu_flash():
-        out = Merged.apply(query, key, value, trie, scale)
-    elif plain and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and _varlen():
-        out = along_paths(query, key, value, trie, scale)
-    else:
-        out = masked(query, key, value, trie, scale, window, softcap, s_aux)
-    return out.transpose(1, 2), None
+    shape = Shape(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, window)
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if shape == Shape(shape.scale) and s_aux is None and query.device.type == "cuda" and half and _varlen():
+        return along_paths(query, key, value, trie, shape.scale), None
+    with torch.autocast(query.device.type, enabled=False):  # both passes must make the same weights
+        return InBlocks.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
 
 
-def masked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    trie: Layout,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """One dense masked square a tree of the pack; shapes as in `attend`, result (1, heads, tokens, width)."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    pieces = []
-    for block in trie.blocks(small=len(trie.end)):
-        rows = slice(block.q0, block.q1)
-        scores = (query[:, :, rows] @ key[:, :, rows].transpose(2, 3)).mul(scale)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(~seen(trie, block, window), float("-inf"))
-        if sinks is not None:  # a logit that every row may give its attention to, and that has no value
-            scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)], -1)
-        weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-        pieces.append(weights[..., : block.k1 - block.k0] @ value[:, :, rows])
-    return torch.cat(pieces, 2)
-
-
-def seen(trie: Layout, block: Block, window: int | None = None) -> Tensor:
-    """(queries, keys) of a block, bool; `window` counts positions on the path, as models count them."""
-    row = torch.arange(block.q0, block.q1, device=trie.end.device)
-    sees = visible(row[:, None], row[None, :], trie.end)
-    if window is not None:
-        sees &= trie.position[row][:, None] - trie.position[row][None, :] < window
-    return sees
-
-
-class Merged(torch.autograd.Function):
-    """Blocks of flash attention on the CPU, joined by log-sum-exp."""
+class InBlocks(torch.autograd.Function):
+    """softmax(scores) @ values, block by block, in fp32 or wider. Heads that share keys are rows of one product."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, trie: Layout, scale: float) -> Tensor:
-        joined = torch.zeros(query.shape, dtype=torch.float32)
-        total = torch.empty(query.shape[:3], dtype=torch.float32)
-        reach = 0
-        for block in trie.blocks(SMALL):
-            q, k = slice(block.q0, block.q1), slice(block.k0, block.k1)
-            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, q],
-                key[:, :, k],
-                value[:, :, k],
-                0.0,
-                block.kind == "causal",
-                attn_mask=_mask(trie, block, query.dtype),
-                scale=scale,
-            )
-            if block.q0 >= reach:  # the first block that these rows meet
-                joined[:, :, q], total[:, :, q] = out, lse
-            else:
-                both = torch.logaddexp(total[:, :, q], lse)
-                joined[:, :, q].mul_((total[:, :, q] - both).exp_()[..., None]).add_(
-                    out * (lse - both).exp_()[..., None]
-                )
-                total[:, :, q] = both
-            reach = max(reach, block.q1)
-        result = joined.to(query.dtype)
-        ctx.save_for_backward(query, key, value, result, total)
-        ctx.trie, ctx.scale = trie, scale
-        return result
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, trie: Layout, shape: Shape):
+        ctx.save_for_backward(query, key, value, sinks)
+        ctx.trie, ctx.shape = trie, shape
+        heads, share = key.shape[1], query.shape[1] // key.shape[1]
+        queries, keys, values = (_by_key_head(x, heads) for x in (query, key, value))
+        queries.mul_(shape.scale)
+        out = torch.zeros_like(queries)
+        for stretch in trie.stretches(shape.window):
+            own, theirs = stretch.take(keys), stretch.take(values)
+            for piece in stretch.pieces:
+                rows, seen = slice(piece.start * share, piece.stop * share), own[:, piece.seen]
+                weights, _ = _weights(queries[:, rows], seen, sinks, piece, shape)
+                out[:, rows] = torch.bmm(weights[..., : seen.shape[1]], theirs[:, piece.seen])
+        return _by_token(out, share).to(value.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, result, total = ctx.saved_tensors
-        sums = [torch.zeros(t.shape, dtype=torch.float32) for t in (query, key, value)]
-        for block in ctx.trie.blocks(SMALL):
-            q, k = slice(block.q0, block.q1), slice(block.k0, block.k1)
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, q],
-                query[:, :, q],
-                key[:, :, k],
-                value[:, :, k],
-                result[:, :, q],
-                total[:, :, q],
-                0.0,
-                block.kind == "causal",
-                attn_mask=_mask(ctx.trie, block, query.dtype),
-                scale=ctx.scale,
-            )
-            for into, part, rows in zip(sums, parts, (q, k, k), strict=True):
-                into[:, :, rows] += part
-        return *(s.to(query.dtype) for s in sums), None, None
+        query, key, value, sinks = ctx.saved_tensors
+        shape, heads, share = ctx.shape, key.shape[1], query.shape[1] // key.shape[1]
+        queries, keys, values, grads = (_by_key_head(x, heads) for x in (query, key, value, grad.transpose(1, 2)))
+        queries.mul_(shape.scale)
+        d_queries, d_keys, d_values = (torch.zeros_like(x) for x in (queries, keys, values))
+        d_sinks = queries.new_zeros(heads, share)
+        for stretch in ctx.trie.stretches(shape.window):
+            own, theirs = stretch.take(keys), stretch.take(values)
+            d_own, d_theirs = stretch.room(d_keys), stretch.room(d_values)
+            for piece in stretch.pieces:
+                rows, seen = slice(piece.start * share, piece.stop * share), own[:, piece.seen]
+                count = seen.shape[1]
+                weights, slope = _weights(queries[:, rows], seen, sinks, piece, shape)
+                by_weight = torch.bmm(grads[:, rows], theirs[:, piece.seen].transpose(1, 2))
+                if sinks is not None:
+                    by_weight = torch.nn.functional.pad(by_weight, (0, 1))
+                by_score = torch.ops.aten._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+                if sinks is not None:
+                    d_sinks += by_score[..., count].view(heads, -1, share).sum(1)
+                by_score = by_score[..., :count] if slope is None else by_score[..., :count] * slope
+                d_queries[:, rows] = torch.bmm(by_score, seen)
+                d_own[:, piece.seen].baddbmm_(by_score.transpose(1, 2), queries[:, rows])
+                d_theirs[:, piece.seen].baddbmm_(weights[..., :count].transpose(1, 2), grads[:, rows])
+            stretch.add(d_keys, d_own)
+            stretch.add(d_values, d_theirs)
+        d_query = _by_token(d_queries.mul_(shape.scale), share).transpose(1, 2).to(query.dtype)
+        d_sinks = None if sinks is None else d_sinks.flatten().to(sinks.dtype)
+        return d_query, d_keys[None].to(key.dtype), d_values[None].to(value.dtype), d_sinks, None, None
 
 
-def _mask(trie: Layout, block: Block, dtype: torch.dtype) -> Tensor | None:
-    """The additive mask of a masked square, made once a pack; None for blocks that need none."""
-    if block.kind != "masked":
-        return None
-    if (block, dtype) not in trie.masks:
-        trie.masks[block, dtype] = torch.zeros((), dtype=dtype).where(seen(trie, block), float("-inf"))
-    return trie.masks[block, dtype]
+def _weights(
+    queries: Tensor, keys: Tensor, sinks: Tensor | None, piece: Piece, shape: Shape
+) -> tuple[Tensor, Tensor | None]:
+    """Attention weights (key heads, rows * share, keys and perhaps the sink), and the slope of the soft cap."""
+    scores, slope = torch.bmm(queries, keys.transpose(1, 2)), None
+    if shape.softcap is not None:
+        scores = scores.div_(shape.softcap).tanh_()
+        slope = 1 - scores**2
+        scores.mul_(shape.softcap)
+    heads, _, count = scores.shape
+    table = scores.view(heads, piece.stop - piece.start, -1, count)
+    table[..., count - piece.mask.shape[1] :].add_(piece.mask[:, None])
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(heads, 1, -1).expand(table.shape[:3])
+        scores = torch.cat([scores, sink.reshape(heads, -1, 1)], -1)
+    return torch.softmax(scores, -1), slope
+
+
+def _by_key_head(x: Tensor, heads: int) -> Tensor:
+    """(1, query heads, tokens, width) -> (key heads, tokens * share, width), a copy in fp32 or wider.
+
+    share: query heads a key head.
+    """
+    _, queries, tokens, width = x.shape
+    copy = torch.empty(
+        heads, tokens, queries // heads, width, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
+    )
+    copy.copy_(x.view(heads, -1, tokens, width).transpose(1, 2))
+    return copy.view(heads, -1, width)
+
+
+def _by_token(x: Tensor, share: int) -> Tensor:
+    """The way back, to (1, tokens, query heads, width)."""
+    heads, rows, width = x.shape
+    by_token = x.view(heads, rows // share, share, width).transpose(0, 1)
+    return by_token.reshape(1, rows // share, heads * share, width)
 
 
 def along_paths(query: Tensor, key: Tensor, value: Tensor, trie: Layout, scale: float) -> Tensor:
-    """One variable-length call: queries are the rows that a sequence brought in, keys its whole path."""
+    """One variable-length call: queries are the rows that a sequence brought in, keys its whole path.
+
+    Shapes as in `attend`.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    path, starts_q, starts_k, longest_q, longest_k = leaf_plan(trie)
+    path, starts_q, starts_k, longest_q, longest_k = trie.leaves
     q = query[0].transpose(0, 1).contiguous()
     k, v = (t[0].transpose(0, 1).index_select(0, path) for t in (key, value))
     out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale, **_varlen_options())
     assert isinstance(out, Tensor)
-    return out.transpose(0, 1)[None]
-
-
-def leaf_plan(trie: Layout) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Rows of all paths (in the order of the leaves), where each leaf's queries and keys start, and the longest."""
-    if trie.leaves is None:
-        paths = sorted({path[-1]: path for path in trie.trie.paths}.values(), key=lambda path: path[-1])
-        kept = [p for p, after in zip(paths, [*paths[1:], None], strict=True) if after is None or p[-1] not in after]
-        last = np.array([path[-1] for path in kept])
-        q, k = np.diff(last, prepend=-1), np.array([len(path) for path in kept])
-        put = lambda x, dtype: torch.from_numpy(x).to(trie.end.device, dtype)  # noqa: E731
-        starts = [put(np.concatenate([[0], np.cumsum(n)]), torch.int32) for n in (q, k)]
-        trie.leaves = (put(np.concatenate(kept), torch.int64), *starts, int(q.max()), int(k.max()))  # type: ignore
-    return trie.leaves  # type: ignore[return-value]
-
-
-@cache
-def _cpu_flash() -> bool:
-    """Whether torch has the private CPU kernels with the arguments used here."""
-    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
-    try:
-        schemas = [getattr(torch.ops.aten, name).default._schema for name in names]
-    except AttributeError:
-        return False
-    return all({"is_causal", "attn_mask", "scale"} <= {a.name for a in s.arguments} for s in schemas)
+    return out[None]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from preftune.errors import UserError
 from preftune.model import attention
-from preftune.model.logp import Head, Statistics, head_logp, head_statistics
-from preftune.model.unread import ReadRows, rows_read
+from preftune.model.logp import Head, Statistics, head_logp, head_logp_and_statistics
+from preftune.model.parts import taking_matrix
+from preftune.model.slim import slim
+from preftune.model.unread import leave_out_unread
 from preftune.pack.batch import Batch
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -21,13 +23,11 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Policy:
-    """module: the model; layout: how a pack goes through it; compute: type of its matrix products; last: what leaves
-    unread rows of the last layer out, where the layout allows it."""
+    """module: the model; layout: how a pack goes through it; compute: type of its matrix products."""
 
     module: PreTrainedModel
     layout: Literal["trie", "padded"]
     compute: torch.dtype = torch.float32
-    last: ReadRows | None = None
 
     @property
     def device(self) -> torch.device:
@@ -41,16 +41,19 @@ class Policy:
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability of every token of every response, (members,), in nats, fp32 (fp64 for fp64 models)."""
         with self._autocast():
-            hidden = self.hidden(batch)[batch.source]
-            return head_logp(hidden, self.head, batch.target)[batch.member]
+            return head_logp(*self._scored(batch), batch.target)[batch.member]
 
     def token_logp_and_statistics(self, batch: Batch) -> tuple[Tensor, Statistics]:
         """The same, and statistics of each token's distribution, (members,) each, which carry no gradient."""
         with self._autocast():
+            logp, found = head_logp_and_statistics(*self._scored(batch), batch.target)
+        return logp[batch.member], Statistics(*(part[batch.member] for part in found))
+
+    def _scored(self, batch: Batch) -> tuple[Tensor, Head]:
+        """Hidden states (scored, width) that predict the scored tokens, and the head that they meet."""
+        with taking_matrix() as taken:
             hidden = self.hidden(batch)[batch.source]
-            logp = head_logp(hidden, self.head, batch.target)[batch.member]
-            found = head_statistics(hidden.detach(), self.head, batch.target)
-        return logp, Statistics(*(part[batch.member] for part in (found.squares, found.entropy, found.top)))
+        return hidden, replace(self.head, weight=taken[0]) if taken else self.head
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden state of every row of the trie that predicts a scored token, (tokens, width)."""
@@ -59,13 +62,7 @@ class Policy:
         layout = batch.layout
         layout.calls.clear()
         inputs = {"input_ids": batch.ids[None], "position_ids": layout.position[None]}
-        if self.last is None or self.module.training:  # recomputed activations would not find the rows again
-            return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
-        self.last.read(rows_read(batch.source), batch.tokens)
-        try:
-            return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
-        finally:
-            self.last.read(None, 0)
+        return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
 
     def _padded(self, batch: Batch) -> Tensor:
         """The same from one padded row a distinct sequence; no token sees the padding behind it: no mask is needed."""
@@ -101,10 +98,12 @@ def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.floa
     of a trie as time. What passes the gate is still held against separate forward passes before training
     (`disagreement`). Raises UserError where `wanted` is "trie" and the model cannot.
     """
+    slim(module)
     why = "as asked" if wanted == "padded" else _not_plain(module)
     if not why:
         module.set_attn_implementation(attention.register())
-        return Policy(module, "trie", compute, ReadRows(module)), "one row a distinct token"
+        leave_out_unread(module)
+        return Policy(module, "trie", compute), "one row a distinct token"
     module.set_attn_implementation("sdpa" if module._supports_sdpa else "eager")
     if wanted == "trie":
         raise UserError(

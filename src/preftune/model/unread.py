@@ -1,58 +1,68 @@
 """Leave out what nobody reads: of the last layer, rows that predict nothing need keys and values only.
 
 In a pack most rows are prompt, and only the last of each prompt predicts a scored token. The last layer's queries,
-output projection and MLP are therefore computed for the rows that are read, and put back among zeros. Exact: no other
-row's hidden state leaves the model.
+attention, output projection and MLP are therefore computed for the rows that are read, and put back among zeros.
+Exact: no other row's hidden state leaves the model.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-WORTH = 0.9  # share of rows read above which moving rows about costs more than it saves
+from preftune.pack.batch import Layout
 
 
 class ReadRows:
-    """Hooks on the parts of the last layer that work row by row. rows: (read,) those to compute, or None for all."""
+    """Hooks on a layer. Which rows are read they learn from the layout that its attention is given, also when
+    activations are computed again for the backward pass; between passes of the layer they know of none."""
 
-    def __init__(self, module: PreTrainedModel) -> None:
-        self.rows: Tensor | None = None
-        for part in row_by_row(module):
+    def __init__(self, layer: nn.Module, parts: list[nn.Module]) -> None:
+        self.layout: Layout | None = None
+        layer.register_forward_pre_hook(self._forget)
+        layer.register_forward_hook(self._forget)
+        layer.get_submodule("self_attn").register_forward_pre_hook(self._begin, with_kwargs=True)
+        for part in parts:
             part.register_forward_pre_hook(self._only)
             part.register_forward_hook(self._among_zeros)
 
+    def _forget(self, *_: object) -> None:
+        self.layout = None
+
+    def _begin(self, _: nn.Module, args: tuple, kwargs: dict[str, object]) -> tuple[tuple, dict[str, object]]:
+        layout = kwargs.get("trie")
+        self.layout = layout if isinstance(layout, Layout) and layout.read is not None else None
+        return args, kwargs if self.layout is None else {**kwargs, "trie": self.layout.of_read_rows}
+
     def _only(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return None if self.rows is None else (args[0].index_select(1, self.rows), *args[1:])
+        if self.layout is None or self.layout.read is None:
+            return None
+        return (args[0].index_select(1, self.layout.read), *args[1:])
 
     def _among_zeros(self, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self.rows is None:
+        if self.layout is None or self.layout.read is None:
             return out
-        return out.new_zeros(out.shape[0], self.tokens, out.shape[2]).index_copy(1, self.rows, out)
-
-    def read(self, rows: Tensor | None, tokens: int) -> None:
-        """Compute only these rows of the next forward pass over `tokens` rows; None for all."""
-        worth = rows is not None and len(rows) < WORTH * tokens
-        self.rows, self.tokens = rows if worth else None, tokens
+        whole = out.new_zeros(out.shape[0], len(self.layout.end), out.shape[2])
+        return whole.index_copy(1, self.layout.read, out)
 
 
-def row_by_row(module: PreTrainedModel) -> list[nn.Module]:
-    """Parts of the last layer of the usual families that map each row by itself; empty for other models."""
-    layers = [m for m in module.base_model.modules() if isinstance(m, nn.ModuleList)]
+def leave_out_unread(module: PreTrainedModel) -> None:
+    """Do so in the last layer of this model, once, if its layers are built as usual."""
     count = module.config.get_text_config().num_hidden_layers
-    last = next((m[-1] for m in layers if len(m) == count), None)
-    if last is None:
+    lists = [m for m in module.base_model.modules() if isinstance(m, nn.ModuleList)]
+    layer = next((m[-1] for m in lists if len(m) == count), None)
+    parts = row_by_row(layer) if layer is not None else []
+    if layer is not None and parts and not layer._forward_pre_hooks:
+        ReadRows(layer, parts)
+
+
+def row_by_row(layer: nn.Module) -> list[nn.Module]:
+    """Parts of a layer of the usual families that map each row by itself; empty for other layers."""
+    named = dict(layer.named_modules())
+    found = [named.get(name) for name in ("self_attn.q_proj", "self_attn.o_proj")]
+    if not all(isinstance(part, nn.Linear) for part in found):
         return []
-    named = dict(last.named_modules())
-    parts = [named.get(name) for name in ("self_attn.q_proj", "self_attn.o_proj")]
-    found: list[nn.Module] = [part for part in parts if isinstance(part, nn.Linear)]
     mlp = named.get("mlp")
     if mlp is not None and not any("expert" in name or "router" in name for name, _ in mlp.named_modules()):
         found.append(mlp)  # a mixture of experts returns more than the rows
-    return found
-
-
-def rows_read(source: Tensor) -> Tensor:
-    """(read,) the distinct rows of `source` (scored,), in order."""
-    return torch.unique(source)
+    return [part for part in found if part is not None]

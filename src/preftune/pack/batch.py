@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,33 +12,121 @@ from torch import Tensor
 
 from preftune.data.groups import TokenGroup
 from preftune.pack.trie import Trie, build
-from preftune.pack.visible import Block, blocks
+from preftune.pack.visible import Block, blocks, visible
+
+WORTH = 0.9  # share of rows read above which moving rows about costs more than it saves
+BLOCK = 64  # rows of a block of attention: fewer make slivers, more compute what nobody sees (bench/limit.py)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A block of rows [start, stop) on the device.
+
+    seen: the keys of its stretch that some of them see, themselves last; mask: (rows, n) 0 where a row sees one of the
+    last n of these, else -inf; what stands before those is seen by all of the block.
+    """
+
+    start: int
+    stop: int
+    seen: slice
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """Blocks along one path. keys: its rows from the root down, so that what a block sees is one run of them."""
+
+    keys: slice | Tensor
+    pieces: tuple[Piece, ...]
+
+    def take(self, x: Tensor) -> Tensor:
+        """(heads, tokens, width) -> (heads, keys, width): a view where the path is one run of rows, else a copy."""
+        return x[:, self.keys] if isinstance(self.keys, slice) else x.index_select(1, self.keys)
+
+    def room(self, x: Tensor) -> Tensor:
+        """(heads, keys, width) to add to: the view itself, or zeros that `add` brings home."""
+        own = self.take(x)
+        return own if isinstance(self.keys, slice) else own.zero_()
+
+    def add(self, x: Tensor, own: Tensor) -> None:
+        """Add what was gathered in `room` to x."""
+        if not isinstance(self.keys, slice):
+            x.index_add_(1, self.keys, own)
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """What the attention must know of a pack; travels through the model as one keyword.
 
     end, position: (tokens,) as in the trie; trie: the same in numpy, for cutting blocks on the host.
-    masks and leaves keep what one layer worked out for the next; calls counts the layers that asked.
+    read: (read,) the rows whose last hidden state anyone reads, in order, or None where telling them apart is not worth
+    its while; only_read: leave out blocks that hold none of them. calls: one entry a layer that asked. What one layer
+    worked out is kept for the next.
     """
 
     end: Tensor
     position: Tensor
     trie: Trie
-    masks: dict[tuple[Block, torch.dtype], Tensor] = field(default_factory=dict)
-    leaves: tuple[Tensor, Tensor, Tensor, int, int] | None = None
+    read: Tensor | None = None
+    only_read: bool = False
     calls: list[int] = field(default_factory=list)
+    _kept: dict[object, list[Stretch]] = field(default_factory=dict)
 
-    def blocks(self, small: int) -> list[Block]:
-        """The visible blocks, cut once for all layers."""
-        if small not in self._cut:
-            self._cut[small] = blocks(self.trie.end, small)
-        return self._cut[small]
+    def stretches(self, window: int | None) -> list[Stretch]:
+        """The blocks that cover what is visible; window: positions that a row looks back on, itself included."""
+        if window not in self._kept:
+            along: list[list[Block]] = []
+            for block in blocks(self.trie, BLOCK):
+                before = along[-1][-1] if along else None
+                if before is not None and before.chain and len(block.above) == len(before.above) + before.rows:
+                    along[-1].append(block)
+                else:
+                    along.append([block])
+            if self.only_read and self.read is not None:
+                read = self.read.cpu().numpy()
+                holds = lambda block: np.searchsorted(read, block.start) < np.searchsorted(read, block.stop)  # noqa: E731
+                along = [kept for found in along if (kept := list(filter(holds, found)))]
+            self._kept[window] = [self._stretch(found, window) for found in along]
+        return self._kept[window]
 
     @cached_property
-    def _cut(self) -> dict[int, list[Block]]:
-        return {}
+    def of_read_rows(self) -> Layout:
+        """The same for a layer of which only the read rows matter; the others come out as zeros."""
+        return replace(self, only_read=True, _kept={})
+
+    def _stretch(self, along: Sequence[Block], window: int | None) -> Stretch:
+        last = along[-1]
+        path = np.append(last.above, np.arange(last.start, last.stop))
+        run = int(path[-1] - path[0]) + 1 == len(path)
+        keys = slice(int(path[0]), last.stop) if run else torch.from_numpy(path).to(self.end.device)
+        return Stretch(keys, tuple(self._piece(block, window) for block in along))
+
+    def _piece(self, block: Block, window: int | None) -> Piece:
+        depth = len(block.above)
+        first = 0 if window is None else max(0, depth + 1 - window)
+        own = torch.arange(block.start, block.stop, device=self.end.device)
+        unseen = ~visible(own[:, None], own[None, :], self.end)
+        if window is not None:
+            position = torch.cat([torch.arange(first, depth, device=own.device), self.position[own]])
+            far = self.position[own][:, None] - position[None, :] >= window
+            far[:, depth - first :] |= unseen
+            unseen = far
+        mask = torch.zeros(unseen.shape, device=own.device).masked_fill_(unseen, float("-inf"))
+        return Piece(block.start, block.stop, slice(first, depth + block.rows), mask)
+
+    @cached_property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """Rows of all paths in the order of the leaves, where each leaf's own rows and its path start, the longest.
+
+        A leaf's own rows are those that no leaf before it has.
+        """
+        paths = sorted({path[-1]: path for path in self.trie.paths}.values(), key=lambda path: path[-1])
+        kept = [p for p, after in zip(paths, [*paths[1:], None], strict=True) if after is None or p[-1] not in after]
+        last = np.array([path[-1] for path in kept])
+        own, whole = np.diff(last, prepend=-1), np.array([len(path) for path in kept])
+        firsts, starts = (torch.from_numpy(np.cumsum([0, *n])).to(self.end.device, torch.int32) for n in (own, whole))
+        rows = torch.from_numpy(np.concatenate(kept)).to(self.end.device)
+        return rows, firsts, starts, int(own.max()), int(whole.max())
 
     @cached_property
     def depth(self) -> int:
@@ -94,10 +182,12 @@ def collate(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
     def put(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device, non_blocking=True)
 
+    read = np.unique(source)
+    layout = Layout(put(trie.end), put(trie.position), trie, put(read) if len(read) < WORTH * trie.tokens else None)
     return Batch(
         groups=tuple(groups),
         ids=put(trie.ids),
-        layout=Layout(put(trie.end), put(trie.position), trie),
+        layout=layout,
         source=put(pairs[0]),
         target=put(pairs[1]),
         member=put(member.reshape(-1)),

@@ -1,19 +1,16 @@
-"""Who sees whom: the one line, and the same thing cut into dense blocks for kernels that know no trees.
-
-A run is a maximal chain of rows: they share one `end`. Seen from a run [a, b) whose subtree ends at e, attention
-is a causal square over the run and a full rectangle of the queries [b, e) on its keys. Where a whole subtree is
-small, one masked square over [a, e) costs less than many slivers.
-"""
+"""Who sees whom: the one line, and the same thing cut into blocks that dense products can work on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from preftune.pack.trie import Trie
 
 
 def visible(query: Tensor, key: Tensor, end: Tensor) -> Tensor:
@@ -21,34 +18,44 @@ def visible(query: Tensor, key: Tensor, end: Tensor) -> Tensor:
     return (key <= query) & (query < end[key])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Queries [q0, q1) on keys [k0, k1). causal and masked are squares; full is a rectangle below them."""
+    """Rows [start, stop) see all of the rows `above` them, (above,) from the root down, and each other by the one line.
 
-    q0: int
-    q1: int
-    k0: int
-    k1: int
-    kind: Literal["causal", "full", "masked"]
-
-
-def blocks(end: np.ndarray, small: int) -> list[Block]:
-    """Blocks that cover each visible (query, key) once and, masked squares aside, nothing else.
-
-    end: (tokens,) int64 of a trie. small: subtrees that branch and have at most so many rows become one masked square.
+    chain: the rows follow one another, so that among them the one line is the causal triangle.
     """
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(end)) + 1, [len(end)]])
+
+    start: int
+    stop: int
+    above: np.ndarray
+    chain: bool
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def blocks(trie: Trie, most: int) -> list[Block]:
+    """Blocks of at most `most` rows that cover each visible (query, key) once, in the order of the rows.
+
+    A block is a piece of a chain, or whole subtrees that hang from one row; two trees never share a block.
+    """
+    end, position = trie.end, trie.position
+    ends_chain = np.append(np.flatnonzero(np.diff(end)), len(end) - 1)  # last rows of maximal chains
+    path = np.empty(int(position.max(initial=0)) + 1, np.int64)  # rows from the root to the newest row
     found: list[Block] = []
-    done = 0
-    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        if start < done:  # inside a masked square already taken
-            continue
-        last = int(end[start])
-        if stop < last and last - start <= small:
-            found.append(Block(start, last, start, last, "masked"))
-            done = last
-            continue
-        found.append(Block(start, stop, start, stop, "causal"))
-        if stop < last:
-            found.append(Block(stop, last, start, stop, "full"))
+    start = 0
+    while start < len(end):
+        depth, stop = position[start], start
+        while stop < len(end) and position[stop] == depth and end[stop] - start <= most:
+            stop = int(end[stop])
+            if depth == 0:
+                break
+        if stop == start:
+            last = int(ends_chain[np.searchsorted(ends_chain, start)])
+            stop = min(last + 1, start + most)
+        chain = bool((np.diff(position[start:stop]) == 1).all())
+        found.append(Block(start, stop, path[:depth].copy(), chain))
+        path[position[start:stop]] = np.arange(start, stop)  # of several rows at one depth the newest stays
+        start = stop
     return found

@@ -92,7 +92,10 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     for part in state.optimiser.param_groups:
         part["lr"] = rate
     done = gradient(setup, state, record, step)
-    norm = torch.nn.utils.clip_grad_norm_(list(state.trained().values()), run.optim.clip)
+    trained = list(state.trained().values())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if norm > run.optim.clip:  # a factor of 1 would still pass over every gradient
+        torch.nn.utils.clip_grads_with_norm_(trained, run.optim.clip, norm)
     sums = Sums(run.objective)
     for judgement in (p.judgement for p in done):
         begin = judgement.views.scores.reference if setup.same_start and state.follower is None else None

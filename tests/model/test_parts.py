@@ -1,0 +1,188 @@
+"""Our norm, rotation, gated MLP and tied embedding: the formulas in double, and swapped only for what they equal."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from making import groups, norms_in_double, tiny
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from preftune.model.parts import GatedMLP, Lookup, RMSNorm, Rotation
+from preftune.model.policy import disagreement, wrap
+from preftune.model.slim import slim
+from preftune.pack.batch import collate
+
+
+def double(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def half_turned(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([-second, first], -1)
+
+
+ANGLES = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).repeat(1, 2)
+COS, SIN = ANGLES.cos(), ANGLES.sin()
+IDS = torch.tensor([[1, 4, 0, 4]])
+FORMULAS = {
+    "norm": (
+        lambda x, w: RMSNorm.apply(x, w, 1e-6, torch.float64),
+        lambda x, w: w * x / (x**2).mean(-1, keepdim=True).add(1e-6).sqrt(),
+        [double(2, 3, 7), double(7, seed=1)],
+    ),
+    "rotation": (
+        lambda x: Rotation.apply(x, COS, SIN),
+        lambda x: x * COS + half_turned(x) * SIN,
+        [double(1, 2, 5, 6)],
+    ),
+    "rotation of a part": (
+        lambda x: Rotation.apply(x, COS, SIN),
+        lambda x: torch.cat([x[..., :6] * COS + half_turned(x[..., :6]) * SIN, x[..., 6:]], -1),
+        [double(1, 2, 5, 10)],
+    ),
+    "mlp": (
+        GatedMLP.apply,
+        lambda x, gate, up, down: (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T,
+        [double(2, 3, 4), double(6, 4, seed=1), double(6, 4, seed=2), double(4, 6, seed=3)],
+    ),
+    "lookup": (
+        lambda w: (lambda rows, again: rows.sum(1) @ again.T)(*Lookup.apply(IDS, w, None)),
+        lambda w: w[IDS].sum(1) @ w.T,
+        [double(6, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_value_and_gradient_in_double(name: str) -> None:
+    ours, plain, inputs = FORMULAS[name]
+    found, expected = ours(*inputs), plain(*inputs)
+    assert torch.allclose(found, expected, atol=1e-13, rtol=0)
+    upstream = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_the_row_of_a_padding_token_does_not_learn_as_a_row() -> None:
+    weight = double(6, 3)
+    rows, again = Lookup.apply(IDS, weight, 4)
+    (found,) = torch.autograd.grad(rows.sum() + again.sum(), [weight])
+    plain = nn.functional.embedding(IDS, weight, padding_idx=4).sum() + weight.sum()
+    assert torch.equal(found, torch.autograd.grad(plain, [weight])[0])
+
+
+EXPECTED = {
+    "llama": ["mlp", "norm", "rotate"],
+    "qwen3": ["mlp", "norm", "rotate"],
+    "gemma": ["lookup", "norm_from_zero", "rotate"],  # its MLP has another activation
+    "gpt_neox": ["rotate"],  # a quarter of each head
+    "gpt_oss": ["norm"],  # angles of another form
+    "gpt2": ["lookup"],
+    "glm4": ["norm"],  # its halves are interleaved
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", EXPECTED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_swapped(family: str, dtype: torch.dtype) -> None:
+    found = slim(tiny(family, dtype=dtype))
+    assert sorted(set(found) - {"lookup"}) == sorted(set(EXPECTED[family]) - {"lookup"})
+
+
+def tied(**keys: object) -> torch.nn.Module:
+    """A tiny Llama whose embedding is its head."""
+    model = tiny("llama", tie_word_embeddings=True, **keys)  # type: ignore[arg-type]
+    model.tie_weights()
+    return model
+
+
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    ids = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "tied"])
+def test_a_slim_model_has_the_same_gradients(family: str) -> None:
+    made = [tied(dtype=torch.float64) if family == "tied" else tiny(family, dtype=torch.float64) for _ in range(2)]
+    assert ("lookup" in slim(made[0])) == (family == "tied")
+    norms_in_double(made[1])
+    for a, b in zip(*map(gradients, made), strict=True):
+        assert torch.allclose(a, b, atol=1e-12, rtol=1e-10)
+
+
+def test_a_tied_matrix_gets_both_gradients_from_one_pass() -> None:
+    made = groups(4, seed=3)
+    found = []
+    for layout in ("auto", "padded"):
+        policy, _ = wrap(tied(dtype=torch.float64), layout)
+        batch = collate(made)
+        batch.sum(policy.token_logp(batch)).sum().backward()
+        found.append([p.grad for p in policy.module.parameters()])
+    config = policy.module.config
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
+    plain.load_state_dict(policy.module.state_dict())
+    norms_in_double(plain)
+    total = torch.zeros((), dtype=torch.float64)
+    for row in made:
+        for response in row.responses:
+            ids = torch.tensor([*row.prompt, *response])
+            logits = plain(input_ids=ids[None]).logits[0, len(row.prompt) - 1 : -1]
+            total = total + logits.log_softmax(-1).gather(1, ids[len(row.prompt) :, None]).sum()
+    total.backward()
+    for grads in zip(*found, [p.grad for p in plain.parameters()], strict=True):
+        assert torch.allclose(grads[0], grads[2], atol=1e-11, rtol=1e-9)
+        assert torch.allclose(grads[1], grads[2], atol=1e-11, rtol=1e-9)
+
+
+def test_a_norm_of_another_formula_stays() -> None:
+    class OddRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(32)), 1e-6
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
+
+    model = tiny("llama")
+    odd = OddRMSNorm()
+    model.base_model.norm = odd
+    slim(model)
+    assert "forward" not in vars(odd)
+
+
+def test_a_copy_works_with_its_own_weights() -> None:
+    model = tiny("llama")
+    slim(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+        assert float(other(input_ids=torch.tensor([[5, 6]])).logits.abs().max()) == 0
+        assert float(model(input_ids=torch.tensor([[5, 6]])).logits.abs().max()) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2", "gpt2", "gpt_oss", "qwen3_moe", "phi"])
+def test_half_precision_products_train(family: str) -> None:
+    """fp32 weights, products in bfloat16: agrees with its own plain pass, and its gradient points where fp32's does."""
+    found = []
+    for compute in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        module = AutoModelForCausalLM.from_config(tiny(family).config, attn_implementation="eager").eval()
+        policy, _ = wrap(module, "auto", compute)
+        batch = collate(groups(3, seed=4))
+        assert disagreement(policy, batch) < 0.1
+        (-batch.sum(policy.token_logp(batch))).sum().backward()
+        grads = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
+        assert all(g.dtype == torch.float32 for g in grads)
+        found.append(torch.cat(grads))
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.99
