@@ -14,8 +14,9 @@ from preftune.model.logp import Head, head_logp, head_logp_and_statistics
 def test_value_and_gradient(
     mode: str, scale: float, softcap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 1)  # several chunks of 256 rows
-    monkeypatch.setattr(module, "KEEP", 2**30 if mode == "kept" else 0)
+    monkeypatch.setattr(module, "CHUNK", {"cpu": 1})
+    monkeypatch.setattr(module, "LEAST", (256, 7))
+    monkeypatch.setattr(module, "KEEP", {"cpu": 2**30 if mode == "kept" else 0})
     torch.manual_seed(0)
     trained = mode != "frozen"
     hidden = torch.randn(600, 8, dtype=torch.float64, requires_grad=True)

@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
-from making import groups, norms_in_double, tiny
+from making import groups, tiny
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from preftune.model.parts import GatedMLP, Lookup, RMSNorm, Rotation
-from preftune.model.policy import disagreement, wrap
+from preftune.model import logp
+from preftune.model.parts import GatedMLP, RMSNorm, Rotation
+from preftune.model.policy import disagreement, trainable, wrap
 from preftune.model.slim import slim
 from preftune.pack.batch import collate
 
@@ -27,7 +28,6 @@ def half_turned(x: torch.Tensor) -> torch.Tensor:
 
 ANGLES = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).repeat(1, 2)
 COS, SIN = ANGLES.cos(), ANGLES.sin()
-IDS = torch.tensor([[1, 4, 0, 4]])
 FORMULAS = {
     "norm": (
         lambda x, w: RMSNorm.apply(x, w, 1e-6, torch.float64),
@@ -49,11 +49,6 @@ FORMULAS = {
         lambda x, gate, up, down: (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T,
         [double(2, 3, 4), double(6, 4, seed=1), double(6, 4, seed=2), double(4, 6, seed=3)],
     ),
-    "lookup": (
-        lambda w: (lambda rows, again: rows.sum(1) @ again.T)(*Lookup.apply(IDS, w, None)),
-        lambda w: w[IDS].sum(1) @ w.T,
-        [double(6, 3)],
-    ),
 }
 
 
@@ -69,21 +64,13 @@ def test_value_and_gradient_in_double(name: str) -> None:
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
 
 
-def test_the_row_of_a_padding_token_does_not_learn_as_a_row() -> None:
-    weight = double(6, 3)
-    rows, again = Lookup.apply(IDS, weight, 4)
-    (found,) = torch.autograd.grad(rows.sum() + again.sum(), [weight])
-    plain = nn.functional.embedding(IDS, weight, padding_idx=4).sum() + weight.sum()
-    assert torch.equal(found, torch.autograd.grad(plain, [weight])[0])
-
-
 EXPECTED = {
     "llama": ["mlp", "norm", "rotate"],
     "qwen3": ["mlp", "norm", "rotate"],
-    "gemma": ["lookup", "norm_from_zero", "rotate"],  # its MLP has another activation
+    "gemma": ["norm_from_zero", "rotate"],  # its MLP has another activation
     "gpt_neox": ["rotate"],  # a quarter of each head
     "gpt_oss": ["norm"],  # angles of another form
-    "gpt2": ["lookup"],
+    "gpt2": [],
     "glm4": ["norm"],  # its halves are interleaved
 }
 
@@ -92,8 +79,7 @@ EXPECTED = {
 @pytest.mark.parametrize("family", EXPECTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_is_swapped(family: str, dtype: torch.dtype) -> None:
-    found = slim(tiny(family, dtype=dtype))
-    assert sorted(set(found) - {"lookup"}) == sorted(set(EXPECTED[family]) - {"lookup"})
+    assert slim(tiny(family, dtype=dtype)) == EXPECTED[family]
 
 
 def tied(**keys: object) -> torch.nn.Module:
@@ -110,37 +96,37 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "tied"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_slim_model_has_the_same_gradients(family: str) -> None:
-    made = [tied(dtype=torch.float64) if family == "tied" else tiny(family, dtype=torch.float64) for _ in range(2)]
-    assert ("lookup" in slim(made[0])) == (family == "tied")
-    norms_in_double(made[1])
+    made = [tiny(family, dtype=torch.float64) for _ in range(2)]
+    assert slim(made[0])
     for a, b in zip(*map(gradients, made), strict=True):
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-10)
 
 
-def test_a_tied_matrix_gets_both_gradients_from_one_pass() -> None:
-    made = groups(4, seed=3)
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("padding", [None, 7])
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16], ids=str)
+def test_gradients_added_in_place_are_the_same(
+    tie: bool, padding: int | None, layout: str, compute: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two packs, one of them with the head's probabilities kept and one without."""
     found = []
-    for layout in ("auto", "padded"):
-        policy, _ = wrap(tied(dtype=torch.float64), layout)
-        batch = collate(made)
-        batch.sum(policy.token_logp(batch)).sum().backward()
-        found.append([p.grad for p in policy.module.parameters()])
-    config = policy.module.config
-    plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
-    plain.load_state_dict(policy.module.state_dict())
-    norms_in_double(plain)
-    total = torch.zeros((), dtype=torch.float64)
-    for row in made:
-        for response in row.responses:
-            ids = torch.tensor([*row.prompt, *response])
-            logits = plain(input_ids=ids[None]).logits[0, len(row.prompt) - 1 : -1]
-            total = total + logits.log_softmax(-1).gather(1, ids[len(row.prompt) :, None]).sum()
-    total.backward()
-    for grads in zip(*found, [p.grad for p in plain.parameters()], strict=True):
-        assert torch.allclose(grads[0], grads[2], atol=1e-11, rtol=1e-9)
-        assert torch.allclose(grads[1], grads[2], atol=1e-11, rtol=1e-9)
+    for in_place in (False, True):
+        dtype = compute if compute == torch.float64 else torch.float32
+        module = tied(dtype=dtype) if tie else tiny("llama", dtype=dtype)
+        module.get_input_embeddings().padding_idx = padding
+        policy = wrap(module, layout, torch.float32 if dtype == compute else compute)[0]
+        policy = trainable(policy, checkpointing=False) if in_place else policy
+        for seed, keep in ((3, 0), (4, 2**30)):
+            monkeypatch.setattr(logp, "KEEP", {"cpu": keep})
+            batch = collate(groups(4, seed=seed))
+            batch.sum(policy.token_logp(batch)).sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype == dtype
+        assert torch.allclose(a, b, atol=1e-12 if dtype == compute else 1e-4, rtol=1e-10)
 
 
 def test_a_norm_of_another_formula_stays() -> None:

@@ -1,9 +1,10 @@
 """Log-probabilities of given tokens from hidden states, without ever holding (tokens, vocab).
 
 Only rows whose prediction some objective sees meet the head. Where rows x vocab fits the budget the probabilities are
-kept for the backward pass (three products with the head's matrix); beyond, they are made again chunk by chunk (four);
-and where the head is frozen, the gradient is taken already in the forward pass, because each log-probability has one
-number for its upstream gradient (two).
+kept for the backward pass (three products with the head's matrix). Beyond, the forward pass goes over some rows after
+the others, and the backward pass over parts of the vocabulary, making probabilities again (four products), so that
+each number of the matrix's gradient is written once. Where the head is frozen, the gradient is taken already in the
+forward pass, because each log-probability has one number for its upstream gradient (two products).
 
 What costs beside the products is passing over (rows, vocab). It happens once, in the softmax, which takes the logits'
 place; upstream numbers multiply the hidden states and not the gradient by the logits.
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from preftune.model.parts import product_type
 
-KEEP = 512 * 2**20  # bytes of probabilities kept for the backward pass
-CHUNK = 96 * 2**20  # bytes of one chunk's logits, and never under 256 rows: smaller products run slower
+KEEP = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of probabilities kept for the backward pass
+CHUNK = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time, where they are not kept
+LEAST = 32, 4096  # rows and words of the vocabulary at a time: smaller products run slower
 
 FAINT = 1e-30  # probability below which its logarithm is taken from the logits: fp32 ends at 1e-38
 
@@ -29,27 +31,36 @@ FAINT = 1e-30  # probability below which its logarithm is taken from the logits:
 class Head:
     """The map from hidden state to logits: softcap(scale * (weight @ h + bias)).
 
-    weight: (vocab, width); bias: (vocab,) or None; softcap: c in c * tanh(logits / c), or None.
+    weight: (vocab, width); bias: (vocab,) or None; softcap: c in c * tanh(logits / c), or None; in_place: the backward
+    pass adds the gradient by weight, a parameter, to its `.grad`.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    in_place: bool = False
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, width) -> (rows, vocab), a new tensor in fp32 or wider."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        weight = self.weight.to(hidden.dtype).T
-        if hidden.is_cuda and hidden.dtype != wide:  # there half-precision products are summed and given in fp32
-            logits = torch.mm(hidden, weight, out_dtype=wide)
-        else:
-            logits = torch.mm(hidden, weight).to(wide)
+    def logits(self, hidden: Tensor, words: slice = slice(None)) -> Tensor:
+        """(rows, width) -> (rows, words of the vocabulary), a new tensor in fp32 or wider."""
+        logits = _product(hidden, self.weight[words].to(hidden.dtype).T)
         if self.bias is not None:
-            logits += self.bias
+            logits += self.bias[words]
         if self.scale != 1:
             logits *= self.scale
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Of the soft cap, at logits that it has capped: the derivative of c tanh(x / c) is 1 - tanh(x / c)^2."""
+        return None if self.softcap is None else 1 - (logits / self.softcap) ** 2
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in fp32 or wider; on CUDA products of half-precision numbers are summed and given so."""
+    wide = torch.promote_types(left.dtype, torch.float32)
+    if left.is_cuda and left.dtype != wide:
+        return torch.mm(left, right, out_dtype=wide)
+    return torch.mm(left, right).to(wide)
 
 
 class Statistics(NamedTuple):
@@ -76,94 +87,98 @@ def head_logp_and_statistics(hidden: Tensor, head: Head, target: Tensor) -> tupl
 
 def _apply(hidden: Tensor, head: Head, target: Tensor, told: bool) -> tuple[Tensor, ...]:
     hidden, later = hidden.to(product_type(hidden)), torch.is_grad_enabled()
-    return _HeadLogp.apply(hidden, head.weight, head.bias, target, head.scale, head.softcap, later, told)  # type: ignore
+    return _HeadLogp.apply(hidden, head.weight, head.bias, target, head, later, told)  # type: ignore[return-value]
 
 
-def _chunks(rows: int, vocab: int) -> list[slice]:
-    """Even chunks of at least 256 rows and about CHUNK bytes."""
-    size = max(256, CHUNK // (4 * vocab))
-    count = max(1, -(-rows // size))
-    size = max(1, -(-rows // count))
-    return [slice(first, min(first + size, rows)) for first in range(0, max(1, rows), size)]
+def _slices(count: int, other: int, least: int, device: str) -> list[slice]:
+    """Even slices of `count` whose logits, `other` numbers for each, take about CHUNK bytes; at least one."""
+    size = max(least, CHUNK[device] // (4 * max(1, other)))
+    size = max(1, -(-count // max(1, -(-count // size))))
+    return [slice(first, min(first + size, count)) for first in range(0, max(1, count), size)]
 
 
-class _Chunk(NamedTuple):
-    """logp: (rows,) of the targets; pull: (rows, vocab) minus the gradient of logp by scale * (weight @ hidden + bias),
-    in the type of the products."""
+class _Rows(NamedTuple):
+    """logp, normaliser: (rows,) of the targets, and log of the sum of exp(logits); pull: (rows, vocab) minus the
+    gradient of logp by scale * (weight @ hidden + bias), in the type of the products."""
 
     logp: Tensor
+    normaliser: Tensor
     pull: Tensor
     statistics: tuple[Tensor, ...]
 
 
-def _chunk(hidden: Tensor, head: Head, target: Tensor, told: bool) -> _Chunk:
+def _rows(hidden: Tensor, head: Head, target: Tensor, told: bool) -> _Rows:
     logits, at_target = head.logits(hidden), target[:, None]
-    slopes = None if head.softcap is None else 1 - (logits / head.softcap) ** 2  # of c tanh(x / c)
+    chosen, slope = logits.gather(1, at_target), head.slope(logits)
     share = torch.softmax(logits, 1, out=logits)  # in place: a row is read whole before it is written
-    chosen = share.gather(1, at_target)
-    logp, faint = chosen.log().squeeze(1), (chosen < FAINT).squeeze(1)
+    wanted = share.gather(1, at_target)
+    logp, faint = wanted.log().squeeze(1), (wanted < FAINT).squeeze(1)
     if bool(faint.any()):
         logp[faint] = torch.log_softmax(head.logits(hidden[faint]), 1).gather(1, at_target[faint]).squeeze(1)
     statistics = ()
     if told:
         squares = 2 * torch.linalg.vector_norm(share, dim=1).log()
-        statistics = squares, torch.special.entr(share).sum(1), (chosen == share.amax(1, keepdim=True)).squeeze(1)
+        statistics = squares, torch.special.entr(share).sum(1), (wanted == share.amax(1, keepdim=True)).squeeze(1)
     pull = share.scatter_add_(1, at_target, torch.full_like(chosen, -1))  # in the wide type: share may be nearly 1
-    pull = pull if slopes is None else pull.mul_(slopes)
-    return _Chunk(logp, pull.to(hidden.dtype), statistics)
+    pull = pull if slope is None else pull.mul_(slope)
+    return _Rows(logp, chosen.squeeze(1) - logp, pull.to(hidden.dtype), statistics)
+
+
+def _pull(hidden: Tensor, head: Head, target: Tensor, normaliser: Tensor, words: slice) -> Tensor:
+    """The same pull as of `_rows`, of some words of the vocabulary."""
+    logits = head.logits(hidden, words)
+    slope = head.slope(logits)
+    pull = logits.sub_(normaliser[:, None]).exp_()
+    here = torch.nonzero((target >= words.start) & (target < words.stop)).squeeze(1)
+    pull[here, target[here] - words.start] -= 1
+    return (pull if slope is None else pull.mul_(slope)).to(hidden.dtype)
 
 
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, scale, softcap, later, told):  # type: ignore[override]
-        head = Head(weight, bias, scale, softcap)
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        keep = later and trained and len(target) * len(weight) * hidden.element_size() <= KEEP
+    def forward(ctx, hidden, weight, bias, target, head, later, told):  # type: ignore[override]
+        trained = later and (weight.requires_grad or (bias is not None and bias.requires_grad))
         early = later and hidden.requires_grad and not trained
-        found: list[_Chunk] = []
-        kept, of_hidden = [], []
-        for rows in _chunks(len(target), len(weight)):
-            chunk = _chunk(hidden[rows], head, target[rows], told)
+        device = hidden.device.type
+        keep = trained and len(target) * len(weight) * hidden.element_size() <= KEEP[device]
+        found, of_hidden, pull = [], [], None
+        for rows in [slice(0, len(target))] if keep else _slices(len(target), len(weight), LEAST[0], device):
+            part = _rows(hidden[rows], head, target[rows], told)
             if early:  # d logp / d hidden; the upstream number multiplies it in the backward pass
-                of_hidden.append(_by_hidden(chunk.pull, head))
-            if keep:
-                kept.append(chunk.pull)
-            found.append(chunk._replace(pull=chunk.logp))  # lets go of what is not kept
-        ctx.save_for_backward(hidden, weight, bias, target, torch.cat(of_hidden) if early else None)
-        ctx.kept, ctx.head = kept, (scale, softcap)
-        statistics = [torch.cat(part) for part in zip(*(chunk.statistics for chunk in found), strict=True)]
+                of_hidden.append(_product(part.pull, weight.to(hidden.dtype)).mul_(-head.scale))
+            pull = part.pull if keep else None
+            found.append((part.logp, part.normaliser, *part.statistics))
+        logp, normaliser, *statistics = (torch.cat(numbers) for numbers in zip(*found, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, target, normaliser, torch.cat(of_hidden) if early else None)
+        ctx.pull, ctx.head = pull, head
         ctx.mark_non_differentiable(*statistics)
-        return torch.cat([chunk.logp for chunk in found]), *statistics
+        return logp, *statistics
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[override]
-        hidden, weight, bias, target, early = ctx.saved_tensors
+        hidden, weight, bias, target, normaliser, early = ctx.saved_tensors
         if early is not None:
-            return (early * grad[:, None]).to(hidden.dtype), *(None,) * 7
-        head = Head(weight, bias, *ctx.head)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty(weight.shape, dtype=grad.dtype, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=grad.dtype, device=bias.device)
-        for number, rows in enumerate(_chunks(len(target), len(weight))):
-            pull = ctx.kept[number] if ctx.kept else _chunk(hidden[rows], head, target[rows], False).pull
-            upstream = grad[rows, None]
-            scaled = hidden[rows] * (-head.scale * upstream).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = _by_hidden(pull, head).mul_(upstream)
-            if grad_weight.dtype == hidden.dtype:
-                torch.addmm(grad_weight, pull.T, scaled, beta=min(1, number), out=grad_weight)
-            elif number == 0:
-                grad_weight.copy_(pull.T @ scaled)
+            return (early * grad[:, None]).to(hidden.dtype), *(None,) * 6
+        head, kept, ctx.pull = ctx.head, ctx.pull, None
+        upstream = -head.scale * grad
+        scaled, drawn = hidden * upstream.to(hidden.dtype)[:, None], 0
+        grad_bias = None if bias is None else torch.empty_like(bias)
+        before = weight.grad if head.in_place else None
+        into = torch.empty_like(weight) if before is None else before
+        parts = (
+            _slices(len(weight), len(target), LEAST[1], hidden.device.type) if kept is None else [slice(0, len(weight))]
+        )
+        for words in parts:
+            pull = _pull(hidden, head, target, normaliser, words) if kept is None else kept
+            drawn = drawn + _product(pull, weight[words].to(pull.dtype))
+            if into.dtype == pull.dtype:
+                torch.addmm(into[words], pull.T, scaled, beta=0 if before is None else 1, out=into[words])
+            elif before is None:
+                into[words] = _product(pull.T, scaled)
             else:
-                grad_weight += pull.T @ scaled
+                into[words] += _product(pull.T, scaled)
             if grad_bias is not None:
-                grad_bias.addmv_(pull.T.to(grad.dtype), grad[rows] * head.scale, alpha=-1)
-        ctx.kept = []
-        typed = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), typed, *(None,) * 5
-
-
-def _by_hidden(pull: Tensor, head: Head) -> Tensor:
-    """(rows, vocab) -> (rows, width): d logp / d hidden, in fp32 or wider."""
-    product = pull @ head.weight.to(pull.dtype)
-    return product.to(torch.promote_types(product.dtype, torch.float32)).mul_(-head.scale)
+                grad_bias[words] = pull.T.to(grad.dtype) @ upstream
+        if head.in_place:
+            weight.grad = into
+        return (drawn * upstream[:, None]).to(hidden.dtype), None if head.in_place else into, grad_bias, *(None,) * 4

@@ -6,10 +6,6 @@ theirs for the backward pass. On a CPU that is a sixth of a step's time and half
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
-
 import torch
 from torch import Tensor, nn
 
@@ -97,25 +93,26 @@ class GatedMLP(torch.autograd.Function):
 
 
 class Lookup(torch.autograd.Function):
-    """Rows of the embedding's matrix, and that matrix itself for the head, where the two are one.
+    """Rows of an embedding's matrix that has its gradient already: the head's, where the two are one.
 
-    Its gradient as the head's is dense already: that of the rows is added there, and no second one is made.
+    The rows' gradient is added to it in place, where torch would fill a second matrix with zeros and add that.
     """
 
     @staticmethod
-    def forward(ctx, ids: Tensor, weight: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(ids)
+    def forward(ctx, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids, weight)
         ctx.padding = padding
-        return nn.functional.embedding(ids, weight), weight.view_as(weight)
+        return nn.functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, of_weight: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (ids,) = ctx.saved_tensors
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ids, weight = ctx.saved_tensors
         ids, grad = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
         if ctx.padding is not None:  # torch's rule: this row does not learn
             grad = grad * (ids != ctx.padding)[:, None]
-        of_weight = of_weight if of_weight.is_contiguous() else of_weight.clone()  # not one number shown as many
-        return None, of_weight.index_add_(0, ids, grad.to(of_weight.dtype)), None
+        into = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        into.index_add_(0, ids, grad.to(into.dtype))
+        return None, into if weight.grad is None else None, None
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -158,22 +155,5 @@ def mlp(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def lookup(self: nn.Module, ids: Tensor) -> Tensor:
-    """Forward of an embedding whose matrix is the head's as well."""
-    rows, weight = Lookup.apply(ids, self.get_parameter("weight"), self.padding_idx)  # type: ignore[misc]
-    if (taken := _TAKEN.get()) is not None:
-        taken.append(weight)
-    return rows
-
-
-_TAKEN: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)
-
-
-@contextlib.contextmanager
-def taking_matrix() -> Iterator[list[Tensor]]:
-    """While it is open, the embedding's matrix as a pass gives it for its head (see Lookup) is put into the list."""
-    taken: list[Tensor] = []
-    before = _TAKEN.set(taken)
-    try:
-        yield taken
-    finally:
-        _TAKEN.reset(before)
+    """Forward of an embedding whose matrix is that of a head which adds to `.grad` in place."""
+    return Lookup.apply(ids, self.get_parameter("weight"), self.padding_idx)  # type: ignore[return-value]

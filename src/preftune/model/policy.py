@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.logp import Head, Statistics, head_logp, head_logp_and_statistics
-from preftune.model.parts import taking_matrix
-from preftune.model.slim import slim
+from preftune.model.slim import add_in_place, slim
 from preftune.model.unread import leave_out_unread
 from preftune.pack.batch import Batch
 
@@ -23,11 +22,14 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Policy:
-    """module: the model; layout: how a pack goes through it; compute: type of its matrix products."""
+    """module: the model; layout: how a pack goes through it; compute: type of its matrix products; in_place: the
+    backward pass adds the gradient of the head's matrix, often the largest of all, to its `.grad` and makes no second
+    one: for loops that call `backward`, not for `torch.autograd.grad`."""
 
     module: PreTrainedModel
     layout: Literal["trie", "padded"]
     compute: torch.dtype = torch.float32
+    in_place: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -41,19 +43,15 @@ class Policy:
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability of every token of every response, (members,), in nats, fp32 (fp64 for fp64 models)."""
         with self._autocast():
-            return head_logp(*self._scored(batch), batch.target)[batch.member]
+            hidden = self.hidden(batch)[batch.source]
+            return head_logp(hidden, self.head, batch.target)[batch.member]
 
     def token_logp_and_statistics(self, batch: Batch) -> tuple[Tensor, Statistics]:
         """The same, and statistics of each token's distribution, (members,) each, which carry no gradient."""
         with self._autocast():
-            logp, found = head_logp_and_statistics(*self._scored(batch), batch.target)
-        return logp[batch.member], Statistics(*(part[batch.member] for part in found))
-
-    def _scored(self, batch: Batch) -> tuple[Tensor, Head]:
-        """Hidden states (scored, width) that predict the scored tokens, and the head that they meet."""
-        with taking_matrix() as taken:
             hidden = self.hidden(batch)[batch.source]
-        return hidden, replace(self.head, weight=taken[0]) if taken else self.head
+            logp, found = head_logp_and_statistics(hidden, self.head, batch.target)
+        return logp[batch.member], Statistics(*(part[batch.member] for part in found))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden state of every row of the trie that predicts a scored token, (tokens, width)."""
@@ -83,7 +81,7 @@ class Policy:
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
         cap = getattr(config, "final_logit_softcapping", None)
-        return Head(layer.weight, getattr(layer, "bias", None), scale, cap)
+        return Head(layer.weight, getattr(layer, "bias", None), scale, cap, self.in_place)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:
@@ -110,6 +108,14 @@ def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.floa
             f"{module.config.model_type} cannot share prefixes: {why}.", where="model.layout", mend='Use layout="auto".'
         )
     return Policy(module, "padded", compute), f"one padded row a response: {why}"
+
+
+def trainable(policy: Policy, *, checkpointing: bool) -> Policy:
+    """The policy as a training loop wants it: gradients added in place, and activations computed again where asked."""
+    add_in_place(policy.module)
+    if checkpointing:
+        recompute_activations(policy.module)
+    return replace(policy, in_place=True)
 
 
 def recompute_activations(module: PreTrainedModel) -> None:

@@ -20,11 +20,14 @@ ROUNDINGS = 50  # by how many steps of its type a number may differ there
 def slim(module: PreTrainedModel) -> list[str]:
     """Swap the parts of a model that ours can stand for; returns the names of what took their place."""
     found = {forward.__name__ for part in module.modules() if (forward := _slim(part))}
+    return sorted(found | {rotate.__name__} if _slim_rotation(module) else found)
+
+
+def add_in_place(module: PreTrainedModel) -> None:
+    """Let the embedding's gradient be added to the head's where both are one matrix (see parts.Lookup)."""
     first, last = module.get_input_embeddings(), module.get_output_embeddings()
     if type(first) is nn.Embedding and last is not None and last.weight is first.weight and first.max_norm is None:
         first.forward = MethodType(lookup, first)
-        found.add(lookup.__name__)
-    return sorted(found | {rotate.__name__} if _slim_rotation(module) else found)
 
 
 def _slim(part: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None:

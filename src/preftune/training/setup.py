@@ -18,7 +18,7 @@ from preftune.data.tokens import load_tokeniser, tokeniser_digest
 from preftune.errors import UserError
 from preftune.model import load
 from preftune.model.memory import pack_budget, positions
-from preftune.model.policy import Policy, checked, recompute_activations, wrap
+from preftune.model.policy import Policy, checked, trainable, wrap
 from preftune.objective import Single, parts
 from preftune.objective.arrange import ACCEPTS
 from preftune.pack.batch import collate
@@ -73,8 +73,7 @@ def set_up(run: Run, show: Show, stop: Stop) -> Setup:
     policy, layout = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     in_vocabulary(policy.vocab, prepared)
     policy, off = checked(policy, first_pack(prepared.train, policy))
-    if run.model.checkpointing:
-        recompute_activations(module)
+    policy = trainable(policy, checkpointing=run.model.checkpointing)
     budget = run.batch.tokens or pack_budget(module, device, run.model.checkpointing)
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
     digests = {**rows.digests, "tokeniser": tokeniser_digest(tokeniser), "model": load.weights_digest(module)}
