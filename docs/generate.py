@@ -129,7 +129,9 @@ def objectives_page() -> tuple[str, dict[str, str]]:
         ]  # fmt: skip
     lines = [*head, PICTURES, *body, "## Sums", "", "`sum` adds objectives with weights. Published mixtures:", ""]
     for name, preset in PRESETS.items():
-        terms = " + ".join(f"{weight:g} {msgspec.to_builtins(part)['name']}" for weight, part in o.parts(preset))
+        terms = " + ".join(
+            f"{weight:g} {msgspec.to_builtins(part)['name']}" for weight, part in o.parts(preset.objective)
+        )
         lines.append(f"- `{name}`: {terms}")
     lines += ["", "```toml", "[objective]", 'name = "sum"', "weights = [1.0, 0.2]",
               'parts = [{ name = "dpo", beta = 0.1 }, { name = "nll" }]', "```", ""]  # fmt: skip

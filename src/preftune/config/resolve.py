@@ -9,6 +9,7 @@ import msgspec
 from preftune.config.run import NoReference, Run, Stored
 from preftune.errors import UserError
 from preftune.objective import parts
+from preftune.objective.aggregate import Mean
 
 
 def resolve(run: Run) -> Run:
@@ -22,6 +23,12 @@ def resolve(run: Run) -> Run:
     if not needs and not isinstance(kind, NoReference):
         raise UserError(
             "this objective uses no reference, so the key has no effect.", where="reference", mend="Remove it."
+        )
+    if isinstance(run.aggregate, Mean) and all(part.per_token_only for _, part in parts(run.objective)):
+        raise UserError(
+            "this objective takes means over tokens already, so the key has no effect.",
+            where="aggregate",
+            mend="Remove it.",
         )
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")

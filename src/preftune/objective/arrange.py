@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
+from preftune.objective.base import Formula, RatingFormula
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.scores import Demos, Pairs, Rankings, Ratings, Scores
 
@@ -27,6 +28,11 @@ ACCEPTS = {
     "rankings": ("ranking", "pair"),
     "demos": ("demo", "pair", "rating", "ranking"),
 }
+
+
+def accepts(part: Formula) -> tuple[str, ...]:
+    """Kinds of rows that serve an objective. One of single responses that asks for no label takes rankings too."""
+    return (*ACCEPTS[part.kind], *(("ranking",) if isinstance(part, RatingFormula) and not part.labels else ()))
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Views:
         single = [(start, g) for start, g in zip(self.starts, self.groups, strict=True) if len(g.responses) == 1]
         found = []
         for paired, good in ((better, True), (worse, False)):
-            mine = [(start, g.weight) for start, g in single if g.good == good]
+            mine = [(start, g.weight) for start, g in single if (g.good is not False) == good]
             places = torch.cat([paired, self._index([start for start, _ in mine])])
             found.append((places, torch.cat([weight, self._float([w for _, w in mine])])))
         return found[0], found[1]
@@ -87,10 +93,12 @@ class Views:
         at, good, weight = [], [], []
         for start, group in zip(self.starts, self.groups, strict=True):
             if group.kind == "rating":
-                at, good, weight = [*at, start], [*good, group.good], [*weight, group.weight]
-            elif group.kind == "pair":
-                at, good = [*at, start, start + 1], [*good, True, False]
-                weight += [group.weight / 2] * 2
+                at, good, weight = [*at, start], [*good, bool(group.good)], [*weight, group.weight]
+            elif group.kind in ("pair", "ranking"):
+                count = len(group.responses)
+                at += range(start, start + count)
+                good += [rank == 1 for rank in group.ranks]
+                weight += [group.weight / count] * count
         is_good = torch.tensor(good, dtype=torch.bool, device=self._device)
         return Ratings(self._at(at), is_good, self._float(weight), self.mismatched)
 
@@ -109,7 +117,7 @@ class Views:
     def demos(self) -> Demos:
         at, weight = [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            if group.kind == "rating" and not group.good:
+            if group.kind == "rating" and group.good is False:
                 continue
             best = [start + i for i, rank in enumerate(group.ranks) if rank == 1]
             at += best
@@ -130,6 +138,13 @@ class Views:
         return self.scores[self._index(places)]
 
 
+def classes(groups: Sequence[TokenGroup]) -> tuple[float, float]:
+    """Total weight of good and of bad responses, as `Views.ratings` sees these rows."""
+    pairs = sum(g.weight for g in groups if g.kind == "pair") / 2
+    good, bad = (sum(g.weight for g in groups if g.kind == "rating" and g.good == side) for side in (True, False))
+    return good + pairs, bad + pairs
+
+
 def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
     """Each response of these rows under the prompt of another row, for KTO's drift; prompts that are equal never swap.
 
@@ -137,13 +152,15 @@ def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
     another prompt everywhere, unless one block is over half of all; what then meets itself, and what would be
     longer than `longest` tokens, is left out.
     """
-    keyed = [(g.prompt.tobytes(), g, response) for g in groups for response in g.responses]
+    keyed = [(g.prompt.tobytes(), g, at) for g in groups for at in range(len(g.responses))]
     keyed.sort(key=lambda item: item[0])
     blocks = Counter(key for key, _, _ in keyed)
     step = max(blocks.values(), default=0)
     found = []
     for place, (key, group, _) in enumerate(keyed):
-        other, _, response = keyed[(place + step) % len(keyed)]
+        other, owner, at = keyed[(place + step) % len(keyed)]
+        response, weights = owner.responses[at], owner.token_weights and owner.token_weights[at : at + 1]
         if other != key and len(group.prompt) + len(response) <= longest:
-            found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place))
+            found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
+                                    token_weights=weights))  # fmt: skip
     return found

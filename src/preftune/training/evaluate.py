@@ -12,12 +12,12 @@ import torch
 from preftune.data.groups import TokenGroup
 from preftune.model.policy import Policy
 from preftune.objective.arrange import Views
-from preftune.objective.scores import Scores
+from preftune.objective.scores import Scores, joined
 from preftune.pack.plan import fill, prefix_rank
 from preftune.record.meters import SCORES
 from preftune.reference.reference import Reference
 from preftune.training.measure import Sums, Values, margins, rank_correlation
-from preftune.training.step import Judge, joined, score, score_mismatched
+from preftune.training.step import Judge, score, score_mismatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,7 @@ def evaluate(
 
 def in_double(scores: Scores) -> Scores:
     """The same on the host in fp64."""
-    fields = (scores.logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
-    return Scores(*(None if field is None else field.double().cpu() for field in fields))  # type: ignore[arg-type]
+    return scores.each(lambda field: field.double().cpu())
 
 
 def _lengths(views: Views, before: torch.Tensor) -> Values:

@@ -55,8 +55,10 @@ class Sums:
 
         if views.mismatched is not None:
             ratio = views.mismatched.log_ratio
-            self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
-            self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
+            if len(ratio):
+                self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
+            if len(ratio) > 1:
+                self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
 
     def _add(self, name: str, values: Tensor, weight: Tensor) -> None:
         held = self.sums.setdefault(name, [0.0, 0.0])

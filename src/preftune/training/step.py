@@ -7,7 +7,6 @@ exact as any other: it is asked once, about the whole step, and then each pack g
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +17,9 @@ from torch import Tensor
 from preftune.data.groups import TokenGroup
 from preftune.model.policy import Policy
 from preftune.objective import Objective, parts
-from preftune.objective.aggregate import Aggregate, Plain
 from preftune.objective.arrange import RankingsAs, Views, mismatch
-from preftune.objective.scores import Scores
+from preftune.objective.base import PairFormula
+from preftune.objective.scores import Scores, joined
 from preftune.pack.batch import Batch, collate
 from preftune.pack.plan import fill, prefix_rank
 from preftune.reference.reference import Reference
@@ -28,14 +27,15 @@ from preftune.reference.reference import Reference
 
 @dataclass(frozen=True)
 class Judge:
-    """How log-probabilities become a loss. aggregate: weights of a response's tokens; rankings_as: pairs of a ranking;
-    longest: tokens that a mismatched prompt and response may have; tokens: budget of a pack of those."""
+    """How log-probabilities become a loss. rankings_as: pairs of a ranking;
+    longest: tokens that a mismatched prompt and response may have; tokens: budget of a pack of those;
+    usual: running mean of what each part of the objective follows, None where it follows nothing or nothing yet."""
 
     objective: Objective
-    aggregate: Aggregate
     rankings_as: RankingsAs
     longest: int
     tokens: int
+    usual: tuple[float | None, ...] = ()
 
     @property
     def needs(self) -> set[str]:
@@ -53,10 +53,22 @@ class Judge:
     def total(self, views: Views) -> Tensor:
         """Sum over the examples of weight times value, over all parts of the objective; a scalar."""
         summed = views.scores.logp.new_zeros(())
-        for factor, part in parts(self.objective):
+        for at, (factor, part) in enumerate(parts(self.objective)):
             view = getattr(views, part.kind)
+            if part.momentum and self.usual:
+                view = replace(view, usual=self.usual[at])
             summed = summed + factor * (view.weight * part(view)).sum()
         return summed
+
+    def following(self, views: Views) -> tuple[float | None, ...]:
+        """`usual` after a step whose examples are these."""
+        found: list[float | None] = []
+        for at, (_, part) in enumerate(parts(self.objective)):
+            before = self.usual[at] if self.usual else None
+            now = float(part.followed(views.pairs)) if isinstance(part, PairFormula) and part.momentum else None
+            mean = now if before is None or now is None else part.momentum * before + (1 - part.momentum) * now
+            found.append(mean)
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,8 @@ class Scored:
         logp = self._sum(own)
         reference = None if self.reference is None else self._sum(self.reference.to(own.dtype))
         tokens = self.batch.sum(torch.ones_like(own, requires_grad=False))
-        return Scores(logp, tokens, reference, given_scores(self.batch.groups, logp), self.sharpness)
+        weighed = None if self.weights is None else self.batch.sum(self.weights.to(own.dtype))
+        return Scores(logp, tokens, reference, given_scores(self.batch.groups, logp), self.sharpness, weighed)
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.batch.sum(values if self.weights is None else values * self.weights.to(values.dtype))
@@ -88,27 +101,23 @@ def given_scores(groups: Sequence[TokenGroup], like: Tensor) -> Tensor | None:
     return torch.tensor([s for g in groups for s in g.scores or ()], dtype=like.dtype, device=like.device)
 
 
-def token_weights(groups: Sequence[TokenGroup], aggregate: Aggregate, device: torch.device) -> Tensor | None:
-    """(members,) what each token counts; None where all count one. A response stands against its group's shortest."""
-    if isinstance(aggregate, Plain):
+def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
+    """(members,) what each token counts; None where every one counts 1."""
+    if all(group.token_weights is None for group in groups):
         return None
-    found = []
-    for group in groups:
-        for at, response in enumerate(group.responses):
-            others = [len(r) for i, r in enumerate(group.responses) if i != at]
-            seed = zlib.crc32(group.prompt.tobytes() + response.tobytes())
-            found.append(aggregate(len(response), min(others, default=len(response)), seed))
+    found = [w for g in groups for w in g.token_weights or [np.ones(len(r), np.float32) for r in g.responses]]
     return torch.from_numpy(np.concatenate(found)).to(device)
 
 
 def score(policy: Policy, reference: Reference, groups: Sequence[TokenGroup], judge: Judge) -> Scored:
     """One pack through both models."""
     batch = collate(groups, policy.device)
-    weights = token_weights(groups, judge.aggregate, policy.device)
+    weights = token_weights(groups, policy.device)
     if "sharpness" not in judge.needs:
         return Scored(batch, policy.token_logp(batch), reference.token_logp(batch), weights)
     token_logp, found = policy.token_logp_and_statistics(batch)
-    sharp = batch.sum(token_logp.detach() - found.squares) / batch.sum(torch.ones_like(found.squares))
+    each = torch.ones_like(found.squares) if weights is None else weights.to(found.squares.dtype)
+    sharp = batch.sum((token_logp.detach() - found.squares) * each) / batch.sum(each)
     return Scored(batch, token_logp, reference.token_logp(batch), weights, sharp)
 
 
@@ -132,24 +141,19 @@ def ask(judge: Judge, packs: Sequence[Scored], mismatched: Scores | None = None)
     coefficients = list(torch.autograd.grad(value, leaves))
     pushes = torch.cat([pack.batch.sum(c) for pack, c in zip(packs, coefficients, strict=True)])
     plain = replace(views, scores=replace(scores, logp=scores.logp.detach()))
-    return Judgement(value.detach(), coefficients, pushes / scores.tokens, plain)
-
-
-def joined(scores: Sequence[Scores]) -> Scores:
-    """The responses of several packs, one after the other."""
-    if len(scores) == 1:
-        return scores[0]
-    fields = zip(*((s.logp, s.tokens, s.reference, s.score, s.sharpness) for s in scores), strict=True)
-    return Scores(*(torch.cat(field) if all(f is not None for f in field) else None for field in fields))  # type: ignore
+    return Judgement(value.detach(), coefficients, pushes / scores.counted, plain)
 
 
 def score_mismatched(
     policy: Policy, reference: Reference, groups: Sequence[TokenGroup], judge: Judge
 ) -> tuple[Scores | None, int]:
     """The mismatched responses of these rows under both models, without gradient, and the tokens it took."""
+    if "mismatched" not in judge.needs:
+        return None, 0
     extra = judge.extra(groups)
     if not extra:
-        return None, 0
+        none = torch.zeros(0, device=policy.device)
+        return Scores(none, none, none), 0
     near = prefix_rank([g.prompt for g in extra])
     with torch.no_grad():
         packs = fill(range(len(extra)), [g.tokens for g in extra], judge.tokens, near)
