@@ -122,7 +122,7 @@ def test_weights_of_one_each_change_no_bit(run_of: Callable[..., Run], tmp_path:
         for n, made in enumerate((rows, same, half))
     )
     assert told(plain) == told(ones) != told(halves)
-    assert events(ones)["token_weights"]["text"] == "50 rows say what their tokens count"
+    assert events(ones)["token_weights"]["text"] == "50 of 62 rows give token weights"
     assert "token_weights" not in events(plain)
 
 

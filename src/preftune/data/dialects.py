@@ -232,7 +232,7 @@ DIALECTS = (
     Dialect("pairs", {"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}, _pair, _BOTH),
     Dialect("conversations in pairs", {"prompt": TURNS, "chosen": CHOSEN, "rejected": REJECTED}, _pair, _BOTH),
     Dialect("pairs with the prompt inside", {"chosen": CHOSEN, "rejected": REJECTED}, _whole_pair, _BOTH),
-    Dialect("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs",
+    Dialect("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
                          "order": "ranks|rank|scores|rewards"}, _ranked, ("scores", "token_weights")),
     Dialect("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, _listed),
     Dialect("ratings", {"prompt": PROMPT, "response": ONE, "label": LABEL}, _single, _ONE),

@@ -40,9 +40,9 @@ def fit(run: Run, prepared: Prepared) -> Fitted:
     notes: Notes = {}
     if run.objective.reading:
         notes["objective"] = (run.objective.reading, {})
-    said = len([group for group in groups if group.token_weights is not None])
+    said = sum(group.token_weights is not None for group in groups)
     if said:
-        notes["token_weights"] = (f"{said} rows say what their tokens count", {"rows": said})
+        notes["token_weights"] = (f"{said} of {len(groups)} rows give token weights", {"rows": said})
     voted = sum(group.preferred != 1 for group in prepared.train)
     if voted and not any(part.votes for _, part in parts(run.objective)):
         notes["votes"] = (f"{voted} rows carry votes, which this objective does not read", {"rows": voted})

@@ -23,9 +23,10 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
     Raises UserError.
     """
     done, gather = [], gather_once()
-    for number, (words, run) in enumerate(variants, 1):
+    for number, (words, run, lacks) in enumerate(variants, 1):
         name = ",".join(words).replace("/", "_") or "run"
-        show(f"run {number} of {len(variants)}: {name}")
+        without = f" (it has no {', '.join(lacks)})" if lacks else ""
+        show(f"run {number} of {len(variants)}: {name}{without}")
         done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show, gather=gather))
     files.write(out / "compare.html", page([Record.open(path) for path in done]))
     return done
