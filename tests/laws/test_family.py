@@ -213,3 +213,35 @@ def test_a_margin_is_a_difference_of_scores(run_of: Callable[..., Run], tmp_path
     both = written(tmp_path / "both.jsonl", [row | {"margin": 0.4} for row in scores_of(rows)])
     with pytest.raises(UserError, match=r'both\.jsonl:1.*"margin" is 0\.4, but "score_chosen" minus'):
         train(run_of(data__train=both, **keys))
+
+
+def test_rows_of_several_kinds_serve_the_parts_that_they_can(
+    run_of: Callable[..., Run], tmp_path: Path, world: Path
+) -> None:
+    """Pairs and demos under one sum: packs and their order decide nothing, and what sees what is said."""
+    pairs = scores_of([json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()][:12])
+    demos = [{"prompt": f"w{n + 3} w4", "completion": " w5 w6"} for n in range(6)]
+    files = [written(tmp_path / f"{name}.jsonl", rows) for name, rows in (("pairs", pairs), ("demos", demos))]
+    parts = [{"name": "rebel"}, {"name": "nll", "norm": "token"}, {"name": "beta_dpo"}]
+    keys = {"data__train": files, "data__evaluate": UNSET, "optim__epochs": 2, "batch__rows": 6,
+            "objective__name": "sum", "objective__parts": parts}  # fmt: skip
+    one = train(run_of(out=str(tmp_path / "one"), **keys))
+    small = train(run_of(out=str(tmp_path / "small"), batch__tokens=40, **keys))
+    for a, b in zip(told(one), told(small), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    assert events(one)["parts"]["text"] == "of 18 rows, parts of the objective see only some: rebel 12, beta_dpo 12"
+    with pytest.raises(
+        UserError, match=r"demos\.jsonl:1: this row is a demo, and the objective dpo \+ ipo needs a pair or ranking"
+    ):
+        train(run_of(**keys | {"objective__parts": [{"name": "dpo"}, {"name": "ipo"}]}))
+    with pytest.raises(UserError, match=r"objective\.parts: no row serves dpo, which needs a pair or ranking"):
+        train(run_of(**keys | {"data__train": files[1], "objective__parts": [{"name": "dpo"}, {"name": "nll"}]}))
+
+
+@pytest.mark.parametrize(("rows", "objective"), [(RANKED, "plackett_luce"), (RATED, "dpo"), (RATED, "kto")])
+def test_a_choice_of_pairs_where_there_is_none_is_refused(
+    rows: list[dict], objective: str, run_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = written(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"data\.rankings: .*so the key has no effect"):
+        train(run_of(data__train=file, data__evaluate=UNSET, data__rankings="best", objective__name=objective))

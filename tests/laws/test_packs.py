@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from objective.cases import CASES
 
 from preftune import objective as o
+from preftune.errors import UserError
 from preftune.model.policy import Policy, wrap
 from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, SamPO, weighed
 from preftune.objective.arrange import accepts
@@ -141,6 +142,21 @@ def test_the_incentive_is_the_slope_by_the_weighted_sum(models: tuple) -> None:
     expected = -0.1 * torch.sigmoid(-0.1 * pairs.margin) * pairs.preferred
     expected += 0.1 * torch.sigmoid(0.1 * pairs.margin) * (1 - pairs.preferred)
     assert torch.allclose(found.incentive[::2], expected, rtol=1e-9)
+
+
+def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coefficients of one pass must not be put on the numbers of another."""
+    policy, reference = models
+    right, calls = Policy.token_logp, []
+
+    def drawing(self: Policy, batch: object) -> torch.Tensor:
+        calls.append(batch)
+        return right(self, batch) + 0.01 * len(calls)
+
+    monkeypatch.setattr(Policy, "token_logp", drawing)
+    passes(policy, NoReference(), Judge(o.SimPO(), "all", 200, 60), [rows("pair")], 6)  # one pass: nothing to compare
+    with pytest.raises(UserError, match="nats a token off from those of a moment before"):
+        passes(policy, reference, Judge(o.AOT(), "all", 200, 60), [rows("pair")], 6)
 
 
 def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:

@@ -50,6 +50,7 @@ def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = No
         (lambda: RatingFormula()(ratings_of([True])), "RatingFormula has no formula of ratings"),
         (lambda: RankingFormula()(as_rankings(WORKED)), "RankingFormula has no formula of rankings"),
         (lambda: PairFormula()(WORKED), "PairFormula has no formula of pairs"),
+        (lambda: o.DPO().followed(WORKED), "DPO follows no number"),
     ],
 )
 def test_a_formula_without_an_equation(call: object, sentence: str) -> None:
@@ -180,6 +181,7 @@ def test_kto_of_one_class_only(good: bool) -> None:
 
 def test_empty_steps() -> None:
     nobody = ratings_of([])
+    assert drift(nobody) == 0
     assert isinstance(middle(nobody.responses.logp, nobody), Tensor)
     assert len(o.BCO()(nobody)) == 0
     for table in (o.PlackettLuce, o.InfoNCA, o.NCA):

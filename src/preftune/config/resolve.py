@@ -18,7 +18,9 @@ def resolve(run: Run) -> Run:
     kind = run.reference or (Stored() if needs else NoReference())
     if needs and isinstance(kind, NoReference):
         raise UserError(
-            "this objective needs a reference.", where="reference", mend='Use reference = "stored", or none at all.'
+            "this objective needs a reference.",
+            where="reference",
+            mend='Use reference = "stored", or leave the key out.',
         )
     if not needs and not isinstance(kind, NoReference):
         raise UserError(

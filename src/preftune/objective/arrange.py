@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -74,7 +74,8 @@ class Views:
     @cached_property
     def pairs(self) -> Pairs:
         better, worse, weight, preferred = self.compared
-        return Pairs(self.scores[better], self.scores[worse], weight, preferred)
+        several = [group for group in self.groups if len(group.responses) > 1]
+        return Pairs(self._at(better, several), self._at(worse, several), weight, preferred)
 
     @cached_property
     def sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -100,7 +101,8 @@ class Views:
                 good += [rank == 1 for rank in group.ranks]
                 weight += [group.weight / count] * count
         is_good = torch.tensor(good, dtype=torch.bool, device=self._device)
-        return Ratings(self._at(at), is_good, self._float(weight), self.mismatched)
+        judged = [group for group in self.groups if group.kind != "demo"]
+        return Ratings(self._at(self._index(at), judged), is_good, self._float(weight), self.mismatched)
 
     @cached_property
     def rankings(self) -> Rankings:
@@ -111,7 +113,9 @@ class Views:
                 owner += [len(weight)] * len(group.responses)
                 rank += group.ranks
                 weight.append(group.weight)
-        return Rankings(self._at(at), self._index(owner), self._index(rank), self._float(weight))
+        ranked = [group for group in self.groups if group.kind in ACCEPTS["rankings"]]
+        scores = self._at(self._index(at), ranked)
+        return Rankings(scores, self._index(owner), self._index(rank), self._float(weight))
 
     @cached_property
     def demos(self) -> Demos:
@@ -122,7 +126,7 @@ class Views:
             best = [start + i for i, rank in enumerate(group.ranks) if rank == 1]
             at += best
             weight += [group.weight / len(best)] * len(best)
-        return Demos(self._at(at), self._float(weight))
+        return Demos(self.scores[self._index(at)], self._float(weight))
 
     @property
     def _device(self) -> torch.device:
@@ -134,8 +138,10 @@ class Views:
     def _float(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.scores.logp.dtype, device=self._device)
 
-    def _at(self, places: list[int]) -> Scores:
-        return self.scores[self._index(places)]
+    def _at(self, places: Tensor, groups: Sequence[TokenGroup]) -> Scores:
+        """The responses at these places; without explicit scores where not all of their groups have some."""
+        found = self.scores[places]
+        return found if all(group.scores is not None for group in groups) else replace(found, score=None)
 
 
 def classes(groups: Sequence[TokenGroup]) -> tuple[float, float]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import nan
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
+from preftune.errors import UserError
 from preftune.model.policy import Policy
 from preftune.objective import Objective, parts
 from preftune.objective.arrange import RankingsAs, Views, mismatch
@@ -64,9 +66,10 @@ class Judge:
         """`usual` after a step whose examples are these."""
         found: list[float | None] = []
         for at, (_, part) in enumerate(parts(self.objective)):
-            before = self.usual[at] if self.usual else None
-            now = float(part.followed(views.pairs)) if isinstance(part, PairFormula) and part.momentum else None
-            mean = now if before is None or now is None else part.momentum * before + (1 - part.momentum) * now
+            mean = self.usual[at] if self.usual else None
+            if isinstance(part, PairFormula) and part.momentum and len(views.pairs.weight):
+                now = float(part.followed(views.pairs))
+                mean = now if mean is None else part.momentum * mean + (1 - part.momentum) * now
             found.append(mean)
         return tuple(found)
 
@@ -94,11 +97,10 @@ class Scored:
         return self.batch.sum(values if self.weights is None else values * self.weights.to(values.dtype))
 
 
-def given_scores(groups: Sequence[TokenGroup], like: Tensor) -> Tensor | None:
-    """(responses,) explicit scores of the rows, or None where some row has none."""
-    if any(group.scores is None for group in groups):
-        return None
-    return torch.tensor([s for g in groups for s in g.scores or ()], dtype=like.dtype, device=like.device)
+def given_scores(groups: Sequence[TokenGroup], like: Tensor) -> Tensor:
+    """(responses,) explicit scores of the rows, NaN where a row has none; `Views` lets no objective see those."""
+    found = [score for g in groups for score in g.scores or [nan] * len(g.responses)]
+    return torch.tensor(found, dtype=like.dtype, device=like.device)
 
 
 def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
@@ -182,9 +184,23 @@ def passes(
     mismatched, extra = score_mismatched(policy, reference, [g for groups in packs for g in groups], judge)
     whole = ask(judge, scored, mismatched)
     for pack, coefficient in zip(scored, whole.coefficients, strict=True):
-        torch.autograd.backward(policy.token_logp(pack.batch), coefficient / rows)
+        again = policy.token_logp(pack.batch)
+        _unchanged(pack.token_logp, again, policy)
+        torch.autograd.backward(again, coefficient / rows)
     once = sum(pack.batch.tokens for pack in scored)
     return [Pass(whole, 2 * once + extra, sum(pack.batch.tokens_naive for pack in scored) - once)]
+
+
+def _unchanged(first: Tensor, again: Tensor, policy: Policy) -> None:
+    """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
+    half = policy.compute != torch.float32 or policy.module.dtype in (torch.bfloat16, torch.float16)
+    off = float((again.detach() - first).abs().max())
+    if off > (0.25 if half else 1e-3):  # what is not finite is refused with the update
+        raise UserError(
+            f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
+            where="model.path",
+            mend="Something in it draws at random, such as dropout.",
+        )
 
 
 def _uncoupled(scored: Scored, judge: Judge, rows: int) -> Pass:
