@@ -92,6 +92,20 @@ def test_classes() -> None:
     assert classes([]) == (0, 0)
 
 
+def test_scores_are_seen_where_all_rows_of_the_view_have_them() -> None:
+    """A demo without a score takes none from the pairs; a pair without one takes it from all of them."""
+    scores = Scores(LOGP[:5], torch.ones(5), score=torch.arange(5.0))
+    made = [group([1], [10], [11], scores=(1.0, 0.0)), group([2], [20], kind="demo"), group([3], [30], [31])]
+    seen = Views(made[:2], scores[torch.arange(3)])
+    assert seen.pairs.chosen.score.tolist() == [0]
+    assert seen.pairs.rejected.score.tolist() == [1]
+    assert seen.rankings.responses.score.tolist() == seen.ratings.responses.score.tolist() == [0, 1]
+    lacking = Views(made, scores)
+    for view in (lacking.pairs.chosen, lacking.pairs.rejected, lacking.ratings.responses, lacking.rankings.responses):
+        assert view.score is None
+        assert len(view.logp) in (2, 4)
+
+
 def test_what_serves_which_objective() -> None:
     """Only objectives that read scores, not labels, see a ranking as single responses."""
     assert accepts(o.DPO()) == ("pair", "ranking")

@@ -220,7 +220,7 @@ def test_a_name_with_several_meanings_says_which_it_has(name: str) -> None:
 def test_every_objective_has_a_reading_or_one_meaning() -> None:
     assert {type(objective) for objective, *_ in READINGS.values()} | PLAIN == set(EVERY)
     assert {table for table in EVERY if table is not Sum and not table().reading} == PLAIN - {Sum}
-    assert Sum((o.IPO(), o.HyPO(), o.NLL())).reading == f"{o.IPO().reading}; {o.NLL().reading}"
+    assert Sum((o.IPO(), o.HyPO(), o.NLL())).reading == f"{o.IPO().reading} · {o.NLL().reading}"
 
 
 def test_aggregates_are_read() -> None:

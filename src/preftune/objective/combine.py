@@ -41,7 +41,7 @@ class Sum(ObjectiveTable, frozen=True, tag="sum"):
 
     @property
     def reading(self) -> str:
-        return "; ".join(part.reading for part in self.parts if part.reading)
+        return " · ".join(part.reading for part in self.parts if part.reading)
 
     def settled(self, good: float, bad: float) -> Sum:
         return replace(self, parts=tuple(part.settled(good, bad) for part in self.parts))
