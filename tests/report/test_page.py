@@ -21,7 +21,7 @@ from preftune.record.read import Extras, ExtraTable, Record, Rewrite
 from preftune.report import page
 from preftune.report.compare import columns, differing
 from preftune.report.page import inert
-from preftune.report.words import objective, visible
+from preftune.report.words import headline, objective, visible
 
 Make = Callable[..., Path]
 HOSTILE = (
@@ -196,6 +196,21 @@ def test_objectives_are_told_apart_in_one_column(make_record: Make, library: str
     assert differing([records[0], frozen, records[2]]) == ["objective", "reference.kind"]
     assert differing(records[:2]) == ["objective.beta"]
     assert "loss" in {chart["id"] for chart in data(parse(page(records[:2]), library))}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ({"rating": 9}, r"puts good above bad in \S+\s% of the comparisons of 320 held-out ratings\."),
+        ({"ranking": 9}, r"ranks \S+\s% of 320 held-out rankings right\."),
+        ({"pair": 9, "demo": 2}, r"ranks \S+\s% of 320 held-out rows right\."),
+    ],
+)
+def test_rows_are_called_what_they_are(make_record: Make, kinds: dict[str, int], told: str) -> None:
+    record = Record.open(make_record(steps=12))
+    assert record.data.train is not None
+    named = replace(record, data=replace(record.data, train=replace(record.data.train, kinds=kinds)))
+    assert re.search(told, headline(named))
 
 
 def test_two_folders_of_one_name_are_told_apart(make_record: Make, library: str) -> None:

@@ -56,7 +56,6 @@ def gather_once() -> Gather:
         seed = run.seed if run.data.holdout else 0
         key = msgspec.json.encode((replace(run.data, rankings="all"), run.model, seed))
         if key not in kept:
-            kept.clear()  # a sweep goes on in order: what another run needs is most likely what the last one had
             kept[key] = gather(run, show)
         return kept[key]
 

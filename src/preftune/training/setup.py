@@ -78,7 +78,7 @@ def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather) -> Setup:
     judge = Judge(run.objective, run.data.rankings, prepared.account["max_tokens"], budget)
     used = sorted({i for step in plan.steps for pack in step.packs for i in pack})  # a short run needs few of them
     groups = [prepared.train[i] for i in used]
-    groups += [*prepared.evaluate, *mismatched(judge, prepared, plan, notes)]
+    groups += [*prepared.evaluate, *mismatched(judge, prepared, plan, notes, show)]
     reference, same, pass_note = anchor(run, policy, digests, groups, show, stop)
     text = f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes"
     notes["layout"] = (text, {"layout": policy.layout, "off": off})
@@ -87,7 +87,7 @@ def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather) -> Setup:
     return Setup(run, policy, material.tokeniser, reference, same, prepared, plan, judge, digests, notes)
 
 
-def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes) -> list[TokenGroup]:
+def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes, show: Show) -> list[TokenGroup]:
     """The mismatched responses of all steps and of the held-out rows, where the objective asks for them.
 
     Raises UserError where no step has any; where some have none, a note says how many.
@@ -101,6 +101,7 @@ def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes) -> li
                         mend="Raise it; where all rows have one prompt, use another objective.")  # fmt: skip
     if alone:
         text = f"{alone} of {len(found)} steps have rows of one prompt only; their drift is taken as 0"
+        show(text)
         notes["drift"] = (text, {"steps": alone})
     return [group for extra in (*found, judge.extra(prepared.evaluate)) for group in extra]
 
