@@ -201,6 +201,15 @@ def test_scores_alone_are_enough_for_what_reads_them(
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+def test_responses_are_counted(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    for n, (rows, objective) in enumerate(((RANKED, "dpo"), (RATED, "kto"))):
+        keys = {"data__train": written(tmp_path / f"{n}.jsonl", rows), "data__evaluate": UNSET, "data__holdout": 0.3}
+        out = train(run_of(**keys, optim__epochs=1, objective__name=objective, out=str(tmp_path / objective)))
+        (start, end) = told(out, "evaluations")
+        assert (end["rows"], end["responses"]) == ((2, 6), (2, 2))[n]
+        assert start["accuracy"] == 0.5, "a policy that equals its reference is right in half of them"
+
+
 def test_a_margin_is_a_difference_of_scores(run_of: Callable[..., Run], tmp_path: Path, world: Path) -> None:
     rows = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()][:16]
     made = ([row | {"margin": 0.5} for row in rows], scores_of(rows))

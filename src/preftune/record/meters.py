@@ -68,6 +68,7 @@ STEP: dict[str, Meter] = {
 EVALUATION: dict[str, Meter] = {
     "step": Meter("", "updates done before this evaluation; 0 is before training"),
     "rows": Meter("rows", "held-out rows measured"),
+    "responses": Meter("responses", "responses of these rows"),
     **SCORES,
     "accuracy_chosen_longer": Meter("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Meter("share", "accuracy on the pairs whose chosen response has fewer tokens"),

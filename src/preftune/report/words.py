@@ -159,7 +159,7 @@ def evaluations(record: Record) -> list[Line]:
     lines = []
     for key, meter in EVALUATION.items():
         first, last = record.start.get(key), record.end.get(key)
-        if key in ("step", "rows", "seconds") or (first is None and last is None):
+        if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
             continue
         percent = meter.unit == "share"
         change = record.gain(key)

@@ -71,7 +71,8 @@ def evaluate(
         sums.add(views, float(judge.total(views)), before)
         placed = placements(views, before)
         values = sums.means(list(SCORES)) | _lengths(views, before) | _apart(views, placed, before)
-    values |= {"rows": len(held_out.groups), "seconds": round(time.monotonic() - began, 3)}
+    values |= {"rows": len(held_out.groups), "responses": len(scores.logp)}
+    values |= {"seconds": round(time.monotonic() - began, 3)}
     return Evaluation(values, _rows(views, before, placed), views)
 
 
