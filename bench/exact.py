@@ -21,7 +21,7 @@ from preftune.config.load import load
 from preftune.data.prepare import prepare, read_rows
 from preftune.data.tokens import load_tokeniser
 from preftune.scoring import score
-from preftune.training.setup import longest
+from preftune.training.material import longest
 
 TARGET = 1e-4  # nats a response
 

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from pathlib import Path
 from typing import get_args
 
@@ -13,8 +16,10 @@ import torch
 
 from preftune import objective as o
 from preftune.config.explain import keys
+from preftune.objective.aggregate import Aggregate
+from preftune.objective.arrange import accepts
 from preftune.objective.combine import value_of_pairs
-from preftune.objective.presets import PRESETS
+from preftune.objective.presets import NAMES, PRESETS
 from preftune.objective.scores import Pairs, Ratings, Scores
 from preftune.record import meters
 
@@ -24,13 +29,16 @@ OBJECTIVES = """# Objectives
 
 One frozen struct each; calling it is the formula. $u$ is a log-ratio, $h$ the margin of two, $s$ an explicit score and
 $n$ tokens. Start: derivative of the value by the logp of chosen and of rejected where the policy is the reference, on
-a pair of 10 and 14 tokens with reference logp -13 and -14; negative pushes up.
+a pair of 10 and 14 tokens with reference logp -13 and -14; negative pushes up. Coupled: the examples of a step depend
+on each other, and each pack goes through the model a second time.
+
+[Mixtures](#mixtures) · [weights of tokens](#weights-of-tokens) · [names from elsewhere](#names-from-elsewhere)
 
 | name | class | rows | reference | start: chosen, rejected | paper |
 |---|---|---|---|---|---|"""
 PICTURES = """
 Pictures: value (grey, from its lowest), incentive of chosen (green) and of rejected (red, around the middle line)
-against a margin of -30 to 30 nats, each scaled to the picture.
+against a margin of -20 to 20 nats, each scaled to the picture.
 """
 KEYS = """# Keys
 
@@ -87,7 +95,7 @@ def with_logp(scores: Scores, logp: torch.Tensor) -> Scores:
 
 def picture(objective: o.Single) -> str:
     """A small chart of value and incentives against the margin, each scaled to its own height."""
-    margins = [-30 + 60 * i / 80 for i in range(81)]
+    margins = [-20 + 40 * i / 80 for i in range(81)]  # beyond 26 a response would be more than certain
     rows = measured(objective, margins)
     lines = []
     for column, colour, dash in ((0, VALUE, ""), (1, CHOSEN, "4 2"), (2, REJECTED, "4 2")):
@@ -124,16 +132,73 @@ def objectives_page() -> tuple[str, dict[str, str]]:
         defaults = ", ".join(f"`{k} = {msgspec.json.encode(v).decode()}`" for k, v in facts.items() if k != "name")
         body += [
             f"## {tag}", "", (type(one).__doc__ or "").strip().split("\n")[0], "", f"$${one.formula}$$", "",
-            f"- **Paper** arXiv {one.paper}", f"- **Keys** {defaults or 'none'}", f"- **Optimum** {one.optimum}",
-            f"- **When** {one.when}", f"- **Trap** {one.fails}", "", f"![{tag}](img/{tag}.svg)", "",
+            *code(one),
+            f"- **Paper** arXiv {one.paper}", f"- **Rows** {rows(one)}", f"- **Keys** {defaults or 'none'}",
+            *([f"- **Says** {one.reading}"] if one.reading else []),
+            f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected",
+            f"- **Optimum** {one.optimum}", f"- **When** {one.when}", f"- **Trap** {one.fails}", "",
+            f"![{tag}](img/{tag}.svg)", "",
         ]  # fmt: skip
-    lines = [*head, PICTURES, *body, "## Sums", "", "`sum` adds objectives with weights. Published mixtures:", ""]
+    return "\n".join([*head, PICTURES, *body, *mixtures(), *aggregates(), *names()]), pictures
+
+
+def code(one: o.Single) -> list[str]:
+    """The equation as it stands in the code, without its docstring."""
+    method = next(m for m in ("value", "__call__") if m in vars(type(one)))
+    text = textwrap.dedent(inspect.getsource(vars(type(one))[method]))
+    made = ast.parse(text).body[0]
+    assert isinstance(made, ast.FunctionDef)
+    first = made.body[1] if ast.get_docstring(made) else made.body[0]
+    return ["```py", textwrap.dedent("\n".join(text.splitlines()[first.lineno - 1 :])), "```", ""]
+
+
+def rows(one: o.Single) -> str:
+    """What data it takes."""
+    found = ", ".join(accepts(one))
+    if "quantile" in one.needs:
+        return f"{found}; each response with a score that is a quantile, from 0 to 1"
+    if "score" in one.needs:
+        return f"{found}; each response with a score"
+    extra = ["votes count as soft labels"] * one.votes + ["scores are read where all rows have them"] * one.scores
+    return "; ".join([found, *extra])
+
+
+def mixtures() -> list[str]:
+    """Sums, and the published ones."""
+    lines = ["## Mixtures", "", "`sum` adds objectives, each times its weight:", "", "```toml", "[objective]",
+             'name = "sum"', "weights = [1.0, 0.2]", 'parts = [{ name = "dpo", beta = 0.1 }, { name = "nll" }]',
+             "```", "", "Published ones have names, such as `objective = \"mpo\"`; the record holds their parts.", "",
+             "| name | parts | what for | paper |", "|---|---|---|---|"]  # fmt: skip
     for name, preset in PRESETS.items():
-        terms = " + ".join(f"{weight:g} {msgspec.to_builtins(part)['name']}" for weight, part in o.parts(preset))
-        lines.append(f"- `{name}`: {terms}")
-    lines += ["", "```toml", "[objective]", 'name = "sum"', "weights = [1.0, 0.2]",
-              'parts = [{ name = "dpo", beta = 0.1 }, { name = "nll" }]', "```", ""]  # fmt: skip
-    return "\n".join(lines), pictures
+        parts = " + ".join(f"{weight:g} {told(part)}" for weight, part in o.parts(preset.objective))
+        lines.append(f"| `{name}` | {parts} | {preset.meaning} | {preset.paper} |")
+    return [*lines, ""]
+
+
+def told(part: o.Single) -> str:
+    """An objective with those of its constants that are numbers."""
+    facts = msgspec.to_builtins(part)
+    constants = ", ".join(f"{k} {v:g}" for k, v in facts.items() if isinstance(v, float) and v)
+    return facts["name"] + (f" ({constants})" if constants else "")
+
+
+def aggregates() -> list[str]:
+    """What each token of a response counts, for any objective."""
+    lines = ["## Weights of tokens", "",
+             "`aggregate` says what each token counts, in policy and reference alike and for any objective; a mean",
+             "over tokens divides by the weights that it sums. Weights that [rows give](preftune.md#rows) are",
+             "multiplied by them.", "",
+             "| name | what it does | paper |", "|---|---|---|"]  # fmt: skip
+    for kind in get_args(Aggregate):
+        meaning = (kind.__doc__ or "").strip().split("\n")[0]
+        lines.append(f"| `{kind.__struct_config__.tag}` | {meaning} | {kind.paper} |")
+    return [*lines, ""]
+
+
+def names() -> list[str]:
+    """Other names of the literature, as words that make a run."""
+    lines = ["## Names from elsewhere", "", "| there | here |", "|---|---|"]
+    return [*lines, *(f"| {name} | `{words}` |" for name, words in NAMES.items()), ""]
 
 
 def keys_page() -> str:

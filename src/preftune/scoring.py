@@ -9,7 +9,7 @@ from preftune import files
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.training.evaluate import Evaluation, HeldOut, evaluate
-from preftune.training.measure import Values, beta_of, margins
+from preftune.training.measure import Values, margins, rewards
 from preftune.training.setup import set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import listening
@@ -33,8 +33,8 @@ def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Va
 
 def rows(found: Evaluation, run: Run) -> list[dict[str, object]]:
     """One object a row: id, each response's logp, ref_logp, tokens and reward, and a pair's margin."""
-    views, beta = found.views, beta_of(run.objective)
-    scores = views.scores
+    views, scores = found.views, found.views.scores
+    reward = rewards(run.objective, scores)
     margin = margins(views).tolist() if len(views.compared[0]) else []
     written: list[dict[str, object]] = []
     pair = 0
@@ -44,7 +44,7 @@ def rows(found: Evaluation, run: Run) -> list[dict[str, object]]:
             one: dict[str, object] = {"logp": float(scores.logp[at]), "tokens": int(scores.tokens[at])}
             if scores.reference is not None:
                 one["ref_logp"] = float(scores.reference[at])
-                one["reward"] = None if beta is None else beta * float(scores.log_ratio[at])
+                one["reward"] = None if reward is None else float(reward[at])
             responses.append(one)
         row: dict[str, object] = {"id": group.id or str(group.place), "place": str(group.place)}
         if group.kind == "pair":

@@ -42,6 +42,17 @@ def test_toml_is_a_run(text: str, tmp_path: Path) -> None:
     assert load(tmp_path / "run.toml")
 
 
+@pytest.mark.parametrize("text", blocks("json"))
+def test_json_is_rows(text: str, tmp_path: Path) -> None:
+    from preftune.data.read import read
+
+    for line in text.splitlines():
+        (tmp_path / "rows.jsonl").write_text(line)
+        found = read(str(tmp_path / "rows.jsonl"))
+        assert len(found.rows) == 1
+        assert found.notes == []
+
+
 IN_TEXT = re.compile(r"`(preftune [^`]+)`")
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import group, tiny
+from msgspec.structs import replace
+from objective.cases import CASES
 
 from preftune import objective as o
+from preftune.errors import UserError
 from preftune.model.policy import Policy, wrap
-from preftune.objective.aggregate import LD, Decay, Plain, SamPO
+from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, SamPO, weighed
+from preftune.objective.arrange import accepts
+from preftune.pack.batch import collate
 from preftune.reference.reference import FrozenReference, NoReference
-from preftune.training.step import Judge, passes
+from preftune.training.step import Judge, passes, score
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
-OBJECTIVES = [
-    o.DPO(), o.DPO(flip=0.1), o.IPO(), o.SimPO(), o.ORPO(), o.KTO(), o.BCO(), o.AOT(), o.AOT(paired=False),
-    o.BetaDPO(), o.DrDPO(), o.WPO(), o.PlackettLuce(), MIXED,
-]  # fmt: skip
+KINDS = ("pair", "ranking", "rating")
+LISTED = o.Sum(parts=(o.PlackettLuce(), o.DPO(), o.NLL("token")))
+OBJECTIVES = {case.name: case.objective for case in CASES} | {"mixed": MIXED, "listed": LISTED}
 
 
 def rows(kind: str, count: int = 6) -> list:
@@ -32,7 +34,10 @@ def rows(kind: str, count: int = 6) -> list:
         k = {"pair": 2, "ranking": 4, "rating": 1}[kind]
         sides = [rng.integers(3, 60, rng.integers(1, 7)) for _ in range(k)]
         ranks = {"pair": (1, 2), "ranking": (1, 2, 2, 3), "rating": (1,)}[kind]
-        made.append(group(prompt, *sides, kind=kind, ranks=ranks, good=n % 2 == 0, preferred=1.0 if n else 0.7))
+        scores = tuple(rng.uniform(size=k).tolist())
+        made.append(
+            group(prompt, *sides, kind=kind, ranks=ranks, good=n % 2 == 0, preferred=1.0 if n else 0.7, scores=scores)
+        )
     return made
 
 
@@ -49,16 +54,16 @@ def models() -> tuple[Policy, FrozenReference]:
     )
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@pytest.mark.parametrize("name", OBJECTIVES)
 @given(data=st.data())
 @settings(max_examples=6, deadline=None)
-def test_any_split_gives_the_same_gradient(models: tuple, objective: o.Objective, data: st.DataObject) -> None:
+def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.DataObject) -> None:
     policy, reference = models
-    kinds = {part.kind for _, part in o.parts(objective)}
-    kind = data.draw(st.sampled_from(["pair", *(["ranking"] if kinds <= {"pairs", "rankings"} else []),
-                                      *(["rating"] if kinds == {"ratings"} else [])]))  # fmt: skip
+    objective = OBJECTIVES[name]
+    fitting = [kind for kind in KINDS if all(kind in accepts(part) for _, part in o.parts(objective))]
+    kind = data.draw(st.sampled_from(fitting))
     anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-    judge = Judge(objective, Plain(), "all", 200, 60)
+    judge = Judge(objective, "all", 200, 60)
     made = rows(kind)
     whole = gradient(policy, anchor, judge, [made])
     order = data.draw(st.permutations(range(len(made))))
@@ -69,23 +74,95 @@ def test_any_split_gives_the_same_gradient(models: tuple, objective: o.Objective
     assert float((whole - split).abs().max()) <= 1e-12 * max(1.0, float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("aggregate", [LD(alpha=0.3), SamPO(), Decay(gamma=0.9)], ids=repr)
-def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate: object) -> None:
+@pytest.mark.parametrize("aggregate", [Mean(), LD(alpha=0.3), SamPO(), Decay(gamma=0.9)], ids=repr)
+def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate: Aggregate) -> None:
     policy, reference = models
-    judge = Judge(o.DPO(), Plain(), "all", 200, 60)
-    other = replace(judge, aggregate=aggregate)
+    judge = Judge(o.DPO(), "all", 200, 60)
     made = rows("pair")
-    assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, other, [made]))
-    one = passes(policy, FrozenReference(policy), other, [made], 6)[0].judgement
+    other = weighed(made, aggregate)
+    assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, judge, [other]))
+    one = passes(policy, FrozenReference(policy), judge, [other], 6)[0].judgement
     assert float(one.views.scores.log_ratio.abs().max()) < 1e-12
-    split = gradient(policy, reference, other, [made[:2], made[2:]])
-    assert torch.allclose(gradient(policy, reference, other, [made]), split, atol=1e-12)
+    split = gradient(policy, reference, judge, [other[:2], other[2:]])
+    assert torch.allclose(gradient(policy, reference, judge, [other]), split, atol=1e-12)
+
+
+def with_weights(made: list) -> list:
+    """Three rows of four say what their tokens count, some of which count nothing."""
+    rng = np.random.default_rng(6)
+    given = [
+        tuple(rng.integers(0, 3, len(r)).astype(np.float32) + (np.arange(len(r)) == 0) for r in g.responses)
+        for g in made
+    ]
+    return [replace(g, token_weights=w) if n % 4 else g for n, (g, w) in enumerate(zip(made, given, strict=True))]
+
+
+def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
+    """logp and reference are the sums of weight times log-probability of each token, whatever the packs."""
+    policy, reference = models
+    judge = Judge(o.SimPO(), "all", 200, 60)
+    made = with_weights(rows("pair"))
+    for packs in ([made], [made[:1], made[1:4], made[4:]]):
+        found = [score(policy, reference, pack, judge).scores() for pack in packs]
+        together = {
+            name: torch.cat([getattr(one, name).detach() for one in found])
+            for name in ("logp", "ref_logp", "mean_logp")
+        }
+        at = 0
+        for g in made:
+            batch = collate([g])
+            own, theirs = policy.token_logp(batch).detach(), reference.token_logp(batch)
+            for k, response in enumerate(g.responses):
+                weights = torch.from_numpy(g.token_weights[k]) if g.token_weights else torch.ones(len(response))
+                first = 0 if k == 0 else len(g.responses[0])
+                logp = sum(float(w) * float(own[first + t]) for t, w in enumerate(weights))
+                ref_logp = sum(float(w) * float(theirs[first + t]) for t, w in enumerate(weights))
+                assert float(together["logp"][at]) == pytest.approx(logp, rel=1e-12)
+                assert float(together["ref_logp"][at]) == pytest.approx(ref_logp, rel=1e-12)
+                assert float(together["mean_logp"][at]) == pytest.approx(logp / float(weights.sum()), rel=1e-12)
+                at += 1
+
+
+@pytest.mark.parametrize("objective", [o.DPO(), o.SimPO(), o.WPO(), o.KTO(), o.NLL("token")], ids=repr)
+def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Objective) -> None:
+    policy, reference = models
+    anchor = reference if objective.reference else NoReference()
+    judge, plain, made = Judge(objective, "all", 200, 60), rows("pair"), with_weights(rows("pair"))
+    whole = gradient(policy, anchor, judge, [made])
+    assert torch.allclose(whole, gradient(policy, anchor, judge, [made[:2], made[2:3], made[3:]]), atol=1e-12)
+    assert not torch.allclose(whole, gradient(policy, anchor, judge, [plain]))
+    ones = [replace(g, token_weights=tuple(np.ones(len(r), np.float32) for r in g.responses)) for g in plain]
+    assert torch.equal(gradient(policy, anchor, judge, [ones]), gradient(policy, anchor, judge, [plain]))
+
+
+def test_the_incentive_is_the_slope_by_the_weighted_sum(models: tuple) -> None:
+    policy, reference = models
+    found = passes(policy, reference, Judge(o.DPO(), "all", 200, 60), [with_weights(rows("pair"))], 6)[0].judgement
+    pairs = found.views.pairs
+    expected = -0.1 * torch.sigmoid(-0.1 * pairs.margin) * pairs.preferred
+    expected += 0.1 * torch.sigmoid(0.1 * pairs.margin) * (1 - pairs.preferred)
+    assert torch.allclose(found.incentive[::2], expected, rtol=1e-9)
+
+
+def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coefficients of one pass must not be put on the numbers of another."""
+    policy, reference = models
+    right, calls = Policy.token_logp, []
+
+    def drawing(self: Policy, batch: object) -> torch.Tensor:
+        calls.append(batch)
+        return right(self, batch) + 0.01 * len(calls)
+
+    monkeypatch.setattr(Policy, "token_logp", drawing)
+    passes(policy, NoReference(), Judge(o.SimPO(), "all", 200, 60), [rows("pair")], 6)  # one pass: nothing to compare
+    with pytest.raises(UserError, match="nats a token off from those of a moment before"):
+        passes(policy, reference, Judge(o.AOT(), "all", 200, 60), [rows("pair")], 6)
 
 
 def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     """One row of four responses against its pairs one by one: the same gradient, and each response computed once."""
     policy, reference = models
-    judge = Judge(o.DPO(), Plain(), "all", 200, 60)
+    judge = Judge(o.DPO(), "all", 200, 60)
     ranking = rows("ranking", 1)[0]
     places = [(i, j) for i, a in enumerate(ranking.ranks) for j, b in enumerate(ranking.ranks) if a < b]
     apart = [

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from objective.cases import pairs_of, random_pairs, slopes, values
+from objective.cases import ones, pairs_of, random_pairs, slopes, values
 
 from preftune import objective as o
 from preftune.objective.aggregate import LD, Decay, Plain
@@ -124,7 +124,7 @@ def test_dpo_loss_detaches_the_reference() -> None:
 
 def test_aggregates_that_change_nothing() -> None:
     for part in (LD(alpha=1.0), Decay(gamma=1.0), Plain()):
-        assert part(9, 4, seed=3).tolist() == [1.0] * 9
+        assert part(ones(9), 4, seed=3).tolist() == [1.0] * 9
 
 
 def test_values_do_not_need_a_gradient() -> None:

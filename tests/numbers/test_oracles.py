@@ -11,7 +11,7 @@ from objective.cases import CASES, Case, changed, leaves, pairs_of, random_pairs
 
 from preftune import objective as o
 from preftune.objective.combine import as_rankings, as_ratings, parts
-from preftune.objective.scores import Pairs
+from preftune.objective.scores import Pairs, Scores
 
 every = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 SINGLE = [c for c in CASES if not isinstance(c.objective, o.Sum)]
@@ -86,6 +86,42 @@ def test_each_token_twice_is_twice_the_beta() -> None:
     twice = changed(pairs, logp=lambda x: 2 * x, reference=lambda x: 2 * x)
     for table in (o.DPO, o.Hinge, o.RobustDPO, o.PlackettLuce, o.APOZero, o.BCO, o.EXO):
         assert torch.allclose(values(table(beta=0.1), twice), values(table(beta=0.2), pairs), rtol=1e-12)
+
+
+def averaged(pairs: Pairs) -> Pairs:
+    """What objectives see of the pairs under aggregate = "mean"."""
+
+    def side(s: Scores) -> Scores:
+        return replace(s, logp=s.logp / s.tokens, reference=s.ref_logp / s.tokens, weighed=torch.ones_like(s.tokens))
+
+    return replace(pairs, chosen=side(pairs.chosen), rejected=side(pairs.rejected))
+
+
+@single
+def test_means_over_tokens_change_what_reads_sums(case: Case) -> None:
+    pairs = random_pairs(4, seed=2)
+    same = torch.allclose(values(case.objective, pairs), values(case.objective, averaged(pairs)), rtol=1e-9, atol=1e-11)
+    assert same == case.objective.per_token_only
+
+
+def test_a_mean_divides_by_the_weights_that_are_summed() -> None:
+    """Masking tokens is leaving them out, whatever their number."""
+    kept = random_pairs(4)
+    masked = changed(kept, tokens=lambda x: x + 7)
+    masked = replace(masked, chosen=replace(masked.chosen, weighed=kept.chosen.tokens),
+                     rejected=replace(masked.rejected, weighed=kept.rejected.tokens))  # fmt: skip
+    for objective in (
+        o.SimPO(),
+        o.IPO(),
+        o.LengthNormalisedDPO(),
+        o.ORPO(),
+        o.NLL(),
+        o.NLL("token"),
+        o.CPO(),
+        o.SimPER(),
+    ):
+        assert torch.equal(values(objective, masked), values(objective, kept))
+    assert torch.allclose(o.LengthNormalisedDPO(5.0)(kept), o.DPO(5.0)(averaged(kept)), rtol=1e-14)
 
 
 def test_swapping_the_responses() -> None:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import exp, log
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from preftune import objective as o
 from preftune.objective.combine import as_ratings, value_of_pairs
-from preftune.objective.presets import IRPO, MPO
+from preftune.objective.presets import PRESETS
 from preftune.objective.scores import Pairs, Scores
 
 DRIFT = 0.2
@@ -86,14 +87,17 @@ CASES = [
     Case("kto", o.KTO(), ((0.480010659844 + 0.457602059226) / 2, -0.05 * sigmoid(0.08) * sigmoid(-0.08),
          0.05 * sigmoid(0.17) * sigmoid(-0.17)), (sigmoid(0.02) + sigmoid(-0.02)) / 2,
          differs="the table prints both halves; a pair is their mean. A drift of 0.2 is given"),
-    Case("irpo", IRPO, (1.775939419879, -0.143782350, 0.043782350)),
-    Case("mpo", MPO, (0.8 * 0.575939419879 + 0.4 * soft(0.125) + 1.2,
+    Case("irpo", PRESETS["irpo"].objective, (1.775939419879, -0.143782350, 0.043782350)),
+    Case("mpo", PRESETS["mpo"].objective, (0.8 * 0.575939419879 + 0.4 * soft(0.125) + 1.2,
          -0.8 * 0.043782350 - 0.02 * sigmoid(-0.125) - 0.1, 0.8 * 0.043782350 + 0.02 * sigmoid(-0.125)),
          differs="its BCO part, as above"),
     Case("nll", o.NLL(), (1.2, -0.1, 0.0), doubled=True),
+    Case("nll_token", o.NLL("token"), (1.2, -0.1, 0.0), doubled=True, differs="not in the table; one response"),
+    Case("nll_sum", o.NLL("sum"), (12.0, -1.0, 0.0), differs="not in the table"),
     Case("aot", o.AOT(), (soft(0.025), -0.01 * sigmoid(-0.025), 0.01 * sigmoid(-0.025)), LN2, shift=True),
     Case("aot_unpaired", o.AOT(paired=False), (soft(0.025), -0.01 * sigmoid(-0.025), 0.01 * sigmoid(-0.025)), LN2),
-    Case("beta_dpo", o.BetaDPO(), (soft(0.625), -0.25 * sigmoid(-0.625), 0.25 * sigmoid(-0.625)), LN2, shift=True),
+    Case("beta_dpo", o.BetaDPO(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True,
+         differs="not in the table; in the first step the usual margin is that step's, so beta is as given"),
     Case("dr_dpo", o.DrDPO(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
     Case("wpo", o.WPO(), (exp(-0.5) * 0.575939419879, -exp(-0.5) * 0.043782350, exp(-0.5) * 0.043782350),
          exp(-0.5) * LN2, shift=True),
@@ -145,6 +149,11 @@ def values(objective: o.Objective, pairs: Pairs) -> Tensor:
         away = replace(ratings.responses, logp=ratings.responses.ref_logp + DRIFT)
         return objective(replace(ratings, mismatched=away)).view(2, -1).mean(0)
     return objective(pairs) if isinstance(objective, o.Sum) else value_of_pairs(objective, pairs)
+
+
+def ones(count: int) -> np.ndarray:
+    """The weights of a response's tokens where its row gives none."""
+    return np.ones(count, np.float32)
 
 
 def leaves(pairs: Pairs) -> Pairs:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from making import group
 
-from preftune.objective.arrange import Views, mismatch
+from preftune import objective as o
+from preftune.objective.arrange import Views, accepts, classes, mismatch
 from preftune.objective.scores import Scores
 
 # places: ranking 0 1 2, pair 3 4, good 5, bad 6, demo 7
@@ -47,10 +49,11 @@ def test_pairs_of_the_best_only() -> None:
 
 
 def test_ratings() -> None:
+    """A ranking gives each of its responses an equal share, and calls the best good: for those that read scores."""
     ratings = views().ratings
-    assert places(ratings.responses) == [3, 4, 5, 6]
-    assert ratings.good.tolist() == [True, False, True, False]
-    assert ratings.weight.tolist() == [1.5, 1.5, 4, 5]
+    assert places(ratings.responses) == [0, 1, 2, 3, 4, 5, 6]
+    assert ratings.good.tolist() == [False, True, True, True, False, True, False]
+    assert ratings.weight.tolist() == pytest.approx([2 / 3] * 3 + [1.5, 1.5, 4, 5])
     assert ratings.mismatched is None
     away = Scores(LOGP, LOGP)
     assert views(mismatched=away).ratings.mismatched is away
@@ -76,6 +79,40 @@ def test_sides() -> None:
     (chosen, chosen_weight), (rejected, rejected_weight) = views().sides
     assert (chosen.tolist(), rejected.tolist()) == ([1, 2, 3, 5, 7], [0, 0, 4, 6])
     assert (chosen_weight.tolist(), rejected_weight.tolist()) == ([1, 1, 3, 4, 6], [1, 1, 3, 5])
+
+
+def test_a_response_that_nobody_called_bad_stands_with_the_good_ones() -> None:
+    unlabelled = views([group([6], [60], kind="rating", good=None)], LOGP[:1])
+    assert [places.tolist() for places, _ in unlabelled.sides] == [[0], []]
+    assert len(unlabelled.demos.weight) == 1
+
+
+def test_classes() -> None:
+    assert classes(GROUPS) == (1.5 + 4, 1.5 + 5)
+    assert classes([]) == (0, 0)
+
+
+def test_scores_are_seen_where_all_rows_of_the_view_have_them() -> None:
+    """A demo without a score takes none from the pairs; a pair without one takes it from all of them."""
+    scores = Scores(LOGP[:5], torch.ones(5), score=torch.arange(5.0))
+    made = [group([1], [10], [11], scores=(1.0, 0.0)), group([2], [20], kind="demo"), group([3], [30], [31])]
+    seen = Views(made[:2], scores[torch.arange(3)])
+    assert seen.pairs.chosen.score.tolist() == [0]
+    assert seen.pairs.rejected.score.tolist() == [1]
+    assert seen.rankings.responses.score.tolist() == seen.ratings.responses.score.tolist() == [0, 1]
+    lacking = Views(made, scores)
+    for view in (lacking.pairs.chosen, lacking.pairs.rejected, lacking.ratings.responses, lacking.rankings.responses):
+        assert view.score is None
+        assert len(view.logp) in (2, 4)
+
+
+def test_what_serves_which_objective() -> None:
+    """Only objectives that read scores, not labels, see a ranking as single responses."""
+    assert accepts(o.DPO()) == ("pair", "ranking")
+    assert accepts(o.KTO()) == accepts(o.BCO()) == accepts(o.APOZero()) == ("rating", "pair")
+    assert accepts(o.QRPO()) == accepts(o.DRO()) == ("rating", "pair", "ranking")
+    assert accepts(o.NCA()) == ("ranking", "pair")
+    assert accepts(o.NLL()) == ("demo", "pair", "rating", "ranking")
 
 
 def test_types_where_there_is_nothing() -> None:
@@ -106,6 +143,18 @@ def test_mismatch() -> None:
     assert [g.place for g in found] == [groups[0].place, groups[1].place]
     even = mismatch([group([9], [90], [91]), group([3], [30], [31])], 100)
     assert paired(even) == [(3, 90), (3, 91), (9, 30), (9, 31)]
+
+
+def test_a_response_takes_the_weights_of_its_tokens_along() -> None:
+    made = [group([n], [10 * n], kind="rating", token_weights=(np.array([n + 1], np.float32),)) for n in (1, 2)]
+    found = mismatch(made, 100)
+    assert paired(found) == [(1, 20), (2, 10)]
+    assert [g.token_weights[0].tolist() for g in found] == [[3], [2]]
+    pair = group([3], [30], [31], token_weights=tuple(np.array([w], np.float32) for w in (4, 5)))
+    of_pairs = mismatch([pair, group([4], [40], [41], token_weights=pair.token_weights)], 100)
+    assert paired(of_pairs) == [(3, 40), (3, 41), (4, 30), (4, 31)]
+    assert [[w.tolist() for w in g.token_weights] for g in of_pairs] == [[[4]], [[5]]] * 2
+    assert mismatch([group([n], [n], kind="rating") for n in (1, 2)], 100)[0].token_weights is None
 
 
 def test_mismatch_goes_by_the_whole_prompt_and_not_by_the_order_of_rows() -> None:

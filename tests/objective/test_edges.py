@@ -8,11 +8,11 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from objective.cases import CASES, changed, pairs_of, random_pairs, sigmoid, soft, values
+from objective.cases import CASES, changed, ones, pairs_of, random_pairs, sigmoid, soft, values
 from torch import Tensor
 
 from preftune import objective as o
-from preftune.objective.aggregate import LD, Aggregate, Decay, Plain, SamPO
+from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, Plain, SamPO
 from preftune.objective.base import PairFormula, RankingFormula, RatingFormula, by_votes, swapped
 from preftune.objective.combine import as_rankings, as_ratings
 from preftune.objective.coupled import LEAST
@@ -50,6 +50,7 @@ def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = No
         (lambda: RatingFormula()(ratings_of([True])), "RatingFormula has no formula of ratings"),
         (lambda: RankingFormula()(as_rankings(WORKED)), "RankingFormula has no formula of rankings"),
         (lambda: PairFormula()(WORKED), "PairFormula has no formula of pairs"),
+        (lambda: o.DPO().followed(WORKED), "DPO follows no number"),
     ],
 )
 def test_a_formula_without_an_equation(call: object, sentence: str) -> None:
@@ -161,7 +162,7 @@ def test_beta_dpo_around_a_mean_that_is_not_zero() -> None:
 
 
 def test_beta_dpo_never_turns_round() -> None:
-    pairs = pairs_of(([-100.0], [0.0]), ([0.0], [0.0]))
+    pairs = replace(pairs_of(([-100.0], [0.0]), ([0.0], [0.0])), usual=0.0)
     assert float(values(o.BetaDPO(), pairs)) == pytest.approx(soft(-100 * 0.1 * LEAST), rel=1e-12)
 
 
@@ -175,15 +176,12 @@ def test_dr_dpo_of_light_rows() -> None:
 def test_kto_of_one_class_only(good: bool) -> None:
     """Nothing to balance: each counts as it is."""
     assert o.KTO()(ratings_of([good, good])).tolist() == [0.5, 0.5]
-
-
-def test_kto_balances_light_rows_too() -> None:
-    light = o.KTO()(ratings_of([True, False, False], weight=0.1))
-    assert light.tolist() == pytest.approx([1.0, 0.5, 0.5])
+    assert o.KTO().settled(3.0 * good, 3.0 * (not good)) == o.KTO(good_weight=1.0, bad_weight=1.0)
 
 
 def test_empty_steps() -> None:
     nobody = ratings_of([])
+    assert drift(nobody) == 0
     assert isinstance(middle(nobody.responses.logp, nobody), Tensor)
     assert len(o.BCO()(nobody)) == 0
     for table in (o.PlackettLuce, o.InfoNCA, o.NCA):
@@ -228,11 +226,11 @@ def test_pairs_as_other_kinds() -> None:
     assert {x.device.type for x in made} == {"meta"}
 
 
-@pytest.mark.parametrize("aggregate", [Plain(), LD(), SamPO(), Decay()], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("aggregate", [Plain(), Mean(), LD(), SamPO(), Decay()], ids=lambda a: type(a).__name__)
 def test_aggregates_are_fp32_and_repeat(aggregate: Aggregate) -> None:
-    weights = aggregate(9, 4)
+    weights = aggregate(ones(9), 4)
     assert weights.dtype == np.float32
-    assert weights.tolist() == aggregate(9, 4, 0).tolist()
+    assert weights.tolist() == aggregate(ones(9), 4, 0).tolist()
 
 
 def test_defaults_that_the_worked_pair_does_not_reach() -> None:
@@ -240,13 +238,15 @@ def test_defaults_that_the_worked_pair_does_not_reach() -> None:
 
 
 def test_aggregates_as_they_come() -> None:
-    assert LD()(3, 1).tolist() == [1, 0.5, 0.5]
-    assert Decay()(2, 2)[1] == np.float32(0.98)
+    assert LD()(ones(3), 1).tolist() == [1, 0.5, 0.5]
+    assert Decay()(ones(2), 2)[1] == np.float32(0.98)
 
 
 def test_what_is_coupled() -> None:
-    """KTO by its drift and its balance, which the worked pair holds fixed."""
-    coupled = {o.AOT, o.BetaDPO, o.DrDPO, o.KTO, o.BCO, o.DRO}
+    """KTO by its drift, which the worked pair holds fixed; imitation where it is a mean over the step's tokens."""
+    coupled = {o.AOT, o.BetaDPO, o.DrDPO, o.KTO, o.BCO, o.DRO, o.NLL}
+    assert not o.NLL().coupled
+    assert not o.NLL("sum").coupled
     assert {type(c.objective) for c in CASES if getattr(c.objective, "coupled", False)} == coupled
 
 

@@ -6,13 +6,16 @@ from dataclasses import replace
 from itertools import permutations
 from math import comb, log
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from objective.cases import pairs_of, random_pairs, slopes
+from making import group
+from objective.cases import ones, pairs_of, random_pairs, slopes
 
 from preftune import objective as o
-from preftune.objective.aggregate import LD, Decay, SamPO, scrambled
+from preftune.errors import UserError
+from preftune.objective.aggregate import LD, Decay, Mean, Plain, SamPO, scrambled, weighed
 from preftune.objective.combine import as_ratings
 from preftune.objective.rankings import by_group, ranking_pairs
 from preftune.objective.scores import Rankings, Ratings, Scores
@@ -53,15 +56,15 @@ def test_kto_drift_is_never_negative_and_never_missing() -> None:
 
 
 def test_kto_balances_the_classes() -> None:
-    """Three good and one bad: the bad one counts three times; two equal goods are one of twice the weight."""
+    """Three times as many good rows in all: a bad one counts three times, in whichever step it stands."""
     four = ratings([0.3, 0.3, 0.3, -1.0], [True, True, True, False], away=[0.0])
-    plain = o.KTO(good_weight=1.0)(four)
-    assert torch.allclose(o.KTO()(four), plain * torch.tensor([1, 1, 1, 3.0]))
-    two = ratings([0.3, -1.0], [True, False], away=[0.0], weight=[3.0, 1.0])
-    assert torch.allclose((o.KTO()(two) * two.weight).sum(), o.KTO()(four).sum())
+    plain = o.KTO()(four)
+    assert o.KTO().settled(3.0, 1.0) == o.KTO(good_weight=1.0, bad_weight=3.0)
+    assert o.KTO().settled(1.0, 3.0) == o.KTO(good_weight=3.0, bad_weight=1.0)
+    assert torch.allclose(o.KTO().settled(3.0, 1.0)(four), plain * torch.tensor([1, 1, 1, 3.0]))
     assert torch.allclose(o.KTO(bad_weight=2.0)(four), plain * torch.tensor([1, 1, 1, 2.0]))
-    only = ratings([0.3], [True], away=[0.0])
-    assert torch.equal(o.KTO()(only), o.KTO(1e-1, 1.0, 1.0)(only))
+    assert o.KTO(bad_weight=2.0).settled(3.0, 1.0) == o.KTO(good_weight=1.0, bad_weight=2.0), "given ones stay"
+    assert o.Sum((o.DPO(), o.KTO())).settled(3.0, 1.0).parts == (o.DPO(), o.KTO(good_weight=1.0, bad_weight=3.0))
 
 
 def test_bco_holds_its_middle_fixed() -> None:
@@ -175,12 +178,24 @@ def test_beta_dpo_leaves_out_the_unusual_and_keeps_the_mean() -> None:
 def test_beta_dpo_follows_the_mean_margin() -> None:
     pairs = random_pairs(4)
     mean = pairs.margin.mean()
-    found = o.BetaDPO(keep=1.0, alpha=0.5, centre=1.0)(pairs)
+    assert torch.allclose(o.BetaDPO(keep=1.0, alpha=0.5)(pairs), o.DPO()(pairs)), (
+        "nothing is usual before the first step"
+    )
+    later = replace(pairs, usual=1.0)
     beta = float(0.1 * (1 + 0.5 * (mean - 1)))
-    assert torch.allclose(found, o.DPO(beta)(pairs))
-    _, chosen, _ = slopes(o.BetaDPO(keep=1.0, alpha=0.5, centre=1.0), pairs)
+    assert torch.allclose(o.BetaDPO(keep=1.0, alpha=0.5)(later), o.DPO(beta)(pairs))
+    _, chosen, _ = slopes(o.BetaDPO(keep=1.0, alpha=0.5), later)
     assert torch.allclose(chosen, slopes(o.DPO(beta), pairs)[1]), "beta is held fixed"
-    assert (o.BetaDPO(keep=1.0, alpha=1.0, centre=99.0)(pairs) > 0).all(), "beta stays above 0"
+    assert (o.BetaDPO(keep=1.0, alpha=1.0)(replace(pairs, usual=99.0)) > 0).all(), "beta stays above 0"
+    assert float(o.BetaDPO().followed(pairs)) == pytest.approx(float(mean))
+
+
+def test_beta_dpo_keeps_what_is_near_to_the_usual() -> None:
+    """Margins 0, 1, 2 and 3: those nearest to 3 are the last two, and their mean is half a nat below it."""
+    pairs = replace(pairs_of(([0.0, 1.0, 2.0, 3.0], [0.0] * 4), ([0.0] * 4, [0.0] * 4)), usual=3.0)
+    found = o.BetaDPO(keep=0.5, alpha=0.6)(pairs)
+    beta = 0.1 * (1 + 0.6 * (2.5 - 3.0))
+    assert found.tolist() == pytest.approx([0, 0, 2 * np.log1p(np.exp(-beta * 2)), 2 * np.log1p(np.exp(-beta * 3))])
 
 
 def test_coupled_objectives_of_votes() -> None:
@@ -225,19 +240,49 @@ def test_dr_dpo_pushes_doubtful_pairs_less() -> None:
 
 
 def test_ld_and_decay() -> None:
-    assert LD(0.25)(5, 3).tolist() == [1, 1, 1, 0.25, 0.25]
-    assert LD(0.25)(3, 5).tolist() == [1, 1, 1]
-    assert Decay(0.5)(4, 9).tolist() == [1, 0.5, 0.25, 0.125]
-    assert LD()(3, 1).dtype == np.float32
+    assert LD(0.25)(ones(5), 3).tolist() == [1, 1, 1, 0.25, 0.25]
+    assert LD(0.25)(ones(3), 5).tolist() == [1, 1, 1]
+    assert Decay(0.5)(ones(4), 9).tolist() == [1, 0.5, 0.25, 0.125]
+    assert LD()(ones(3), 1).dtype == np.float32
+
+
+def test_aggregates_go_by_the_weights_that_rows_give() -> None:
+    given = np.array([2, 0, 1, 1], np.float32)
+    assert Plain()(given, 2).tolist() == [2, 0, 1, 1]
+    assert Mean()(given, 2).tolist() == [0.5, 0, 0.25, 0.25]
+    assert LD(0.5)(given, 2).tolist() == [2, 0, 0.5, 0.5]
+    assert Decay(0.5)(given, 2).tolist() == [2, 0, 0.25, 0.125]
+    assert set(SamPO()(given, 4).tolist()) == {2, 0, 1}
+
+
+def test_weighing_rows() -> None:
+    """A response stands against the shortest other one; what its row gives is kept; nothing at all is an error."""
+    made = group([1], [5, 6, 7], [8], [9, 4], kind="ranking", ranks=(1, 2, 3))
+    (found,) = weighed([made], LD(0.5))
+    assert [w.tolist() for w in found.token_weights] == [[1, 0.5, 0.5], [1], [1, 0.5]]
+    assert {w.dtype for w in found.token_weights} == {np.dtype(np.float32)}
+    assert weighed([made], Plain()) == [made]
+    given = tuple(np.array(w, np.float32) for w in ([0, 2, 0], [1], [1, 1]))
+    (both,) = weighed([msgspec.structs.replace(made, token_weights=given)], LD(0.5))
+    assert [w.tolist() for w in both.token_weights] == [[0, 1, 0], [1], [1, 0.5]]
+    with pytest.raises(UserError) as raised:
+        weighed([msgspec.structs.replace(made, token_weights=given)], LD(0.0))
+    told = "made:1: nothing of a response counts. Its token weights and the aggregate together leave none."
+    assert str(raised.value) == told
+    alone = group([1], [5, 6, 7], kind="rating")
+    assert weighed([alone], LD(0.5))[0].token_weights[0].tolist() == [1, 1, 1]
+    drawn = [weighed([group([k], [5, 6, 7, 8], [9])], SamPO())[0].token_weights[0].tolist() for k in range(9)]
+    assert len({str(d) for d in drawn}) > 1, "the draw goes by the tokens"
+    assert all(sum(d) == 1 for d in drawn)
 
 
 def test_sampo_keeps_as_many_as_the_other_has() -> None:
     part = SamPO()
-    assert part(9, 4, 7).sum() == 4
-    assert part(4, 9, 7).tolist() == [1] * 4
-    assert (part(9, 4, 7) == part(9, 4, 7)).all()
-    assert any((part(30, 10, 7) != part(30, 10, seed)).any() for seed in (8, 9))
-    drawn = np.mean([part(10, 3, seed) for seed in range(4000)], axis=0)
+    assert part(ones(9), 4, 7).sum() == 4
+    assert part(ones(4), 9, 7).tolist() == [1] * 4
+    assert (part(ones(9), 4, 7) == part(ones(9), 4, 7)).all()
+    assert any((part(ones(30), 10, 7) != part(ones(30), 10, seed)).any() for seed in (8, 9))
+    drawn = np.mean([part(ones(10), 3, seed) for seed in range(4000)], axis=0)
     assert np.abs(drawn - 0.3).max() < 0.03
 
 

@@ -8,12 +8,16 @@ from typing import get_args
 
 import msgspec
 import pytest
+from objective.cases import ones
 
 from preftune import objective as o
+from preftune.config.load import load
+from preftune.config.resolve import resolve
+from preftune.errors import UserError
 from preftune.objective.aggregate import Aggregate
 from preftune.objective.base import Formula
 from preftune.objective.combine import Sum, parts
-from preftune.objective.presets import PRESETS
+from preftune.objective.presets import NAMES, PRESETS
 
 TAGS = [
     "dpo",
@@ -75,7 +79,7 @@ def test_every_objective_says_what_it_is(table: type) -> None:
     assert table.fails.endswith(".")
     if issubclass(table, Formula):
         assert table.kind in ("pairs", "ratings", "rankings", "demos")
-        assert table.needs <= {"score", "sharpness", "mismatched"}
+        assert table.needs <= {"score", "quantile", "sharpness", "mismatched"}
 
 
 @pytest.mark.parametrize("table", EVERY, ids=TAGS)
@@ -86,7 +90,7 @@ def test_every_key_has_a_meaning_and_numbers_a_bound(table: type) -> None:
             continue
         assert "description" in key, name
         inner = next((k for k in key.get("anyOf", []) if k["type"] == "number"), key)
-        if inner.get("type") == "number" and (table, name) != (o.BetaDPO, "centre"):
+        if inner.get("type") == "number":
             assert {"minimum", "exclusiveMinimum"} & set(inner), name
 
 
@@ -140,14 +144,89 @@ def test_sum_and_its_parts() -> None:
 
 
 def test_presets_are_what_a_file_can_say() -> None:
-    for preset in PRESETS.values():
-        assert read(msgspec.json.encode(preset).decode()) == preset
+    for name, preset in PRESETS.items():
+        assert read(msgspec.json.encode(preset.objective).decode()) == preset.objective
+        assert load(None, [f"objective={name}"]).objective == preset.objective
+        assert preset.meaning.endswith(".")
+        assert preset.paper
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_from_elsewhere_are_words_that_make_a_run(name: str) -> None:
+    assert name not in {*TAGS, *PRESETS}
+    resolve(load(None, NAMES[name].split()))
+    with pytest.raises(UserError) as raised:
+        load(None, [f"objective={name.upper().replace('_', '-')}"])
+    assert f"Write {NAMES[name]}." in str(raised.value)
+
+
+def test_a_mixture_by_its_name_has_no_keys() -> None:
+    with pytest.raises(UserError, match=r"objective\.beta: there is no such key in mpo, which is a sum"):
+        load(None, ["objective=mpo", "objective.beta=0.2"])
+
+
+READINGS = {
+    "ipo": (o.IPO(tau=0.2), "per token", "2.5"),
+    "ipo, summed": (o.IPO(tau=0.2, per_token=False), "summed", "2.5 nats"),
+    "simpo, gamma": (o.SimPO(beta=10, gamma=3), "gamma = 3,", "gamma / beta = 0.3"),
+    "simpo, ratio": (o.SimPO(beta=10, gamma_ratio=0.3), "gamma = 3,", "gamma / beta = 0.3"),
+    "alpha_po": (o.AlphaPO(), "gamma = 0.25,", "gamma / beta = 0.1"),
+    "ln_dpo": (o.LengthNormalisedDPO(), "beta = 5", "per token"),
+    "dpo": (o.DPO(), "summed", "end token included"),
+    "cdpo": (o.DPO(flip=0.1), "0.1", "cDPO"),
+    "robust": (o.RobustDPO(), "1 - 2 flip", "not bounded below"),
+    "orpo": (o.ORPO(), "0.1 times", "response alone"),
+    "r_dpo": (o.RDPO(), "alpha = 0.05", "shortens"),
+    "dpo_positive": (o.DPOPositive(), "inside beta", ""),
+    "sppo": (o.SPPO(), "half", "+-500 nats"),
+    "cal_dpo": (o.CalDPO(), "half", "not before h"),
+    "exo": (o.EXO(), "0.001", "policy || label"),
+    "hinge": (o.Hinge(), "RSO", "slic"),
+    "slic": (o.SLiC(), "summed", "of chosen, per token"),
+    "cpo": (o.CPO(), "summed", "per token"),
+    "apo_zero": (o.APOZero(), "1 is added", ""),
+    "apo_down": (o.APODown(), "1 is added", ""),
+    "f_dpo, alpha": (o.FDPO(divergence="alpha"), "the paper's", "1 minus"),
+    "odpo": (o.ODPO(), "1 log(s_w - s_l)", ""),
+    "rpo": (o.RPO(), "scores || policy", "regularised_dpo"),
+    "rpo, reverse": (o.RPO(reverse=True), "policy || scores", "irpo"),
+    "aot": (o.AOT(), "paired", "whole step"),
+    "aot, unpaired": (o.AOT(paired=False), "unpaired", "whole step"),
+    "beta_dpo": (o.BetaDPO(), "0.6 a nat", "0.9"),
+    "wpo": (o.WPO(), "stop at 1", "no gradient"),
+    "kto": (o.KTO(bad_weight=3), "1 good, 3 bad", "whole step"),
+    "bco": (o.BCO(), "the step's own", "no running mean"),
+    "qrpo": (o.QRPO(beta=1), "0.5413", "exact"),
+    "dro": (o.DRO(), "one V", ""),
+    "plackett_luce": (o.PlackettLuce(), "tied", ""),
+    "info_nca": (o.InfoNCA(), "score / 0.01", ""),
+    "nca": (o.NCA(), "score / 0.01", "1 / K"),
+    "nll": (o.NLL(), "rows count alike", ""),
+    "nll, token": (o.NLL("token"), "all tokens of the step", "length"),
+    "nll, sum": (o.NLL("sum"), "a sum over the tokens", "length"),
+}
+PLAIN = {o.HyPO, o.ChiPO, o.REBEL, o.SimPER, o.DrDPO, o.Sum, o.FDPO}  # one formula goes by the name, or (f_dpo) most
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_name_with_several_meanings_says_which_it_has(name: str) -> None:
+    objective, *parts_of_it = READINGS[name]
+    assert objective.reading.startswith(name.partition(",")[0].replace("cdpo", "dpo"))
+    assert all(part in objective.reading for part in parts_of_it), objective.reading
+    assert "\n" not in objective.reading
+    assert len(objective.reading) < 160
+
+
+def test_every_objective_has_a_reading_or_one_meaning() -> None:
+    assert {type(objective) for objective, *_ in READINGS.values()} | PLAIN == set(EVERY)
+    assert {table for table in EVERY if table is not Sum and not table().reading} == PLAIN - {Sum}
+    assert Sum((o.IPO(), o.HyPO(), o.NLL())).reading == f"{o.IPO().reading} · {o.NLL().reading}"
 
 
 def test_aggregates_are_read() -> None:
-    for name in ("sum", "ld", "sampo", "decay"):
+    for name in ("sum", "mean", "ld", "sampo", "decay"):
         part = msgspec.json.decode(f'{{"name": "{name}"}}', type=Aggregate)
-        assert len(part(5, 3, 0)) == 5
+        assert len(part(ones(5), 3, 0)) == 5
         assert part.paper
 
 

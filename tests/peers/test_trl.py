@@ -9,7 +9,7 @@ pytest.importorskip("trl", reason="TRL is installed by `make test-peers` only")
 from dataclasses import replace
 
 import torch
-from objective.cases import random_pairs, slopes
+from objective.cases import ones, random_pairs, slopes
 from peers.theirs import trl_cpo, trl_dpo, trl_kto, trl_orpo
 
 from preftune import objective as o
@@ -93,7 +93,7 @@ def test_dpo_trainer_discounts_the_tail() -> None:
     sides = []
     for side, other in ((pairs.chosen, pairs.rejected), (pairs.rejected, pairs.chosen)):
         counts = zip(side.tokens, other.tokens, strict=True)
-        share = side.logp.new_tensor([LD(alpha=0.5)(int(n), int(m)).mean(dtype=float) for n, m in counts])
+        share = side.logp.new_tensor([LD(alpha=0.5)(ones(int(n)), int(m)).mean(dtype=float) for n, m in counts])
         sides.append(replace(side, logp=side.logp * share))
     ours = mean_slopes(o.DPO(), replace(pairs, chosen=sides[0], rejected=sides[1]))
     check(ours, trl_dpo(pairs, ld_alpha=0.5), 1e-12)

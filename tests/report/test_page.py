@@ -19,8 +19,9 @@ from msgspec.structs import replace
 from preftune.errors import UserError
 from preftune.record.read import Extras, ExtraTable, Record, Rewrite
 from preftune.report import page
+from preftune.report.compare import columns, differing
 from preftune.report.page import inert
-from preftune.report.words import objective, visible
+from preftune.report.words import headline, objective, visible
 
 Make = Callable[..., Path]
 HOSTILE = (
@@ -171,6 +172,45 @@ def test_several_runs(make_record: Make, library: str) -> None:
     assert re.search(r"b 0\.0 ± 0\.0 points on 320 common rows within noise", text)
     assert re.search(r"c \+\S+ ± \S+ points on 320 common rows beyond noise", text)
     assert "cannot be told" in re.sub(r"\s+", " ", " ".join(parse(page([first, replace(same, rows=())]), library).text))
+
+
+def test_objectives_are_told_apart_in_one_column(make_record: Make, library: str) -> None:
+    """Keys that only one of them has are no difference of their own, and losses have no common scale."""
+    first = Record.open(make_record("a"))
+
+    def run(path: str, **objective: object) -> Record:
+        reference = {"kind": "none"} if objective["name"] == "simpo" else {"kind": "stored"}
+        return replace(first, path=Path(path), run={**first.run, "objective": objective, "reference": reference})
+
+    mixed = {"name": "sum", "parts": [{"name": "dpo"}, {"name": "nll"}], "weights": [1.0, 0.5]}
+    records = [run("a", name="dpo", beta=0.1, flip=0.0), run("b", name="dpo", beta=0.5, flip=0.0),
+               run("c", name="simpo", beta=2.0), run("d", **mixed)]  # fmt: skip
+    assert differing(records) == ["objective"]
+    told = ["dpo beta=0.1", "dpo beta=0.5", "simpo", "DPO + imitation"]
+    assert [column.values for column in columns(records)] == [(each,) for each in told]
+    parsed = parse(page(records), library)
+    text = re.sub(r"\s+", " ", " ".join(parsed.text))
+    assert "4 runs side by side, differing in objective." in text
+    assert "loss" not in {chart["id"] for chart in data(parsed)}
+    frozen = replace(records[1], run={**records[1].run, "reference": {"kind": "frozen"}})
+    assert differing([records[0], frozen, records[2]]) == ["objective", "reference.kind"]
+    assert differing(records[:2]) == ["objective.beta"]
+    assert "loss" in {chart["id"] for chart in data(parse(page(records[:2]), library))}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ({"rating": 9}, r"puts good above bad in \S+\s% of the comparisons of 320 held-out ratings\."),
+        ({"ranking": 9}, r"ranks \S+\s% of 320 held-out rankings right\."),
+        ({"pair": 9, "demo": 2}, r"ranks \S+\s% of 320 held-out rows right\."),
+    ],
+)
+def test_rows_are_called_what_they_are(make_record: Make, kinds: dict[str, int], told: str) -> None:
+    record = Record.open(make_record(steps=12))
+    assert record.data.train is not None
+    named = replace(record, data=replace(record.data, train=replace(record.data.train, kinds=kinds)))
+    assert re.search(told, headline(named))
 
 
 def test_two_folders_of_one_name_are_told_apart(make_record: Make, library: str) -> None:

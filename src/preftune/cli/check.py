@@ -40,5 +40,7 @@ def check(*words: str) -> None:
         console.print(view.tokenised(part, tokenised))
     for group in found.prepared.train[:3]:
         console.print(view.group(group, found.tokeniser))
+    for sentence, _ in found.notes.values():
+        console.print(sentence, markup=False)
     console.print(view.lengths(found.prepared.account))
     console.print(view.work(found))

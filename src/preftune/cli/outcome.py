@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def outcomes(records: list[Path]) -> None:
     """After a sweep: the last held-out meters of each run, a line a run."""
     from preftune.record.read import Record
 
-    shown = ("loss", "accuracy", "margin", "chosen_logp_change", "rejected_logp_change", "accuracy_chosen_shorter")
+    shown = {
+        "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token", "margin": "margin",
+        "chosen_logp_change": "chosen", "rejected_logp_change": "rejected",
+    }  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("run", *shown):
-        table.add_column(head, justify="left" if head == "run" else "right")
+    table.add_column("run", overflow="fold")
+    for head in shown.values():
+        table.add_column(head, justify="right", no_wrap=True)
     for path in records:
         last = next(reversed(Record.open(path).evaluations), {})
         table.add_row(escape(path.name), *(number(last.get(name)) for name in shown))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -13,11 +14,12 @@ from rich.text import Text
 from preftune.__main__ import safe
 from preftune.data.groups import TokenGroup
 from preftune.data.read import Reading
-from preftune.data.rows import KINDS, Message, Prompt, Response, Row, responses
+from preftune.data.rows import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
 from preftune.data.tokens import Tokenised
 from preftune.errors import Problem
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from preftune.training.preview import Preview
@@ -65,10 +67,28 @@ def row(one: Row) -> Text:
     """A row as text."""
     text = Text(f"\n{one.place} ({KINDS[type(one)]})\n", style="bold")
     text.append(_end(_plain(one.prompt)), style="not bold dim")
-    for number, response in enumerate(responses(one), 1):
-        text.append(f"\n[{number}] ", style="bold")
+    ranks = one.ranks if isinstance(one, Ranking) else (1, 2)
+    good = one.good if isinstance(one, Rating) else None
+    scores = one.scores if isinstance(one, Pair | Ranking) else (one.score,) if isinstance(one, Rating) else None
+    weighed = one.token_weights or (None,) * len(responses(one))
+    called = _called(KINDS[type(one)], ranks, good, scores)
+    for name, response, weights in zip(called, responses(one), weighed, strict=False):
+        spans = f", {len(weights)} {'spans' if isinstance(weights[0], Span) else 'token weights'}" if weights else ""
+        text.append(f"\n[{name}{spans}] ", style="bold")
         text.append(_beginning(_plain(response)), style="not bold green")
     return text
+
+
+def _called(kind: Kind, ranks: Sequence[int], good: bool | None, scores: Sequence[float | None] | None) -> list[str]:
+    """What stands before each response of a row."""
+    if kind == "pair":
+        names = ["chosen", "rejected"]
+    elif kind == "ranking":
+        names = [f"rank {rank}" for rank in ranks]
+    else:
+        names = ["response" if kind == "demo" or good is None else "good" if good else "bad"]
+    given = scores or [None] * len(names)
+    return [name if score is None else f"{name}, score {score:g}" for name, score in zip(names, given, strict=True)]
 
 
 def _plain(value: Prompt | Response) -> str:
@@ -82,11 +102,21 @@ def group(one: TokenGroup, tokeniser: PreTrainedTokenizerBase) -> Text:
     text = Text(f"\n{one.place}  ", style="bold")
     text.append(f"prompt {len(one.prompt)} tokens, not scored\n", style="not bold dim")
     text.append(_end(safe(_decode(tokeniser, one.prompt.tolist()))), style="not bold dim")
-    names = ("chosen", "rejected") if one.kind == "pair" else tuple(f"rank {rank}" for rank in one.ranks)
-    for name, response in zip(names, one.responses, strict=True):
+    names = _called(one.kind, one.ranks, one.good, one.scores)
+    for at, (name, response) in enumerate(zip(names, one.responses, strict=True)):
         text.append(f"\n{name}, {len(response)} tokens scored: ", style="bold")
-        text.append("⟦" + _beginning(safe(_decode(tokeniser, response.tolist()))) + "⟧", style="not bold green")
+        marked = _runs(tokeniser, response, one.token_weights[at] if one.token_weights else None)
+        text.append(_beginning(safe(marked)), style="not bold green")
     return text
+
+
+def _runs(tokeniser: PreTrainedTokenizerBase, response: np.ndarray, weights: np.ndarray | None) -> str:
+    """The response between marks, cut where what its tokens count changes, and that behind each part that is not 1."""
+    if weights is None:
+        return f"⟦{_decode(tokeniser, response.tolist())}⟧"
+    cuts = [0, *(k for k in range(1, len(response)) if weights[k] != weights[k - 1]), len(response)]
+    parts = [(_decode(tokeniser, response[a:b].tolist()), float(weights[a])) for a, b in pairwise(cuts)]
+    return "".join(f"⟦{part}⟧" + (f"×{weight:g}" if weight != 1 else "") for part, weight in parts)
 
 
 def _decode(tokeniser: PreTrainedTokenizerBase, ids: list[int]) -> str:

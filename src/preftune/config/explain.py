@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct, inspect
 
 from preftune.config.run import Run
+from preftune.objective.presets import PRESETS
 
 
 class Key(Struct, frozen=True):
@@ -29,7 +30,10 @@ def schema() -> dict[str, Any]:
 
 def keys() -> list[Key]:
     """All keys in the order of the file."""
-    return list(_keys(inspect.type_info(Run), ""))
+    found = list(_keys(inspect.type_info(Run), ""))
+    last = max(place for place, key in enumerate(found) if key.name.startswith("objective."))
+    mixtures = [Key("objective.name", "choice", f'"{name}"', "", one.meaning, name) for name, one in PRESETS.items()]
+    return [*found[: last + 1], *mixtures, *found[last + 1 :]]
 
 
 def _keys(table: inspect.Type, above: str, choice: str = "") -> Iterator[Key]:

@@ -15,6 +15,7 @@ import msgspec
 from preftune.config.explain import keys_below
 from preftune.config.run import Run
 from preftune.errors import UserError, nearest
+from preftune.objective.presets import NAMES, PRESETS
 
 Tree = dict[str, Any]
 CHOICES = {"objective": "name", "reference": "kind", "aggregate": "name"}  # tables that are chosen by one of their keys
@@ -120,6 +121,7 @@ def convert(tree: Tree, file: str = "") -> Run:
             tree = {**tree, key: {choice: tree[key]}}
         elif isinstance(tree.get(key), dict):
             tree = {**tree, key: {choice: USUAL[key], **tree[key]}}
+    tree = _preset(tree, file)
     for place, leaf in flatten(tree).items():
         if isinstance(leaf, float) and not math.isfinite(leaf):  # TOML and YAML have them; no bound stops infinity
             raise UserError("must be a finite number.", where=": ".join(filter(None, (file, place))))
@@ -127,6 +129,18 @@ def convert(tree: Tree, file: str = "") -> Run:
         return msgspec.convert(_numbers(tree), Run, strict=True)
     except msgspec.ValidationError as error:
         raise _explained(str(error), tree, file) from None
+
+
+def _preset(tree: Tree, file: str) -> Tree:
+    """The tree with a published mixture written out as its parts."""
+    table = tree.get("objective")
+    name = table["name"] if isinstance(table, dict) else None
+    if not isinstance(table, dict) or not isinstance(name, str) or name not in PRESETS:
+        return tree
+    if more := next((key for key in table if key != "name"), None):
+        raise UserError(f"there is no such key in {name}, which is a sum.", mend="Write out its parts.",
+                        where=": ".join(filter(None, (file, f"objective.{more}"))))  # fmt: skip
+    return {**tree, "objective": msgspec.to_builtins(PRESETS[name].objective)}
 
 
 def _numbers(value: object) -> object:
@@ -157,7 +171,9 @@ def _explained(message: str, tree: Tree, file: str) -> UserError:
             if choice in CHOICES.values()
             else keys_below(place, tree)
         )
-        mend = nearest(invalid[1], names) or f"Choose one of {', '.join(names)}."
+        here = NAMES.get(invalid[1].lower().replace("-", "_")) if place == "objective.name" else None
+        names += [*PRESETS] if place == "objective.name" else []
+        mend = f"Write {here}." if here else nearest(invalid[1], names) or f"Choose one of {', '.join(names)}."
     else:
         what = re.sub(r"^Expected", "must be", WORDS.sub(lambda found: PLAIN[found[1]], what)).rstrip(".") + "."
         if what.startswith("must be a table") and (inner := keys_below(place, {})):

@@ -9,6 +9,7 @@ import msgspec
 from preftune.config.run import NoReference, Run, Stored
 from preftune.errors import UserError
 from preftune.objective import parts
+from preftune.objective.aggregate import Mean
 
 
 def resolve(run: Run) -> Run:
@@ -17,11 +18,19 @@ def resolve(run: Run) -> Run:
     kind = run.reference or (Stored() if needs else NoReference())
     if needs and isinstance(kind, NoReference):
         raise UserError(
-            "this objective needs a reference.", where="reference", mend='Use reference = "stored", or none at all.'
+            "this objective needs a reference.",
+            where="reference",
+            mend='Use reference = "stored", or leave the key out.',
         )
     if not needs and not isinstance(kind, NoReference):
         raise UserError(
             "this objective uses no reference, so the key has no effect.", where="reference", mend="Remove it."
+        )
+    if isinstance(run.aggregate, Mean) and all(part.per_token_only for _, part in parts(run.objective)):
+        raise UserError(
+            "this objective takes means over tokens already, so the key has no effect.",
+            where="aggregate",
+            mend="Remove it.",
         )
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")

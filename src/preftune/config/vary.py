@@ -16,10 +16,11 @@ MOST = 200  # runs of one sweep; more is most likely a slip
 
 
 class Variant(NamedTuple):
-    """One run of a sweep, and the words that set it apart."""
+    """One run of a sweep, the words that set it apart, and the keys that were left out because it has none such."""
 
     words: list[str]
     run: Run
+    lacks: list[str]
 
 
 def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
@@ -28,20 +29,33 @@ def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
     A key that the objective of a combination lacks is left out there, and combinations that then come out equal are
     one run. Raises UserError, also for a key that no combination has.
     """
-    fixed = [word for word in words if "," not in word]
-    varied = [word for word in words if "," in word]
-    choices = [[f"{word.partition('=')[0]}={v}" for v in word.partition("=")[2].split(",")] for word in varied]
+    each = [[f"{word.partition('=')[0]}={value}" for value in _values(word.partition("=")[2])] for word in words]
+    fixed = [choice[0] for choice in each if len(choice) == 1]
+    choices = [choice for choice in each if len(choice) > 1]
     found: dict[bytes, Variant] = {}
     used: set[str] = set()
     for chosen in product(*choices):
         kept, run = _fitting(tree, [*fixed, *chosen])
         used |= {word.partition("=")[0] for word in kept}
-        found.setdefault(msgspec.json.encode(run), Variant([word for word in chosen if word in kept], run))
+        lacks = [word.partition("=")[0] for word in (*fixed, *chosen) if word not in kept]
+        found.setdefault(msgspec.json.encode(run), Variant([word for word in chosen if word in kept], run, lacks))
     if unused := next((word for word in words if word.partition("=")[0] not in used), None):
         raise UserError("no run of this sweep has this key.", where=unused.partition("=")[0])
     if len(found) > MOST:
         raise UserError(f"these are {len(found)} runs.", mend=f"A sweep may have {MOST}.")
     return list(found.values())
+
+
+def _values(text: str) -> list[str]:
+    """What commas part, those inside of brackets aside."""
+    found, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
 
 
 def _fitting(tree: Tree, words: Sequence[str]) -> tuple[list[str], Run]:

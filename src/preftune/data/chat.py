@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from preftune.data import transcripts
 from preftune.data.fields import Defect, Unusable, excerpt
-from preftune.data.read import blank, said
-from preftune.data.rows import Message, Row, responses
+from preftune.data.read import blank
+from preftune.data.rows import Message, Row, responses, said
 from preftune.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Pieces(Struct, frozen=True):
 
     templated: control tokens in the text are the template's and count as such; closed: each response ends with its
     end-of-turn token, else the tokeniser's end token is still to be added; remarks: (reason, what) to be told once.
+    leads: where the row's own text begins in each response, in characters; None where the template rewrote it.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Pieces(Struct, frozen=True):
     templated: bool
     closed: bool
     remarks: tuple[tuple[str, str], ...]
+    leads: tuple[int | None, ...]
 
 
 def template_of(path: Path) -> str:
@@ -79,11 +81,12 @@ class Renderer:
         if any(map(self._pattern.search, written)):
             remarks["control.text"] = "control tokens in the text stay text"
         if isinstance(row.prompt, str):
-            return Pieces(row.prompt, tuple(texts), False, False, tuple(remarks.items()))
+            return Pieces(row.prompt, tuple(texts), False, False, tuple(remarks.items()), (0,) * len(texts))
         if not self.templated:
             remarks["chat.transcript"] = "written as a Human/Assistant transcript, since there is no chat template"
             given = tuple(map(transcripts.response, texts))
-            return Pieces(transcripts.render(row.prompt), given, False, False, tuple(remarks.items()))
+            leads = tuple(one.index(text) for one, text in zip(given, texts, strict=True))
+            return Pieces(transcripts.render(row.prompt), given, False, False, tuple(remarks.items()), leads)
         return self._conversation(row.prompt, texts, remarks)
 
     def _without_end(self, text: str, remarks: dict[str, str]) -> str:
@@ -101,7 +104,7 @@ class Renderer:
         head, opened, tail = self._frame(asked)
         found = self._pattern.search(tail)
         end = tail[: found.end()] if found else tail.rstrip()
-        given = []
+        given, leads = [], []
         for text in map(self._guard, texts):
             full = self._render([*asked, Message("assistant", text)], False)
             if not (full.startswith(head) and full.endswith(tail) and len(full) >= len(head) + len(tail)):
@@ -113,7 +116,10 @@ class Renderer:
             if blank(kept):
                 raise Unusable("response.empty", "the template leaves nothing of a response.")
             given.append(head[len(opened) :] + kept + end)
-        return Pieces(opened, tuple(given), True, bool(found), tuple(remarks.items()))
+            core = kept.strip()
+            moved = kept.index(core) - text.index(core) if core == text.strip() else None
+            leads.append(None if moved is None else len(head) - len(opened) + moved)
+        return Pieces(opened, tuple(given), True, bool(found), tuple(remarks.items()), tuple(leads))
 
     def _frame(self, asked: list[Message]) -> tuple[str, str, str]:
         """(what stands before the response's words, what of it is prompt, what stands after them).

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from preftune.data import transcripts
-from preftune.data.fields import Defect, Unusable, count, describe, items, label, number, refuse, text, turns
+from preftune.data.fields import Defect, Unusable, count, describe, items, label, number, text, turns
+from preftune.data.raw import Fields
 from preftune.data.rows import Demo, Message, Pair, Place, Prompt, Ranking, Rating, Response, Row
 from preftune.errors import nearest
 
@@ -24,52 +26,7 @@ CHOSEN, REJECTED = "chosen|chosen_response", "rejected|rejected_response"
 COMMON = ("id", "weight", "system", "input")
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
           ("chosen-rating", "rejected-rating"))  # fmt: skip
-UNSUPPORTED = ("tools", "history", "images", "videos", "audios")
 HINTS = {"response_w": "chosen", "response_l": "rejected", "chosen_text": "chosen", "rejected_text": "rejected"}
-
-
-class Fields:
-    """One record seen through its dialect: a slot's name stands for whichever key filled it."""
-
-    def __init__(self, value: Mapping[str, object], place: Place, keys: Mapping[str, str]) -> None:
-        self.value, self.place, self.keys = value, place, keys
-        refuse(value, UNSUPPORTED)
-
-    def __getitem__(self, slot: str) -> object:
-        return self.value[self.keys[slot]]
-
-    def turns(self, slot: str) -> Prompt:
-        return turns(self[slot], self.keys[slot])
-
-    def optional(self, key: str) -> float | None:
-        """A number that need not be there."""
-        return None if self.value.get(key) is None else number(self.value[key], key)
-
-    @property
-    def id(self) -> str:
-        found = self.value.get("id")
-        if found is not None and (isinstance(found, bool) or not isinstance(found, str | int)):
-            raise Defect(f'"id" is {describe(found)}, needs text or a whole number.')
-        return "" if found is None else str(found)
-
-    @property
-    def weight(self) -> float:
-        found = self.optional("weight")
-        if found is not None and found <= 0:
-            raise Defect(f'"weight" is {found:g}, needs to be above 0.')
-        return 1.0 if found is None else found
-
-    def prompt(self) -> Prompt:
-        """The prompt slot, with a system text and an alpaca `input` where the record has them."""
-        key, found = self.keys["prompt"], self.turns("prompt")
-        if isinstance(found, str) and key != "prompt":
-            more = self.value.get("input") if key == "instruction" else None
-            found = (Message("user", f"{found}\n{text(more, 'input')}" if more else found),)
-        system = self.value.get("system")
-        if not system:
-            return found
-        said = (Message("user", found),) if isinstance(found, str) else found
-        return said if said[0].role == "system" else (Message("system", text(system, "system")), *said)
 
 
 def join(prompt: Prompt, given: list[Prompt]) -> tuple[Prompt, tuple[Response, ...]]:
@@ -134,13 +91,25 @@ def _whole_pair(f: Fields) -> Row:
 
 
 def _as_pair(f: Fields, prompt: Prompt, chosen: Response, rejected: Response) -> Pair:
-    found = next((keys for keys in SCORES if all(f.value.get(key) is not None for key in keys)), None)
-    scores = (number(f.value[found[0]], found[0]), number(f.value[found[1]], found[1])) if found else None
     share = f.optional("preferred")
     if share is not None and not 0 <= share <= 1:
         raise Defect(f'"preferred" is {share:g}, needs a share between 0 and 1.')
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=f.place, id=f.id, scores=scores,
-                preferred=1.0 if share is None else share, weight=f.weight)  # fmt: skip
+    weights = f.weighs(("chosen_token_weights", "rejected_token_weights"), (chosen, rejected))
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=f.place, id=f.id, scores=_pair_scores(f),
+                preferred=1.0 if share is None else share, weight=f.weight, token_weights=weights)  # fmt: skip
+
+
+def _pair_scores(f: Fields) -> tuple[float, float] | None:
+    """Both scores; a margin alone is a score above and below 0 by half of it each."""
+    found = next((keys for keys in SCORES if all(f.value.get(key) is not None for key in keys)), None)
+    margin = f.optional("margin")
+    if found is None:
+        return None if margin is None else (margin / 2, -margin / 2)
+    chosen, rejected = (number(f.value[key], key) for key in found)
+    if margin is not None and abs(chosen - rejected - margin) > 1e-6 * max(1.0, abs(margin)):
+        raise Defect(f'"margin" is {margin:g}, but "{found[0]}" minus "{found[1]}" is {chosen - rejected:g}.',
+                     "Leave one of the two out.")  # fmt: skip
+    return chosen, rejected
 
 
 def _votes(f: Fields) -> Row:
@@ -150,9 +119,11 @@ def _votes(f: Fields) -> Row:
     if for_a + for_b + even == 0:
         raise Unusable("votes.none", "nobody voted.")
     share = (for_a + even / 2) / (for_a + for_b + even)
-    chosen, rejected, share = (a, b, share) if share >= 0.5 else (b, a, 1 - share)
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=f.place, id=f.id, preferred=share,
-                weight=f.weight)  # fmt: skip
+    weights = f.weighs(("token_weights_a", "token_weights_b"), (a, b))
+    if share < 0.5:
+        a, b, share, weights = b, a, 1 - share, weights and weights[::-1]
+    return Pair(prompt=prompt, chosen=a, rejected=b, place=f.place, id=f.id, preferred=share, weight=f.weight,
+                token_weights=weights)  # fmt: skip
 
 
 def _ranked(f: Fields) -> Row:
@@ -176,7 +147,7 @@ def _listed(f: Fields) -> Row:
 
     UltraFeedback's overall score of 10 is at times a misread 1, so the mean of its four aspects goes first.
     """
-    given, ranks, scores = [], [], []
+    given, ranks, scores, weights = [], [], [], []
     for k, one in enumerate(items(f["items"], f.keys["items"])):
         where = f"{f.keys['items']}[{k}]"
         if not isinstance(one, dict):
@@ -187,11 +158,13 @@ def _listed(f: Fields) -> Row:
         if grade is None:
             raise Defect(f"{where} has neither rank nor score.", f"Seen: {', '.join(one)}.", "row.missing")
         given.append(text(one.get(said), f"{where}.{said}"))
+        weights.append((one.get("token_weights"), f"{where}.token_weights"))
         value = number(one[grade], f"{where}.{grade}")
         ranks.append(value if grade == "rank" else -value)
         if grade != "rank":
             scores.append(value)
-    return _ranking(f, given, ranks, scores if len(scores) == len(given) else None)
+    row = _ranking(f, given, ranks, scores if len(scores) == len(given) else None)
+    return replace(row, token_weights=f.weighed(weights, row.responses))
 
 
 def _ranking(f: Fields, given: list[Prompt], order: list[float], scores: list[float] | None) -> Ranking:
@@ -199,7 +172,8 @@ def _ranking(f: Fields, given: list[Prompt], order: list[float], scores: list[fl
     prompt, responses = join(f.prompt(), given)
     places = {value: k for k, value in enumerate(sorted(set(order)), 1)}
     return Ranking(prompt=prompt, responses=responses, ranks=tuple(places[value] for value in order), place=f.place,
-                   id=f.id, scores=None if scores is None else tuple(scores), weight=f.weight)  # fmt: skip
+                   id=f.id, scores=None if scores is None else tuple(scores), weight=f.weight,
+                   token_weights=f.listed_weights(responses))  # fmt: skip
 
 
 def _single(f: Fields) -> Row:
@@ -217,11 +191,13 @@ def _whole(f: Fields) -> Row:
 
 
 def _judged(f: Fields, prompt: Prompt, response: Response) -> Row:
-    if "label" not in f.keys:
-        return Demo(prompt=prompt, response=response, place=f.place, id=f.id, weight=f.weight)
-    good = label(f["label"], f.keys["label"])
-    return Rating(prompt=prompt, response=response, good=good, place=f.place, id=f.id, score=f.optional("score"),
-                  weight=f.weight)  # fmt: skip
+    """A rating where there is a label or a score, a demo otherwise."""
+    good = label(f["label"], f.keys["label"]) if "label" in f.keys else None
+    score, weights = f.optional("score"), f.weighs(("token_weights",), (response,))
+    if good is None and score is None:
+        return Demo(prompt=prompt, response=response, place=f.place, id=f.id, weight=f.weight, token_weights=weights)
+    return Rating(prompt=prompt, response=response, good=good, place=f.place, id=f.id, score=score, weight=f.weight,
+                  token_weights=weights)  # fmt: skip
 
 
 class Dialect(Struct, frozen=True):
@@ -239,25 +215,30 @@ class Dialect(Struct, frozen=True):
 
     def read(self, value: Mapping[str, object], place: Place) -> Row:
         """The row. Raises Defect or Unusable."""
+        if wrong := next((key for key in value if "token_weight" in key and key not in self.also), None):
+            known = " and ".join(f'"{key}"' for key in self.also if "token_weight" in key)
+            raise Defect(f'"{wrong}" is not read in rows of the form {self.name}.',
+                         f"Here it is {known or 'token_weights in each entry of the list'}.")  # fmt: skip
         return self.build(Fields(value, place, self.keys(value)))
 
 
-_SCORED = ("preferred", *(key for keys in SCORES for key in keys))
+_BOTH = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights", *(k for keys in SCORES for k in keys))
+_ONE = ("score", "token_weights")
 DIALECTS = (
     Dialect("votes", {"prompt": PROMPT, "a": "response_a", "b": "response_b", "va": "votes_a", "vb": "votes_b"}, _votes,
-            ("votes_equal",)),
+            ("votes_equal", "token_weights_a", "token_weights_b")),
     Dialect("OpenAI preferences",
-            {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}, _pair),
-    Dialect("pairs", {"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}, _pair, _SCORED),
-    Dialect("conversations in pairs", {"prompt": TURNS, "chosen": CHOSEN, "rejected": REJECTED}, _pair, _SCORED),
-    Dialect("pairs with the prompt inside", {"chosen": CHOSEN, "rejected": REJECTED}, _whole_pair, _SCORED),
-    Dialect("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs",
-                         "order": "ranks|rank|scores|rewards"}, _ranked, ("scores",)),
+            {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}, _pair, _BOTH),
+    Dialect("pairs", {"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}, _pair, _BOTH),
+    Dialect("conversations in pairs", {"prompt": TURNS, "chosen": CHOSEN, "rejected": REJECTED}, _pair, _BOTH),
+    Dialect("pairs with the prompt inside", {"chosen": CHOSEN, "rejected": REJECTED}, _whole_pair, _BOTH),
+    Dialect("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
+                         "order": "ranks|rank|scores|rewards"}, _ranked, ("scores", "token_weights")),
     Dialect("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, _listed),
-    Dialect("ratings", {"prompt": PROMPT, "response": ONE, "label": LABEL}, _single, ("score",)),
-    Dialect("rated conversations", {"turns": TURNS, "label": LABEL}, _whole, ("score",)),
-    Dialect("demos", {"prompt": PROMPT, "response": ONE}, _single),
-    Dialect("conversations", {"turns": TURNS}, _whole),
+    Dialect("ratings", {"prompt": PROMPT, "response": ONE, "label": LABEL}, _single, _ONE),
+    Dialect("rated conversations", {"turns": TURNS, "label": LABEL}, _whole, _ONE),
+    Dialect("demos", {"prompt": PROMPT, "response": ONE}, _single, _ONE),
+    Dialect("conversations", {"turns": TURNS}, _whole, _ONE),
 )  # fmt: skip
 
 

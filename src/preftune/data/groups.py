@@ -14,8 +14,9 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     prompt: int32 (tokens of the prompt,), begin-of-text and template included, at least one token.
     responses: one int32 array each, the end-of-turn token included once (unless the response was cut).
     ranks: place of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) otherwise.
-    good: whether the response of a rating was called good.
+    good: whether the response of a rating was called good; None where nobody said.
     preferred, scores, weight: as in the row.
+    token_weights: float32, what each token of each response counts; None where every one counts 1.
     """
 
     prompt: np.ndarray
@@ -24,10 +25,11 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     place: Place
     id: str = ""
     ranks: tuple[int, ...] = (1,)
-    good: bool = True
+    good: bool | None = True
     preferred: float = 1.0
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    token_weights: tuple[np.ndarray, ...] | None = None
 
     @property
     def tokens(self) -> int:

@@ -46,7 +46,7 @@ def summarise(groups: Sequence[TokenGroup]) -> Lengths:
     found: dict[str, list[int]] = {"prompt": [len(group.prompt) for group in groups], "chosen": [], "rejected": []}
     for group in groups:
         for ids, rank in zip(group.responses, group.ranks, strict=True):
-            found["chosen" if rank == 1 and group.good else "rejected"].append(len(ids))
+            found["chosen" if rank == 1 and group.good is not False else "rejected"].append(len(ids))
     pairs = [group.responses for group in groups if group.kind == "pair"]
     longer = sum(len(chosen) > len(rejected) for chosen, rejected in pairs)
     return Lengths(

@@ -114,6 +114,7 @@ def _account(part: str, done: dict[str, Tokenised], rows: Rows) -> dict[str, Any
     notes = [*(reading.notes if reading else []), *done[part].notes]
     return {
         "read": len(mine) + len(before), "kept": len(done[part].groups), "cut": done[part].cut,
+        "kinds": dict(Counter(group.kind for group in done[part].groups)),
         "skipped": skipped, "notes": [str(note) for note in notes],
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from preftune.data.dialects import COMMON, DIALECTS, Dialect, recognise
 from preftune.data.fields import Defect, Unusable
-from preftune.data.rows import Pair, Place, Prompt, Ranking, Rating, Response, Row, responses
+from preftune.data.rows import Pair, Place, Prompt, Ranking, Rating, Row, responses, said
 from preftune.data.sources import load
 from preftune.errors import Problem, UserError
 
@@ -140,11 +140,6 @@ def _named(extra: Mapping[str, None]) -> str:
     return ", ".join(f'{key} (did you mean "{near[0]}"?)' if near else key for key, near in meant.items())
 
 
-def said(response: Response | Prompt) -> str:
-    """The text of a response, or of the last turn of a prompt."""
-    return response if isinstance(response, str) else response[-1].content if response else ""
-
-
 def blank(text: str) -> bool:
     """Whether nothing of the text is seen."""
     return not text.translate(INVISIBLE).strip()
@@ -192,12 +187,13 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
             tally.add("row.duplicate", "the row repeats an earlier one", row.place)
         if isinstance(row, Pair) and (row.prompt, given[::-1], None) in seen:
             tally.add("pair.contradiction", "the pair prefers what another rejects", row.place)
-        if isinstance(row, Rating) and (row.prompt, given, not row.good) in seen:
+        if isinstance(row, Rating) and row.good is not None and (row.prompt, given, not row.good) in seen:
             tally.add("rating.contradiction", "the rating is the opposite of another", row.place)
         if isinstance(row, Pair) and row.scores and (row.scores[0] <= row.scores[1]):
             tally.add("pair.scores", "rejected has the higher score, or the same", row.place)
         _odd_text(row, tally)
-    if (good := {row.good for row in rows if isinstance(row, Rating)}) and len(good) == 1 and len(rows) > 1:
+    good = {row.good for row in rows if isinstance(row, Rating) and row.good is not None}
+    if len(good) == 1 and len(rows) > 1:
         tally.add("rating.one_class", f"from here on all ratings are {'good' if good.pop() else 'bad'}", rows[0].place)
     return tally.problems()
 

@@ -30,6 +30,15 @@ class Message(Struct, frozen=True):
     content: str
 
 
+class Span(Struct, frozen=True):
+    """Characters [begin, end) of a response's text and what each of them counts."""
+
+    begin: int
+    end: int
+    weight: float
+
+
+Weights = tuple[float, ...] | tuple[Span, ...]  # one number a token of the response, or spans of its text
 Prompt = str | tuple[Message, ...]
 Response = str | tuple[Message, ...]  # a conversation when the prompt is one; the last turn is the assistant's
 
@@ -39,6 +48,7 @@ class Pair(Struct, frozen=True, kw_only=True):
 
     preferred: share of judges for `chosen` (1.0 = certain; votes make it a soft label).
     scores: an explicit score of each, (chosen, rejected), where the source gives one.
+    token_weights: in all kinds of rows, what tokens count, response by response; None where each counts one.
     """
 
     prompt: Prompt
@@ -49,18 +59,20 @@ class Pair(Struct, frozen=True, kw_only=True):
     preferred: float = 1.0
     scores: tuple[float, float] | None = None
     weight: float = 1.0
+    token_weights: tuple[Weights | None, ...] | None = None
 
 
 class Rating(Struct, frozen=True, kw_only=True):
-    """A prompt with one response that was called good or bad."""
+    """A prompt with one response that was called good or bad, or (good is None) was only given a score."""
 
     prompt: Prompt
     response: Response
-    good: bool
+    good: bool | None
     place: Place
     id: str = ""
     score: float | None = None
     weight: float = 1.0
+    token_weights: tuple[Weights | None, ...] | None = None
 
 
 class Ranking(Struct, frozen=True, kw_only=True):
@@ -73,6 +85,7 @@ class Ranking(Struct, frozen=True, kw_only=True):
     id: str = ""
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    token_weights: tuple[Weights | None, ...] | None = None
 
 
 class Demo(Struct, frozen=True, kw_only=True):
@@ -83,6 +96,7 @@ class Demo(Struct, frozen=True, kw_only=True):
     place: Place
     id: str = ""
     weight: float = 1.0
+    token_weights: tuple[Weights | None, ...] | None = None
 
 
 Row = Pair | Rating | Ranking | Demo
@@ -95,3 +109,8 @@ def responses(row: Row) -> tuple[Response, ...]:
     if isinstance(row, Pair):
         return (row.chosen, row.rejected)
     return row.responses if isinstance(row, Ranking) else (row.response,)
+
+
+def said(response: Response | Prompt) -> str:
+    """The text of a response, or of the last turn of a prompt."""
+    return response if isinstance(response, str) else response[-1].content if response else ""

@@ -1,10 +1,4 @@
-"""From rows to groups of token ids. Which tokens are a response is decided here, once, and never again inferred.
-
-The ids of the prompt are the beginning of the ids of prompt and response: what a model is given to continue. The
-response's ids are the rest; only where a token would join the end of one with the begin of the other is the response
-encoded by itself. The begin-of-text ids stand once in front of text; a template brings its own. Each response ends
-with one end token, unless it was cut. A control token that a person wrote stays text.
-"""
+"""From rows to groups of token ids: which tokens are a response is decided in `encode.py`, once, and never again."""
 
 from __future__ import annotations
 
@@ -16,25 +10,26 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
-from preftune.data.chat import FIRST, GUARD, Pieces, Renderer, template_of
+from preftune.data.chat import Pieces, Renderer, template_of
+from preftune.data.encode import Encoder, backend
 from preftune.data.fields import Defect, Unusable
 from preftune.data.groups import TokenGroup
 from preftune.data.read import Tally
-from preftune.data.rows import KINDS, Pair, Ranking, Rating, Row
+from preftune.data.rows import KINDS, Pair, Ranking, Rating, Row, Span, responses, said
 from preftune.data.sources import HUB
 from preftune.data.trust import refuse_code
+from preftune.data.weighing import of_tokens
 from preftune.errors import SHOWN, Problem, UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 ENDS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<end_of_turn>", "<|end|>")
 PROBES = ("Hello, world!", " 1234567 + 8.9", "naïve Ænima 東京 العربية", "a\n\n  b\tc", "don't WON'T", "x=[i**2];")
 NAMED = "It is the folder or hub name in model.tokeniser or, without one, in model.path."
 CHUNK = 256  # rows encoded at once
-UNKNOWN = 0.1  # share of unknown tokens from which the tokeniser is surely another model's
 
 
 class Tokenised(Struct, frozen=True):
@@ -85,25 +80,16 @@ def _honest(tokeniser: PreTrainedTokenizerBase, file: Path) -> None:
     """Raise UserError where the tokeniser as loaded differs from its file, as transformers 5 makes some do."""
     from tokenizers import Tokenizer
 
-    plain, loaded = Tokenizer.from_file(str(file)), _backend(tokeniser)
+    plain, loaded = Tokenizer.from_file(str(file)), backend(tokeniser)
     for probe in PROBES:
         if loaded.encode(probe, add_special_tokens=False).ids != plain.encode(probe, add_special_tokens=False).ids:
             raise UserError(f"transformers encodes {probe!r} otherwise than {file} does.", where="model.tokeniser",
                             mend="Its tokenizer_config.json names a class that changes it.")  # fmt: skip
 
 
-def _backend(tokeniser: PreTrainedTokenizerBase) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    found = tokeniser.backend_tokenizer
-    if not isinstance(found, Tokenizer):
-        raise UserError("the tokeniser is not one of the tokenizers library.", where="model.tokeniser")
-    return found
-
-
 def tokeniser_digest(tokeniser: PreTrainedTokenizerBase) -> str:
     """SHA-256 of all that decides ids: the content of tokenizer.json, the begin and end tokens, the chat template."""
-    content = json.loads(_backend(tokeniser).to_str())
+    content = json.loads(backend(tokeniser).to_str())
     del content["truncation"], content["padding"]  # left behind by whoever called it last
     decides = [content, tokeniser.chat_template, tokeniser.bos_token, tokeniser.eos_token]
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
@@ -122,7 +108,7 @@ def tokenise(
     their responses. Raises UserError that lists the rows which the chat template fails.
     """
     renderer = Renderer(tokeniser)
-    encoder = _Encoder(tokeniser, renderer.control)
+    encoder = Encoder(tokeniser, renderer.control)
     groups: list[TokenGroup] = []
     skipped: list[Problem] = []
     defects: list[Problem] = []
@@ -141,6 +127,10 @@ def tokenise(
         for (row, pieces), (prompt, given) in zip(kept, encoder.encode(kept, tally), strict=True):
             try:
                 group, shortened = _group(row, prompt, given, max_tokens, too_long)
+                group = _weighed(group, row, pieces, [len(ids) for ids in given], encoder)
+            except Defect as defect:
+                defects.append(Problem(defect.what, str(row.place), defect.mend, defect.reason))
+                continue
             except Unusable as unusable:
                 skipped.append(Problem(unusable.what, str(row.place), reason=unusable.reason))
                 continue
@@ -160,106 +150,6 @@ def tokenise_row(row: Row, tokeniser: PreTrainedTokenizerBase) -> TokenGroup:
     if done.groups:
         return done.groups[0]
     raise UserError(done.skipped)
-
-
-class _Encoder:
-    """Text to ids, with what a tokeniser adds of itself found out by trying."""
-
-    def __init__(self, tokeniser: PreTrainedTokenizerBase, control: Sequence[str]) -> None:
-        self._control, self._backend, self._size = control, _backend(tokeniser), len(tokeniser)
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        bare, framed = self._ids(["a"], False)[0], self._backend.encode("a").ids
-        start = next((k for k in range(len(framed)) if framed[k : k + len(bare)] == bare), 0)
-        self.begin = framed[:start]
-        self.begin_text = str(tokeniser.bos_token or "") if self.begin else ""
-        special = (tokeniser.bos_token, tokeniser.eos_token, tokeniser.unk_token)
-        self._start, self.end, self._unknown = (self._backend.token_to_id(str(one)) if one else None for one in special)
-        # SentencePiece puts a space before any text. Behind a line break, which joins with nothing, it does not.
-        line, after = self._ids(["\n", "\na"], False)
-        self._anchor = "" if after[len(line) :] == bare else "\n"
-
-    def _ids(self, texts: Sequence[str], templated: bool) -> list[list[int]]:
-        self._backend.encode_special_tokens = not templated  # True: as the text that they are
-        found = [one.ids for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        self._backend.encode_special_tokens = False
-        return found
-
-    def _many(self, texts: Sequence[str], templated: bool) -> list[list[int]]:
-        """Ids of each text; a guarded control token (see `chat.GUARD`) is encoded as the text that it was."""
-        plain = iter(self._ids([text for text in texts if GUARD not in text], templated))
-        return [self._guarded(text) if GUARD in text else next(plain) for text in texts]
-
-    def _guarded(self, text: str) -> list[int]:
-        first, *rest = text.split(GUARD)
-        ids = self._ids([first], True)[0] if first else []
-        for part in rest:
-            ids = ids + self.alone(self._control[ord(part[0]) - FIRST], False)
-            ids = ids + (self.alone(part[1:], True) if part[1:] else [])
-        return ids
-
-    def alone(self, text: str, templated: bool) -> list[int]:
-        """Ids of a text that follows on another."""
-        if GUARD in text:
-            return self._guarded(text)
-        line, after = self._ids([self._anchor, self._anchor + text], templated) if self._anchor else ([], [])
-        return after[len(line) :] if line and after[: len(line)] == line else self._ids([text], templated)[0]
-
-    def encode(self, rows: Sequence[tuple[Row, Pieces]], tally: Tally) -> list[tuple[list[int], list[list[int]]]]:
-        """(ids of the prompt, ids of each response) of each row."""
-        done: dict[int, tuple[list[int], list[list[int]]]] = {}
-        for templated in (False, True):
-            mine = [k for k, (_, pieces) in enumerate(rows) if pieces.templated is templated]
-            prompts = [self._opening(*rows[k], tally) for k in mine]
-            starts = self._many(prompts, templated)
-            whole = [p + r for p, k in zip(prompts, mine, strict=True) for r in rows[k][1].responses]
-            fulls = iter(self._many(whole, templated))
-            for k, start in zip(mine, starts, strict=True):
-                row, pieces = rows[k]
-                given = [self._rest(start, next(fulls), text, row, pieces, tally) for text in pieces.responses]
-                done[k] = (start if templated else self._begun(start, row, tally), given)
-        return [done[k] for k in range(len(rows))]
-
-    def _opening(self, row: Row, pieces: Pieces, tally: Tally) -> str:
-        if not pieces.templated and self.begin_text and pieces.prompt.startswith(self.begin_text):
-            tally.add("begin.written", "the prompt begins with the begin token as text; it is kept once", row.place)
-            return pieces.prompt.removeprefix(self.begin_text)
-        return pieces.prompt
-
-    def _rest(self, start: list[int], full: list[int], text: str, row: Row, pieces: Pieces, tally: Tally) -> list[int]:
-        ids = full[len(start) :]
-        if full[: len(start)] != start:
-            tally.add("boundary.merge", "a token would join prompt and response; they are kept apart", row.place)
-            ids = self.alone(text, pieces.templated)
-        if pieces.closed or not ids:
-            return ids
-        if self.end is None:
-            raise UserError("the tokeniser has no end token, so no response can end.", where="model.tokeniser",
-                            mend="Set eos_token in its tokenizer_config.json.")  # fmt: skip
-        return [*ids, self.end]
-
-    def _begun(self, start: list[int], row: Row, tally: Tally) -> list[int]:
-        """The prompt's ids behind the begin-of-text ids; never empty, since the first response token needs a place."""
-        if self.begin or start:
-            return self.begin + start
-        stand_in = self.end if self._start is None else self._start
-        tally.add("prompt.stand_in", "nothing stands before the response but one begin or end token", row.place)
-        return [] if stand_in is None else [stand_in]
-
-    def known(self, groups: Sequence[TokenGroup]) -> list[Problem]:
-        """A note on unknown tokens. Raises UserError where they are many, or an id is none of the tokeniser's."""
-        highest = max((int(ids.max()) for g in groups for ids in (g.prompt, *g.responses)), default=0)
-        if highest >= self._size:
-            raise UserError(f"gives the id {highest}, but has {self._size} tokens.", where="model.tokeniser")
-        if self._unknown is None:
-            return []
-        counts = [sum(int((ids == self._unknown).sum()) for ids in (g.prompt, *g.responses)) for g in groups]
-        share = sum(counts) / max(sum(g.tokens for g in groups), 1)
-        if share > UNKNOWN:
-            raise UserError(f"does not know {share:.0%} of the tokens.", where="model.tokeniser",
-                            mend="Is it the one of this model, and for this language?")  # fmt: skip
-        first = next((str(g.place) for g, n in zip(groups, counts, strict=True) if n), "")
-        return [Problem(f"{share:.2%} of all tokens are unknown.", first, reason="token.unknown")] if first else []
 
 
 def _group(
@@ -296,3 +186,21 @@ def _differ(row: Row, given: list[list[int]], ranks: Sequence[int], when: str) -
     seen: dict[tuple[int, ...], int] = {}
     if any(seen.setdefault(tuple(ids), rank) != rank for ids, rank in zip(given, ranks, strict=True)):
         raise Unusable(f"{KINDS[type(row)]}.identical{when}", "responses of different rank are the same tokens.")
+
+
+def _weighed(group: TokenGroup, row: Row, pieces: Pieces, tokens: Sequence[int], encoder: Encoder) -> TokenGroup:
+    """The group with what its row says of tokens; tokens: of each response before any cut. Raises Defect, Unusable."""
+    if row.token_weights is None:
+        return group
+    found = []
+    for k, (given, response, kept) in enumerate(zip(row.token_weights, responses(row), group.responses, strict=True)):
+        placed = None
+        if given and isinstance(given[0], Span):
+            if pieces.leads[k] is None:
+                raise Unusable("weights.text", "the chat template rewrites a response, so its spans are in doubt.")
+            placed = encoder.placed(pieces, k)
+        weights = of_tokens(given, said(response), tokens[k], placed) if given else np.ones(tokens[k], np.float32)
+        if not weights[: len(kept)].any():
+            raise Unusable("weights.none", "nothing of a response counts.")
+        found.append(weights[: len(kept)])
+    return replace(group, token_weights=tuple(found))

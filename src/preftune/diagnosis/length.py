@@ -23,7 +23,7 @@ def reward_follows_length(record: Record) -> Finding | None:
     correlation, rows = record.end.get("reward_length_correlation"), record.end.get("rows")
     if correlation is None or not rows or record.end.get("rejected_tokens") is None:
         return None  # demos alone: whatever is imitated gains with every token, and that is no preference
-    responses = 2 * rows if record.end.get("margin") is not None else rows
+    responses = record.end.get("responses") or 2 * rows
     if correlation < max(CORRELATED, NOISE / math.sqrt(max(1.0, responses - 1))):
         return None
     return Finding(

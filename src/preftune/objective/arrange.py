@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
+from preftune.objective.base import Formula, RatingFormula
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.scores import Demos, Pairs, Rankings, Ratings, Scores
 
@@ -27,6 +28,11 @@ ACCEPTS = {
     "rankings": ("ranking", "pair"),
     "demos": ("demo", "pair", "rating", "ranking"),
 }
+
+
+def accepts(part: Formula) -> tuple[str, ...]:
+    """Kinds of rows that serve an objective. One of single responses that asks for no label takes rankings too."""
+    return (*ACCEPTS[part.kind], *(("ranking",) if isinstance(part, RatingFormula) and not part.labels else ()))
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Views:
     @cached_property
     def pairs(self) -> Pairs:
         better, worse, weight, preferred = self.compared
-        return Pairs(self.scores[better], self.scores[worse], weight, preferred)
+        several = [group for group in self.groups if len(group.responses) > 1]
+        return Pairs(self._at(better, several), self._at(worse, several), weight, preferred)
 
     @cached_property
     def sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -77,7 +84,7 @@ class Views:
         single = [(start, g) for start, g in zip(self.starts, self.groups, strict=True) if len(g.responses) == 1]
         found = []
         for paired, good in ((better, True), (worse, False)):
-            mine = [(start, g.weight) for start, g in single if g.good == good]
+            mine = [(start, g.weight) for start, g in single if (g.good is not False) == good]
             places = torch.cat([paired, self._index([start for start, _ in mine])])
             found.append((places, torch.cat([weight, self._float([w for _, w in mine])])))
         return found[0], found[1]
@@ -87,12 +94,15 @@ class Views:
         at, good, weight = [], [], []
         for start, group in zip(self.starts, self.groups, strict=True):
             if group.kind == "rating":
-                at, good, weight = [*at, start], [*good, group.good], [*weight, group.weight]
-            elif group.kind == "pair":
-                at, good = [*at, start, start + 1], [*good, True, False]
-                weight += [group.weight / 2] * 2
+                at, good, weight = [*at, start], [*good, bool(group.good)], [*weight, group.weight]
+            elif group.kind in ("pair", "ranking"):
+                count = len(group.responses)
+                at += range(start, start + count)
+                good += [rank == 1 for rank in group.ranks]
+                weight += [group.weight / count] * count
         is_good = torch.tensor(good, dtype=torch.bool, device=self._device)
-        return Ratings(self._at(at), is_good, self._float(weight), self.mismatched)
+        judged = [group for group in self.groups if group.kind != "demo"]
+        return Ratings(self._at(self._index(at), judged), is_good, self._float(weight), self.mismatched)
 
     @cached_property
     def rankings(self) -> Rankings:
@@ -103,18 +113,20 @@ class Views:
                 owner += [len(weight)] * len(group.responses)
                 rank += group.ranks
                 weight.append(group.weight)
-        return Rankings(self._at(at), self._index(owner), self._index(rank), self._float(weight))
+        ranked = [group for group in self.groups if group.kind in ACCEPTS["rankings"]]
+        scores = self._at(self._index(at), ranked)
+        return Rankings(scores, self._index(owner), self._index(rank), self._float(weight))
 
     @cached_property
     def demos(self) -> Demos:
         at, weight = [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            if group.kind == "rating" and not group.good:
+            if group.kind == "rating" and group.good is False:
                 continue
             best = [start + i for i, rank in enumerate(group.ranks) if rank == 1]
             at += best
             weight += [group.weight / len(best)] * len(best)
-        return Demos(self._at(at), self._float(weight))
+        return Demos(self.scores[self._index(at)], self._float(weight))
 
     @property
     def _device(self) -> torch.device:
@@ -126,8 +138,17 @@ class Views:
     def _float(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.scores.logp.dtype, device=self._device)
 
-    def _at(self, places: list[int]) -> Scores:
-        return self.scores[self._index(places)]
+    def _at(self, places: Tensor, groups: Sequence[TokenGroup]) -> Scores:
+        """The responses at these places; without explicit scores where not all of their groups have some."""
+        found = self.scores[places]
+        return found if all(group.scores is not None for group in groups) else replace(found, score=None)
+
+
+def classes(groups: Sequence[TokenGroup]) -> tuple[float, float]:
+    """Total weight of good and of bad responses, as `Views.ratings` sees these rows."""
+    pairs = sum(g.weight for g in groups if g.kind == "pair") / 2
+    good, bad = (sum(g.weight for g in groups if g.kind == "rating" and g.good == side) for side in (True, False))
+    return good + pairs, bad + pairs
 
 
 def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
@@ -137,13 +158,15 @@ def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
     another prompt everywhere, unless one block is over half of all; what then meets itself, and what would be
     longer than `longest` tokens, is left out.
     """
-    keyed = [(g.prompt.tobytes(), g, response) for g in groups for response in g.responses]
+    keyed = [(g.prompt.tobytes(), g, at) for g in groups for at in range(len(g.responses))]
     keyed.sort(key=lambda item: item[0])
     blocks = Counter(key for key, _, _ in keyed)
     step = max(blocks.values(), default=0)
     found = []
     for place, (key, group, _) in enumerate(keyed):
-        other, _, response = keyed[(place + step) % len(keyed)]
+        other, owner, at = keyed[(place + step) % len(keyed)]
+        response, weights = owner.responses[at], owner.token_weights and owner.token_weights[at : at + 1]
         if other != key and len(group.prompt) + len(response) <= longest:
-            found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place))
+            found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
+                                    token_weights=weights))  # fmt: skip
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from msgspec import Struct
 
@@ -29,27 +29,51 @@ class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     when: ClassVar[str]
     fails: ClassVar[str]
 
+    @property
+    def reading(self) -> str:
+        """Which of the formulas that go by this name this is, in one line; empty where there is only one."""
+        return ""
+
+    def settled(self, good: float, bad: float) -> Self:
+        """The same with constants filled in that follow from all training rows: good, bad: weight of either class."""
+        return self
+
 
 class Formula(ObjectiveTable, frozen=True):
     """An objective of one kind of example.
 
     kind: what it is called with; reference: whether it needs one, and otherwise has no use for one;
-    coupled: whether an example's value depends on the other examples of the step; votes: whether it reads
-    `Pairs.preferred`; needs: what it asks for beyond logp, tokens and reference, of "score" (an explicit score of each
-    response), "sharpness" (`Scores.sharpness`) and "mismatched" (`Ratings.mismatched`).
+    whole_step: whether an example's value depends on the other examples of the step; votes: whether it reads
+    `Pairs.preferred`; momentum: what a running mean of the number `followed` keeps of itself from step to step, 0 where
+    the objective follows none; scores: whether it reads explicit scores where all rows give them; needs: what it asks
+    for beyond logp, tokens and reference, of "score" (an explicit score of each response), "quantile" (that score being
+    one, from 0 to 1), "sharpness" (`Scores.sharpness`) and "mismatched" (`Ratings.mismatched`).
     """
 
     kind: ClassVar[Kind]
     reference: ClassVar[bool] = True
-    coupled: ClassVar[bool] = False
+    whole_step: ClassVar[bool] = False
     votes: ClassVar[bool] = False
+    momentum: ClassVar[float] = 0.0
+    scores: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def coupled(self) -> bool:
+        """Whether it has to be asked about a whole step at once."""
+        return self.whole_step
+
+    @property
+    def per_token_only(self) -> bool:
+        """Whether it reads log-probs per token alone, so that a mean in place of the sum changes nothing."""
+        return False
 
 
 class RatingFormula(Formula, frozen=True):
-    """An objective of single responses."""
+    """An objective of single responses. labels: whether it asks which of them are good."""
 
     kind = "ratings"
+    labels: ClassVar[bool] = True
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response."""
@@ -75,6 +99,10 @@ class PairFormula(Formula, frozen=True):
     def value(self, pairs: Pairs) -> Tensor:
         """(pairs,) the paper's loss of each pair, the chosen response taken as truly the better one."""
         raise TypeError(f"{type(self).__name__} has no formula of pairs")
+
+    def followed(self, pairs: Pairs) -> Tensor:
+        """A scalar of the step, without gradient, whose running mean the next steps find in `Pairs.usual`."""
+        raise TypeError(f"{type(self).__name__} follows no number")
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """(pairs,) one value a pair, in nats unless the formula is a square; not reduced."""

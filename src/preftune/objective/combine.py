@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 import preftune.objective as objectives  # the list of them, which is whole by the time that a configuration is read
 from preftune.objective.base import ObjectiveTable, PairFormula, RankingFormula, RatingFormula
-from preftune.objective.scores import Pairs, Rankings, Ratings, Scores
+from preftune.objective.scores import Pairs, Rankings, Ratings, joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,13 @@ class Sum(ObjectiveTable, frozen=True, tag="sum"):
         if self.weights is not None and not all(0 < weight < float("inf") for weight in self.weights):
             raise ValueError("each weight must be a number above 0; leave a part out instead of giving it 0")
 
+    @property
+    def reading(self) -> str:
+        return " · ".join(part.reading for part in self.parts if part.reading)
+
+    def settled(self, good: float, bad: float) -> Sum:
+        return replace(self, parts=tuple(part.settled(good, bad) for part in self.parts))
+
     def __call__(self, pairs: Pairs) -> Tensor:
         """(pairs,) the weighted sum a pair; parts of another kind see each pair as their own kind of example."""
         return sum((weight * value_of_pairs(part, pairs) for weight, part in parts(self)), pairs.weight.new_zeros(()))
@@ -66,7 +74,7 @@ def as_ratings(pairs: Pairs) -> Ratings:
     import torch
 
     good = torch.arange(2 * len(pairs.weight), device=pairs.weight.device) < len(pairs.weight)
-    return Ratings(_joined(pairs), good, pairs.weight.repeat(2) / 2)
+    return Ratings(joined((pairs.chosen, pairs.rejected)), good, pairs.weight.repeat(2) / 2)
 
 
 def as_rankings(pairs: Pairs) -> Rankings:
@@ -77,20 +85,4 @@ def as_rankings(pairs: Pairs) -> Rankings:
     interleaved = torch.arange(2 * count, device=pairs.weight.device).view(2, count).t().reshape(-1)
     group = torch.arange(count, device=pairs.weight.device).repeat_interleave(2)
     rank = torch.tensor([1, 2], device=pairs.weight.device).repeat(count)
-    return Rankings(_joined(pairs)[interleaved], group, rank, pairs.weight)
-
-
-def _joined(pairs: Pairs) -> Scores:
-    import torch
-
-    def join(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-        return None if first is None or second is None else torch.cat([first, second])
-
-    chosen, rejected = pairs.chosen, pairs.rejected
-    return Scores(
-        torch.cat([chosen.logp, rejected.logp]),
-        torch.cat([chosen.tokens, rejected.tokens]),
-        join(chosen.reference, rejected.reference),
-        join(chosen.score, rejected.score),
-        join(chosen.sharpness, rejected.sharpness),
-    )
+    return Rankings(joined((pairs.chosen, pairs.rejected))[interleaved], group, rank, pairs.weight)

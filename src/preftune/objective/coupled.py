@@ -23,7 +23,7 @@ LEAST = 1e-3  # share of beta below which beta_dpo does not let it fall
 class AOT(PairFormula, frozen=True, tag="aot"):
     """Alignment by optimal transport: the whole distribution of rewards above another, place by place."""
 
-    coupled = True
+    whole_step = True
     votes = False
     paper = "2406.05882"
     formula = r"-\log\sigma(\beta (a_{(i)} - b_{(i)})), \quad a, b \text{ sorted}"
@@ -35,6 +35,10 @@ class AOT(PairFormula, frozen=True, tag="aot"):
     paired: Annotated[
         bool, Meta(description="true: policy margins against reference margins; false: chosen against rejected.")
     ] = True
+
+    @property
+    def reading(self) -> str:
+        return f"aot {'paired' if self.paired else 'unpaired'}: sorted over the whole step, not over a pack"
 
     def value(self, pairs: Pairs) -> Tensor:
         import torch
@@ -56,28 +60,38 @@ class AOT(PairFormula, frozen=True, tag="aot"):
 class BetaDPO(PairFormula, frozen=True, tag="beta_dpo"):
     """DPO whose beta grows with the step's mean margin, and which leaves the least usual pairs out."""
 
-    coupled = True
-    paper = "2407.08639; keeps the likeliest pairs where the paper draws them, and its centre is given, not tracked"
-    formula = r"-\log\sigma(\beta' h), \quad \beta' = \beta (1 + \alpha (\bar h - c))"
+    whole_step = True
+    momentum = 0.9
+    paper = "2407.08639; keeps the likeliest pairs where the paper draws them"
+    formula = (
+        r"-\log\sigma(\beta' h), \quad \beta' = \beta (1 + \alpha (\bar h - m)), \quad m \leftarrow 0.9 m + 0.1 \bar h"
+    )
     optimum = "DPO's at the beta that results"
     when = "The gap in quality between chosen and rejected differs much from step to step."
-    fails = "As margins grow in training beta grows with them, unless `centre` is raised."
+    fails = "Margins are in nats and alpha multiplies them: at 0.6 one nat more than usual is 60 % more beta."
 
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="How much beta follows the mean margin.")] = 0.6
-    centre: Annotated[float, Meta(description="Mean margin, in nats, at which beta is as given.")] = 0.0
     keep: Annotated[
-        float, Meta(gt=0, le=1, description="Share of the step's pairs kept, nearest to its mean margin.")
+        float, Meta(gt=0, le=1, description="Share of the step's pairs kept, nearest to the usual margin.")
     ] = 0.8
+
+    @property
+    def reading(self) -> str:
+        return f"beta_dpo: alpha = {self.alpha:g} a nat of margin above the running mean (momentum {self.momentum:g})"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """(pairs,) one value a pair, 0 for those left out, so scaled that the mean is over those kept."""
         margin = pairs.margin.detach()
-        mean = weighted_mean(margin, pairs.weight)
-        kept = self._kept((margin - mean).abs())
-        beta = self.beta * (1 + self.alpha * (weighted_mean(margin, pairs.weight * kept) - self.centre))
+        usual = self.followed(pairs) if pairs.usual is None else pairs.usual
+        kept = self._kept((margin - usual).abs())
+        beta = self.beta * (1 + self.alpha * (weighted_mean(margin, pairs.weight * kept) - usual))
         plain = _tempered(pairs, beta.clamp(min=LEAST * self.beta))
         return plain * kept * pairs.weight.sum() / (pairs.weight * kept).sum().clamp(min=1e-30)
+
+    def followed(self, pairs: Pairs) -> Tensor:
+        """The step's mean margin, in nats."""
+        return weighted_mean(pairs.margin.detach(), pairs.weight)
 
     def _kept(self, distance: Tensor) -> Tensor:
         """1 for the pairs kept, 0 for the others; ties with the last one kept stay, so that order decides nothing."""
@@ -98,7 +112,7 @@ def _tempered(pairs: Pairs, beta: Tensor) -> Tensor:
 class DrDPO(PairFormula, frozen=True, tag="dr_dpo"):
     """Distributionally robust DPO: pairs with a high loss, likely mislabelled, count less."""
 
-    coupled = True
+    whole_step = True
     paper = "2407.07880"
     formula = r"-\tau \log \overline{\exp(-l / \tau)}, \quad l = -\log\sigma(\beta h)"
     optimum = "DPO's as tau grows; for a small tau that of the pairs already fitted"
@@ -128,6 +142,10 @@ class WPO(PairFormula, frozen=True, tag="wpo"):
     fails = "Weights are small for text unlike the policy's own: with all pairs foreign it hardly trains."
 
     beta: Beta = 0.1
+
+    @property
+    def reading(self) -> str:
+        return "wpo: weights stop at 1 and carry no gradient"
 
     def value(self, pairs: Pairs) -> Tensor:
         sure = sharpness(pairs.chosen) + sharpness(pairs.rejected)

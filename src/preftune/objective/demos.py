@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from preftune.objective.base import Formula
+from preftune.objective.maths import weighted_mean
 from preftune.objective.scores import Demos
 
 if TYPE_CHECKING:
@@ -22,12 +23,33 @@ class NLL(Formula, frozen=True, tag="nll"):
     formula = r"-\log\pi / n"
     optimum = "the distribution that the demonstrations came from"
     when = "Supervised fine-tuning, or a part of a sum that keeps chosen responses probable."
-    fails = 'norm = "sum" gives a row as much weight as it has tokens.'
+    fails = 'norm = "token" or "sum" gives a row as much weight as it has tokens; "token" needs a second forward pass.'
 
     norm: Annotated[
-        Literal["sequence", "sum"], Meta(description="sequence: mean over a response's tokens; sum: their sum.")
+        Literal["sequence", "token", "sum"],
+        Meta(description="sequence: mean over a response's tokens; token: over all tokens of the step; sum: no mean."),
     ] = "sequence"
+
+    @property
+    def reading(self) -> str:
+        what = {
+            "sequence": "the mean of each response's mean over its tokens, so rows count alike whatever their length",
+            "token": "the mean over all tokens of the step, so a response counts by its length",
+            "sum": "a sum over the tokens of a response, so a response counts by its length",
+        }
+        return f"nll: {what[self.norm]}"
+
+    @property
+    def coupled(self) -> bool:
+        return self.norm == "token"  # by the tokens of the step, which is what a mean over them divides by
+
+    @property
+    def per_token_only(self) -> bool:
+        return self.norm == "sequence"
 
     def __call__(self, demos: Demos) -> Tensor:
         """(responses,) one value a response, in nats a token or nats."""
-        return -(demos.responses.mean_logp if self.norm == "sequence" else demos.responses.logp)
+        scores = demos.responses
+        if self.norm == "token":
+            return -scores.logp / weighted_mean(scores.counted, demos.weight)
+        return -(scores.mean_logp if self.norm == "sequence" else scores.logp)

@@ -41,6 +41,14 @@ class FDPO(PairFormula, frozen=True, tag="f_dpo"):
         if self.alpha is not None and self.divergence != "alpha":
             raise ValueError('alpha has an effect only with divergence = "alpha"')
 
+    @property
+    def reading(self) -> str:
+        return (
+            "f_dpo: alpha is the paper's, (1 - u^-alpha) / alpha; elsewhere it is 1 minus this"
+            if self.divergence == "alpha"
+            else ""
+        )
+
     def value(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (self._slope(pairs.chosen.log_ratio) - self._slope(pairs.rejected.log_ratio)))
 
@@ -97,6 +105,10 @@ class ODPO(ScoredFormula, frozen=True, tag="odpo"):
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="Weight of the logarithm of the score difference.")] = 1.0
 
+    @property
+    def reading(self) -> str:
+        return f"odpo: the offset is {self.alpha:g} log(s_w - s_l), so scores 1 apart ask for none"
+
     def value(self, pairs: Pairs) -> Tensor:
         better_by = (given(pairs.chosen) - given(pairs.rejected)).clamp(min=SMALLEST)
         return logistic(self.beta * pairs.margin - self.alpha * better_by.log())
@@ -114,6 +126,13 @@ class RPO(ScoredFormula, frozen=True, tag="rpo"):
     beta: Beta = 0.1
     eta: Eta = 1.0
     reverse: Annotated[bool, Meta(description="Take the KL from the policy's preference to the scores'.")] = False
+
+    @property
+    def reading(self) -> str:
+        return (
+            f"rpo: NVIDIA's, KL({'policy || scores' if self.reverse else 'scores || policy'}) of preferences; "
+            "DPO with imitation is regularised_dpo or irpo"
+        )
 
     def value(self, pairs: Pairs) -> Tensor:
         target = self.eta * (given(pairs.chosen) - given(pairs.rejected))

@@ -36,6 +36,10 @@ class SLiC(PairFormula, frozen=True, tag="slic"):
     gap: Annotated[float, Meta(ge=0, description="Difference of log-probs, in nats, that is enough.")] = 1.0
     nll_weight: Imitation = 1.0
 
+    @property
+    def reading(self) -> str:
+        return "slic: the hinge is on summed log-probs; imitation is of chosen, per token"
+
     def value(self, pairs: Pairs) -> Tensor:
         apart = pairs.chosen.logp - pairs.rejected.logp
         return hinge(apart, self.gap) - self.nll_weight * pairs.chosen.mean_logp
@@ -53,6 +57,10 @@ class CPO(PairFormula, frozen=True, tag="cpo"):
     reference = False
     beta: Annotated[float, Meta(gt=0, description="Factor from log-prob to reward.")] = 0.1
     nll_weight: Imitation = 1.0
+
+    @property
+    def reading(self) -> str:
+        return "cpo: log-probs are summed over tokens in the comparison, and per token in the imitation"
 
     def value(self, pairs: Pairs) -> Tensor:
         apart = pairs.chosen.logp - pairs.rejected.logp
@@ -81,6 +89,14 @@ class SimPO(PairFormula, frozen=True, tag="simpo"):
         """gamma, by whichever name it was given; half of beta where by none."""
         return target(self.beta, self.gamma, self.gamma_ratio, 0.5)
 
+    @property
+    def reading(self) -> str:
+        return f"simpo: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
+
+    @property
+    def per_token_only(self) -> bool:
+        return True
+
     def value(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (pairs.chosen.mean_logp - pairs.rejected.mean_logp) - self.target)
 
@@ -108,6 +124,14 @@ class AlphaPO(PairFormula, frozen=True, tag="alpha_po"):
         """gamma, by whichever name it was given; a tenth of beta where by none."""
         return target(self.beta, self.gamma, self.gamma_ratio, 0.1)
 
+    @property
+    def reading(self) -> str:
+        return f"alpha_po: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
+
+    @property
+    def per_token_only(self) -> bool:
+        return True
+
     def value(self, pairs: Pairs) -> Tensor:
         chosen, rejected = (box_cox(side.mean_logp, self.alpha) for side in (pairs.chosen, pairs.rejected))
         return logistic(self.beta * (chosen - rejected) - self.target)
@@ -125,6 +149,14 @@ class ORPO(PairFormula, frozen=True, tag="orpo"):
     reference = False
     odds_weight: Annotated[float, Meta(ge=0, description="Weight of the odds ratio against imitation.")] = 0.1
 
+    @property
+    def reading(self) -> str:
+        return f"orpo: {self.odds_weight:g} times the odds ratio; imitation is of the response alone, per token"
+
+    @property
+    def per_token_only(self) -> bool:
+        return True
+
     def value(self, pairs: Pairs) -> Tensor:
         ratio = log_odds(pairs.chosen.mean_logp) - log_odds(pairs.rejected.mean_logp)
         return -pairs.chosen.mean_logp + self.odds_weight * logistic(ratio)
@@ -140,6 +172,10 @@ class SimPER(PairFormula, frozen=True, tag="simper"):
     fails = "Nothing holds the policy: train for one pass at a small rate."
 
     reference = False
+
+    @property
+    def per_token_only(self) -> bool:
+        return True
 
     def value(self, pairs: Pairs) -> Tensor:
         return pairs.rejected.mean_logp.exp() - pairs.chosen.mean_logp.exp()

@@ -28,6 +28,18 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
     tau: Annotated[float, Meta(gt=0, description="Strength of the anchor; the margin is led to 1 / (2 tau).")] = 0.1
     per_token: Annotated[bool, Meta(description="Log-ratios per token, as is common; false: summed.")] = True
 
+    @property
+    def reading(self) -> str:
+        return (
+            f"ipo per token: log-ratios are divided by their tokens and are led to 1 / (2 tau) = {0.5 / self.tau:g}"
+            if self.per_token
+            else f"ipo summed: log-ratios are sums over tokens and are led to 1 / (2 tau) = {0.5 / self.tau:g} nats"
+        )
+
+    @property
+    def per_token_only(self) -> bool:
+        return self.per_token
+
     def value(self, pairs: Pairs) -> Tensor:
         mean = pairs.chosen.mean_log_ratio - pairs.rejected.mean_log_ratio
         return square(mean if self.per_token else pairs.margin, 1 / (2 * self.tau))
@@ -43,6 +55,10 @@ class Hinge(PairFormula, frozen=True, tag="hinge"):
     fails = "It learns who is preferred, not how often: probabilities of preference are lost."
 
     beta: Beta = 0.1
+
+    @property
+    def reading(self) -> str:
+        return "hinge: RSO's, on beta times the margin against the reference; SLiC's, without one, is slic"
 
     def value(self, pairs: Pairs) -> Tensor:
         return hinge(self.beta * pairs.margin)
@@ -60,6 +76,10 @@ class EXO(PairFormula, frozen=True, tag="exo"):
     beta: Beta = 0.1
     eps: Annotated[float, Meta(gt=0, lt=0.5, description="Probability that the label leaves to rejected.")] = 1e-3
 
+    @property
+    def reading(self) -> str:
+        return f"exo: KL(policy || label), and the label leaves {self.eps:g} to rejected"
+
     def value(self, pairs: Pairs) -> Tensor:
         return kl_to_coin(self.beta * pairs.margin, log((1 - self.eps) / self.eps))
 
@@ -74,6 +94,10 @@ class SPPO(PairFormula, frozen=True, tag="sppo"):
     fails = "At beta = 0.001 the first gradients are 500 a nat: the clipping decides the step."
 
     beta: Annotated[float, Meta(gt=0, description="Inverse step of self-play; log-ratios go to 1 / (2 beta).")] = 1e-3
+
+    @property
+    def reading(self) -> str:
+        return f"sppo: half of each square, so a mean of two responses, which are led to +-{0.5 / self.beta:g} nats"
 
     def value(self, pairs: Pairs) -> Tensor:
         at = 0.5 / self.beta
@@ -91,6 +115,10 @@ class CalDPO(PairFormula, frozen=True, tag="cal_dpo"):
 
     beta: Annotated[float, Meta(gt=0, description="Log-ratios are led to plus and minus 1 / (2 beta).")] = 1e-3
 
+    @property
+    def reading(self) -> str:
+        return "cal_dpo: half of each square, and beta stands in their target only, not before h"
+
     def value(self, pairs: Pairs) -> Tensor:
         at = 0.5 / self.beta
         tied = 0.5 * square(pairs.chosen.log_ratio, at) + 0.5 * square(pairs.rejected.log_ratio, -at)
@@ -107,6 +135,10 @@ class APODown(PairFormula, frozen=True, tag="apo_down"):
     fails = "It lowers chosen by design: with data better than the policy, use apo_zero."
 
     beta: Beta = 0.1
+
+    @property
+    def reading(self) -> str:
+        return "apo_down: 1 is added, which changes no gradient"
 
     def value(self, pairs: Pairs) -> Tensor:
         return (self.beta * pairs.chosen.log_ratio).sigmoid() + (-self.beta * pairs.margin).sigmoid()

@@ -32,6 +32,14 @@ class DPO(PairFormula, frozen=True, tag="dpo"):
     def __post_init__(self) -> None:
         check_flip(self.flip)
 
+    @property
+    def reading(self) -> str:
+        return (
+            f"dpo with flip {self.flip:g} is cDPO: (1 - flip) l(h) + flip l(-h), h of log-probs summed over tokens"
+            if self.flip
+            else "dpo: log-probs are summed over the tokens of a response, its end token included, not averaged"
+        )
+
     def value(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * pairs.margin)
 
@@ -56,6 +64,10 @@ class RobustDPO(PairFormula, frozen=True, tag="robust"):
     def __post_init__(self) -> None:
         check_flip(self.flip)
 
+    @property
+    def reading(self) -> str:
+        return "robust: divided by 1 - 2 flip, and unlike cDPO (dpo with flip) not bounded below"
+
     def value(self, pairs: Pairs) -> Tensor:
         reward = self.beta * pairs.margin
         return ((1 - self.flip) * logistic(reward) - self.flip * logistic(-reward)) / (1 - 2 * self.flip)
@@ -71,6 +83,14 @@ class LengthNormalisedDPO(PairFormula, frozen=True, tag="ln_dpo"):
     fails = "beta is per token: 5 is usual, and 0.1 hardly trains at all."
 
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, per token; 5 is usual.")] = 5.0
+
+    @property
+    def reading(self) -> str:
+        return f"ln_dpo: beta = {self.beta:g} multiplies log-ratios per token, for which 5 is usual; not sums"
+
+    @property
+    def per_token_only(self) -> bool:
+        return True
 
     def value(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (pairs.chosen.mean_log_ratio - pairs.rejected.mean_log_ratio))
@@ -88,6 +108,10 @@ class RDPO(PairFormula, frozen=True, tag="r_dpo"):
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="Reward taken away per token; shortens.")] = 0.05
 
+    @property
+    def reading(self) -> str:
+        return f"r_dpo: alpha = {self.alpha:g} is charged for each token more that chosen has, so it shortens"
+
     def value(self, pairs: Pairs) -> Tensor:
         longer = pairs.chosen.tokens - pairs.rejected.tokens
         return logistic(self.beta * pairs.margin + self.alpha * longer)
@@ -104,6 +128,10 @@ class DPOPositive(PairFormula, frozen=True, tag="dpo_positive"):
 
     beta: Beta = 0.3
     penalty: Annotated[float, Meta(ge=0, description="Weight of the drop of chosen below the reference.")] = 50.0
+
+    @property
+    def reading(self) -> str:
+        return "dpo_positive: the penalty (lambda) stands inside beta, as in its paper"
 
     def value(self, pairs: Pairs) -> Tensor:
         drop = (-pairs.chosen.log_ratio).relu()

@@ -1,6 +1,8 @@
-"""Published mixtures, as the sums that they are. Each is written in a file as its parts."""
+"""Published mixtures, as the sums that they are, and what other names of the literature are called here."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from preftune.objective.combine import Sum
 from preftune.objective.demos import NLL
@@ -8,16 +10,61 @@ from preftune.objective.free import SimPO
 from preftune.objective.pairs import DPO
 from preftune.objective.ratings import BCO
 
-MPO = Sum(parts=(DPO(beta=0.1), BCO(beta=0.1), NLL()), weights=(0.8, 0.2, 1.0))
-"""Mixed preference optimisation (arXiv 2411.10442): which is better, whether it is good, and how to write it."""
 
-IRPO = Sum(parts=(DPO(beta=0.1), NLL()), weights=(1.0, 1.0))
-"""Iterative reasoning preference optimisation (arXiv 2404.19733), the imitation per token of the response."""
+class Preset(NamedTuple):
+    """A sum with a name: objective = "mpo" in a file means its parts."""
 
-REGULARISED_DPO = Sum(parts=(DPO(beta=0.01), NLL()), weights=(1.0, 0.005))
-"""DPO with imitation as a provable brake on over-optimisation (arXiv 2405.16436, also called RPO)."""
+    objective: Sum
+    meaning: str
+    paper: str
 
-CPO_SIMPO = Sum(parts=(SimPO(), NLL()), weights=(1.0, 1.0))
-"""SimPO and imitation of chosen, for when SimPO alone degenerates."""
 
-PRESETS = {"mpo": MPO, "irpo": IRPO, "regularised_dpo": REGULARISED_DPO, "cpo_simpo": CPO_SIMPO}
+PRESETS = {
+    "mpo": Preset(
+        Sum(parts=(DPO(beta=0.1), BCO(beta=0.1), NLL()), weights=(0.8, 0.2, 1.0)),
+        "Mixed preference optimisation: which is better, whether it is good, and how to write it.",
+        "2411.10442",
+    ),
+    "irpo": Preset(
+        Sum(parts=(DPO(beta=0.1), NLL()), weights=(1.0, 1.0)),
+        "Iterative reasoning preference optimisation: DPO and imitation of chosen, per token of the response.",
+        "2404.19733",
+    ),
+    "regularised_dpo": Preset(
+        Sum(parts=(DPO(beta=0.01), NLL()), weights=(1.0, 0.005)),
+        "DPO with imitation as a provable brake on over-optimisation; its paper calls it RPO.",
+        "2405.16436",
+    ),
+    "cpo_simpo": Preset(
+        Sum(parts=(SimPO(), NLL()), weights=(1.0, 1.0)),
+        "SimPO and imitation of chosen, for when SimPO alone degenerates.",
+        "2401.08417, 2405.14734",
+    ),
+}
+
+NAMES = {
+    "cdpo": "objective=dpo objective.flip=0.1",
+    "ipo_sum": "objective=ipo objective.per_token=false",
+    "rso": "objective=hinge objective.beta=0.05",
+    "ld_dpo": "objective=dpo aggregate=ld",
+    "sampo": "objective=dpo aggregate=sampo",
+    "d2po": "objective=dpo aggregate=decay",
+    "tr_dpo": "objective=dpo objective.beta=0.05 reference=moving reference.share=0.6 reference.every=1",
+    "tr_dpo_hard": "objective=dpo objective.beta=0.05 reference=moving reference.share=1 reference.every=512",
+    "smaug": "objective=dpo_positive",
+    "dpop": "objective=dpo_positive",
+    "dpo_norm": "objective=ln_dpo",
+    "sigmoid": "objective=dpo",
+    "sigmoid_norm": "objective=ln_dpo",
+    "exo_pair": "objective=exo",
+    "nca_pair": "objective=nca",
+    "bco_pair": "objective=bco",
+    "sppo_hard": "objective=sppo",
+    "aot_unpaired": "objective=aot objective.paired=false",
+    "js_dpo": "objective=f_dpo objective.divergence=js",
+    "infonca": "objective=info_nca",
+    "listwise_dpo": "objective=plackett_luce",
+    "best_of_k": "objective=dpo data.rankings=best",
+    "sft": "objective=nll",
+}
+"""Name elsewhere -> the words that make it here."""

@@ -45,6 +45,10 @@ class PlackettLuce(RankingFormula, frozen=True, tag="plackett_luce"):
 
     beta: Beta = 0.1
 
+    @property
+    def reading(self) -> str:
+        return "plackett_luce: tied responses are not set against each other"
+
     def __call__(self, rankings: Rankings) -> Tensor:
         """(groups,) one value a ranking, in nats. Tied responses are not set against each other."""
         reward, real, rank = (by_group(field, rankings) for field in self._fields(rankings))
@@ -94,6 +98,7 @@ def targets(rankings: Rankings, temperature: float) -> tuple[Tensor, Tensor]:
 class InfoNCA(RankingFormula, frozen=True, tag="info_nca"):
     """Cross-entropy from the softmax of the scores to the softmax of the rewards; DPO for two unscored responses."""
 
+    scores = True
     paper = "2402.05369, InfoNCA"
     formula = r"-\sum_k w_k \log softmax(\beta u)_k, \quad w = softmax(s / \alpha)"
     optimum = "reference times exp(score / (alpha beta))"
@@ -102,6 +107,10 @@ class InfoNCA(RankingFormula, frozen=True, tag="info_nca"):
 
     beta: Beta = 0.1
     temperature: Temperature = 0.01
+
+    @property
+    def reading(self) -> str:
+        return f"info_nca: targets are softmax(score / {self.temperature:g}), or the best ranks alike without scores"
 
     def __call__(self, rankings: Rankings) -> Tensor:
         """(groups,) one value a prompt, in nats."""
@@ -113,6 +122,7 @@ class InfoNCA(RankingFormula, frozen=True, tag="info_nca"):
 class NCA(RankingFormula, frozen=True, tag="nca"):
     """Noise-contrastive alignment: each response against the reference, so that chosen keeps its probability."""
 
+    scores = True
     paper = "2402.05369, NCA"
     formula = r"-\sum_k [w_k \log\sigma(\beta u_k) + \frac{1}{K} \log\sigma(-\beta u_k)], \quad w = softmax(s / \alpha)"
     optimum = "beta u_k = log(K w_k)"
@@ -121,6 +131,13 @@ class NCA(RankingFormula, frozen=True, tag="nca"):
 
     beta: Beta = 0.1
     temperature: Temperature = 0.01
+
+    @property
+    def reading(self) -> str:
+        return (
+            f"nca: targets are softmax(score / {self.temperature:g}), or the best ranks alike without scores; "
+            "each of K responses is 1 / K of the noise"
+        )
 
     def __call__(self, rankings: Rankings) -> Tensor:
         """(groups,) one value a prompt, in nats."""

@@ -6,6 +6,7 @@ from math import exp, log, log1p
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from preftune.objective.base import RatingFormula, given
 from preftune.objective.maths import logistic, square, weighted_mean
@@ -22,7 +23,7 @@ Quantile = Annotated[float, Meta(gt=0, description="Strength of the anchor, in u
 class KTO(RatingFormula, frozen=True, tag="kto"):
     """Kahneman-Tversky: good and bad responses against the policy's drift, on an S-shaped scale of value."""
 
-    coupled = True
+    whole_step = True
     needs = frozenset({"mismatched"})
     paper = "2402.01306"
     formula = r"\lambda_D \sigma(-\beta (u - z_0)) \text{ good}, \quad \lambda_U \sigma(\beta (u - z_0)) \text{ bad}"
@@ -33,34 +34,46 @@ class KTO(RatingFormula, frozen=True, tag="kto"):
     beta: Beta = 0.1
     good_weight: Annotated[
         Weight | None,
-        Meta(description="Weight of good responses; with neither given the rarer side of a step is raised to balance."),
+        Meta(
+            description="Weight of good responses; with neither given, the rarer side of the training rows is raised."
+        ),
     ] = None
     bad_weight: Annotated[Weight | None, Meta(description="Weight of bad responses; 1 if only the other is given.")] = (
         None
     )
+
+    @property
+    def reading(self) -> str:
+        return (
+            f"kto: weights {self.good_weight or 1:g} good, {self.bad_weight or 1:g} bad; drift of the whole step, from "
+            "other prompts' responses; the mean is over all rows, not over each class"
+        )
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response."""
         import torch
 
         away = self.beta * (ratings.responses.log_ratio - drift(ratings))
-        good, bad = self._weights(ratings)
+        good, bad = self.good_weight or 1.0, self.bad_weight or 1.0
         return torch.where(ratings.good, good * (-away).sigmoid(), bad * away.sigmoid())
 
-    def _weights(self, ratings: Ratings) -> tuple[float, float]:
-        """Of a good and of a bad response; found from the step where not given."""
-        if self.good_weight is not None or self.bad_weight is not None:
-            return self.good_weight or 1.0, self.bad_weight or 1.0
-        good = float((ratings.weight * ratings.good).sum())
-        bad = float(ratings.weight.sum()) - good
-        return (max(1.0, bad / good), max(1.0, good / bad)) if good > 0 and bad > 0 else (1.0, 1.0)
+    def settled(self, good: float, bad: float) -> KTO:
+        """Both weights given, so that one class as a whole weighs what the other does if none was."""
+        weights = (self.good_weight or 1.0, self.bad_weight or 1.0)
+        if self.good_weight is None and self.bad_weight is None and good > 0 and bad > 0:
+            weights = (max(1.0, bad / good), max(1.0, good / bad))
+        return replace(self, good_weight=weights[0], bad_weight=weights[1])
 
 
 def drift(ratings: Ratings) -> Tensor:
-    """z_0: mean log-ratio of mismatched responses, not below 0, without gradient; a scalar in nats (KTO)."""
+    """z_0: mean log-ratio of mismatched responses, not below 0, without gradient; a scalar in nats (KTO).
+
+    0, its least value, where all rows have one prompt, so that no response can be mismatched.
+    """
     if ratings.mismatched is None:
         raise ValueError("KTO needs mismatched responses to estimate the drift and was given none")
-    return ratings.mismatched.log_ratio.detach().mean().clamp(min=0)
+    ratio = ratings.mismatched.log_ratio.detach()
+    return ratio.mean().clamp(min=0) if len(ratio) else ratio.sum()
 
 
 class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
@@ -74,6 +87,10 @@ class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
 
     beta: Beta = 0.1
 
+    @property
+    def reading(self) -> str:
+        return "apo_zero: 1 is added, which changes no gradient"
+
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
         reward = self.beta * ratings.responses.log_ratio
@@ -83,7 +100,7 @@ class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
 class BCO(RatingFormula, frozen=True, tag="bco"):
     """Binary classifier: good against bad by the reward alone, around the middle of the two."""
 
-    coupled = True
+    whole_step = True
     paper = "2404.04656; its shift is the step's own, where the paper keeps a running mean"
     formula = (
         r"-2\log\sigma(\beta u - \delta) \text{ good}, \quad -2\log\sigma(\delta - \beta u) \text{ bad}, "
@@ -94,6 +111,10 @@ class BCO(RatingFormula, frozen=True, tag="bco"):
     fails = "It sees no pair, so differences between prompts in how often they are called good are learned as well."
 
     beta: Beta = 0.1
+
+    @property
+    def reading(self) -> str:
+        return "bco: delta is the step's own, halfway between the mean rewards of good and bad; no running mean"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
@@ -117,7 +138,8 @@ def _signed(reward: Tensor, ratings: Ratings) -> Tensor:
 class QRPO(RatingFormula, frozen=True, tag="qrpo"):
     """Quantile reward: the log-ratio is regressed on the score's quantile, for which the constant is known."""
 
-    needs = frozenset({"score"})
+    labels = False
+    needs = frozenset({"score", "quantile"})
     paper = "2507.08068, with the exact log Z"
     formula = r"(s - \beta\log Z - \beta u)^2, \quad \log Z = \log\beta + 1/\beta + \log(1 - e^{-1/\beta})"
     optimum = "reference times exp(quantile / beta), where the value is 0"
@@ -125,6 +147,10 @@ class QRPO(RatingFormula, frozen=True, tag="qrpo"):
     fails = "Scores have to be such quantiles, uniform on 0 to 1 under the reference; raw scores spoil the constant."
 
     beta: Quantile = 0.1
+
+    @property
+    def reading(self) -> str:
+        return f"qrpo: log Z = {self.log_z:.4g}, exact for scores that are quantiles"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; `score` is its quantile, from 0 to 1."""
@@ -140,7 +166,8 @@ class QRPO(RatingFormula, frozen=True, tag="qrpo"):
 class DRO(RatingFormula, frozen=True, tag="dro"):
     """Direct reward optimisation: the log-ratio is regressed on the score above its mean."""
 
-    coupled = True
+    whole_step = True
+    labels = False
     needs = frozenset({"score"})
     paper = "2405.19107, with one value V for the step in closed form instead of a second network"
     formula = r"\frac{1}{2}(s - V - \beta u)^2, \quad V = \overline{s - \beta u}"
@@ -149,6 +176,10 @@ class DRO(RatingFormula, frozen=True, tag="dro"):
     fails = "V is one number: prompts whose scores are high throughout are learned as good responses."
 
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, in units of the score.")] = 1.0
+
+    @property
+    def reading(self) -> str:
+        return "dro: one V for the whole step, in closed form"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response. The gradient is V's too, because V minimises what it stands in."""

@@ -7,7 +7,8 @@ K responses shown as all its pairs gives each pair 1 / C(K, 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 class Scores:
     """Responses under the policy and the reference; every field is (responses,).
 
-    logp: log-probability of each response summed over its tokens, in nats; the one field with a gradient.
+    logp: log-probability of each response summed over its tokens, each times its weight where tokens have weights, in
+        nats; the one field with a gradient.
     tokens: how many tokens that sum has.
     reference: the same log-probability under the reference, or None where there is none. Read `ref_logp`.
     score: an explicit score of each response where the rows give one, else None.
     sharpness: mean over tokens of log pi(y_t) - log sum_v pi_v^2 under the policy, in nats a token, without gradient;
         None unless the objective asks for it (WPO, arXiv 2406.11827).
+    weighed: the sum of the tokens' weights, which is what a mean over tokens divides by; None where each counts 1.
     """
 
     logp: Tensor
@@ -31,6 +34,7 @@ class Scores:
     reference: Tensor | None = None
     score: Tensor | None = None
     sharpness: Tensor | None = None
+    weighed: Tensor | None = None
 
     @property
     def ref_logp(self) -> Tensor:
@@ -47,17 +51,36 @@ class Scores:
     @property
     def mean_logp(self) -> Tensor:
         """Log-probability per token, in nats."""
-        return self.logp / self.tokens
+        return self.logp / self.counted
 
     @property
     def mean_log_ratio(self) -> Tensor:
         """Log-ratio per token, in nats."""
-        return self.log_ratio / self.tokens
+        return self.log_ratio / self.counted
+
+    @property
+    def counted(self) -> Tensor:
+        """What a mean over tokens divides by: the weights of what is summed, so their number where each counts 1."""
+        return self.tokens if self.weighed is None else self.weighed
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
+        """The same with every field that is there replaced by a function of it."""
+        held = (getattr(self, field.name) for field in fields(self))
+        return Scores(*(None if value is None else change(value) for value in held))  # type: ignore[arg-type]
 
     def __getitem__(self, index: Tensor) -> Scores:
         """The responses at `index` (any shape), in that order."""
-        optional = (self.reference, self.score, self.sharpness)
-        return Scores(self.logp[index], self.tokens[index], *(f if f is None else f[index] for f in optional))
+        return self.each(lambda field: field[index])
+
+
+def joined(scores: Sequence[Scores]) -> Scores:
+    """The responses of several, one after the other; a field that one of them lacks is no field of all."""
+    import torch
+
+    if len(scores) == 1:
+        return scores[0]
+    columns = ([getattr(one, field.name) for one in scores] for field in fields(Scores))
+    return Scores(*(torch.cat(column) if all(f is not None for f in column) else None for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +88,15 @@ class Pairs:
     """Chosen against rejected. Fields of `chosen` and `rejected`, `weight` and `preferred` are (pairs,).
 
     preferred: probability that chosen is truly the better one (1.0 unless the rows carry votes).
+    usual: running mean, over the steps before this one, of the number that the objective follows; None before the
+    first step, and for objectives that follow none (see `Formula.momentum`).
     """
 
     chosen: Scores
     rejected: Scores
     weight: Tensor
     preferred: Tensor
+    usual: float | None = None
 
     @property
     def margin(self) -> Tensor:

@@ -20,8 +20,16 @@ class Meter(Struct, frozen=True):
 SCORES: dict[str, Meter] = {
     "loss": Meter("as the objective", "the objective's value, averaged over the rows of the step"),
     "margin": Meter("nats", "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp"),
-    "accuracy": Meter("share", "pairs whose margin is above 0; a tie counts one half"),
-    "chosen_reward": Meter("beta nats", "beta times the log-ratio of chosen; null where there is no reference"),
+    "accuracy": Meter(
+        "share",
+        "pairs whose margin is above 0, a tie (within a thousandth of a nat) counting one half; of held-out ratings, "
+        "how often a good response has a larger log-ratio than a bad one",
+    ),
+    "accuracy_per_token": Meter("share", "the same of margins per token, which is what normalised objectives go by"),
+    "chosen_reward": Meter(
+        "beta nats",
+        "beta times the log-ratio of chosen, per token where the objective divides by tokens; null without a reference",
+    ),
     "rejected_reward": Meter("beta nats", "beta times the log-ratio of rejected"),
     "chosen_logp": Meter("nats", "log-probability of chosen, summed over its tokens"),
     "rejected_logp": Meter("nats", "log-probability of rejected, summed over its tokens"),
@@ -60,6 +68,7 @@ STEP: dict[str, Meter] = {
 EVALUATION: dict[str, Meter] = {
     "step": Meter("", "updates done before this evaluation; 0 is before training"),
     "rows": Meter("rows", "held-out rows measured"),
+    "responses": Meter("responses", "responses of these rows"),
     **SCORES,
     "accuracy_chosen_longer": Meter("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Meter("share", "accuracy on the pairs whose chosen response has fewer tokens"),
@@ -69,7 +78,12 @@ EVALUATION: dict[str, Meter] = {
 
 ROW: dict[str, Meter] = {
     "id": Meter("", "id of the row, or file:line"),
-    "margin": Meter("nats", SCORES["margin"].meaning),
+    "margin": Meter("nats", f"{SCORES['margin'].meaning}; of a ranking, the mean of its pairs"),
+    "accuracy": Meter(
+        "share",
+        "pairs of the row whose margin is above 0; of a rating, responses of the other class "
+        "that it stands on the right side of",
+    ),
     "chosen_logp": Meter("nats", SCORES["chosen_logp"].meaning),
     "rejected_logp": Meter("nats", SCORES["rejected_logp"].meaning),
     "chosen_logp_change": Meter("nats", "chosen_logp minus its value before training"),

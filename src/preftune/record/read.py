@@ -43,6 +43,7 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
 
     id: str
     margin: float | None = None
+    accuracy: float | None = None
     chosen_logp: float | None = None
     rejected_logp: float | None = None
     chosen_logp_change: float | None = None
@@ -52,11 +53,12 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
 
 
 class Counts(Struct, frozen=True):
-    """Rows of one source: read, kept, cut at the longest length, and skipped by reason."""
+    """Rows of one source: read, kept (and of which kinds), cut at the longest length, and skipped by reason."""
 
     read: int = 0
     kept: int = 0
     cut: int = 0
+    kinds: dict[str, int] = {}
     skipped: dict[str, int] = {}
     notes: tuple[str, ...] = ()
 

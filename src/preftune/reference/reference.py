@@ -69,8 +69,8 @@ class StoredReference:
     store: Store
 
     def token_logp(self, batch: Batch) -> Tensor:
-        found = [self.store.get(key_of(g.prompt, r)) for g in batch.groups for r in g.responses]
-        return torch.from_numpy(np.concatenate([f for f in found if f is not None])).to(batch.ids.device)
+        found = [self.store[key_of(g.prompt, r)] for g in batch.groups for r in g.responses]
+        return torch.from_numpy(np.concatenate(found)).to(batch.ids.device)
 
 
 def numerics(policy: Policy) -> str:

@@ -45,6 +45,10 @@ class Store:
         """(tokens of the response,) fp32, or None."""
         return self._held.get(key)
 
+    def __getitem__(self, key: Key) -> np.ndarray:
+        """(tokens of the response,) fp32, of an entry that is there."""
+        return self._held[key]
+
     def put(self, key: Key, token_logp: np.ndarray) -> None:
         """Add an entry; it is on disk after the next `flush`."""
         self._held[key] = self._new[key] = np.ascontiguousarray(token_logp, np.float32)

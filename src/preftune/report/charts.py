@@ -92,6 +92,8 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     cost = [_tokens(runs[0][1]) if len(runs) == 1 else None, _speed(runs)]
     sections = [("Did it learn?", learned), ("Where did the probability go?", moved),
                 ("The optimiser", optimiser), ("Cost", cost)]  # fmt: skip
+    if len({record.setting("objective.name") for _, record in runs}) > 1:
+        del learned[0]  # losses of different objectives have no common scale
     kept = [(title, [chart for chart in group if chart and chart.series]) for title, group in sections]
     return [(title, group) for title, group in kept if group]
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share, share_error
 from preftune.record.read import HeldOutRow, Record, standard_error
-from preftune.report.words import duration, total
+from preftune.report.words import duration, objective, total
 
 FEWEST = 10  # shared rows below which nothing is said
 CONFIDENCE = 0.95  # over all runs of the page together, so that many runs do not make a difference by chance
@@ -33,7 +33,7 @@ class Difference(Struct, frozen=True):
     beyond: bool | None
 
 
-RESULTS = ("Accuracy", "Margin", "Chosen", "Rejected", "Length corr.", "Loss", "Steps", "Time")
+RESULTS = ("Accuracy", "per token", "Margin", "Chosen", "Rejected", "Length corr.", "Loss", "Steps", "Time")
 
 
 def names(records: Sequence[Record]) -> list[str]:
@@ -48,9 +48,35 @@ def names(records: Sequence[Record]) -> list[str]:
 
 def differing(records: Sequence[Record]) -> list[str]:
     """Dotted keys of run.toml whose values are not the same in all runs; `out` always differs and is left out."""
-    flat = [_flat(record.run) for record in records]
+    flat = settings(records)
     keys = dict.fromkeys(key for run in flat for key in run)
     return [key for key in keys if key != "out" and len({run.get(key) for run in flat}) > 1]
+
+
+def settings(records: Sequence[Record]) -> list[dict[str, str]]:
+    """Every key of each run, dotted, as text.
+
+    Different objectives have different keys, so there one entry tells each: its name, and of its keys those in which
+    runs of that name differ. Whether there is a reference follows from the name, and is left out where it does.
+    """
+    flat = [_flat(record.run) for record in records]
+    alike: dict[str, list[dict[str, str]]] = {}
+    for run in flat:
+        alike.setdefault(run.get("objective.name", ""), []).append(run)
+    if len(alike) < 2:
+        return flat
+    follows = all(len({run.get("reference.kind") for run in runs}) == 1 for runs in alike.values())
+    found = []
+    for record, run in zip(records, flat, strict=True):
+        mine = alike[run.get("objective.name", "")]
+        own = [key for key in run if key.startswith("objective.") and len({one.get(key) for one in mine}) > 1]
+        name = objective(record) if "objective.parts" in run else run.get("objective.name", "")
+        told = " ".join([name, *(f"{key.partition('.')[2]}={run[key]}" for key in own if key != "objective.parts")])
+        rest = {
+            k: v for k, v in run.items() if not k.startswith("objective.") and (k != "reference.kind" or not follows)
+        }
+        found.append({"objective": told, **rest})
+    return found
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, str]:
@@ -62,14 +88,14 @@ def _flat(value: object, prefix: str = "") -> dict[str, str]:
 
 def columns(records: Sequence[Record]) -> list[Column]:
     """The table's content, one entry a run."""
-    keys, called = differing(records), names(records)
+    keys, called, told = differing(records), names(records), settings(records)
     found = []
     for index, record in enumerate(records):
-        flat, end = _flat(record.run), record.end
+        flat, end = told[index], record.end
         accuracy, held = end.get("accuracy"), end.get("rows")
         error = f" ± {number(100 * share_error(accuracy, held), 1)}" if accuracy is not None and held else ""
         cells = (
-            f"{share(accuracy)}{error}", number(end.get("margin"), 1),
+            f"{share(accuracy)}{error}", share(end.get("accuracy_per_token")), number(end.get("margin"), 1),
             number(end.get("chosen_logp_change"), 1, sign=True), number(end.get("rejected_logp_change"), 1, sign=True),
             number(end.get("reward_length_correlation"), 2),
             number(end.get("loss", record.recent("loss")), 3), number(len(record.steps)),
@@ -101,6 +127,8 @@ def differences(records: Sequence[Record]) -> list[Difference]:
 
 
 def _right(row: HeldOutRow) -> float | None:
+    if row.accuracy is not None:
+        return row.accuracy
     if row.margin is None or not math.isfinite(row.margin):
         return None
     return 1.0 if row.margin > 0 else 0.5 if row.margin == 0 else 0.0

@@ -59,6 +59,10 @@ def model(record: Record) -> str:
 
 def rows(record: Record) -> str:
     """What the rows of this record are, in the plural."""
+    if record.data.train and len(kinds := record.data.train.kinds) == 1:
+        return f"{next(iter(kinds))}s"
+    if record.data.train and record.data.train.kinds:
+        return "rows"
     paired = (record.end or record.start).get("rejected_tokens") is not None
     return "pairs" if paired or any(step.get("rejected_tokens") is not None for step in record.steps[:1]) else "rows"
 
@@ -70,6 +74,10 @@ def headline(record: Record) -> str:
     if not steps:
         return f"{model(record)} has not been tuned yet: the record holds no step."
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}, {model(record)}"
+    if accuracy is not None and held and rows(record) == "ratings":
+        return (
+            f"{after} puts good above bad in {share(accuracy)} of the comparisons of {number(held)} held-out ratings."
+        )
     if accuracy is not None and held:
         return f"{after} ranks {share(accuracy)} of {number(held)} held-out {rows(record)} right."
     before, now, where = record.start.get("loss"), record.end.get("loss"), "held-out"
@@ -151,7 +159,7 @@ def evaluations(record: Record) -> list[Line]:
     lines = []
     for key, meter in EVALUATION.items():
         first, last = record.start.get(key), record.end.get(key)
-        if key in ("step", "rows", "seconds") or (first is None and last is None):
+        if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
             continue
         percent = meter.unit == "share"
         change = record.gain(key)

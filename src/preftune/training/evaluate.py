@@ -12,12 +12,12 @@ import torch
 from preftune.data.groups import TokenGroup
 from preftune.model.policy import Policy
 from preftune.objective.arrange import Views
-from preftune.objective.scores import Scores
+from preftune.objective.scores import Scores, joined
 from preftune.pack.plan import fill, prefix_rank
 from preftune.record.meters import SCORES
 from preftune.reference.reference import Reference
-from preftune.training.measure import Sums, Values, margins, rank_correlation
-from preftune.training.step import Judge, joined, score, score_mismatched
+from preftune.training.measure import TIE, Sums, Values, margins, rank_correlation, ranked_right
+from preftune.training.step import Judge, score, score_mismatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,46 +69,88 @@ def evaluate(
         before = scores.logp if start is None else torch.from_numpy(start)
         sums = Sums(judge.objective)
         sums.add(views, float(judge.total(views)), before)
-        values = sums.means(list(SCORES)) | _lengths(views, before)
-    values |= {"rows": len(held_out.groups), "seconds": round(time.monotonic() - began, 3)}
-    return Evaluation(values, _rows(views, before), views)
+        placed = placements(views, before)
+        values = sums.means(list(SCORES)) | _lengths(views, before) | _apart(views, placed, before)
+    values |= {"rows": len(held_out.groups), "responses": len(scores.logp)}
+    values |= {"seconds": round(time.monotonic() - began, 3)}
+    return Evaluation(values, _rows(views, before, placed), views)
 
 
 def in_double(scores: Scores) -> Scores:
     """The same on the host in fp64."""
-    fields = (scores.logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
-    return Scores(*(None if field is None else field.double().cpu() for field in fields))  # type: ignore[arg-type]
+    return scores.each(lambda field: field.double().cpu())
+
+
+def learned(views: Views, before: torch.Tensor) -> torch.Tensor:
+    """(responses,) log-ratio; without a reference, to the model that training began from."""
+    return views.scores.logp - before if views.scores.reference is None else views.scores.log_ratio
+
+
+def rated(views: Views) -> dict[bool, list[int]]:
+    """Places of the responses called good (True) and bad (False); empty where one of the two is missing."""
+    called = [(at, g.good) for at, g in zip(views.starts, views.groups, strict=True) if g.kind == "rating"]
+    sides = {side: [at for at, good in called if good is side] for side in (True, False)}
+    return sides if all(sides.values()) else {}
+
+
+def placements(views: Views, before: torch.Tensor) -> dict[int, float]:
+    """Place of each rated response -> share of those of the other class that it stands on the right side of.
+
+    Their mean over the good ones, or over the bad ones, is how often a good one has the larger log-ratio.
+    """
+    ratio, sides, found = learned(views, before).numpy(), rated(views), {}
+    for side, mine in sides.items():
+        others = np.sort(ratio[sides[not side]])
+        below = np.searchsorted(others, ratio[mine] - TIE) + np.searchsorted(others, ratio[mine] + TIE, "right")
+        share = below / (2 * len(others)) if side else 1 - below / (2 * len(others))
+        found |= dict(zip(mine, share.tolist(), strict=True))
+    return found
+
+
+def _apart(views: Views, placed: dict[int, float], before: torch.Tensor) -> Values:
+    """Accuracy and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
+    if len(views.compared[0]) or not placed:
+        return {}
+    ratio, sides = learned(views, before), rated(views)
+    accuracy = sum(placed[at] for at in sides[True]) / len(sides[True])
+    return {"accuracy": accuracy, "margin": float(ratio[sides[True]].mean() - ratio[sides[False]].mean())}
 
 
 def _lengths(views: Views, before: torch.Tensor) -> Values:
     """Meters that tell whether the policy learned length."""
     scores = views.scores
-    ratio = scores.logp - before if scores.reference is None else scores.log_ratio
-    values: Values = {"reward_length_correlation": rank_correlation(ratio.numpy(), scores.tokens.numpy())}
+    values: Values = {
+        "reward_length_correlation": rank_correlation(learned(views, before).numpy(), scores.tokens.numpy())
+    }
     better, worse, _, _ = views.compared
     if len(better):
         margin, longer = margins(views), scores.tokens[better] - scores.tokens[worse]
-        right = (margin > 0).double() + 0.5 * (margin == 0)
+        right = ranked_right(margin)
         for name, these in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
             values[f"accuracy_{name}"] = float(right[these].mean()) if bool(these.any()) else None
     return values
 
 
-def _rows(views: Views, before: torch.Tensor) -> list[dict[str, object]]:
-    margin = margins(views) if len(views.compared[0]) else None
+def _rows(views: Views, before: torch.Tensor, placed: dict[int, float]) -> list[dict[str, object]]:
+    margin = margins(views) if len(views.compared[0]) else before[:0]
+    right = ranked_right(margin)
     rows: list[dict[str, object]] = []
     seen = 0
     for start, group in zip(views.starts, views.groups, strict=True):
-        if group.kind == "pair" and margin is not None:
-            sides = {"chosen": start, "rejected": start + 1}
-            row: dict[str, object] = {"id": group.id or str(group.place), "margin": float(margin[seen])}
-            for side, at in sides.items():
+        mine = slice(seen, seen := seen + views.pairs_of(group))
+        row: dict[str, object] = {"id": group.id or str(group.place)}
+        if len(margin[mine]):
+            row |= {"margin": float(margin[mine].mean()), "accuracy": float(right[mine].mean())}
+        elif start in placed:
+            row["accuracy"] = placed[start]
+        if group.kind == "pair":
+            for side, at in (("chosen", start), ("rejected", start + 1)):
                 logp = float(views.scores.logp[at])
                 row |= {
                     f"{side}_logp": logp,
                     f"{side}_logp_change": logp - float(before[at]),
                     f"{side}_tokens": int(views.scores.tokens[at]),
                 }
+        if len(row) > 1:
             rows.append(row)
-        seen += views.pairs_of(group)
     return rows

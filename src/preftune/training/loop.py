@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from preftune.reference.reference import MovingReference
 from preftune.training import state as checkpoints
 from preftune.training.evaluate import HeldOut, evaluate
 from preftune.training.identity import compare, identity
+from preftune.training.material import Gather, gather
 from preftune.training.measure import Sums, Values
 from preftune.training.optimiser import adamw, learning_rate
 from preftune.training.setup import Setup, set_up
@@ -38,19 +40,25 @@ IN_A_ROW = 3  # updates that are not finite before a run gives up
 
 
 def train(
-    run: Run, *, resume: bool = False, force: bool = False, allow_change: Sequence[str] = (), show: Show = silent
+    run: Run,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    allow_change: Sequence[str] = (),
+    show: Show = silent,
+    gather: Gather = gather,
 ) -> Path:
     """Do a run and return the folder of its record.
 
     resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
-    force: replace a run that is there. Raises UserError with the exit code as its `code`.
+    force: replace a run that is there; gather: what reads and tokenises. Raises UserError with the exit code as `code`.
     """
     run, out = resolve(run), Path(run.out).expanduser()
     with files.lock(out / ".lock"), listening() as stop:
         resuming = claim(out, resume=resume, force=force)
         if resuming:
             run = _as_before(run, out)
-        setup = set_up(run, show, stop)
+        setup = set_up(run, show, stop, gather)
         moving = setup.reference.policy.module if isinstance(setup.reference, MovingReference) else None
         state = State(setup.policy.module, adamw(setup.policy.module, run.optim), moving)
         with contextlib.closing(Record(out)) as record:
@@ -104,6 +112,7 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     if math.isfinite(float(norm)) and math.isfinite(sums.value):
         state.optimiser.step()
         state.skipped = 0
+        state.usual = replace(setup.judge, usual=state.usual).following(done[0].judgement.views)
     else:
         refuse(state, record, [g.id or str(g.place) for g in setup.groups(step)], float(norm), sums.value)
     state.optimiser.zero_grad()
@@ -124,7 +133,8 @@ def gradient(setup: Setup, state: State, record: Record, step: Step) -> list[Pas
     while True:
         packs = [[setup.prepared.train[i] for i in pack] for pack in halved(step.packs, state.halvings)]
         try:
-            return passes(setup.policy, setup.reference, setup.judge, packs, step.rows)
+            judge = replace(setup.judge, usual=state.usual)
+            return passes(setup.policy, setup.reference, judge, packs, step.rows)
         except torch.OutOfMemoryError as error:
             state.optimiser.zero_grad()
             longest = max(packs, key=lambda pack: sum(g.tokens for g in pack))
@@ -143,11 +153,14 @@ def gradient(setup: Setup, state: State, record: Record, step: Step) -> list[Pas
 
 
 def rehearse(setup: Setup, state: State, record: Record) -> None:
-    """Go through the largest pack of the run once, and forget it: if memory does not suffice, it shows now."""
-    packs = [pack for step in setup.plan.steps[state.step :] for pack in step.packs]
+    """Go through the largest pack of the run once, and forget it: if memory does not suffice, it shows now.
+
+    With the rest of its step, where the objective is one of the whole step.
+    """
+    packs = [(pack, step) for step in setup.plan.steps[state.step :] for pack in step.packs]
     if packs:
-        largest = max(packs, key=lambda pack: sum(setup.prepared.train[i].tokens for i in pack))
-        gradient(setup, state, record, Step((largest,), 0.0))
+        largest, step = max(packs, key=lambda both: sum(setup.prepared.train[i].tokens for i in both[0]))
+        gradient(setup, state, record, step if setup.judge.coupled else Step((largest,), 0.0))
         state.optimiser.zero_grad()
 
 
@@ -193,7 +206,7 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
     show("evaluating", 0, 0)
     kept = record.path / "start.safetensors"
     before = load_file(kept)["logp"] if state.step else None
-    found = evaluate(setup.policy, setup.reference, setup.judge, held_out, before)
+    found = evaluate(setup.policy, setup.reference, replace(setup.judge, usual=state.usual), held_out, before)
     if before is None:
         files.write(kept, save({"logp": np.asarray(found.logp, np.float64)}))
     record.evaluation({"step": state.step, **found.values})

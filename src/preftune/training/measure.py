@@ -10,16 +10,21 @@ from torch import Tensor
 
 from preftune.objective import Objective, parts
 from preftune.objective.arrange import Views
+from preftune.objective.scores import Scores
 
 Values = dict[str, float | None]
+TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
 
 
-def beta_of(objective: Objective) -> float | None:
-    """The factor from log-ratio to reward: the first `beta` of an objective that uses a reference."""
+def rewards(objective: Objective, scores: Scores) -> Tensor | None:
+    """(responses,) beta times the log-ratio as the first part of the objective with a beta and a reference takes it.
+
+    None where there is no such part, or no reference.
+    """
     for _, part in parts(objective):
         beta = msgspec.structs.asdict(part).get("beta")
-        if part.reference and beta is not None:
-            return float(beta)
+        if part.reference and beta is not None and scores.reference is not None:
+            return beta * (scores.mean_log_ratio if part.per_token_only else scores.log_ratio)
     return None
 
 
@@ -40,8 +45,8 @@ class Sums:
         for side, (places, weight) in zip(("chosen", "rejected"), views.sides, strict=True):
             mine = scores[places]
             measured = {"logp": mine.logp, "mean_logp": mine.mean_logp, "tokens": mine.tokens}
-            if mine.reference is not None and (beta := beta_of(self.objective)) is not None:
-                measured["reward"] = beta * mine.log_ratio
+            if (reward := rewards(self.objective, mine)) is not None:
+                measured["reward"] = reward
             if start is not None:
                 measured["logp_change"] = mine.logp - start[places]
             if incentive is not None:
@@ -49,14 +54,20 @@ class Sums:
             for name, values in measured.items():
                 self._add(f"{side}_{name}", values, weight)
         if len(views.compared[0]):
-            margin = margins(views)
-            self._add("margin", margin, views.pairs.weight)
-            self._add("accuracy", (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin), views.pairs.weight)
-
+            pairs, margin = views.pairs, margins(views)
+            a, b = (
+                side.mean_logp if side.reference is None else side.mean_log_ratio
+                for side in (pairs.chosen, pairs.rejected)
+            )
+            self._add("margin", margin, pairs.weight)
+            self._add("accuracy", ranked_right(margin), pairs.weight)
+            self._add("accuracy_per_token", ranked_right(a - b, TIE / 100), pairs.weight)
         if views.mismatched is not None:
             ratio = views.mismatched.log_ratio
-            self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
-            self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
+            if len(ratio):
+                self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
+            if len(ratio) > 1:
+                self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
 
     def _add(self, name: str, values: Tensor, weight: Tensor) -> None:
         held = self.sums.setdefault(name, [0.0, 0.0])
@@ -76,6 +87,11 @@ def margins(views: Views) -> Tensor:
     """(pairs,) log-ratio of the better minus the worse, in nats; of logp where there is no reference."""
     pairs = views.pairs
     return pairs.chosen.logp - pairs.rejected.logp if pairs.chosen.reference is None else pairs.margin
+
+
+def ranked_right(margin: Tensor, tie: float = TIE) -> Tensor:
+    """1 where the margin is above 0, one half where it is 0 but for what `tie` allows."""
+    return (margin > tie).to(margin) + 0.5 * (margin.abs() <= tie).to(margin)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:

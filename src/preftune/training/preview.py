@@ -8,13 +8,14 @@ import torch
 
 from preftune.config.resolve import resolve
 from preftune.config.run import Frozen, Run
-from preftune.data.prepare import Prepared, Rows, prepare
-from preftune.data.tokens import load_tokeniser
+from preftune.data.prepare import Prepared, Rows
 from preftune.model import load
 from preftune.model.memory import LARGEST, Expected, expected
 from preftune.pack.plan import Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.training.setup import device_of, fits, in_vocabulary, longest, plan_of
+from preftune.training.fit import Notes, fit
+from preftune.training.material import in_tokens
+from preftune.training.setup import device_of, in_vocabulary, plan_of
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 
@@ -25,6 +26,7 @@ class Preview:
 
     run: Run
     prepared: Prepared
+    notes: Notes
     tokeniser: load.PreTrainedTokenizerBase
     plan: Plan
     parameters: int
@@ -39,10 +41,9 @@ def preview(run: Run, rows: Rows) -> Preview:
     from transformers import AutoModelForCausalLM
 
     run = resolve(run)
-    tokeniser = load_tokeniser(run.model.tokeniser or run.model.path, run.model.revision, run.data.template)
-    config = load.load_config(run.model.path, run.model.revision, "model.path")
-    prepared = prepare(rows, run.data, tokeniser, longest(run, config))
-    fits(run, [*prepared.train, *prepared.evaluate])
+    material = in_tokens(run, rows)
+    config = material.config
+    run, prepared, notes = fit(run, material.prepared)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     in_vocabulary(module.get_input_embeddings().get_parameter("weight").shape[0], prepared)
@@ -61,4 +62,4 @@ def preview(run: Run, rows: Rows) -> Preview:
     memory = expected(config, parameters, tokens=budget, weight_bytes=size, checkpointing=run.model.checkpointing)
     if isinstance(run.reference, Frozen):
         memory = Expected(memory.weights + parameters * size, memory.gradients, memory.moments, memory.activations)
-    return Preview(run, prepared, tokeniser, plan, parameters, memory, float(tokens), float(naive))
+    return Preview(run, prepared, notes, material.tokeniser, plan, parameters, memory, float(tokens), float(naive))

@@ -6,25 +6,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import torch
 
 from preftune.config.run import Frozen, Moving, Run, Stored
 from preftune.data.groups import TokenGroup
-from preftune.data.prepare import Prepared, prepare, read_rows
-from preftune.data.tokens import load_tokeniser, tokeniser_digest
+from preftune.data.prepare import Prepared
 from preftune.errors import UserError
 from preftune.model import load
-from preftune.model.memory import pack_budget, positions
+from preftune.model.memory import pack_budget
 from preftune.model.policy import Policy, checked, trainable, wrap
-from preftune.objective import Single, parts
-from preftune.objective.arrange import ACCEPTS
 from preftune.pack.batch import collate
 from preftune.pack.plan import Plan, Step, make_plan, prefix_rank
 from preftune.reference import reference as anchors
 from preftune.reference.store import Store
+from preftune.training.fit import Notes, fit
+from preftune.training.material import Gather, gather
 from preftune.training.show import Show
 from preftune.training.signals import Stop
 from preftune.training.step import Judge
@@ -43,7 +41,7 @@ class Setup:
     plan: Plan
     judge: Judge
     digests: dict[str, str]
-    notes: dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
+    notes: Notes
 
     def groups(self, step: Step) -> list[TokenGroup]:
         """All rows of a step."""
@@ -57,14 +55,12 @@ def device_of(run: Run) -> torch.device:
     return torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def set_up(run: Run, show: Show, stop: Stop) -> Setup:
+def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather) -> Setup:
     """Read, tokenise, load, check, score the reference and plan. Raises UserError."""
-    show("reading rows")
-    rows = read_rows(run.data, run.seed)
-    tokeniser = load_tokeniser(run.model.tokeniser or run.model.path, run.model.revision, run.data.template)
-    config = load.load_config(run.model.path, run.model.revision, "model.path")
-    prepared = prepare(rows, run.data, tokeniser, longest(run, config))
-    fits(run, [*prepared.train, *prepared.evaluate])
+    material = gather(run, show)
+    run, prepared, notes = fit(run, material.prepared)
+    for sentence, _ in notes.values():
+        show(sentence)
     show("loading the model")
     device = device_of(run)
     module = load.load_model(
@@ -76,25 +72,37 @@ def set_up(run: Run, show: Show, stop: Stop) -> Setup:
     policy = trainable(policy, checkpointing=run.model.checkpointing)
     budget = run.batch.tokens or pack_budget(module, device, run.model.checkpointing)
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
-    digests = {**rows.digests, "tokeniser": tokeniser_digest(tokeniser), "model": load.weights_digest(module)}
+    digests = {**material.digests, "model": load.weights_digest(module)}
     plan = plan_of(run, prepared.train, budget)
-    judge = Judge(run.objective, run.aggregate, run.data.rankings, prepared.account["max_tokens"], budget)
-    groups = [*prepared.train, *prepared.evaluate, *judge.extra(prepared.evaluate)]
-    for step in plan.steps:
-        groups += judge.extra([prepared.train[i] for pack in step.packs for i in pack])
+    judge = Judge(run.objective, run.data.rankings, prepared.account["max_tokens"], budget)
+    used = sorted({i for step in plan.steps for pack in step.packs for i in pack})  # a short run needs few of them
+    groups = [prepared.train[i] for i in used]
+    groups += [*prepared.evaluate, *mismatched(judge, prepared, plan, notes, show)]
     reference, same, pass_note = anchor(run, policy, digests, groups, show, stop)
-    notes: dict[str, tuple[str, dict[str, object]]] = {
-        "layout": (
-            f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes",
-            {"layout": policy.layout, "off": off},
-        ),
-    }
+    text = f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes"
+    notes["layout"] = (text, {"layout": policy.layout, "off": off})
     if pass_note:
         notes["reference"] = pass_note
-    voted = sum(g.preferred != 1 for g in prepared.train)
-    if voted and not any(part.votes for _, part in parts(run.objective)):
-        notes["note"] = (f"{voted} rows carry votes, which this objective does not read", {})
-    return Setup(run, policy, tokeniser, reference, same, prepared, plan, judge, digests, notes)
+    return Setup(run, policy, material.tokeniser, reference, same, prepared, plan, judge, digests, notes)
+
+
+def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes, show: Show) -> list[TokenGroup]:
+    """The mismatched responses of all steps and of the held-out rows, where the objective asks for them.
+
+    Raises UserError where no step has any; where some have none, a note says how many.
+    """
+    if "mismatched" not in judge.needs:
+        return []
+    found = [judge.extra([prepared.train[i] for pack in step.packs for i in pack]) for step in plan.steps]
+    alone = sum(not extra for extra in found)
+    if alone == len(found):
+        raise UserError("no step has rows of two prompts, so the drift cannot be estimated.", where="batch.rows",
+                        mend="Raise it; where all rows have one prompt, use another objective.")  # fmt: skip
+    if alone:
+        text = f"{alone} of {len(found)} steps have rows of one prompt only; their drift is taken as 0"
+        show(text)
+        notes["drift"] = (text, {"steps": alone})
+    return [group for extra in (*found, judge.extra(prepared.evaluate)) for group in extra]
 
 
 def plan_of(run: Run, groups: Sequence[TokenGroup], tokens: int) -> Plan:
@@ -104,37 +112,6 @@ def plan_of(run: Run, groups: Sequence[TokenGroup], tokens: int) -> Plan:
     return make_plan(
         sizes, rows=run.batch.rows, tokens=tokens, seed=run.seed, steps=optim.steps, epochs=optim.epochs, near=near
     )
-
-
-def longest(run: Run, config: load.PreTrainedConfig) -> int:
-    """Tokens that a prompt with a response may have. Raises UserError where the model has fewer positions."""
-    limit = positions(config)
-    if run.data.max_tokens is not None and run.data.max_tokens > limit:
-        raise UserError(f"the model has {limit} positions.", where="data.max_tokens", mend=f"Use {limit} or less.")
-    return run.data.max_tokens or min(1024, limit)
-
-
-def fits(run: Run, groups: Sequence[TokenGroup]) -> None:
-    """Raise UserError where a row is of a kind that the objective has no use for."""
-    for _, part in parts(run.objective):
-        wrong = next((g for g in groups if g.kind not in ACCEPTS[part.kind]), None)
-        if wrong is not None:
-            kinds = " or ".join(ACCEPTS[part.kind])
-            name = msgspec.to_builtins(part)["name"]
-            raise UserError(
-                f"this row is a {wrong.kind}, and the objective {name} needs a {kinds}.",
-                where=str(wrong.place),
-                mend=f"Objectives for it: {', '.join(for_kind(wrong.kind))}.",
-            )
-        bare = next((g for g in groups if g.scores is None), None) if "score" in part.needs else None
-        if bare is not None:
-            name = msgspec.to_builtins(part)["name"]
-            raise UserError(f"the objective {name} needs a score of each response.", where=str(bare.place))
-
-
-def for_kind(kind: str) -> list[str]:
-    """Names of the objectives that a row of this kind serves."""
-    return [str(msgspec.to_builtins(one())["name"]) for one in get_args(Single) if kind in ACCEPTS[one.kind]]
 
 
 def in_vocabulary(known: int, prepared: Prepared) -> None:

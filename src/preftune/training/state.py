@@ -19,7 +19,8 @@ PREFIX = "step-"
 @dataclass
 class State:
     """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite;
-    follower: the reference's model where it moves; halvings: how often packs were cut in two for want of memory."""
+    follower: the reference's model where it moves; halvings: how often packs were cut in two for want of memory;
+    usual: what the objective follows (`Judge.usual`)."""
 
     module: torch.nn.Module
     optimiser: torch.optim.Optimizer
@@ -27,6 +28,7 @@ class State:
     step: int = 0
     skipped: int = 0
     halvings: int = 0
+    usual: tuple[float | None, ...] = ()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Every trainable parameter once, by name."""
@@ -46,7 +48,8 @@ def save(state: State, root: Path, keep: int) -> Path:
         folder.tensors("optimiser.safetensors", moments)
         if state.follower is not None:
             folder.tensors("reference.safetensors", dict(_detached(state.follower)))
-        folder.json("state.json", {"step": state.step, "skipped": state.skipped, "halvings": state.halvings})
+        told = {"step": state.step, "skipped": state.skipped, "halvings": state.halvings, "usual": state.usual}
+        folder.json("state.json", told)
     valid = [p for p in _folders(root) if not files.verify(p)]
     for old in valid[keep:]:
         files.remove(old)
@@ -97,6 +100,7 @@ def load(state: State, path: Path) -> None:
             for name, parameter in state.follower.named_parameters():
                 parameter.copy_(told_reference[name])
     state.step, state.skipped, state.halvings = told["step"], told["skipped"], told["halvings"]
+    state.usual = tuple(told.get("usual", ()))
 
 
 def _folders(root: Path) -> list[Path]:

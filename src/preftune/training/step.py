@@ -7,20 +7,21 @@ exact as any other: it is asked once, about the whole step, and then each pack g
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import nan
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
+from preftune.errors import UserError
 from preftune.model.policy import Policy
 from preftune.objective import Objective, parts
-from preftune.objective.aggregate import Aggregate, Plain
 from preftune.objective.arrange import RankingsAs, Views, mismatch
-from preftune.objective.scores import Scores
+from preftune.objective.base import PairFormula
+from preftune.objective.scores import Scores, joined
 from preftune.pack.batch import Batch, collate
 from preftune.pack.plan import fill, prefix_rank
 from preftune.reference.reference import Reference
@@ -28,14 +29,15 @@ from preftune.reference.reference import Reference
 
 @dataclass(frozen=True)
 class Judge:
-    """How log-probabilities become a loss. aggregate: weights of a response's tokens; rankings_as: pairs of a ranking;
-    longest: tokens that a mismatched prompt and response may have; tokens: budget of a pack of those."""
+    """How log-probabilities become a loss. rankings_as: pairs of a ranking;
+    longest: tokens that a mismatched prompt and response may have; tokens: budget of a pack of those;
+    usual: running mean of what each part of the objective follows, None where it follows nothing or nothing yet."""
 
     objective: Objective
-    aggregate: Aggregate
     rankings_as: RankingsAs
     longest: int
     tokens: int
+    usual: tuple[float | None, ...] = ()
 
     @property
     def needs(self) -> set[str]:
@@ -53,10 +55,23 @@ class Judge:
     def total(self, views: Views) -> Tensor:
         """Sum over the examples of weight times value, over all parts of the objective; a scalar."""
         summed = views.scores.logp.new_zeros(())
-        for factor, part in parts(self.objective):
+        for at, (factor, part) in enumerate(parts(self.objective)):
             view = getattr(views, part.kind)
+            if part.momentum and self.usual:
+                view = replace(view, usual=self.usual[at])
             summed = summed + factor * (view.weight * part(view)).sum()
         return summed
+
+    def following(self, views: Views) -> tuple[float | None, ...]:
+        """`usual` after a step whose examples are these."""
+        found: list[float | None] = []
+        for at, (_, part) in enumerate(parts(self.objective)):
+            mean = self.usual[at] if self.usual else None
+            if isinstance(part, PairFormula) and part.momentum and len(views.pairs.weight):
+                now = float(part.followed(views.pairs))
+                mean = now if mean is None else part.momentum * mean + (1 - part.momentum) * now
+            found.append(mean)
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,40 +90,36 @@ class Scored:
         logp = self._sum(own)
         reference = None if self.reference is None else self._sum(self.reference.to(own.dtype))
         tokens = self.batch.sum(torch.ones_like(own, requires_grad=False))
-        return Scores(logp, tokens, reference, given_scores(self.batch.groups, logp), self.sharpness)
+        weighed = None if self.weights is None else self.batch.sum(self.weights.to(own.dtype))
+        return Scores(logp, tokens, reference, given_scores(self.batch.groups, logp), self.sharpness, weighed)
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.batch.sum(values if self.weights is None else values * self.weights.to(values.dtype))
 
 
-def given_scores(groups: Sequence[TokenGroup], like: Tensor) -> Tensor | None:
-    """(responses,) explicit scores of the rows, or None where some row has none."""
-    if any(group.scores is None for group in groups):
-        return None
-    return torch.tensor([s for g in groups for s in g.scores or ()], dtype=like.dtype, device=like.device)
+def given_scores(groups: Sequence[TokenGroup], like: Tensor) -> Tensor:
+    """(responses,) explicit scores of the rows, NaN where a row has none; `Views` lets no objective see those."""
+    found = [score for g in groups for score in g.scores or [nan] * len(g.responses)]
+    return torch.tensor(found, dtype=like.dtype, device=like.device)
 
 
-def token_weights(groups: Sequence[TokenGroup], aggregate: Aggregate, device: torch.device) -> Tensor | None:
-    """(members,) what each token counts; None where all count one. A response stands against its group's shortest."""
-    if isinstance(aggregate, Plain):
+def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
+    """(members,) what each token counts; None where every one counts 1."""
+    if all(group.token_weights is None for group in groups):
         return None
-    found = []
-    for group in groups:
-        for at, response in enumerate(group.responses):
-            others = [len(r) for i, r in enumerate(group.responses) if i != at]
-            seed = zlib.crc32(group.prompt.tobytes() + response.tobytes())
-            found.append(aggregate(len(response), min(others, default=len(response)), seed))
+    found = [w for g in groups for w in g.token_weights or [np.ones(len(r), np.float32) for r in g.responses]]
     return torch.from_numpy(np.concatenate(found)).to(device)
 
 
 def score(policy: Policy, reference: Reference, groups: Sequence[TokenGroup], judge: Judge) -> Scored:
     """One pack through both models."""
     batch = collate(groups, policy.device)
-    weights = token_weights(groups, judge.aggregate, policy.device)
+    weights = token_weights(groups, policy.device)
     if "sharpness" not in judge.needs:
         return Scored(batch, policy.token_logp(batch), reference.token_logp(batch), weights)
     token_logp, found = policy.token_logp_and_statistics(batch)
-    sharp = batch.sum(token_logp.detach() - found.squares) / batch.sum(torch.ones_like(found.squares))
+    each = torch.ones_like(found.squares) if weights is None else weights.to(found.squares.dtype)
+    sharp = batch.sum((token_logp.detach() - found.squares) * each) / batch.sum(each)
     return Scored(batch, token_logp, reference.token_logp(batch), weights, sharp)
 
 
@@ -132,24 +143,19 @@ def ask(judge: Judge, packs: Sequence[Scored], mismatched: Scores | None = None)
     coefficients = list(torch.autograd.grad(value, leaves))
     pushes = torch.cat([pack.batch.sum(c) for pack, c in zip(packs, coefficients, strict=True)])
     plain = replace(views, scores=replace(scores, logp=scores.logp.detach()))
-    return Judgement(value.detach(), coefficients, pushes / scores.tokens, plain)
-
-
-def joined(scores: Sequence[Scores]) -> Scores:
-    """The responses of several packs, one after the other."""
-    if len(scores) == 1:
-        return scores[0]
-    fields = zip(*((s.logp, s.tokens, s.reference, s.score, s.sharpness) for s in scores), strict=True)
-    return Scores(*(torch.cat(field) if all(f is not None for f in field) else None for field in fields))  # type: ignore
+    return Judgement(value.detach(), coefficients, pushes / scores.counted, plain)
 
 
 def score_mismatched(
     policy: Policy, reference: Reference, groups: Sequence[TokenGroup], judge: Judge
 ) -> tuple[Scores | None, int]:
     """The mismatched responses of these rows under both models, without gradient, and the tokens it took."""
+    if "mismatched" not in judge.needs:
+        return None, 0
     extra = judge.extra(groups)
     if not extra:
-        return None, 0
+        none = torch.zeros(0, device=policy.device)
+        return Scores(none, none, none), 0
     near = prefix_rank([g.prompt for g in extra])
     with torch.no_grad():
         packs = fill(range(len(extra)), [g.tokens for g in extra], judge.tokens, near)
@@ -178,9 +184,23 @@ def passes(
     mismatched, extra = score_mismatched(policy, reference, [g for groups in packs for g in groups], judge)
     whole = ask(judge, scored, mismatched)
     for pack, coefficient in zip(scored, whole.coefficients, strict=True):
-        torch.autograd.backward(policy.token_logp(pack.batch), coefficient / rows)
+        again = policy.token_logp(pack.batch)
+        _unchanged(pack.token_logp, again, policy)
+        torch.autograd.backward(again, coefficient / rows)
     once = sum(pack.batch.tokens for pack in scored)
     return [Pass(whole, 2 * once + extra, sum(pack.batch.tokens_naive for pack in scored) - once)]
+
+
+def _unchanged(first: Tensor, again: Tensor, policy: Policy) -> None:
+    """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
+    half = policy.compute != torch.float32 or policy.module.dtype in (torch.bfloat16, torch.float16)
+    off = float((again.detach() - first).abs().max())
+    if off > (0.25 if half else 1e-3):  # what is not finite is refused with the update
+        raise UserError(
+            f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
+            where="model.path",
+            mend="Something in it draws at random, such as dropout.",
+        )
 
 
 def _uncoupled(scored: Scored, judge: Judge, rows: int) -> Pass:

@@ -12,18 +12,21 @@ from preftune.config.vary import Variant
 from preftune.record.read import Record
 from preftune.report import page
 from preftune.training.loop import train
+from preftune.training.material import gather_once
 from preftune.training.show import Show, silent
 
 
 def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show: Show = silent) -> list[Path]:
     """Do every run below `out` and write `out`/compare.html; returns the folders of the records.
 
-    resume: go on with what is there, finished runs included. Raises UserError.
+    Rows are read and turned into tokens once. resume: go on with what is there, finished runs included.
+    Raises UserError.
     """
-    done = []
-    for number, (words, run) in enumerate(variants, 1):
+    done, gather = [], gather_once()
+    for number, (words, run, lacks) in enumerate(variants, 1):
         name = ",".join(words).replace("/", "_") or "run"
-        show(f"run {number} of {len(variants)}: {name}")
-        done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show))
+        without = f" (it has no {', '.join(lacks)})" if lacks else ""
+        show(f"run {number} of {len(variants)}: {name}{without}")
+        done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show, gather=gather))
     files.write(out / "compare.html", page([Record.open(path) for path in done]))
     return done

@@ -1,0 +1,119 @@
+"""Rows and objective made for each other: what does not fit is refused, and what is open is filled in and said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, get_args
+
+import msgspec
+from msgspec.structs import replace
+
+from preftune.config.run import Run
+from preftune.data.groups import TokenGroup
+from preftune.data.prepare import Prepared
+from preftune.errors import UserError
+from preftune.objective import Single, parts
+from preftune.objective.aggregate import weighed
+from preftune.objective.arrange import accepts, classes
+from preftune.objective.base import RatingFormula
+
+Notes = dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
+
+
+class Fitted(NamedTuple):
+    """run: with the objective's open constants filled in; prepared: with what tokens count; notes: what to say."""
+
+    run: Run
+    prepared: Prepared
+    notes: Notes
+
+
+def fit(run: Run, prepared: Prepared) -> Fitted:
+    """Raises UserError where a row is of no use for the objective, or a key would have no effect on these rows."""
+    groups = [*prepared.train, *prepared.evaluate]
+    notes: Notes = {}
+    _effective(run, groups)
+    run = replace(run, objective=run.objective.settled(*classes(prepared.train)))
+    if run.objective.reading:
+        notes["objective"] = (run.objective.reading, {})
+    _shares(run, groups, notes)
+    said = sum(group.token_weights is not None for group in groups)
+    if said:
+        notes["token_weights"] = (f"{said} of {len(groups)} rows give token weights", {"rows": said})
+    voted = sum(group.preferred != 1 for group in prepared.train)
+    if voted and not any(part.votes for _, part in parts(run.objective)):
+        notes["votes"] = (f"{voted} rows carry votes, which this objective does not read", {"rows": voted})
+    for _, part in parts(run.objective):
+        mine = [group for group in groups if group.kind in accepts(part)]
+        bare = sum(group.scores is None for group in mine)
+        if part.scores and 0 < bare < len(mine):  # packs must not decide what is read
+            groups = [replace(group, scores=None) for group in groups]
+            text = f"{bare} of {len(mine)} rows have no scores, so those of the others are not read and ranks decide"
+            notes["scores"] = (text, {"rows": bare})
+    groups = weighed(groups, run.aggregate)
+    count = len(prepared.train)
+    return Fitted(run, replace(prepared, train=groups[:count], evaluate=groups[count:]), notes)
+
+
+def _effective(run: Run, groups: Sequence[TokenGroup]) -> None:
+    """Raise UserError where a key would change nothing on these rows."""
+    if run.aggregate.compares and all(len(group.responses) == 1 for group in groups):
+        raise UserError("these rows have one response each, so the key has no effect.", where="aggregate",
+                        mend="It needs pairs or rankings; remove it.")  # fmt: skip
+    paired = any(part.kind == "pairs" for _, part in parts(run.objective))
+    if run.data.rankings != "all" and not (paired and any(group.kind == "ranking" for group in groups)):
+        why = "there is no ranking" if paired else "this objective takes no pairs from rankings"
+        raise UserError(f"{why}, so the key has no effect.", where="data.rankings", mend="Remove it.")
+
+
+def _shares(run: Run, groups: Sequence[TokenGroup], notes: Notes) -> None:
+    """Every row serves some part of the objective and every part has rows, or UserError; notes parts that see few."""
+    every = [part for _, part in parts(run.objective)]
+    wrong = next((g for g in groups if not any(g.kind in accepts(part) for part in every)), None)
+    if wrong is not None:
+        needed = " or ".join(dict.fromkeys(kind for part in every for kind in accepts(part)))
+        raise UserError(
+            f"this row is a {wrong.kind}, and the objective {' + '.join(map(name_of, every))} needs a {needed}.",
+            where=str(wrong.place),
+            mend=f"Objectives for it: {', '.join(for_kind(wrong.kind))}.",
+        )
+    seen = []
+    for part in every:
+        mine = [group for group in groups if group.kind in accepts(part)]
+        if not mine:
+            raise UserError(f"no row serves {name_of(part)}, which needs a {' or '.join(accepts(part))}.",
+                            where="objective.parts", mend="Remove it, or add such rows.")  # fmt: skip
+        _refuse(part, mine)
+        if len(mine) < len(groups):
+            seen.append(f"{name_of(part)} {len(mine)}")
+    if seen:
+        notes["parts"] = (f"of {len(groups)} rows, parts of the objective see only some: {', '.join(seen)}", {})
+
+
+def _refuse(part: Single, groups: Sequence[TokenGroup]) -> None:
+    """Raise UserError where a row of the right kind lacks what an objective reads."""
+    name = name_of(part)
+    if isinstance(part, RatingFormula) and part.labels and (mute := next((g for g in groups if g.good is None), None)):
+        raise UserError(f"this row has a score and no label, and the objective {name} asks whether it is good.",
+                        where=str(mute.place), mend='Give it a "label", or use qrpo or dro.')  # fmt: skip
+    if "score" not in part.needs:
+        return
+    bare = next((g for g in groups if g.scores is None), None)
+    if bare is not None:
+        raise UserError(f"the objective {name} needs a score of each response.", where=str(bare.place))
+    if "quantile" in part.needs:
+        odd = next((g for g in groups if not all(0 <= score <= 1 for score in g.scores or ())), None)
+        if odd is not None:
+            mend = "Give each score's rank among the reference's own responses, or use dro."
+            raise UserError(f"{name} reads quantiles, and a score here is outside of 0 to 1.", where=str(odd.place),
+                            mend=mend)  # fmt: skip
+
+
+def name_of(part: Single) -> str:
+    """The name that a file has for it."""
+    return str(msgspec.to_builtins(part)["name"])
+
+
+def for_kind(kind: str) -> list[str]:
+    """Names of the objectives that a row of this kind serves."""
+    return [name_of(one()) for one in get_args(Single) if kind in accepts(one())]

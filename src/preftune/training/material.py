@@ -1,0 +1,70 @@
+"""What a run learns from, in tokens: the part of its preparation that runs of a sweep share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from preftune.config.run import Run
+from preftune.data.prepare import Prepared, Rows, prepare, read_rows
+from preftune.data.tokens import load_tokeniser, tokeniser_digest
+from preftune.errors import UserError
+from preftune.model.load import PreTrainedConfig, load_config
+from preftune.model.memory import positions
+from preftune.training.show import Show
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Material:
+    """config: the model's; digests: of the rows' files and of the tokeniser."""
+
+    tokeniser: PreTrainedTokenizerBase
+    config: PreTrainedConfig
+    prepared: Prepared
+    digests: dict[str, str]
+
+
+Gather = Callable[[Run, Show], Material]
+
+
+def gather(run: Run, show: Show) -> Material:
+    """Read and tokenise. Raises UserError."""
+    show("reading rows")
+    return in_tokens(run, read_rows(run.data, run.seed))
+
+
+def in_tokens(run: Run, rows: Rows) -> Material:
+    """The same of rows that were read. Raises UserError."""
+    tokeniser = load_tokeniser(run.model.tokeniser or run.model.path, run.model.revision, run.data.template)
+    config = load_config(run.model.path, run.model.revision, "model.path")
+    prepared = prepare(rows, run.data, tokeniser, longest(run, config))
+    return Material(tokeniser, config, prepared, {**rows.digests, "tokeniser": tokeniser_digest(tokeniser)})
+
+
+def gather_once() -> Gather:
+    """`gather` that keeps what it made, and gives it to every run with the same rows, model and held-out share."""
+    kept: dict[bytes, Material] = {}
+
+    def gather_or_take(run: Run, show: Show) -> Material:
+        seed = run.seed if run.data.holdout else 0
+        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model, seed))
+        if key not in kept:
+            kept[key] = gather(run, show)
+        return kept[key]
+
+    return gather_or_take
+
+
+def longest(run: Run, config: PreTrainedConfig) -> int:
+    """Tokens that a prompt with a response may have. Raises UserError where the model has fewer positions."""
+    limit = positions(config)
+    if run.data.max_tokens is not None and run.data.max_tokens > limit:
+        raise UserError(f"the model has {limit} positions.", where="data.max_tokens", mend=f"Use {limit} or less.")
+    return run.data.max_tokens or min(1024, limit)

@@ -1,0 +1,79 @@
+"""Runs of a sweep share what they can, and are the runs that they would have been alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from preftune.config.run import Run
+from preftune.config.vary import combinations
+from preftune.errors import UserError
+from preftune.files import read_lines
+from preftune.training import material, train
+from preftune.training.sweep import sweep
+
+
+def tree_of(run: Run) -> dict:
+    tree = msgspec.to_builtins(run)
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def told(out: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(out / "metrics.jsonl")]
+
+
+def reference(out: Path) -> dict | None:
+    return next((e for e in read_lines(out / "events.jsonl") if e["event"] == "reference"), None)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs whose rows were read and made tokens."""
+    made: list[Run] = []
+    right = material.gather
+    monkeypatch.setattr(material, "gather", lambda run, show: made.append(run) or right(run, show))
+    return made
+
+
+def test_one_tokenisation_one_reference_pass_and_each_run_its_own(
+    run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]
+) -> None:
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective=dpo,ipo,ln_dpo,nca,hinge", "objective.beta=0.3"])
+    said: list[str] = []
+    done = sweep(runs, tmp_path / "sweep", show=lambda stage, *_: said.append(stage))
+    assert [path.name for path in done] == [f"objective={name}" for name in ("dpo", "ipo", "ln_dpo", "nca", "hinge")]
+    assert len(counted) == 1
+    assert [(e["scored"], e["reused"]) for e in map(reference, done) if e] == [(124, 0)] + [(0, 124)] * 4
+    assert "run 2 of 5: objective=ipo (it has no objective.beta)" in said
+    alone = train(msgspec.structs.replace(runs[1].run, out=str(tmp_path / "alone")))
+    assert told(alone) == told(done[1])
+    one, two = (load_file(path / "model" / "model.safetensors") for path in (alone, done[1]))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    page = (tmp_path / "sweep" / "compare.html").read_text()
+    assert "5 runs side by side, differing in objective." in page
+    assert all(word in page for word in ("points on 12 common rows", "objective=hinge"))
+
+
+def test_other_rows_are_read_again(run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]) -> None:
+    """A seed decides which rows are held out, so rows are shared only where none are, or the seed is the same."""
+    one_epoch = {"optim__epochs": 1, "objective__name": "dpo"}
+    sweep(combinations(tree_of(run_of(**one_epoch)), ["seed=0,1"]), tmp_path / "seeds")
+    assert len(counted) == 1
+    held = tree_of(run_of(data__holdout=0.2, data__evaluate=msgspec.UNSET, **one_epoch))
+    done = sweep(combinations(held, ["seed=0,1", "objective.beta=0.1,0.2"]), tmp_path / "held")
+    assert len(counted) == 3
+    assert len({tuple(sorted(row["id"] for row in read_lines(path / "evaluation_rows.jsonl"))) for path in done}) == 2
+
+
+def test_a_stopped_sweep_goes_on(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective.beta=0.1,0.2"])
+    train(msgspec.structs.replace(runs[0].run, out=str(tmp_path / "s" / "objective.beta=0.1")))
+    with pytest.raises(UserError, match="a run is here already"):
+        sweep(runs, tmp_path / "s")
+    done = sweep(runs, tmp_path / "s", resume=True)
+    assert [len(told(path)) for path in done] == [7, 7]
