@@ -14,8 +14,10 @@ from making import group, tiny
 from preftune import objective as o
 from preftune.model.policy import Policy, wrap
 from preftune.objective.aggregate import LD, Decay, Plain, SamPO
+from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference
-from preftune.training.step import Judge, passes
+from preftune.training.passes import Memory, Pass, passes
+from preftune.training.step import Engine, Judge
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
 OBJECTIVES = [
@@ -36,9 +38,16 @@ def rows(kind: str, count: int = 6) -> list:
     return made
 
 
+def one_step(policy: Policy, reference: object, judge: Judge, packs: list[list]) -> Pass:
+    """Packs of rows as one step whose order is theirs."""
+    made = [row for pack in packs for row in pack]
+    order = iter(range(len(made)))
+    step = Step(tuple(tuple(next(order) for _ in pack) for pack in packs))
+    return passes(Engine(policy, reference, judge, Packing(60)), made, step, Memory())
+
+
 def gradient(policy: Policy, reference: object, judge: Judge, packs: list[list]) -> torch.Tensor:
-    policy.module.zero_grad()
-    passes(policy, reference, judge, packs, sum(map(len, packs)))
+    one_step(policy, reference, judge, packs)
     return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
 
 
@@ -58,7 +67,7 @@ def test_any_split_gives_the_same_gradient(models: tuple, objective: o.Objective
     kind = data.draw(st.sampled_from(["pair", *(["ranking"] if kinds <= {"pairs", "rankings"} else []),
                                       *(["rating"] if kinds == {"ratings"} else [])]))  # fmt: skip
     anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-    judge = Judge(objective, Plain(), "all", 200, 60)
+    judge = Judge(objective, Plain(), "all", 200)
     made = rows(kind)
     whole = gradient(policy, anchor, judge, [made])
     order = data.draw(st.permutations(range(len(made))))
@@ -72,11 +81,11 @@ def test_any_split_gives_the_same_gradient(models: tuple, objective: o.Objective
 @pytest.mark.parametrize("aggregate", [LD(alpha=0.3), SamPO(), Decay(gamma=0.9)], ids=repr)
 def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate: object) -> None:
     policy, reference = models
-    judge = Judge(o.DPO(), Plain(), "all", 200, 60)
+    judge = Judge(o.DPO(), Plain(), "all", 200)
     other = replace(judge, aggregate=aggregate)
     made = rows("pair")
     assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, other, [made]))
-    one = passes(policy, FrozenReference(policy), other, [made], 6)[0].judgement
+    one = one_step(policy, FrozenReference(policy), other, [made]).judgement
     assert float(one.views.scores.log_ratio.abs().max()) < 1e-12
     split = gradient(policy, reference, other, [made[:2], made[2:]])
     assert torch.allclose(gradient(policy, reference, other, [made]), split, atol=1e-12)
@@ -85,7 +94,7 @@ def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate
 def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     """One row of four responses against its pairs one by one: the same gradient, and each response computed once."""
     policy, reference = models
-    judge = Judge(o.DPO(), Plain(), "all", 200, 60)
+    judge = Judge(o.DPO(), Plain(), "all", 200)
     ranking = rows("ranking", 1)[0]
     places = [(i, j) for i, a in enumerate(ranking.ranks) for j, b in enumerate(ranking.ranks) if a < b]
     apart = [
@@ -95,10 +104,7 @@ def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     together = gradient(policy, reference, judge, [[ranking]])
     one_by_one = gradient(policy, reference, judge, [[pair] for pair in apart])
     assert torch.allclose(together, one_by_one, atol=1e-12)
-    assert (
-        passes(policy, reference, judge, [[ranking]], 1)[0].tokens
-        == passes(policy, reference, judge, [apart], 5)[0].tokens
-    )
+    assert one_step(policy, reference, judge, [[ranking]]).tokens == one_step(policy, reference, judge, [apart]).tokens
 
 
 def test_the_drift_is_measured_on_other_prompts_only(models: tuple) -> None:

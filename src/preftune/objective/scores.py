@@ -1,7 +1,7 @@
 """What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos.
 
-Every tensor is fp32 (fp64 in tests). Only `logp` carries a gradient. Examples have a `weight`; the step
-divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
+Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` carries a gradient. Examples have a `weight`;
+the step divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
 K responses shown as all its pairs gives each pair 1 / C(K, 2).
 """
 
@@ -58,6 +58,11 @@ class Scores:
         """The responses at `index` (any shape), in that order."""
         optional = (self.reference, self.score, self.sharpness)
         return Scores(self.logp[index], self.tokens[index], *(f if f is None else f[index] for f in optional))
+
+    def in_double(self) -> Scores:
+        """The same on the host in fp64, without gradient."""
+        fields = (self.logp, self.tokens, self.reference, self.score, self.sharpness)
+        return Scores(*(None if f is None else f.detach().double().cpu() for f in fields))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,10 +53,10 @@ class Sums:
             self._add("margin", margin, views.pairs.weight)
             self._add("accuracy", (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin), views.pairs.weight)
 
-        if views.mismatched is not None:
-            ratio = views.mismatched.log_ratio
+        if views.mismatched is not None and len(ratio := views.mismatched.log_ratio):
             self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
-            self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
+            if len(ratio) > 1:
+                self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
 
     def _add(self, name: str, values: Tensor, weight: Tensor) -> None:
         held = self.sums.setdefault(name, [0.0, 0.0])

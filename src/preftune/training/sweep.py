@@ -9,6 +9,7 @@ import msgspec
 
 from preftune import files
 from preftune.config.vary import Variant
+from preftune.ranks import joined
 from preftune.record.read import Record
 from preftune.report import page
 from preftune.training.loop import train
@@ -21,9 +22,12 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
     resume: go on with what is there, finished runs included. Raises UserError.
     """
     done = []
-    for number, (words, run) in enumerate(variants, 1):
-        name = ",".join(words).replace("/", "_") or "run"
-        show(f"run {number} of {len(variants)}: {name}")
-        done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show))
-    files.write(out / "compare.html", page([Record.open(path) for path in done]))
+    with joined() as ranks:
+        for number, (words, run) in enumerate(variants, 1):
+            name = ",".join(words).replace("/", "_") or "run"
+            if ranks.first:
+                show(f"run {number} of {len(variants)}: {name}")
+            done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show))
+        if ranks.first:
+            files.write(out / "compare.html", page([Record.open(path) for path in done]))
     return done
