@@ -123,9 +123,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch raises where another end of a connection is gone
-        cause = str(error).split("] ", 1)[-1].split(". ")[0][:100]  # gloo begins with the place in its source
         raise UserError(
-            f"another rank ended without a word ({cause}).",
+            f"another rank ended without a word ({_cause(error)}).",
             mend="What was saved is whole: go on with --resume.",
             code=STOPPED,
         ) from error
@@ -153,11 +152,21 @@ def joined(where: str = "env://") -> Iterator[Ranks]:
 
 
 def _join(where: str) -> Ranks:
-    store, index, count = next(iter(rendezvous(where, timeout=PATIENCE)))
-    store = PrefixStore(f"preftune/{next(_times)}", store)  # a second group must not find the addresses of the first
+    # a second group in one process, or one that torchrun starts again, must not find the addresses of the first
+    place = f"preftune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_times)}"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=PATIENCE)
+    try:
+        store, index, count = next(iter(rendezvous(where, timeout=PATIENCE)))
+        store = PrefixStore(place, store)
+        dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot meet the other ranks: {_cause(error)}.", mend="Start them with torchrun.") from error
     return Ranks(index, count, store)
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what torch says, without the place in its source."""
+    return str(error).split("] ", 1)[-1].split(". ")[0][:100]
 
 
 def _leave_word(ranks: Ranks, code: int) -> None:

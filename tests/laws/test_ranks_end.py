@@ -241,10 +241,11 @@ def test_weights_that_are_not_those_of_the_others_are_never_saved(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def torchrun(run: Run, folder: Path, *words: str) -> subprocess.Popen:
+def torchrun(run: Run, folder: Path, *words: str, restarts: int = 0) -> subprocess.Popen:
     file = folder / "run.toml"
     file.write_text(dump(run))
-    call = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "preftune"]
+    call = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"--max-restarts={restarts}"]
+    call += ["-m", "preftune"]
     return subprocess.Popen(
         [sys.executable, *call, "train", str(file), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -275,3 +276,16 @@ def test_torchrun_shows_one_message(run_of: Callable[..., Run], tmp_path: Path) 
     assert told.count("stopped by SIGTERM; everything done is saved.") == 1, told
     done = len(lines(Path(long.out)))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """The new ranks must not look for the old ones, whose addresses and last words torchrun's store still has."""
+    whole, cut = (run_of(optim__epochs=6, save__every=1, out=str(tmp_path / name)) for name in ("whole", "cut"))
+    on_ranks(2, tmp_path / "a", lambda _: str(train(whole)))
+    process = torchrun(cut, tmp_path, "--resume", restarts=1)
+    after_steps(Path(cut.out), 4, lambda _: None)([])
+    os.kill(int((tmp_path / "cut" / ".lock").read_text()), signal.SIGKILL)
+    assert process.communicate(timeout=120)[1].count("another rank ended without a word") <= 1
+    assert process.returncode == 0
+    assert same(Path(whole.out), Path(cut.out))
