@@ -198,7 +198,9 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
     show("evaluating", 0, 0)
     kept = record.path / "start.safetensors"
     before = load_file(kept)["logp"] if state.step and record.writing else None
-    found = evaluate(setup.engine, held_out, Memory(state.halvings), before)
+    memory = Memory(state.halvings)
+    found = evaluate(setup.engine, held_out, memory, before)
+    heed(setup, state, record, memory, held_out.step.packs)
     if state.step == 0 and record.writing:
         files.write(kept, save({"logp": np.asarray(found.logp, np.float64)}))
     record.evaluation({"step": state.step, **found.values})
