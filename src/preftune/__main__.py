@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+import time
 
-from preftune.errors import BUG, UserError
+from preftune.errors import BUG, Elsewhere, UserError
 
 
 def main() -> None:
     """Run a verb; exit with the code of what happened (see preftune.errors)."""
-    from preftune.cli.app import app
-
     try:
-        app(sys.argv[1:])
+        _as_a_rank() if several() else _verb()
+    except Elsewhere as error:
+        time.sleep(1)  # torchrun ends all at the first end, and the rank that tells the user shall have told
+        sys.exit(error.code)
     except UserError as error:
         sys.stderr.write(f"preftune: {safe(str(error))}\n")
         sys.exit(error.code)
@@ -24,6 +29,29 @@ def main() -> None:
         sys.stderr.write(safe(traceback.format_exc()))
         sys.stderr.write("preftune: this is a bug of preftune; please report it with the lines above.\n")
         sys.exit(BUG)
+
+
+def several() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    told = [os.environ.get(name, "") for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")]
+    return all(told) and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _verb() -> None:
+    from preftune.cli.app import app
+
+    app(sys.argv[1:])
+
+
+def _as_a_rank() -> None:
+    """The verb, as one of several processes of which the first speaks; whichever fails first says why."""
+    from preftune.ranks import joined
+
+    with joined() as ranks, contextlib.ExitStack() as quiet:
+        if not ranks.first:
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        _verb()
 
 
 def safe(text: str) -> str:

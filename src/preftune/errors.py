@@ -41,6 +41,10 @@ class UserError(Exception):
         return "\n".join([*lines, f"... and {more} more like these."] if more > 0 else lines)
 
 
+class Elsewhere(UserError):
+    """An error that another process of this run tells the user; this one only ends, with the same code."""
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """`Did you mean "beta"?`, or an empty string where nothing is near."""
     from difflib import get_close_matches

@@ -8,8 +8,10 @@ from pathlib import Path
 from preftune import files
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
+from preftune.ranks import joined
 from preftune.training.evaluate import Evaluation, HeldOut, evaluate
 from preftune.training.measure import Values, margins, rewards
+from preftune.training.passes import Memory
 from preftune.training.setup import set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import listening
@@ -21,11 +23,12 @@ def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Va
     out: JSON-lines file with one object a row. Returns means over all rows (record.meters.EVALUATION, without the
     changes, which a file alone does not have). Raises UserError.
     """
-    with listening() as stop:
-        setup = set_up(resolve(run), show, stop)
-    held_out = HeldOut.of(setup.prepared.train, setup.run.batch.tokens or 0)
-    found = evaluate(setup.policy, setup.reference, setup.judge, held_out, None)
-    if out is not None:
+    with joined() as ranks:
+        with listening() as stop:
+            setup = set_up(resolve(run), show if ranks.first else silent, stop, ranks=ranks)
+        held_out = HeldOut.of(setup.prepared.train, setup.engine)
+        found = evaluate(setup.engine, held_out, Memory(), None)
+    if out is not None and ranks.first:
         lines = (json.dumps(files.plain(row), allow_nan=False) for row in rows(found, run))
         files.write(Path(out), "".join(f"{line}\n" for line in lines))
     return {name: value for name, value in found.values.items() if not name.endswith("_change") and name != "seconds"}

@@ -27,7 +27,7 @@ LEFT_TO_RIGHT = [
     "world",
     "cli",
 ]
-EVERYWHERE = {"config", "errors", "files", ""}
+EVERYWHERE = {"config", "errors", "files", "ranks", ""}
 BANNED = re.compile(
     r"\b(logps|logprobs?|log_probs|logratios?|ref_model|completions?|micro_?batch\w*|loss_type|winner|loser|lens)\b"
 )

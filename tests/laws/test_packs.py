@@ -17,8 +17,10 @@ from preftune.model.policy import Policy, wrap
 from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, SamPO, weighed
 from preftune.objective.arrange import accepts
 from preftune.pack.batch import collate
+from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference
-from preftune.training.step import Judge, passes, score
+from preftune.training.passes import Memory, Pass, passes
+from preftune.training.step import Engine, Judge, score
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
 KINDS = ("pair", "ranking", "rating")
@@ -41,9 +43,16 @@ def rows(kind: str, count: int = 6) -> list:
     return made
 
 
+def one_step(policy: Policy, reference: object, judge: Judge, packs: list[list]) -> Pass:
+    """Packs of rows as one step whose order is theirs."""
+    made = [row for pack in packs for row in pack]
+    order = iter(range(len(made)))
+    step = Step(tuple(tuple(next(order) for _ in pack) for pack in packs))
+    return passes(Engine(policy, reference, judge, Packing(60)), made, step, Memory())
+
+
 def gradient(policy: Policy, reference: object, judge: Judge, packs: list[list]) -> torch.Tensor:
-    policy.module.zero_grad()
-    passes(policy, reference, judge, packs, sum(map(len, packs)))
+    one_step(policy, reference, judge, packs)
     return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
 
 
@@ -63,7 +72,7 @@ def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.Da
     fitting = [kind for kind in KINDS if all(kind in accepts(part) for _, part in o.parts(objective))]
     kind = data.draw(st.sampled_from(fitting))
     anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-    judge = Judge(objective, "all", 200, 60)
+    judge = Judge(objective, "all", 200)
     made = rows(kind)
     whole = gradient(policy, anchor, judge, [made])
     order = data.draw(st.permutations(range(len(made))))
@@ -77,11 +86,11 @@ def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.Da
 @pytest.mark.parametrize("aggregate", [Mean(), LD(alpha=0.3), SamPO(), Decay(gamma=0.9)], ids=repr)
 def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate: Aggregate) -> None:
     policy, reference = models
-    judge = Judge(o.DPO(), "all", 200, 60)
+    judge = Judge(o.DPO(), "all", 200)
     made = rows("pair")
     other = weighed(made, aggregate)
     assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, judge, [other]))
-    one = passes(policy, FrozenReference(policy), judge, [other], 6)[0].judgement
+    one = one_step(policy, FrozenReference(policy), judge, [other]).judgement
     assert float(one.views.scores.log_ratio.abs().max()) < 1e-12
     split = gradient(policy, reference, judge, [other[:2], other[2:]])
     assert torch.allclose(gradient(policy, reference, judge, [other]), split, atol=1e-12)
@@ -100,10 +109,11 @@ def with_weights(made: list) -> list:
 def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
     """logp and reference are the sums of weight times log-probability of each token, whatever the packs."""
     policy, reference = models
-    judge = Judge(o.SimPO(), "all", 200, 60)
+    judge = Judge(o.SimPO(), "all", 200)
     made = with_weights(rows("pair"))
     for packs in ([made], [made[:1], made[1:4], made[4:]]):
-        found = [score(policy, reference, pack, judge).scores() for pack in packs]
+        engine = Engine(policy, reference, judge, Packing(60))
+        found = [score(engine, collate(pack)).scores for pack in packs]
         together = {
             name: torch.cat([getattr(one, name).detach() for one in found])
             for name in ("logp", "ref_logp", "mean_logp")
@@ -127,7 +137,7 @@ def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
 def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Objective) -> None:
     policy, reference = models
     anchor = reference if objective.reference else NoReference()
-    judge, plain, made = Judge(objective, "all", 200, 60), rows("pair"), with_weights(rows("pair"))
+    judge, plain, made = Judge(objective, "all", 200), rows("pair"), with_weights(rows("pair"))
     whole = gradient(policy, anchor, judge, [made])
     assert torch.allclose(whole, gradient(policy, anchor, judge, [made[:2], made[2:3], made[3:]]), atol=1e-12)
     assert not torch.allclose(whole, gradient(policy, anchor, judge, [plain]))
@@ -137,11 +147,11 @@ def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Ob
 
 def test_the_incentive_is_the_slope_by_the_weighted_sum(models: tuple) -> None:
     policy, reference = models
-    found = passes(policy, reference, Judge(o.DPO(), "all", 200, 60), [with_weights(rows("pair"))], 6)[0].judgement
+    found = one_step(policy, reference, Judge(o.DPO(), "all", 200), [with_weights(rows("pair"))]).judgement
     pairs = found.views.pairs
     expected = -0.1 * torch.sigmoid(-0.1 * pairs.margin) * pairs.preferred
     expected += 0.1 * torch.sigmoid(0.1 * pairs.margin) * (1 - pairs.preferred)
-    assert torch.allclose(found.incentive[::2], expected, rtol=1e-9)
+    assert torch.allclose(found.coefficients[::2], expected, rtol=1e-9)
 
 
 def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,15 +164,15 @@ def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pyt
         return right(self, batch) + 0.01 * len(calls)
 
     monkeypatch.setattr(Policy, "token_logp", drawing)
-    passes(policy, NoReference(), Judge(o.SimPO(), "all", 200, 60), [rows("pair")], 6)  # one pass: nothing to compare
+    one_step(policy, NoReference(), Judge(o.SimPO(), "all", 200), [rows("pair")])  # one pass: nothing to compare
     with pytest.raises(UserError, match="nats a token off from those of a moment before"):
-        passes(policy, reference, Judge(o.AOT(), "all", 200, 60), [rows("pair")], 6)
+        one_step(policy, reference, Judge(o.AOT(), "all", 200), [rows("pair")])
 
 
 def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     """One row of four responses against its pairs one by one: the same gradient, and each response computed once."""
     policy, reference = models
-    judge = Judge(o.DPO(), "all", 200, 60)
+    judge = Judge(o.DPO(), "all", 200)
     ranking = rows("ranking", 1)[0]
     places = [(i, j) for i, a in enumerate(ranking.ranks) for j, b in enumerate(ranking.ranks) if a < b]
     apart = [
@@ -172,10 +182,7 @@ def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     together = gradient(policy, reference, judge, [[ranking]])
     one_by_one = gradient(policy, reference, judge, [[pair] for pair in apart])
     assert torch.allclose(together, one_by_one, atol=1e-12)
-    assert (
-        passes(policy, reference, judge, [[ranking]], 1)[0].tokens
-        == passes(policy, reference, judge, [apart], 5)[0].tokens
-    )
+    assert one_step(policy, reference, judge, [[ranking]]).tokens == one_step(policy, reference, judge, [apart]).tokens
 
 
 def test_the_drift_is_measured_on_other_prompts_only(models: tuple) -> None:

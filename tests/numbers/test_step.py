@@ -18,8 +18,11 @@ from preftune.model.policy import Policy, wrap
 from preftune.objective.arrange import Views
 from preftune.objective.combine import as_ratings, value_of_pairs
 from preftune.objective.scores import Pairs
+from preftune.pack.batch import collate
+from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference, Reference
-from preftune.training.step import Judge, passes, score, score_mismatched
+from preftune.training.passes import Memory, passes, score_mismatched
+from preftune.training.step import Engine, Judge, given_scores, score
 
 STEP = 1e-6  # of the parameters, along one random direction
 HELD = {"bco", "mpo", "dro", "beta_dpo"}  # each has a number of the step that its formula holds fixed
@@ -47,19 +50,20 @@ class World:
     """A step's rows under a policy whose parameters can be moved along one direction."""
 
     def __init__(self, policy: Policy, reference: Reference, judge: Judge) -> None:
-        self.policy, self.reference, self.judge, self.rows = policy, reference, judge, rows()
+        self.engine, self.judge, self.rows = Engine(policy, reference, judge, Packing(60)), judge, rows()
         draw = torch.Generator().manual_seed(3)
         self.parameters = list(policy.module.parameters())
         self.way = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in self.parameters]
-        with torch.no_grad():
-            self.mismatched, _ = score_mismatched(policy, reference, self.rows, judge)
+        found = score_mismatched(self.engine, self.rows, Memory())
+        self.mismatched = found and found.scores
 
     def pairs(self, by: float = 0.0, like: Pairs | None = None) -> Pairs:
         """At the parameters moved `by`; what carries no gradient is that of `like`."""
         with torch.no_grad():
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.add_(way, alpha=by)
-            found = Views(self.rows, score(self.policy, self.reference, self.rows, self.judge).scores()).pairs
+            scores = replace(score(self.engine, collate(self.rows)).scores, score=given_scores(self.rows))
+            found = Views(self.rows, scores).pairs
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.sub_(way, alpha=by)
         if like is None:
@@ -78,15 +82,14 @@ class World:
 
     def along(self) -> float:
         """The engine's gradient along the way, from two packs of two rows."""
-        self.policy.module.zero_grad()
-        passes(self.policy, self.reference, self.judge, [self.rows[:2], self.rows[2:]], len(self.rows))
+        passes(self.engine, self.rows, Step(((0, 1), (2, 3))), Memory())
         both = zip(self.parameters, self.way, strict=True)
         return float(sum((p.grad * way).sum() for p, way in both if p.grad is not None))
 
 
 def world(case: Case, models: tuple[Policy, FrozenReference]) -> World:
     uses = any(part.reference for _, part in o.parts(case.objective))
-    return World(models[0], models[1] if uses else NoReference(), Judge(case.objective, "all", 200, 60))
+    return World(models[0], models[1] if uses else NoReference(), Judge(case.objective, "all", 200))
 
 
 @every

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import group
 
-from preftune.pack.plan import fill, make_plan, prefix_rank
+from preftune.pack.plan import Packing, fill, make_plan, prefix_rank
 
 SIZES = st.lists(st.integers(1, 90), min_size=1, max_size=60)
 
@@ -50,3 +51,39 @@ def test_packs_are_even_rather_than_one_full_and_a_rest() -> None:
 def test_near_rows_share_a_pack() -> None:
     prompts = [np.array(p) for p in ([1, 2], [9, 9], [1, 2, 3], [9, 8])]
     assert fill(range(4), [50] * 4, 100, prefix_rank(prompts)) == ((0, 2), (3, 1))
+
+
+@given(SIZES, st.integers(1, 20), st.integers(1, 200), st.integers(1, 5), st.data())
+@settings(max_examples=100, deadline=None)
+def test_ranks_share_the_packs_of_the_same_steps(
+    sizes: list[int], rows: int, tokens: int, ranks: int, data: st.DataObject
+) -> None:
+    costs = [size * data.draw(st.floats(1, 3)) for size in sizes]
+    alone = make_plan(sizes, rows=rows, tokens=tokens, seed=5)
+    plan = make_plan(sizes, rows=rows, tokens=tokens, seed=5, costs=costs, ranks=ranks, near=sizes)
+    assert [step.order for step in plan.steps] == [step.order for step in alone.steps]
+    for step in plan.steps:
+        assert sorted(i for rank in range(ranks) for pack in step.of(rank) for i in pack) == step.order
+        assert len(step.packs) % ranks == 0 or all(len(pack) == 1 for pack in step.packs)
+        assert all(sum(sizes[i] for i in pack) <= tokens or len(pack) == 1 for pack in step.packs)
+        flat = [sizes[i] for pack in step.packs for i in pack]
+        assert flat == sorted(flat)  # neighbours stay together
+        if len(step.packs) == ranks and sum(flat) <= tokens:
+            work = [sum(costs[i] for i in pack) for pack in step.packs]
+            assert max(work) <= sum(work) / ranks + max(costs)
+
+
+def test_ranks_without_a_pack_have_none() -> None:
+    (step,) = make_plan([5], rows=4, tokens=99, seed=0, ranks=3).steps
+    assert [step.of(rank) for rank in range(3)] == [((0,),), (), ()]
+
+
+def test_long_paths_cost_more_than_their_tokens() -> None:
+    """One row of 400 tokens against four of 100: half of the tokens, and more than half of the work."""
+    made = [group(range(350), range(25), range(25)), *(group(range(50), range(25), range(25)) for _ in range(4))]
+    assert Packing(9999).cost(made[0]) == 400
+    assert Packing(9999, scale=375).cost(made[0]) == 800
+    assert Packing(9999, scale=375).cost(made[1]) == 120
+    assert [len(pack) for pack in Packing(9999, scale=375).step(made, 2).packs] == [4, 1]
+    step = make_plan([100] * 5, rows=5, tokens=100, seed=0, costs=[400.0, 100, 100, 100, 100], ranks=2).steps[0]
+    assert sorted(len(step.of(rank)) for rank in range(2)) == [1, 4]

@@ -31,6 +31,8 @@ def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
     from rich.console import Console
 
     from preftune.cli.outcome import meters
+    from preftune.ranks import here
 
-    Console().print(meters(found))
-    print(out)
+    if here().first:
+        Console().print(meters(found))
+        print(out)

@@ -39,6 +39,8 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
 
         done = go(runs, out, resume=resume, show=show)
     from preftune.cli.outcome import outcomes
+    from preftune.ranks import here
 
-    outcomes(done)
-    print(out / "compare.html")
+    if here().first:
+        outcomes(done)
+        print(out / "compare.html")

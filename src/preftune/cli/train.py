@@ -17,6 +17,8 @@ def train(
 ) -> None:
     """Tune a model: preftune train run.toml [key=value ...]
 
+    On several GPUs, or processes of any kind: torchrun --standalone --nproc-per-node N -m preftune train run.toml
+
     Parameters
     ----------
     words
@@ -39,5 +41,7 @@ def train(
             run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key], show=show
         )
     from preftune.cli.outcome import outcome
+    from preftune.ranks import here
 
-    outcome(out)
+    if here().first:
+        outcome(out)

@@ -17,6 +17,7 @@ from preftune.objective.scores import Pairs, Scores
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROUNDED = 1e-3  # nats by which fp32 may round margins apart
 LEAST = 1e-3  # share of beta below which beta_dpo does not let it fall
 
 
@@ -94,11 +95,14 @@ class BetaDPO(PairFormula, frozen=True, tag="beta_dpo"):
         return weighted_mean(pairs.margin.detach(), pairs.weight)
 
     def _kept(self, distance: Tensor) -> Tensor:
-        """1 for the pairs kept, 0 for the others; ties with the last one kept stay, so that order decides nothing."""
+        """1 for the pairs kept, 0 for the others; ties with the last one kept stay, so that order decides nothing.
+
+        What rounds apart is a tie: before the first update all margins are 0, and none is less usual than the others.
+        """
         if not len(distance):
             return distance
         count = max(1, round(self.keep * len(distance)))
-        return (distance <= distance.sort().values[count - 1]).to(distance)
+        return (distance <= distance.sort().values[count - 1] + ROUNDED).to(distance)
 
 
 def _tempered(pairs: Pairs, beta: Tensor) -> Tensor:

@@ -68,12 +68,12 @@ class KTO(RatingFormula, frozen=True, tag="kto"):
 def drift(ratings: Ratings) -> Tensor:
     """z_0: mean log-ratio of mismatched responses, not below 0, without gradient; a scalar in nats (KTO).
 
-    0, its least value, where all rows have one prompt, so that no response can be mismatched.
+    0, its least value, where a step has none, as where all its prompts are one.
     """
     if ratings.mismatched is None:
         raise ValueError("KTO needs mismatched responses to estimate the drift and was given none")
     ratio = ratings.mismatched.log_ratio.detach()
-    return ratio.mean().clamp(min=0) if len(ratio) else ratio.sum()
+    return ratio.sum().clamp(min=0) / max(1, len(ratio))
 
 
 class APOZero(RatingFormula, frozen=True, tag="apo_zero"):

@@ -1,7 +1,7 @@
 """What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos.
 
-Every tensor is fp32 (fp64 in tests). Only `logp` carries a gradient. Examples have a `weight`; the step
-divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
+Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` carries a gradient. Examples have a `weight`;
+the step divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
 K responses shown as all its pairs gives each pair 1 / C(K, 2).
 """
 
@@ -71,6 +71,10 @@ class Scores:
     def __getitem__(self, index: Tensor) -> Scores:
         """The responses at `index` (any shape), in that order."""
         return self.each(lambda field: field[index])
+
+    def in_double(self) -> Scores:
+        """The same on the host in fp64, without gradient."""
+        return self.each(lambda field: field.detach().double().cpu())
 
 
 def joined(scores: Sequence[Scores]) -> Scores:

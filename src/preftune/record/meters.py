@@ -53,12 +53,14 @@ STEP: dict[str, Meter] = {
         "1 / nat", "derivative of an example's loss by the logp of chosen: what pushes it, negative is up"
     ),
     "rejected_incentive": Meter("1 / nat", "derivative of an example's loss by the logp of rejected"),
-    "drift": Meter("nats", "mean log-ratio on mismatched responses, not below 0 (KTO's z0); null for other objectives"),
+    "drift": Meter("nats", "mean log-ratio on mismatched responses, not below 0 (KTO's z0); null where there are none"),
     "drift_error": Meter("nats", "standard error of that mean"),
     "grad_norm": Meter("", "norm of the gradient before clipping"),
     "lr": Meter("", "learning rate of this step"),
     "examples": Meter("rows", "rows of this step"),
-    "tokens_computed": Meter("tokens", "tokens through the model, each distinct prefix of a pack once; coupled: twice"),
+    "tokens_computed": Meter(
+        "tokens", "tokens through the model on all ranks, each distinct prefix of a pack once; coupled: twice"
+    ),
     "tokens_shared": Meter(
         "tokens", "tokens that sharing saved in a pass: each prompt with each response, minus distinct"
     ),

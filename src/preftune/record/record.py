@@ -33,11 +33,14 @@ OURS = (
 
 
 class Record:
-    """The folder of one run, held by one process. Numbers are appended; nothing is rewritten but by `rewind`."""
+    """The folder of one run, held by one process. Numbers are appended; nothing is rewritten but by `rewind`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines = {name: files.Lines(path / f"{name}.jsonl") for name in LINES}
+    writing: whether this process is the one; on the other ranks of a run everything here does nothing.
+    """
+
+    def __init__(self, path: Path, writing: bool = True) -> None:
+        self.path, self.writing = path, writing
+        self._lines = {name: files.Lines(path / f"{name}.jsonl") for name in LINES if writing}
 
     @property
     def checkpoints(self) -> Path:
@@ -45,23 +48,30 @@ class Record:
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One update's numbers (meters.STEP)."""
-        self._lines["metrics"].append(values)
+        self._append("metrics", values)
 
     def evaluation(self, values: dict[str, Any]) -> None:
         """One evaluation's numbers (meters.EVALUATION)."""
-        self._lines["evaluations"].append(values)
+        self._append("evaluations", values)
 
     def event(self, step: int, kind: str, text: str, **details: Any) -> None:
         """Something that happened, in a sentence."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._lines["events"].append({"step": step, "event": kind, "time": now, "text": text, **details})
+        self._append("events", {"step": step, "event": kind, "time": now, "text": text, **details})
+
+    def _append(self, name: str, values: dict[str, Any]) -> None:
+        if self.writing:
+            self._lines[name].append(values)
 
     def json(self, name: str, value: Any) -> None:
-        files.write_json(self.path / name, files.plain(value))
+        if self.writing:
+            files.write_json(self.path / name, files.plain(value))
 
     def rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A whole file of JSON lines."""
-        files.write(self.path / name, "".join(json.dumps(files.plain(row), allow_nan=False) + "\n" for row in rows))
+        if self.writing:
+            text = "".join(json.dumps(files.plain(row), allow_nan=False) + "\n" for row in rows)
+            files.write(self.path / name, text)
 
     def sync(self) -> None:
         """Return when every line is on the disk: before a checkpoint, which must never be ahead of the lines."""
@@ -120,7 +130,7 @@ def _whole(path: Path) -> None:
         raise UserError(f"is damaged: {error}.", where=str(path), mend=mend, code=CORRUPT) from error
 
 
-def environment(run: Run, digests: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
+def environment(run: Run, digests: dict[str, Any], device: str, threads: int, ranks: int) -> dict[str, Any]:
     """Versions, machine class and digests: all that a figure of this run depends on besides run.toml."""
     return {
         "preftune": version("preftune"),
@@ -132,6 +142,7 @@ def environment(run: Run, digests: dict[str, Any], device: str, threads: int) ->
         "machine": platform.machine(),
         "device": device,
         "threads": threads,
+        "ranks": ranks,
         "seed": run.seed,
         **digests,
     }
@@ -140,10 +151,10 @@ def environment(run: Run, digests: dict[str, Any], device: str, threads: int) ->
 def other_environment(path: Path, now: dict[str, Any]) -> list[str]:
     """What besides the run has changed since the record at `path` was written and may change last digits."""
     try:
-        before = json.loads((path / "environment.json").read_text())
+        before = {"ranks": 1} | json.loads((path / "environment.json").read_text())
     except (OSError, ValueError):
         return []
-    kept = ("preftune", "torch", "transformers", "machine", "device", "threads")
+    kept = ("preftune", "torch", "transformers", "machine", "device", "threads", "ranks")
     return [f"{name} {before.get(name)} -> {now[name]}" for name in kept if before.get(name) != now[name]]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +18,12 @@ from preftune.errors import CORRUPT, UserError
 from preftune.model.policy import Policy
 from preftune.pack.batch import Batch, collate
 from preftune.pack.trie import common_prefix
+from preftune.ranks import ALONE, Ranks
 from preftune.reference.store import Key, Store, key_of
 
 CANARIES = 8
 FLUSH_SECONDS = 20.0
+TOGETHER = 4096  # entries that ranks tell each other in one call
 
 
 class Reference(Protocol):
@@ -101,47 +104,83 @@ def score(
     seed: int,
     show: Callable[[int, int], None],
     stop: Callable[[], None],
+    ranks: Ranks = ALONE,
 ) -> Scoring:
     """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
 
     tokens: budget of a pack. show(done, all) is called after each pack; stop() may raise after what is done is kept.
     A few entries that were there already are recomputed; UserError where they differ: then the store is not trusted.
+    Each rank computes and writes its share of the packs; in the end all hold every entry, without a disk in common.
     """
     began = time.monotonic()
     wanted: dict[Key, TokenGroup] = {}
     for group in groups:
         for response in group.responses:
             wanted.setdefault(key_of(group.prompt, response), _single(group, response))
-    missing = {key: group for key, group in wanted.items() if store.get(key) is None}
-    _canaries(policy, store, {key: group for key, group in wanted.items() if key not in missing}, seed)
-    computed, flushed, done = 0, began, 0
+    keys = sorted(wanted)
+    there = [store.get(key) is not None for key in keys]
+    _canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, there)}, seed + ranks.index)
+    # of each entry: whether some rank lacks it, and the first rank that has it, counted from behind; 0 where none has
+    behind = ranks.count - ranks.index
+    lacked, having = ranks.most(torch.tensor([[not t for t in there], [t * behind for t in there]])).tolist()
+    givers = {key: ranks.count - place for key, place in zip(keys, having, strict=True) if place}
+    missing = {key: wanted[key] for key in keys if key not in givers}
+    packs = _packs(wanted, tokens)  # the same packs however much is there, so that last digits repeat
+    packs = [pack for pack in packs if any(key in missing for key in pack)]
+    givers |= {key: at % ranks.count for at, pack in enumerate(packs) for key in pack if key in missing}
+    computed = 0
     try:
-        for pack in _packs(wanted, tokens):  # the same packs however much is there, so that last digits repeat
-            if not any(key in missing for key in pack):
-                continue
-            batch = collate([wanted[key] for key in pack], policy.device)
-            with torch.no_grad():
-                values = policy.token_logp(batch).float().cpu().numpy()
-            stops = np.cumsum([len(g.responses[0]) for g in batch.groups])[:-1]
-            for key, part in zip(pack, np.split(values, stops), strict=True):
-                if key not in missing:
-                    continue
-                if not np.isfinite(part).all():
-                    place = missing[key].place
-                    raise UserError(
-                        "the reference gives a response no finite probability.", where=str(place), code=CORRUPT
-                    )
-                store.put(key, part)
-            computed, done = computed + batch.tokens, done + sum(key in missing for key in pack)
-            if time.monotonic() - flushed > FLUSH_SECONDS:
-                store.flush()
-                flushed = time.monotonic()
-            show(done, len(missing))
+        for batch in _computed(policy, store, packs[ranks.index :: ranks.count], wanted, missing, show):
+            computed += batch.tokens
             stop()
     finally:
         store.flush()
-    naive = sum(g.tokens for g in missing.values())
+    _exchange(store, {key: givers[key] for key in itertools.compress(keys, lacked)}, wanted, ranks)
+    naive, computed = sum(g.tokens for g in missing.values()), int(ranks.sum(torch.tensor(computed)))
     return Scoring(len(missing), len(wanted) - len(missing), computed, naive, store.damaged, time.monotonic() - began)
+
+
+def _computed(
+    policy: Policy,
+    store: Store,
+    packs: Sequence[Sequence[Key]],
+    wanted: Mapping[Key, TokenGroup],
+    missing: Mapping[Key, TokenGroup],
+    show: Callable[[int, int], None],
+) -> Iterator[Batch]:
+    """Each pack after its missing entries are in the store."""
+    flushed, done, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
+    for pack in packs:
+        batch = collate([wanted[key] for key in pack], policy.device)
+        with torch.no_grad():
+            values = policy.token_logp(batch).float().cpu().numpy()
+        stops = np.cumsum([len(g.responses[0]) for g in batch.groups])[:-1]
+        for key, part in zip(pack, np.split(values, stops), strict=True):
+            if key not in missing:
+                continue
+            if not np.isfinite(part).all():
+                place = missing[key].place
+                raise UserError("the reference gives a response no finite probability.", where=str(place), code=CORRUPT)
+            store.put(key, part)
+            done += 1
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            store.flush()
+            flushed = time.monotonic()
+        show(done, total)
+        yield batch
+
+
+def _exchange(store: Store, givers: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], ranks: Ranks) -> None:
+    """Give every rank the entries that it lacks, each from the rank named, as sums with zeros."""
+    keys = list(givers) if ranks.count > 1 else []
+    for some in (keys[at : at + TOGETHER] for at in range(0, len(keys), TOGETHER)):
+        parts = torch.zeros(sum(tokens := [len(wanted[key].responses[0]) for key in some])).split(tokens)
+        for key, part in zip(some, parts, strict=True):
+            if givers[key] == ranks.index and (held := store.get(key)) is not None:
+                part.copy_(torch.from_numpy(held))
+        for key, part in zip(some, ranks.sum(torch.cat(parts)).split(tokens), strict=True):
+            if store.get(key) is None:
+                store.hold(key, part.numpy())
 
 
 def _single(group: TokenGroup, response: np.ndarray) -> TokenGroup:
@@ -163,7 +202,7 @@ def _packs(groups: dict[Key, TokenGroup], tokens: int) -> list[list[Key]]:
     return packs
 
 
-def _canaries(policy: Policy, store: Store, present: dict[Key, TokenGroup], seed: int) -> None:
+def _canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], seed: int) -> None:
     """Recompute a few entries: a store that answers otherwise than the model must not be used."""
     half = policy.compute != torch.float32 or policy.module.dtype != torch.float32
     chosen = random.Random(seed).sample(sorted(present), min(CANARIES, len(present)))

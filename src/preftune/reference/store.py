@@ -49,9 +49,14 @@ class Store:
         """(tokens of the response,) fp32, of an entry that is there."""
         return self._held[key]
 
+    def hold(self, key: Key, token_logp: np.ndarray) -> None:
+        """Add an entry that another process has on its disk."""
+        self._held[key] = np.ascontiguousarray(token_logp, np.float32)
+
     def put(self, key: Key, token_logp: np.ndarray) -> None:
         """Add an entry; it is on disk after the next `flush`."""
-        self._held[key] = self._new[key] = np.ascontiguousarray(token_logp, np.float32)
+        self.hold(key, token_logp)
+        self._new[key] = self._held[key]
 
     def flush(self) -> None:
         """Write what is new as one more file."""

@@ -10,14 +10,12 @@ import numpy as np
 import torch
 
 from preftune.data.groups import TokenGroup
-from preftune.model.policy import Policy
 from preftune.objective.arrange import Views
-from preftune.objective.scores import Scores, joined
-from preftune.pack.plan import fill, prefix_rank
+from preftune.pack.plan import Step
 from preftune.record.meters import SCORES
-from preftune.reference.reference import Reference
 from preftune.training.measure import TIE, Sums, Values, margins, rank_correlation, ranked_right
-from preftune.training.step import Judge, score, score_mismatched
+from preftune.training.passes import Memory, score_all, score_mismatched
+from preftune.training.step import Engine, ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,48 +35,34 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Groups to measure on, cut into packs once. order: (responses,) where each response stands in the packs' order."""
+    """Groups to measure on, cut into packs once."""
 
     groups: Sequence[TokenGroup]
-    packs: tuple[tuple[int, ...], ...]
-    order: torch.Tensor
+    step: Step
 
     @classmethod
-    def of(cls, groups: Sequence[TokenGroup], tokens: int) -> HeldOut:
-        near = prefix_rank([g.prompt for g in groups])
-        packs = fill(range(len(groups)), [g.tokens for g in groups], tokens, near)
-        firsts = np.cumsum([0, *(len(g.responses) for g in groups)])
-        placed = [np.arange(firsts[i], firsts[i + 1]) for pack in packs for i in pack]
-        order = np.argsort(np.concatenate(placed)) if placed else np.empty(0, np.int64)
-        return cls(groups, packs, torch.from_numpy(order))
+    def of(cls, groups: Sequence[TokenGroup], engine: Engine) -> HeldOut:
+        return cls(groups, engine.packing.step(groups, engine.ranks.count))
 
 
-def evaluate(
-    policy: Policy, reference: Reference, judge: Judge, held_out: HeldOut, start: np.ndarray | None
-) -> Evaluation:
+def evaluate(engine: Engine, held_out: HeldOut, memory: Memory, start: np.ndarray | None) -> Evaluation:
     """Measure. start: (responses,) logp before training, or None where this is that measurement.
 
     The objective is asked once about all rows, in fp64, so that no meter depends on how they were cut into packs.
     """
     began = time.monotonic()
-    with torch.no_grad():
-        packs = [score(policy, reference, [held_out.groups[i] for i in pack], judge) for pack in held_out.packs]
-        mismatched, _ = score_mismatched(policy, reference, held_out.groups, judge)
-        scores = in_double(joined([pack.scores() for pack in packs]))[held_out.order]
-        views = Views(held_out.groups, scores, judge.rankings_as, in_double(mismatched) if mismatched else None)
-        before = scores.logp if start is None else torch.from_numpy(start)
-        sums = Sums(judge.objective)
-        sums.add(views, float(judge.total(views)), before)
-        placed = placements(views, before)
-        values = sums.means(list(SCORES)) | _lengths(views, before) | _apart(views, placed, before)
-    values |= {"rows": len(held_out.groups), "responses": len(scores.logp)}
+    whole = score_all(engine, held_out.groups, held_out.step, memory)
+    mismatched = score_mismatched(engine, held_out.groups, memory)
+    judgement = ask(engine.judge, held_out.groups, whole.scores, mismatched and mismatched.scores)
+    views = judgement.views
+    before = views.scores.logp if start is None else torch.from_numpy(start)
+    sums = Sums(engine.judge.objective)
+    sums.add(views, judgement.value, before)
+    placed = placements(views, before)
+    values = sums.means(list(SCORES)) | _lengths(views, before) | _apart(views, placed, before)
+    values |= {"rows": len(held_out.groups), "responses": len(views.scores.logp)}
     values |= {"seconds": round(time.monotonic() - began, 3)}
     return Evaluation(values, _rows(views, before, placed), views)
-
-
-def in_double(scores: Scores) -> Scores:
-    """The same on the host in fp64."""
-    return scores.each(lambda field: field.double().cpu())
 
 
 def learned(views: Views, before: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from preftune.config.load import flatten
 from preftune.config.run import Run
 from preftune.errors import Problem, UserError, nearest
+from preftune.ranks import Ranks
 
 FREE = ("out", "save.every", "save.keep", "evaluate.every", "reference.store")  # may change without changing the result
 PLACES = (
@@ -54,6 +56,18 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
             [Problem("the run in this folder is another one:", where=str(path.parent)), *refused, Problem(mend)]
         )
     return [f"{key} {told}" for key, told in changed.items()]
+
+
+def alike(now: Mapping[str, Any], ranks: Ranks) -> None:
+    """Raise UserError where this identity is not that of every rank: one may stand on a machine with other files."""
+    keys = sorted(now)
+    told = [int.from_bytes(hashlib.sha256(f"{key} {now[key]}".encode()).digest()[:7]) for key in keys]
+    as_many = all(ranks.same([len(keys)]))
+    odd = [key for key, same in zip(keys, ranks.same(told), strict=True) if not same] if as_many else ["its keys"]
+    if odd:
+        raise UserError(
+            f"not the same on every rank: {', '.join(odd)}.", mend="Give each machine the same files and words."
+        )
 
 
 def _show(value: object) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -20,7 +19,8 @@ from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.errors import CORRUPT, NON_FINITE, UserError
 from preftune.model.load import export
-from preftune.pack.plan import Step, halved
+from preftune.pack.plan import Pack, Step, halved
+from preftune.ranks import Ranks, joined
 from preftune.record.meters import STEP
 from preftune.record.record import Record, claim, environment, other_environment, start
 from preftune.reference.reference import MovingReference
@@ -30,11 +30,12 @@ from preftune.training.identity import compare, identity
 from preftune.training.material import Gather, gather
 from preftune.training.measure import Sums, Values
 from preftune.training.optimiser import adamw, learning_rate
+from preftune.training.passes import Memory, passes, there_and_back
 from preftune.training.setup import Setup, set_up
 from preftune.training.show import Show, silent
-from preftune.training.signals import Stop, listening
+from preftune.training.signals import Stop, listening, stopped
 from preftune.training.state import State
-from preftune.training.step import Pass, passes, score
+from preftune.training.step import score
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
 
@@ -54,18 +55,23 @@ def train(
     force: replace a run that is there; gather: what reads and tokenises. Raises UserError with the exit code as `code`.
     """
     run, out = resolve(run), Path(run.out).expanduser()
-    with files.lock(out / ".lock"), listening() as stop:
-        resuming = claim(out, resume=resume, force=force)
+    with joined() as ranks, files.lock(out / ".lock") if ranks.first else nullcontext(), listening() as stop:
+        show = show if ranks.first else silent
+        resuming = bool(ranks.of_first(ranks.first and claim(out, resume=resume, force=force)))
         if resuming:
-            run = _as_before(run, out)
-        setup = set_up(run, show, stop, gather)
+            run = _as_before(run, out, ranks)
+        setup = set_up(run, show, stop, gather, ranks)
         moving = setup.reference.policy.module if isinstance(setup.reference, MovingReference) else None
         state = State(setup.policy.module, adamw(setup.policy.module, run.optim), moving)
-        with contextlib.closing(Record(out)) as record:
-            _open(setup, state, record, resuming, allow_change)
-            held_out = HeldOut.of(setup.prepared.evaluate, setup.run.batch.tokens or 0)
+        with closing(Record(out, writing=ranks.first)) as record:
+            if ranks.first:
+                _open(setup, state, record, resuming, allow_change)
+            checkpoints.spread(state, ranks)
+            held_out = HeldOut.of(setup.prepared.evaluate, setup.engine)
             learn(setup, state, record, held_out, show, stop)
-            _finish(setup, state, record, show)
+            if ranks.first:
+                _finish(setup, state, record, show)
+            ranks.highest(0)  # when this returns, on any rank, everything is written
     return out
 
 
@@ -87,10 +93,22 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
         last = state.step == len(steps)
         if last or (run.evaluate.every and state.step % run.evaluate.every == 0):
             measure(setup, state, record, held_out, show)
-        if last or stop.asked or (run.save.every and state.step % run.save.every == 0):
-            record.sync()
-            checkpoints.save(state, record.checkpoints, run.save.keep)
-        stop.check()
+        asked = stop.agreed(setup.ranks)
+        if last or asked or (run.save.every and state.step % run.save.every == 0):
+            keep(setup, state, record)
+        if asked:
+            raise stopped(asked)
+
+
+def keep(setup: Setup, state: State, record: Record) -> None:
+    """Write a checkpoint, after a look at whether there is one state to write. Ranks wait until it is on the disk."""
+    if checkpoints.drifted(state, setup.ranks):
+        mend = "Their machines compute unalike: use one kind."
+        raise UserError("the ranks no longer have the same weights.", mend=mend, code=CORRUPT)
+    if setup.ranks.first:
+        record.sync()
+        checkpoints.save(state, record.checkpoints, setup.run.save.keep)
+    setup.ranks.highest(0)
 
 
 def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
@@ -99,22 +117,25 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     rate = learning_rate(run.optim, state.step, len(setup.plan.steps))
     for part in state.optimiser.param_groups:
         part["lr"] = rate
-    done = gradient(setup, state, record, step)
+    memory = Memory(state.halvings)
+    engine = setup.engine.following(state.usual)
+    done = passes(engine, setup.prepared.train, step, memory)
+    heed(setup, state, record, memory, step.packs)
     trained = list(state.trained().values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if norm > run.optim.clip:  # a factor of 1 would still pass over every gradient
         torch.nn.utils.clip_grads_with_norm_(trained, run.optim.clip, norm)
+    views, value = done.judgement.views, done.judgement.value
+    begin = views.scores.reference if setup.same_start and state.follower is None else None
     sums = Sums(run.objective)
-    for judgement in (p.judgement for p in done):
-        begin = judgement.views.scores.reference if setup.same_start and state.follower is None else None
-        sums.add(judgement.views, float(judgement.value), begin, judgement.incentive)
+    sums.add(views, value, begin, done.judgement.coefficients)
     numbers = sums.means(list(STEP))
-    if math.isfinite(float(norm)) and math.isfinite(sums.value):
+    if math.isfinite(float(norm)) and math.isfinite(value):
         state.optimiser.step()
         state.skipped = 0
-        state.usual = replace(setup.judge, usual=state.usual).following(done[0].judgement.views)
+        state.usual = engine.judge.following(views)
     else:
-        refuse(state, record, [g.id or str(g.place) for g in setup.groups(step)], float(norm), sums.value)
+        refuse(state, record, [g.id or str(g.place) for g in setup.groups(step)], float(norm), value)
     state.optimiser.zero_grad()
     return numbers | {
         "step": state.step + 1,
@@ -122,46 +143,30 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
         "grad_norm": float(norm),
         "lr": rate,
         "examples": step.rows,
-        "tokens_computed": sum(p.tokens for p in done),
-        "tokens_shared": sum(p.shared for p in done),
+        "tokens_computed": done.tokens,
+        "tokens_shared": done.shared,
         "seconds": round(time.monotonic() - began, 4),
     }
 
 
-def gradient(setup: Setup, state: State, record: Record, step: Step) -> list[Pass]:
-    """The step's gradient. Where memory runs out, packs are cut in two and the step is done again from nothing."""
-    while True:
-        packs = [[setup.prepared.train[i] for i in pack] for pack in halved(step.packs, state.halvings)]
-        try:
-            judge = replace(setup.judge, usual=state.usual)
-            return passes(setup.policy, setup.reference, judge, packs, step.rows)
-        except torch.OutOfMemoryError as error:
-            state.optimiser.zero_grad()
-            longest = max(packs, key=lambda pack: sum(g.tokens for g in pack))
-            if max(map(len, packs)) == 1:
-                raise UserError(
-                    f"one row of {longest[0].tokens} tokens does not fit into memory.",
-                    where=str(longest[0].place),
-                    mend="Lower data.max_tokens, or set model.checkpointing = true.",
-                ) from error
-        torch.cuda.empty_cache()
-        state.halvings += 1
-        text = (
-            f"out of memory with packs of up to {sum(g.tokens for g in longest)} tokens; packs are cut in two from here"
-        )
+def heed(setup: Setup, state: State, record: Record, memory: Memory, packs: Sequence[Pack]) -> None:
+    """Where memory did not suffice for packs on some rank, they are cut in two on all of them from then on."""
+    before, state.halvings = state.halvings, setup.ranks.highest(memory.halvings)
+    if state.halvings > before:
+        longest = max(sum(setup.prepared.train[i].tokens for i in pack) for pack in halved(packs, before))
+        text = f"out of memory with packs of up to {longest} tokens; packs are cut in two from here"
         record.event(state.step, "out_of_memory", text)
 
 
 def rehearse(setup: Setup, state: State, record: Record) -> None:
-    """Go through the largest pack of the run once, and forget it: if memory does not suffice, it shows now.
-
-    With the rest of its step, where the objective is one of the whole step.
-    """
-    packs = [(pack, step) for step in setup.plan.steps[state.step :] for pack in step.packs]
+    """Go through the costliest pack of the run once, on every rank, and forget it: want of memory shows now."""
+    packs = [pack for step in setup.plan.steps[state.step :] for pack in step.packs]
     if packs:
-        largest, step = max(packs, key=lambda both: sum(setup.prepared.train[i].tokens for i in both[0]))
-        gradient(setup, state, record, step if setup.judge.coupled else Step((largest,), 0.0))
+        rows, memory = setup.prepared.train, Memory(state.halvings)
+        largest = max(packs, key=lambda pack: sum(setup.engine.packing.cost(rows[i]) for i in pack))
+        there_and_back(setup.engine, rows, largest, memory)
         state.optimiser.zero_grad()
+        heed(setup, state, record, memory, [largest])
 
 
 def refuse(state: State, record: Record, ids: list[str], norm: float, value: float) -> None:
@@ -183,11 +188,10 @@ def start_check(setup: Setup, record: Record) -> None:
     """Before the first update a policy that equals its reference must have no margin; the residual is reported."""
     if not setup.same_start:
         return
-    groups = [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
     with torch.no_grad():
-        scores = score(setup.policy, setup.reference, groups, setup.judge).scores()
-    off = float(scores.log_ratio.abs().max())
-    exact = setup.policy.compute == torch.float32 and scores.logp.dtype == setup.policy.module.dtype
+        scored = score(setup.engine, setup.engine.batch(setup.prepared.train, setup.plan.steps[0].packs[0]))
+    off = float(scored.scores.log_ratio.abs().max())
+    exact = setup.policy.compute == torch.float32 and scored.logp.dtype == setup.policy.module.dtype
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     record.event(0, "start_check", text, residual=off)
     if not off <= (0.02 if exact else 4.0):
@@ -205,20 +209,22 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
         return
     show("evaluating", 0, 0)
     kept = record.path / "start.safetensors"
-    before = load_file(kept)["logp"] if state.step else None
-    found = evaluate(setup.policy, setup.reference, replace(setup.judge, usual=state.usual), held_out, before)
-    if before is None:
+    before = load_file(kept)["logp"] if state.step and record.writing else None
+    memory = Memory(state.halvings)
+    found = evaluate(setup.engine.following(state.usual), held_out, memory, before)
+    heed(setup, state, record, memory, held_out.step.packs)
+    if state.step == 0 and record.writing:
         files.write(kept, save({"logp": np.asarray(found.logp, np.float64)}))
     record.evaluation({"step": state.step, **found.values})
     record.rows("evaluation_rows.jsonl", found.rows)
     show("evaluated", 0, 0, {"step": state.step, **found.values})
 
 
-def _as_before(run: Run, out: Path) -> Run:
+def _as_before(run: Run, out: Path, ranks: Ranks) -> Run:
     """Where the budget of a pack was left open, the one that the run began with."""
     if run.batch.tokens is not None:
         return run
-    tokens = json.loads((out / "identity.json").read_text())["batch.tokens"]
+    tokens = ranks.of_first(json.loads((out / "identity.json").read_text())["batch.tokens"] if ranks.first else 0)
     return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
 
 
@@ -227,7 +233,7 @@ def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_chan
     now = identity(setup.run, setup.digests)
     changes = compare(record.path / "identity.json", now, allow_change) if resuming else []
     record.json("identity.json", now)
-    around = environment(setup.run, setup.digests, str(setup.policy.device), torch.get_num_threads())
+    around = environment(setup.run, setup.digests, str(setup.policy.device), torch.get_num_threads(), setup.ranks.count)
     if resuming and (moved := other_environment(record.path, around)):
         record.event(state.step, "note", f"bits may differ from before: {', '.join(moved)}")
     record.json("environment.json", around)

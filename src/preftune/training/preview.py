@@ -11,11 +11,11 @@ from preftune.config.run import Frozen, Run
 from preftune.data.prepare import Prepared, Rows
 from preftune.model import load
 from preftune.model.memory import LARGEST, Expected, expected
-from preftune.pack.plan import Plan
+from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.training.fit import Notes, fit
 from preftune.training.material import in_tokens
-from preftune.training.setup import device_of, in_vocabulary, plan_of
+from preftune.training.setup import device_of, in_vocabulary, plan_of, scale_of
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 
@@ -50,7 +50,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     parameters = sum(p.numel() for p in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST[device_of(run).type]
-    plan = plan_of(run, prepared.train, budget)
+    plan = plan_of(run, prepared.train, Packing(budget, scale_of(config)))
     counts = []
     for step in plan.steps[:SHOWN_STEPS]:
         packs = [

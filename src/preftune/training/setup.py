@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,16 @@ from preftune.model import load
 from preftune.model.memory import pack_budget
 from preftune.model.policy import Policy, checked, trainable, wrap
 from preftune.pack.batch import collate
-from preftune.pack.plan import Plan, Step, make_plan, prefix_rank
+from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_rank
+from preftune.ranks import ALONE, Ranks
 from preftune.reference import reference as anchors
 from preftune.reference.store import Store
 from preftune.training.fit import Notes, fit
+from preftune.training.identity import alike, identity
 from preftune.training.material import Gather, gather
 from preftune.training.show import Show
 from preftune.training.signals import Stop
-from preftune.training.step import Judge
+from preftune.training.step import Engine, Judge
 
 
 @dataclass(frozen=True)
@@ -33,36 +35,51 @@ class Setup:
     """run: with every key that was open filled in. same_start: the reference is the model that training begins from."""
 
     run: Run
-    policy: Policy
+    engine: Engine
     tokeniser: load.PreTrainedTokenizerBase
-    reference: anchors.Reference
     same_start: bool
     prepared: Prepared
     plan: Plan
-    judge: Judge
     digests: dict[str, str]
     notes: Notes
 
+    @property
+    def policy(self) -> Policy:
+        return self.engine.policy
+
+    @property
+    def reference(self) -> anchors.Reference:
+        return self.engine.reference
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.engine.ranks
+
     def groups(self, step: Step) -> list[TokenGroup]:
         """All rows of a step."""
-        return [self.prepared.train[i] for pack in step.packs for i in pack]
+        return [self.prepared.train[i] for i in step.order]
 
 
-def device_of(run: Run) -> torch.device:
-    """The device of the run. Raises UserError where it is not there."""
-    if run.device == "cuda" and not torch.cuda.is_available():
+def device_of(run: Run, local: int = 0) -> torch.device:
+    """The device of the run; local: which of its kind, on this machine. Raises UserError where it is not there."""
+    if run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise UserError("there is no CUDA device here.", where="device", mend='Use device = "auto".')
-    return torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if local >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU for rank {local} of this machine.", mend="Start one a GPU.")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
-def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather) -> Setup:
+def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather, ranks: Ranks = ALONE) -> Setup:
     """Read, tokenise, load, check, score the reference and plan. Raises UserError."""
     material = gather(run, show)
     run, prepared, notes = fit(run, material.prepared)
     for sentence, _ in notes.values():
         show(sentence)
     show("loading the model")
-    device = device_of(run)
+    device = device_of(run, ranks.local)
     module = load.load_model(
         run.model.path, revision=run.model.revision, weights=run.model.weights, device=device, where="model.path"
     )
@@ -70,20 +87,27 @@ def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather) -> Setup:
     in_vocabulary(policy.vocab, prepared)
     policy, off = checked(policy, first_pack(prepared.train, policy))
     policy = trainable(policy, checkpointing=run.model.checkpointing)
-    budget = run.batch.tokens or pack_budget(module, device, run.model.checkpointing)
+    budget = -ranks.highest(-(run.batch.tokens or pack_budget(module, device, run.model.checkpointing)))
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
+    packing = Packing(budget, scale_of(module.config))
+    plan = plan_of(run, prepared.train, packing, ranks.count)
+    judge = Judge(run.objective, run.data.rankings, prepared.account["max_tokens"])
     digests = {**material.digests, "model": load.weights_digest(module)}
-    plan = plan_of(run, prepared.train, budget)
-    judge = Judge(run.objective, run.data.rankings, prepared.account["max_tokens"], budget)
-    used = sorted({i for step in plan.steps for pack in step.packs for i in pack})  # a short run needs few of them
+    anchor = anchor_model(run, policy, prepared.train)
+    if anchor is not None:
+        digests["reference"] = digests["model"] if anchor is policy else load.weights_digest(anchor.module)
+    alike(identity(run, digests), ranks)
+    used = sorted({i for step in plan.steps for i in step.order})  # a short run needs few of them
     groups = [prepared.train[i] for i in used]
     groups += [*prepared.evaluate, *mismatched(judge, prepared, plan, notes, show)]
-    reference, same, pass_note = anchor(run, policy, digests, groups, show, stop)
+    reference, pass_note = anchored(run, anchor, digests, groups, show, stop, ranks)
     text = f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes"
     notes["layout"] = (text, {"layout": policy.layout, "off": off})
     if pass_note:
         notes["reference"] = pass_note
-    return Setup(run, policy, material.tokeniser, reference, same, prepared, plan, judge, digests, notes)
+    same = digests.get("reference") == digests["model"]
+    engine = Engine(policy, reference, judge, packing, ranks)
+    return Setup(run, engine, material.tokeniser, same, prepared, plan, digests, notes)
 
 
 def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes, show: Show) -> list[TokenGroup]:
@@ -93,7 +117,7 @@ def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes, show:
     """
     if "mismatched" not in judge.needs:
         return []
-    found = [judge.extra([prepared.train[i] for pack in step.packs for i in pack]) for step in plan.steps]
+    found = [judge.extra([prepared.train[i] for i in step.order]) for step in plan.steps]
     alone = sum(not extra for extra in found)
     if alone == len(found):
         raise UserError("no step has rows of two prompts, so the drift cannot be estimated.", where="batch.rows",
@@ -105,13 +129,30 @@ def mismatched(judge: Judge, prepared: Prepared, plan: Plan, notes: Notes, show:
     return [group for extra in (*found, judge.extra(prepared.evaluate)) for group in extra]
 
 
-def plan_of(run: Run, groups: Sequence[TokenGroup], tokens: int) -> Plan:
-    """The run's plan with packs of so many tokens."""
-    near = prefix_rank([g.prompt for g in groups])
-    sizes, optim = [g.tokens for g in groups], run.optim
+def plan_of(run: Run, groups: Sequence[TokenGroup], packing: Packing, ranks: int = 1) -> Plan:
+    """The run's plan with its rows so packed, for so many ranks."""
+    optim = run.optim
     return make_plan(
-        sizes, rows=run.batch.rows, tokens=tokens, seed=run.seed, steps=optim.steps, epochs=optim.epochs, near=near
+        [g.tokens for g in groups],
+        rows=run.batch.rows,
+        tokens=packing.tokens,
+        seed=run.seed,
+        steps=optim.steps,
+        epochs=optim.epochs,
+        near=prefix_rank([g.prompt for g in groups]),
+        costs=[packing.cost(g) for g in groups],
+        ranks=ranks,
     )
+
+
+def scale_of(config: load.PreTrainedConfig) -> float:
+    """Tokens of context at which attention takes as long as a layer's products with its matrices.
+
+    Per token, and in multiples of the width, these are about 4 width + 3 inner, and attention half the path, twice.
+    """
+    text = config.get_text_config()
+    width = text.hidden_size
+    return 4 * width + 3 * (getattr(text, "intermediate_size", None) or 4 * width)
 
 
 def in_vocabulary(known: int, prepared: Prepared) -> None:
@@ -131,34 +172,46 @@ def first_pack(groups: Sequence[TokenGroup], policy: Policy):
     return collate(sorted(groups, key=lambda g: g.tokens)[:2], policy.device)
 
 
-def anchor(
-    run: Run, policy: Policy, digests: dict[str, str], groups: Sequence[TokenGroup], show: Show, stop: Stop
-) -> tuple[anchors.Reference, bool, tuple[str, dict[str, object]] | None]:
-    """The reference, whether it is the policy's start, and what its pass did. Adds the reference's digest."""
+def anchor_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:
+    """The model that the reference is, which may be the policy itself; None where there is no reference."""
     kind = run.reference
     if not isinstance(kind, Stored | Frozen | Moving):
-        return anchors.NoReference(), False, None
+        return None
     path = None if isinstance(kind, Moving) else kind.path
-    model = policy
-    if path is not None or not isinstance(kind, Stored):
-        module = load.load_model(
-            path or run.model.path,
-            revision=None if path else run.model.revision,
-            weights=run.model.weights,
-            device=policy.device,
-            where="reference.path",
-        )
-        model = wrap(module, run.model.layout, policy.compute)[0]
-        if model.vocab != policy.vocab:
-            raise UserError("the reference has another vocabulary than the policy.", where=f"reference.path: {path}")
-        model, _ = checked(model, first_pack(groups, policy))
-        module.requires_grad_(False)
-    digests["reference"] = digests["model"] if model is policy else load.weights_digest(model.module)
-    same = digests["reference"] == digests["model"]
+    if path is None and isinstance(kind, Stored):
+        return policy
+    module = load.load_model(
+        path or run.model.path,
+        revision=None if path else run.model.revision,
+        weights=run.model.weights,
+        device=policy.device,
+        where="reference.path",
+    )
+    model = wrap(module, run.model.layout, policy.compute)[0]
+    if model.vocab != policy.vocab:
+        raise UserError("the reference has another vocabulary than the policy.", where=f"reference.path: {path}")
+    model, _ = checked(model, first_pack(groups, policy))
+    module.requires_grad_(False)
+    return model
+
+
+def anchored(
+    run: Run,
+    model: Policy | None,
+    digests: Mapping[str, str],
+    groups: Sequence[TokenGroup],
+    show: Show,
+    stop: Stop,
+    ranks: Ranks,
+) -> tuple[anchors.Reference, tuple[str, dict[str, object]] | None]:
+    """The reference that is this model, and what its pass over the groups did, if one is made."""
+    kind = run.reference
+    if model is None:
+        return anchors.NoReference(), None
     if isinstance(kind, Moving):
-        return anchors.MovingReference(model, kind.share, kind.every), same, None
-    if isinstance(kind, Frozen):
-        return anchors.FrozenReference(model), same, None
+        return anchors.MovingReference(model, kind.share, kind.every), None
+    if not isinstance(kind, Stored):
+        return anchors.FrozenReference(model), None
     store = Store(store_folder(kind), digests["reference"], anchors.numerics(model))
     done = anchors.score(
         model,
@@ -168,6 +221,7 @@ def anchor(
         seed=run.seed,
         show=lambda at, of: show("scoring the reference", at, of),
         stop=stop.check,
+        ranks=ranks,
     )
     text = (
         f"{done.scored} responses scored by the reference, {done.reused} taken from the store; {done.tokens_computed} "
@@ -175,7 +229,7 @@ def anchor(
     )
     details: dict[str, object] = {field: getattr(done, field) for field in done.__slots__}
     details["store"] = str(store.folder)
-    return anchors.StoredReference(store), same, (text, details)
+    return anchors.StoredReference(store), (text, details)
 
 
 def store_folder(kind: Stored) -> Path:

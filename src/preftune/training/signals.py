@@ -8,20 +8,29 @@ import threading
 from collections.abc import Iterator
 
 from preftune.errors import STOPPED, UserError
+from preftune.ranks import Ranks
 
 
 class Stop:
-    """asked: name of the signal that came, or an empty string."""
+    """asked: name of the signal that came to this process, or an empty string."""
 
     def __init__(self) -> None:
         self.asked = ""
 
     def check(self) -> None:
-        """Raise UserError (exit code 75) where a stop was asked for."""
+        """Raise `stopped` where a stop was asked for."""
         if self.asked:
-            raise UserError(
-                f"stopped by {self.asked}; everything done is saved.", mend="Go on with --resume.", code=STOPPED
-            )
+            raise stopped(self.asked)
+
+    def agreed(self, ranks: Ranks) -> str:
+        """Name of a signal that came to some rank, the same on all of them; or an empty string."""
+        number = ranks.highest(signal.Signals[self.asked] if self.asked else 0)
+        return signal.Signals(number).name if number else ""
+
+
+def stopped(by: str) -> UserError:
+    """What a run ends with that was asked to stop (exit code 75)."""
+    return UserError(f"stopped by {by}; everything done is saved.", mend="Go on with --resume.", code=STOPPED)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from preftune import files
 from preftune.errors import CORRUPT, UserError
+from preftune.ranks import Ranks
 
 PREFIX = "step-"
 
@@ -101,6 +103,36 @@ def load(state: State, path: Path) -> None:
                 parameter.copy_(told_reference[name])
     state.step, state.skipped, state.halvings = told["step"], told["skipped"], told["halvings"]
     state.usual = tuple(told.get("usual", ()))
+
+
+def spread(state: State, ranks: Ranks) -> None:
+    """Give every rank the state of rank 0, which alone reads checkpoints."""
+    state.step, state.skipped, state.halvings = map(ranks.of_first, (state.step, state.skipped, state.halvings))
+    usual = torch.full((ranks.of_first(len(state.usual)),), torch.nan, dtype=torch.float64)
+    for at, mean in enumerate(state.usual):
+        usual[at] = torch.nan if mean is None else mean
+    ranks.spread([usual])
+    state.usual = tuple(None if mean != mean else mean for mean in usual.tolist())
+    if ranks.count == 1 or state.step == 0:  # before the first update all have loaded the same weights
+        return
+    trained = list(state.trained().values())
+    told = [int(ranks.first and bool(state.optimiser.state.get(p))) for p in trained]
+    for parameter in itertools.compress(trained, ranks.sum(torch.tensor(told)).tolist()):
+        if not ranks.first:
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            state.optimiser.state[parameter] = {"step": torch.zeros(()), **moments}
+        ranks.spread(value for _, value in sorted(state.optimiser.state[parameter].items()))
+    for module in (state.module, state.follower):
+        ranks.spread(p.detach() for p in (module.parameters() if module is not None else ()))
+
+
+def drifted(state: State, ranks: Ranks) -> bool:
+    """Whether the trained weights of some rank are other bits than those of another, as they must never be."""
+    if ranks.count == 1:
+        return False
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = [p.detach().contiguous().view(words[p.element_size()]) for p in state.trained().values()]
+    return not all(ranks.same(torch.stack([b.sum(dtype=torch.int64) for b in bits]).tolist()))
 
 
 def _folders(root: Path) -> list[Path]:

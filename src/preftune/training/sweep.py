@@ -9,6 +9,7 @@ import msgspec
 
 from preftune import files
 from preftune.config.vary import Variant
+from preftune.ranks import joined
 from preftune.record.read import Record
 from preftune.report import page
 from preftune.training.loop import train
@@ -23,10 +24,14 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
     Raises UserError.
     """
     done, gather = [], gather_once()
-    for number, (words, run, lacks) in enumerate(variants, 1):
-        name = ",".join(words).replace("/", "_") or "run"
-        without = f" (it has no {', '.join(lacks)})" if lacks else ""
-        show(f"run {number} of {len(variants)}: {name}{without}")
-        done.append(train(msgspec.structs.replace(run, out=str(out / name)), resume=resume, show=show, gather=gather))
-    files.write(out / "compare.html", page([Record.open(path) for path in done]))
+    with joined() as ranks:
+        for number, (words, run, lacks) in enumerate(variants, 1):
+            name = ",".join(words).replace("/", "_") or "run"
+            without = f" (it has no {', '.join(lacks)})" if lacks else ""
+            if ranks.first:
+                show(f"run {number} of {len(variants)}: {name}{without}")
+            one = msgspec.structs.replace(run, out=str(out / name))
+            done.append(train(one, resume=resume, show=show, gather=gather))
+        if ranks.first:
+            files.write(out / "compare.html", page([Record.open(path) for path in done]))
     return done

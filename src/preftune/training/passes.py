@@ -1,0 +1,209 @@
+"""One update: the packs of a step through both models, on all ranks, and its gradient.
+
+An objective that couples the examples of a step is as exact as any other: every pack is scored without gradient, the
+objective is asked once, about the whole step, and then each pack goes through the model again. Packs may stand on
+several ranks: what these tell each other is a few numbers a response, and at the end the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from preftune.data.groups import TokenGroup
+from preftune.errors import UserError
+from preftune.model.policy import Policy
+from preftune.objective.scores import Scores
+from preftune.pack.batch import Batch
+from preftune.pack.plan import Pack, Step, halved
+from preftune.reference.reference import NoReference
+from preftune.training.step import Engine, Judgement, Scored, ask, score, summed, token_weights
+
+T = TypeVar("T")
+
+
+@dataclass
+class Memory:
+    """What memory takes. halvings: how often packs are cut in two; it rises where a pack does not fit."""
+
+    halvings: int = 0
+
+    def over(self, groups: Sequence[TokenGroup], packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
+        """work(packs); where memory runs out, again from its beginning with packs cut in two.
+
+        No rank waits for another inside `work`, so each may do this by itself. Raises UserError at a pack of one row.
+        """
+        while True:
+            cut = halved(packs, self.halvings)
+            try:
+                return work(cut)
+            except torch.OutOfMemoryError as error:
+                if max(map(len, cut)) == 1:
+                    longest = max((groups[i] for (i,) in cut), key=lambda group: group.tokens)
+                    raise UserError(
+                        f"one row of {longest.tokens} tokens does not fit into memory.",
+                        where=str(longest.place),
+                        mend="Lower data.max_tokens, or set model.checkpointing = true.",
+                    ) from error
+            torch.cuda.empty_cache()
+            self.halvings += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All responses of a step, on every rank. scores: in the order of its rows, fp64, on the host; tokens: through the
+    model, of all ranks; shared: tokens that sharing saved them."""
+
+    scores: Scores
+    tokens: int
+    shared: int
+
+
+def gathered(engine: Engine, groups: Sequence[TokenGroup], step: Step, done: Sequence[tuple[Pack, Scored]]) -> Whole:
+    """Put together what each rank has done of a step. Zeros stand for the others' part, so the sum is exact."""
+    place = places(groups, step)
+    names = ["logp", "tokens"]
+    names += [] if isinstance(engine.reference, NoReference) else ["reference"]
+    names += ["sharpness"] if "sharpness" in engine.judge.needs else []
+    names += ["weighed"] if any(groups[i].token_weights is not None for i in step.order) else []
+    count = sum(len(groups[i].responses) for i in step.order)
+    table = torch.zeros(count + 1, len(names), dtype=torch.float64)
+    for pack, scored in done:
+        scores = (
+            scored.scores if scored.scores.weighed is not None else replace(scored.scores, weighed=scored.scores.tokens)
+        )
+        table[[at for i in pack for at in place[i]]] = torch.stack([getattr(scores, n) for n in names], 1)
+        table[count, :2] += torch.tensor([scored.tokens, scored.shared])
+    engine.ranks.sum(table)
+    columns = dict(zip(names, table[:count].unbind(1), strict=True))
+    scores = Scores(**columns)
+    return Whole(scores, int(table[count, 0]), int(table[count, 1]))
+
+
+def places(groups: Sequence[TokenGroup], step: Step) -> dict[int, range]:
+    """Where the responses of each group of a step stand among all of the step."""
+    found: dict[int, range] = {}
+    start = 0
+    for i in step.order:
+        found[i] = range(start, start + len(groups[i].responses))
+        start = found[i].stop
+    return found
+
+
+def score_all(
+    engine: Engine,
+    groups: Sequence[TokenGroup],
+    step: Step,
+    memory: Memory,
+    batch: Callable[[Pack], Batch] | None = None,
+) -> Whole:
+    """Every row of a step under both models, without gradient; each rank its packs. batch: what makes or keeps them."""
+    made = batch or partial(engine.batch, groups)
+
+    def work(packs: Sequence[Pack]) -> list[tuple[Pack, Scored]]:
+        with torch.no_grad():
+            return [(pack, score(engine, made(pack))) for pack in packs]
+
+    return gathered(engine, groups, step, memory.over(groups, step.of(engine.ranks.index), work))
+
+
+def score_mismatched(engine: Engine, groups: Sequence[TokenGroup], memory: Memory) -> Whole | None:
+    """The mismatched responses of these rows, if judging takes such; there may be none, as where prompts are equal."""
+    if "mismatched" not in engine.judge.needs:
+        return None
+    extra = engine.judge.extra(groups)
+    return score_all(engine, extra, engine.packing.step(extra, engine.ranks.count), memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What was computed for a step: the objective's word on it, tokens through the model in all passes of all ranks,
+    and tokens that one pass saved by sharing."""
+
+    judgement: Judgement
+    tokens: int
+    shared: int
+
+
+def passes(engine: Engine, groups: Sequence[TokenGroup], step: Step, memory: Memory) -> Pass:
+    """Put the whole step's gradient into the policy's parameters, on every rank the same. groups: those of the plan."""
+    rows = [groups[i] for i in step.order]
+    run = _coupled if engine.judge.coupled else _uncoupled
+    done = run(engine, groups, step, rows, memory)
+    engine.ranks.sum_gradients(engine.policy.module.parameters())
+    return done
+
+
+def there_and_back(engine: Engine, groups: Sequence[TokenGroup], pack: Pack, memory: Memory) -> None:
+    """One pack through both models and back, with a gradient that means nothing: what a pass takes, on this rank alone.
+
+    It is not judged, because its rows alone might take mismatched responses that no reference has scored.
+    """
+
+    def work(packs: Sequence[Pack]) -> None:
+        for part in packs:
+            logp = score(engine, engine.batch(groups, part)).logp
+            logp.backward(torch.zeros_like(logp))
+
+    memory.over(groups, [pack], work)
+
+
+def _uncoupled(
+    engine: Engine, groups: Sequence[TokenGroup], step: Step, rows: Sequence[TokenGroup], memory: Memory
+) -> Pass:
+    """Each pack is judged by itself and goes back at once."""
+
+    def work(packs: Sequence[Pack]) -> list[tuple[Pack, Scored]]:
+        engine.policy.module.zero_grad()
+        done = []
+        for pack in packs:
+            batch = engine.batch(groups, pack)
+            scored = score(engine, batch)
+            coefficients = ask(engine.judge, batch.groups, scored.scores).coefficients / len(rows)
+            scored.logp.backward(coefficients.to(scored.logp))
+            done.append((pack, replace(scored, logp=scored.logp.detach())))
+        return done
+
+    whole = gathered(engine, groups, step, memory.over(groups, step.of(engine.ranks.index), work))
+    return Pass(ask(engine.judge, rows, whole.scores), whole.tokens, whole.shared)
+
+
+def _coupled(
+    engine: Engine, groups: Sequence[TokenGroup], step: Step, rows: Sequence[TokenGroup], memory: Memory
+) -> Pass:
+    """All packs are scored, the objective is asked about the whole step, and each pack goes through the model again."""
+    batch = cache(partial(engine.batch, groups))
+    whole = score_all(engine, groups, step, memory, batch)
+    mismatched = score_mismatched(engine, rows, memory)
+    judgement = ask(engine.judge, rows, whole.scores, mismatched and mismatched.scores)
+    place = places(groups, step)
+
+    def work(packs: Sequence[Pack]) -> None:
+        engine.policy.module.zero_grad()
+        for pack in packs:
+            weights = token_weights(batch(pack).groups, engine.policy.device)
+            logp = summed(batch(pack), engine.policy.token_logp(batch(pack)), weights)
+            mine = [at for i in pack for at in place[i]]
+            _unchanged(engine.policy, whole.scores, logp.detach(), mine)
+            logp.backward(judgement.coefficients[mine].to(logp) / len(rows))
+
+    memory.over(groups, step.of(engine.ranks.index), work)
+    extra = mismatched.tokens if mismatched else 0
+    return Pass(judgement, 2 * whole.tokens + extra, whole.shared)
+
+
+def _unchanged(policy: Policy, first: Scores, again: Tensor, mine: Sequence[int]) -> None:
+    """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
+    half = policy.compute != torch.float32 or policy.module.dtype in (torch.bfloat16, torch.float16)
+    off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).max())
+    if off > (0.25 if half else 1e-3):  # what is not finite is refused with the update
+        raise UserError(
+            f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
+            where="model.path",
+            mend="Something in it draws at random, such as dropout.",
+        )

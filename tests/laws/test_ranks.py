@@ -1,0 +1,210 @@
+"""A run is the same run on any number of ranks: its gradients, losses, evaluations and store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from making import group, groups, save_model, tiny
+from safetensors.torch import load_file, save_file
+from several import on_ranks
+
+from preftune import objective as o
+from preftune import ranks as ranks_module
+from preftune.config.run import Run
+from preftune.files import read_lines
+from preftune.model.policy import wrap
+from preftune.objective.aggregate import LD, weighed
+from preftune.pack import plan
+from preftune.pack.plan import Packing, Step
+from preftune.ranks import ALONE, Ranks
+from preftune.reference.reference import FrozenReference, NoReference, score
+from preftune.reference.store import Store
+from preftune.scoring import score as score_rows
+from preftune.training import train
+from preftune.training.passes import Memory, passes
+from preftune.training.step import Engine, Judge
+
+CLOCKS = {"seconds", "time"}
+MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
+OBJECTIVES = (o.DPO(), o.SimPO(), o.KTO(), o.AOT(), o.BCO(), o.BetaDPO(), o.DrDPO(), o.DRO(), o.WPO(), MIXED)
+
+
+def rows(count: int) -> list:
+    """Pairs of uneven length, some of them with one prompt."""
+    rng = np.random.default_rng(4)
+    prompts = [[3, 4, *rng.integers(3, 60, n)] for n in (1, 2, 3, 30)]
+    return [
+        group(prompts[n % 4], *(rng.integers(3, 60, rng.integers(1, 12)) for _ in range(2)), scores=(0.3 * n, -0.1))
+        for n in range(count)
+    ]
+
+
+def engines(dtype: torch.dtype, ranks: Ranks) -> list[Engine]:
+    """Each objective's, over one policy and one reference."""
+    policy = wrap(tiny(dtype=dtype), "auto")[0]
+    reference = FrozenReference(wrap(tiny(dtype=dtype, seed=1), "auto")[0])
+    found = []
+    for objective in OBJECTIVES:
+        anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
+        found.append(Engine(policy, anchor, Judge(objective, "all", 200), Packing(60, scale=50), ranks))
+    return found
+
+
+def gradients(dtype: torch.dtype, ranks: Ranks, count: int, packs_for: int) -> dict[str, torch.Tensor]:
+    """Gradient, loss and coefficients of one step of so many rows in packs for so many ranks, by objective."""
+    plain, told = rows(count), {}
+    for at, engine in enumerate(engines(dtype, ranks)):
+        made = weighed(plain, LD(alpha=0.3)) if at % 2 else plain
+        step = engine.packing.step(made, packs_for)
+        step = step if ranks.count > 1 else Step(step.packs)
+        done = passes(engine, made, step, Memory())
+        found = [p.grad.flatten() for p in engine.policy.module.parameters() if p.grad is not None]
+        told[f"{at} gradient"] = torch.cat(found)
+        told[f"{at} value"] = torch.tensor([done.judgement.value])
+        told[f"{at} coefficients"] = done.judgement.coefficients
+    return told
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 9), (2, 1), (3, 9), (3, 2)])
+def test_a_step_is_the_same_on_any_number_of_ranks(tmp_path: Path, count: int, size: int) -> None:
+    """With nine rows each rank has packs; with one or two some rank has none. In fp64 the packs too are others."""
+
+    def work(ranks: Ranks) -> None:
+        for dtype in (torch.float64, torch.float32):
+            save_file(gradients(dtype, ranks, size, count), tmp_path / f"{dtype}-{ranks.index}")
+
+    on_ranks(count, tmp_path / "on", work)
+    for dtype, packs_for, allowed in ((torch.float64, 1, 1e-12), (torch.float32, count, 5e-7)):
+        alone = gradients(dtype, ALONE, size, packs_for)
+        told = [load_file(tmp_path / f"{dtype}-{index}") for index in range(count)]
+        for name, value in alone.items():
+            scale = max(1.0, float(value.abs().max()))
+            assert float((told[0][name] - value).abs().max()) <= allowed * scale, (dtype, name)
+            assert all(torch.equal(one[name], told[0][name]) for one in told), (dtype, name)
+
+
+def test_gradients_are_summed_in_pieces_and_one_that_nobody_has_stays_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_module, "BUCKET", 4)
+
+    def work(ranks: Ranks) -> list:
+        shapes = [(3, 3), (2,), (5,), (1,)]
+        made = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float32)) for shape in shapes]
+        made[1] = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+        made[0].grad = (torch.arange(9.0).view(3, 3) * (1 + ranks.index)).t()
+        if ranks.index == 1:
+            made[1].grad = torch.full((2,), 1.5, dtype=torch.bfloat16)
+        made[2].grad = torch.ones(5)
+        made.append(torch.nn.Parameter(torch.zeros(1), requires_grad=False))
+        ranks.sum_gradients(made)
+        return [None if p.grad is None else p.grad.float().tolist() for p in made]
+
+    expected = [(torch.arange(9.0).view(3, 3) * 3).t().tolist(), [1.5, 1.5], [2.0] * 5, None, None]
+    assert on_ranks(2, tmp_path / "on", work) == [expected] * 2
+
+
+def lines(out: Path, name: str) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def entries(root: Path) -> dict[bytes, np.ndarray]:
+    """All of a reference store."""
+    weights, _, numerics = next(root.iterdir()).name.partition("-")
+    return Store(root, weights, numerics)._held
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_run_is_the_same_on_two_ranks(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """Packs are the same here, because fp32 products round by their shapes; that packs do not matter is another law.
+
+    The last step of an epoch has one row, and so one pack, and no mismatched responses.
+    """
+    fill = plan.fill
+    monkeypatch.setattr(plan, "fill", lambda *given: fill(*given[:-1], 2))
+    one, two = (
+        run_of(
+            objective__name=objective,
+            optim__lr=1e-5,
+            batch__rows=7,
+            batch__tokens=60,
+            evaluate__every=5,
+            out=str(tmp_path / name),
+            reference__store=str(tmp_path / f"store {name}"),
+        )
+        for name in ("one", "two")
+    )
+    out = train(one)
+    assert on_ranks(2, tmp_path / "on", lambda _: str(train(two))) == [two.out] * 2
+    for name in ("metrics", "evaluations", "evaluation_rows"):
+        for a, b in zip(lines(out, name), lines(Path(two.out), name), strict=True):
+            nats = max(abs(a["chosen_logp"]), abs(a["rejected_logp"]))  # margins and changes are differences of these
+            for key, value in a.items():
+                scale = 1.0 if key in ("loss", "grad_norm") or "incentive" in key else nats
+                if isinstance(value, float):
+                    assert b[key] == pytest.approx(value, rel=5e-7, abs=5e-7 * scale), (name, a, key)
+                elif not key.startswith("tokens_"):
+                    assert b[key] == value
+    for name, value in weights(out).items():
+        assert float((weights(Path(two.out))[name] - value).abs().max()) <= 5e-7
+    first, second = entries(tmp_path / "store one"), entries(tmp_path / "store two")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_packs_for_other_ranks_hold_the_rows_of_the_same_steps(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    out, two = train(run_of(out=str(tmp_path / "one"))), run_of(out=str(tmp_path / "two"))
+    on_ranks(2, tmp_path / "on", lambda _: str(train(two)))
+    for a, b in zip(lines(out, "metrics"), lines(Path(two.out), "metrics"), strict=True):
+        assert (a["examples"], a["chosen_tokens"]) == (b["examples"], b["chosen_tokens"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)  # lr 1e-3 on a steep model: rounding grows from step 2
+    assert lines(out, "metrics")[0]["loss"] == pytest.approx(lines(Path(two.out), "metrics")[0]["loss"], rel=5e-7)
+
+
+def test_rows_are_scored_on_several_ranks(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    run = run_of(optim=msgspec.UNSET, batch__tokens=60, reference__path=str(save_model(tmp_path / "other", seed=3)))
+    alone = score_rows(run, tmp_path / "one.jsonl")
+    told = on_ranks(3, tmp_path / "on", lambda _: score_rows(run, tmp_path / "three.jsonl"))
+    assert told[1] == told[0]
+    assert told[2] == told[0]
+    assert told[0] == pytest.approx(alone, rel=1e-5)
+    assert len(read_lines(tmp_path / "three.jsonl")) == 50
+
+
+def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None:
+    """Each response is computed once in all; a rank whose store is lost gets the entries of those that have them."""
+    made = groups(9, seed=1)
+    policy = wrap(tiny(), "auto")[0]
+
+    def work(ranks: Ranks) -> tuple[int, int, float, int]:
+        store = Store(tmp_path / f"disk {ranks.index}", "w" * 64, "n")
+        there = len(store)
+        done = score(policy, store, made, tokens=60, seed=0, show=quiet, stop=quiet, ranks=ranks)
+        total = math.fsum(float(store.get(key).sum()) for key in sorted(store._held))
+        return there, done.scored, total, len(store)
+
+    first = on_ranks(2, tmp_path / "a", work)
+    assert [(one[0], one[1], one[3]) for one in first] == [(0, 18, 18)] * 2
+    again = on_ranks(2, tmp_path / "b", work)
+    assert again[0][0] + again[1][0] == 18
+    assert all(one[1] == 0 for one in again)
+    next((tmp_path / "disk 0").rglob("*.safetensors")).unlink()
+    lost = on_ranks(2, tmp_path / "c", work)
+    assert lost[0][0] == 0
+    assert 0 < lost[0][1] < 18
+    assert len({one[2] for one in (*first, *again, *lost)}) == 1
+
+
+def quiet(*_: int) -> None: ...

@@ -1,0 +1,293 @@
+"""However a run on several ranks ends, all ranks end, one of them says why, and the run can go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from several import on_ranks
+
+from preftune import files
+from preftune.config.load import dump
+from preftune.config.run import Run
+from preftune.errors import BUG, CORRUPT, NON_FINITE, STOPPED, UserError
+from preftune.files import read_lines
+from preftune.model.policy import Policy
+from preftune.ranks import Ranks
+from preftune.training import loop, passes, train
+from preftune.training.step import Judge
+
+CLOCKS = {"seconds", "time"}
+
+
+def lines(out: Path, name: str = "metrics") -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (a, b))
+    told = all(lines(a, name) == lines(b, name) for name in ("metrics", "evaluations"))
+    return told and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def ends(told: list, code: int, text: str) -> None:
+    """Whether every rank ended with this code, and one of them with this text."""
+    assert [one["code"] for one in told] == [code] * len(told), told
+    speaking = [one["text"] for one in told if one["error"] != "Elsewhere"]
+    assert len(speaking) == 1, told
+    assert text in speaking[0]
+
+
+def events(out: Path, kind: str) -> list[dict]:
+    return [line for line in lines(out, "events") if line["event"] == kind]
+
+
+def after_steps(out: Path, steps: int, act: Callable[[list], None]) -> Callable[[list], None]:
+    def wait(processes: list) -> None:
+        deadline = time.monotonic() + 60
+        while len(read_lines(out / "metrics.jsonl")) < steps:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        act(processes)
+
+    return wait
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_on_one_rank_a_run_ends_on_the_other_and_goes_on(
+    run_of: Callable[..., Run], tmp_path: Path, rank: int
+) -> None:
+    keys = {"save__every": 1, "optim__epochs": 3}
+    whole, cut = (run_of(**keys, out=str(tmp_path / name)) for name in ("whole", "cut"))
+    on_ranks(2, tmp_path / "a", lambda _: str(train(whole)))
+    kill = after_steps(Path(cut.out), 4, lambda processes: processes[rank].kill())
+    began = time.monotonic()
+    told = on_ranks(2, tmp_path / "b", lambda _: str(train(cut)), kill)
+    assert time.monotonic() - began < 20
+    assert told[rank] is None
+    assert told[1 - rank]["code"] == STOPPED
+    assert "another rank ended without a word" in told[1 - rank]["text"]
+    assert len(lines(Path(cut.out))) < 21
+    on_ranks(2, tmp_path / "c", lambda _: str(train(cut, resume=True)))
+    assert same(Path(whole.out), Path(cut.out))
+    assert not events(Path(cut.out), "note")
+
+
+@pytest.mark.parametrize("signalled", [(0, 1), (1,)])
+def test_a_signal_stops_all_ranks_at_one_step_and_one_rank_goes_on(
+    run_of: Callable[..., Run], tmp_path: Path, signalled: tuple[int, ...]
+) -> None:
+    run = run_of(optim__epochs=30, optim__lr=1e-5)
+    out = Path(run.out)
+
+    def stop(processes: list) -> None:
+        for rank in signalled:
+            os.kill(processes[rank].pid, signal.SIGTERM)
+
+    told = on_ranks(2, tmp_path / "a", lambda _: str(train(run)), after_steps(out, 3, stop))
+    ends(told, STOPPED, "stopped by SIGTERM")
+    done = len(lines(out))
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+    assert train(run, resume=True) == out
+    assert [line["step"] for line in lines(out)] == list(range(1, 211))
+    assert events(out, "resumed")[0]["step"] == done
+    assert "ranks 2 -> 1" in events(out, "note")[0]["text"]
+
+
+def test_more_ranks_may_take_over(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """A moving reference and moments reach ranks that have no checkpoint on their disk."""
+    keys = {"reference": {"kind": "moving", "share": 0.5, "every": 2}, "data__evaluate": None, "optim__lr": 1e-5}
+    whole = train(run_of(**keys, out=str(tmp_path / "whole")))
+    cut = run_of(**keys, out=str(tmp_path / "cut"), save__every=4)
+    train(cut)
+    for newer in sorted((tmp_path / "cut" / "checkpoints").iterdir())[1:]:
+        files.remove(newer)
+    on_ranks(3, tmp_path / "a", lambda _: str(train(cut, resume=True)))
+    for a, b in zip(lines(whole), lines(tmp_path / "cut"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (whole, tmp_path / "cut"))
+    assert all(torch.allclose(one[name], two[name], atol=5e-6) for name in one)
+
+
+@pytest.mark.parametrize(("objective", "with_gradient"), [("dpo", True), ("kto", True), ("kto", False)])
+def test_out_of_memory_on_one_rank_halves_packs_on_all_and_changes_nothing(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, with_gradient: bool
+) -> None:
+    """In the backward phase, or where an objective that couples rows has them scored first."""
+    keys = {"objective__name": objective, "batch__tokens": 5000, "optim__epochs": 1, "optim__lr": 1e-5}
+    keys |= {"data__evaluate": None}
+    whole, cut = (run_of(**keys, out=str(tmp_path / name)) for name in ("whole", "cut"))
+    place, name = (Policy, "token_logp") if with_gradient else (passes, "score")
+    right = getattr(place, name)
+
+    def work(ranks: Ranks) -> int:
+        failed: list[int] = []
+
+        def small(policy_or_engine, batch) -> object:
+            if ranks.index == 1 and torch.is_grad_enabled() == with_gradient and batch.tokens > 40:
+                failed.append(batch.tokens)
+                raise torch.OutOfMemoryError
+            return right(policy_or_engine, batch)
+
+        monkeypatch.setattr(place, name, small)
+        train(cut)
+        return len(failed)
+
+    on_ranks(2, tmp_path / "a", lambda _: str(train(whole)))
+    told = on_ranks(2, tmp_path / "b", work)
+    assert told[0] == 0
+    assert 1 <= told[1] <= 12
+    assert len(events(Path(cut.out), "out_of_memory")) >= 1
+    for a, b in zip(lines(Path(whole.out)), lines(Path(cut.out)), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+
+
+def test_a_row_that_does_not_fit_on_one_rank_is_named(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(ranks: Ranks) -> None:
+        def none(policy: Policy, batch) -> torch.Tensor:
+            if ranks.index == 1 and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError
+            return right(policy, batch)
+
+        right = Policy.token_logp
+        monkeypatch.setattr(Policy, "token_logp", none)
+        train(run_of())
+
+    ends(on_ranks(2, tmp_path / "a", work), 2, "does not fit into memory")
+
+
+def test_a_number_that_is_not_finite_on_one_rank_is_applied_on_none(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Policy.token_logp
+
+    def work(ranks: Ranks) -> None:
+        def broken(policy: Policy, batch) -> torch.Tensor:
+            logp = right(policy, batch)
+            return logp * float("nan") if ranks.index == 1 and torch.is_grad_enabled() else logp
+
+        monkeypatch.setattr(Policy, "token_logp", broken)
+        train(run_of(data__evaluate=None))
+
+    ends(on_ranks(2, tmp_path / "a", work), NON_FINITE, "not finite")
+    assert [line["loss"] for line in lines(tmp_path / "run")] == ["NaN", "NaN"]
+    assert len(events(tmp_path / "run", "non_finite")) == 3
+
+
+def test_ranks_that_see_other_rows_do_not_start(run_of: Callable[..., Run], tmp_path: Path, world: Path) -> None:
+    (tmp_path / "other.jsonl").write_text((world / "pairs.jsonl").read_text().replace("w3 ", "w4 ", 1))
+    paths = [str(world / "pairs.jsonl"), str(tmp_path / "other.jsonl")]
+    told = on_ranks(2, tmp_path / "a", lambda ranks: str(train(run_of(data__train=paths[ranks.index]))))
+    ends(told, 2, "not the same on every rank: data.train")
+
+
+def test_an_error_of_the_first_rank_ends_the_others(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """The folder is another's; the other ranks ask no folder, and have to hear of it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    ends(on_ranks(3, tmp_path / "a", lambda _: str(train(run_of()))), 2, "thesis")
+    with files.lock(tmp_path / "held" / ".lock"):
+        told = on_ranks(2, tmp_path / "b", lambda _: str(train(run_of(out=str(tmp_path / "held")))))
+    ends(told, 2, "another run is at work")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failing_disk_or_a_bug_on_one_rank_ends_all(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    right = Judge.total
+
+    def work(ranks: Ranks) -> None:
+        def total(judge: Judge, views: object) -> torch.Tensor:
+            if ranks.index == rank and (tmp_path / "run" / "metrics.jsonl").stat().st_size > 500:
+                raise ValueError("planted")
+            return right(judge, views)
+
+        monkeypatch.setattr(Judge, "total", total)
+        try:
+            train(run_of())
+        except ValueError as error:
+            raise UserError(str(error), code=BUG) from error
+
+    ends(on_ranks(2, tmp_path / "a", work), BUG, "planted")
+
+
+def test_weights_that_are_not_those_of_the_others_are_never_saved(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = loop.update
+
+    def work(ranks: Ranks) -> None:
+        def drifting(setup, state, record, step) -> dict:
+            done = right(setup, state, record, step)
+            if ranks.index == 1:
+                with torch.no_grad():
+                    next(state.module.parameters()).view(-1)[7] += 1e-6
+            return done
+
+        monkeypatch.setattr(loop, "update", drifting)
+        train(run_of(save__every=2))
+
+    ends(on_ranks(2, tmp_path / "a", work), CORRUPT, "no longer have the same weights")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def torchrun(run: Run, folder: Path, *words: str, restarts: int = 0) -> subprocess.Popen:
+    file = folder / "run.toml"
+    file.write_text(dump(run))
+    call = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"--max-restarts={restarts}"]
+    call += ["-m", "preftune"]
+    return subprocess.Popen(
+        [sys.executable, *call, "train", str(file), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_torchrun_trains_and_one_rank_speaks(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    run = run_of(optim__epochs=1)
+    said, told = (process := torchrun(run, tmp_path)).communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert told.count("writing the model and the page") == 1
+    assert said.count("page   ") == 1
+    assert len(lines(Path(run.out))) == 7
+    assert (tmp_path / "run" / "environment.json").read_text().count('"ranks": 2') == 1
+
+
+@pytest.mark.slow
+def test_torchrun_shows_one_message(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """A wrong key, a second run in a folder, and a signal, which every rank hears."""
+    wrong = torchrun(run_of(), tmp_path, "optim.lrr=1")
+    assert wrong.communicate(timeout=120)[1].count("optim.lrr") == 1
+    long = run_of(optim__epochs=300, optim__lr=1e-6)
+    process = torchrun(long, tmp_path)
+    after_steps(Path(long.out), 3, lambda _: None)([])
+    second = torchrun(long, tmp_path)
+    assert second.communicate(timeout=120)[1].count("another run is at work") == 1
+    process.terminate()
+    told = process.communicate(timeout=120)[1]
+    assert told.count("stopped by SIGTERM; everything done is saved.") == 1, told
+    done = len(lines(Path(long.out)))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """The new ranks must not look for the old ones, whose addresses and last words torchrun's store still has."""
+    whole, cut = (run_of(optim__epochs=6, save__every=1, out=str(tmp_path / name)) for name in ("whole", "cut"))
+    on_ranks(2, tmp_path / "a", lambda _: str(train(whole)))
+    process = torchrun(cut, tmp_path, "--resume", restarts=1)
+    after_steps(Path(cut.out), 4, lambda _: None)([])
+    os.kill(int((tmp_path / "cut" / ".lock").read_text()), signal.SIGKILL)
+    assert process.communicate(timeout=120)[1].count("another rank ended without a word") <= 1
+    assert process.returncode == 0
+    assert same(Path(whole.out), Path(cut.out))

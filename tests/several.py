@@ -1,0 +1,50 @@
+"""Several ranks in a test: forked after import, so that each costs a second and not a start of torch."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.multiprocessing import start_processes
+
+from preftune.errors import UserError
+from preftune.ranks import Ranks, joined
+
+PATIENCE = 60.0  # seconds, after which ranks are taken to wait for each other for ever
+Work = Callable[[Ranks], object]
+
+
+def on_ranks(count: int, folder: Path, work: Work, meanwhile: Callable[[list], None] | None = None) -> list:
+    """Do the work on so many gloo ranks and return what each said, as JSON: an error by its class, code and text.
+
+    meanwhile: what to do with the processes while they run. None is what a killed rank said.
+    """
+    folder.mkdir(parents=True)
+    context = start_processes(_rank, (folder, count, work), count, join=False, start_method="fork")
+    deadline = time.monotonic() + PATIENCE
+    if meanwhile is not None:
+        meanwhile(context.processes)
+    for process in context.processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    late = [process for process in context.processes if process.is_alive()]
+    for process in late:
+        process.kill()
+    assert not late, "ranks wait for each other"
+    files = [folder / f"{index}.json" for index in range(count)]
+    told = [json.loads(file.read_text()) if file.exists() else None for file in files]
+    assert not any(isinstance(one, dict) and "bug" in one for one in told), told
+    return told
+
+
+def _rank(index: int, folder: Path, count: int, work: Work) -> None:
+    try:
+        with joined(f"file://{folder}/meet?rank={index}&world_size={count}") as ranks:
+            said: object = work(ranks)
+    except UserError as error:
+        said = {"error": type(error).__name__, "code": error.code, "text": str(error)}
+    except BaseException:
+        said = {"bug": traceback.format_exc()}
+    (folder / f"{index}.json").write_text(json.dumps(said))
