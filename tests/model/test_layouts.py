@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
 from making import group, groups, tiny
 
 from preftune.errors import UserError
-from preftune.model import attention
+from preftune.model import attention, flex
 from preftune.model.policy import checked, disagreement, plain_logp, recompute_activations, wrap
 from preftune.pack.batch import collate
 from preftune.pack.visible import visible
@@ -134,6 +135,38 @@ def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.d
         )
 
 
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("more", [{}, {"softcap": 3.0}, {"window": 13}], ids=str)
+@pytest.mark.parametrize("sunk", [False, True])
+def test_flex_attention_equals_the_mask(pack: str, more: dict, sunk: bool) -> None:
+    """Forward only: on a CPU it has no backward pass."""
+    layout, shape = collate(PACKS[pack]).layout, attention.Shape(0.25, **more)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, len(layout.end), 16) for heads in (6, 2, 2))
+    sinks = torch.randn(6) if sunk else None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is slow when it is not compiled
+        found = flex.in_flex(q, k, v, sinks, layout, *shape)
+    assert torch.allclose(found.double(), dense(q, k, v, sinks, layout, shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 40, 200])
+def test_the_block_mask_of_flex_attention_is_that_of_the_definition(window: int | None) -> None:
+    made = [*groups(5, seed=3, prompt=(50, 200), response=(10, 60)), group(range(400), range(3, 60), range(90))]
+    layout = collate(made).layout
+    some, whole = flex.blocks_met(layout.trie.end, layout.trie.position, window)
+    row = torch.arange(-(-len(layout.end) // flex.SIDE) * flex.SIDE)
+    end, position = (torch.nn.functional.pad(x, (0, len(row) - len(layout.end))) for x in (layout.end, layout.position))
+    sees = visible(row[:, None], row[None, :], end)
+    if window is not None:
+        sees &= position[:, None] - position[None, :] < window
+    tiles = sees.view(len(some), flex.SIDE, len(some), flex.SIDE).transpose(1, 2).flatten(2)
+    assert torch.equal(torch.from_numpy(whole), tiles.all(2))
+    assert bool((torch.from_numpy(some) | ~tiles.any(2)).all())  # none that is seen is left out
+    if window is None:
+        assert torch.equal(torch.from_numpy(some), tiles.any(2))
+
+
 def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     made = [*groups(3, seed=7), group([3, 4, 5], [6, 7, 8, 9], [6, 7])]  # one response is the beginning of another
     layout = collate(made).layout
@@ -174,14 +207,19 @@ def test_neighbours_never_leak() -> None:
     assert torch.isnan(hidden).any()
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    made = groups(3, seed=11)
-    plain = grads(wrap(tiny(), "auto")[0], made)
-    policy, _ = wrap(tiny(), "auto")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And attention is not computed twice: its second pass finds what the first has kept."""
+    made, computed = groups(3, seed=11), []
+    plain = grads(wrap(tiny(family), "auto")[0], made)
+    policy, _ = wrap(tiny(family), "auto")
     recompute_activations(policy.module)
+    right = attention._by_token
+    monkeypatch.setattr(attention, "_by_token", lambda *given: computed.append(1) or right(*given))
     again = grads(policy, made)
     assert torch.equal(plain[0], again[0])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain[1], again[1], strict=True))
+    assert len(computed) == 2 * policy.module.config.num_hidden_layers  # a layer: its output, and queries' gradient
 
 
 def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:

@@ -13,8 +13,8 @@ from making import group, groups, tiny
 
 from preftune.errors import UserError
 from preftune.model.load import weights_digest
-from preftune.model.policy import plain_logp, wrap
-from preftune.pack.batch import collate
+from preftune.model.policy import Policy, plain_logp, wrap
+from preftune.pack.batch import Batch, collate
 from preftune.reference.reference import StoredReference, numerics, score
 from preftune.reference.store import Store, key_of
 
@@ -79,6 +79,30 @@ def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path)
     assert torch.allclose(StoredReference(store).token_logp(batch), plain_logp(policy, batch), atol=1e-4)
     again = scored(tmp_path, [*made, *groups(1, seed=9)])[2]
     assert (again.scored, again.reused) == (2, 12)
+
+
+def test_a_pack_that_does_not_fit_is_scored_half_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, right, sizes = groups(6, seed=1), Policy.token_logp, []
+    _, whole, _ = scored(tmp_path / "whole", made)
+
+    def small(self: Policy, batch: Batch) -> torch.Tensor:
+        sizes.append(batch.responses)
+        if batch.responses > most:
+            raise torch.OutOfMemoryError
+        return right(self, batch)
+
+    monkeypatch.setattr(Policy, "token_logp", small)
+    most = 2
+    _, halved, done = scored(tmp_path / "halved", made)
+    assert done.scored == 12
+    assert max(sizes) > 2
+    for one in made:
+        for response in one.responses:
+            key = key_of(one.prompt, response)
+            assert np.allclose(whole[key], halved[key], atol=1e-4)
+    most = 0
+    with pytest.raises(UserError, match="does not fit into memory"):
+        scored(tmp_path / "none", made)
 
 
 def test_a_stopped_pass_keeps_what_it_did(tmp_path: Path) -> None:

@@ -1,23 +1,28 @@
 """Attention over a trie: every token is a row once, and sees its ancestors.
 
 Registered with transformers' AttentionInterface, so that model code stays theirs: it hands over queries, keys and
-values after rotary embedding, and the layout of the pack as the keyword `trie`. Two ways give the same numbers:
+values after rotary embedding, and the layout of the pack as the keyword `trie`. Three ways give the same numbers:
 
 in_blocks    everywhere: some rows against their ancestors and themselves, as dense products, block after block. The
              weights of a block are made again in the backward pass, so nothing of size tokens x tokens is kept.
 along_paths  CUDA, half precision: one variable-length call a layer; a sequence's own rows are the queries, its whole
              path is the keys, aligned at the end.
+in_flex      CUDA otherwise (flex.py): fp32, soft caps, sinks, sliding windows.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from preftune.model import flex
 from preftune.pack.batch import Layout, Piece
 
 NAME = "preftune_trie"
@@ -64,11 +69,41 @@ def attend(
     trie.calls.append(1)
     window = sliding_window if sliding_window is not None and sliding_window < trie.depth else None
     shape = Shape(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, window)
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    if shape == Shape(shape.scale) and s_aux is None and query.device.type == "cuda" and half and _varlen():
-        return along_paths(query, key, value, trie, shape.scale), None
+    width = query.shape[-1]
+    if query.is_cuda and value.dtype != torch.float64:
+        query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embedding may have widened them
+        plain = softcap is None and window is None and s_aux is None and width % 8 == 0 and width <= 256
+        if plain and value.dtype != torch.float32 and _varlen():
+            return along_paths(query, key, value, trie, shape.scale), None
+        if width in flex.WIDTHS:
+            return flex.in_flex(query, key, value, s_aux, trie, *shape), None
     with torch.autocast(query.device.type, enabled=False):  # both passes must make the same weights
         return InBlocks.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
+
+
+class Kept(NamedTuple):
+    """What attention gave in the first pass of a layer, in order; again: this is the second pass."""
+
+    outputs: list[Tensor]
+    again: bool
+
+
+_KEPT: ContextVar[Kept | None] = ContextVar("kept", default=None)
+
+
+def keep_outputs() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For torch's checkpoint, as `context_fn`: what is dear to compute and small is not computed again."""
+    outputs: list[Tensor] = []
+    return _keeping(Kept(outputs, again=False)), _keeping(Kept(outputs, again=True))
+
+
+@contextmanager
+def _keeping(kept: Kept) -> Iterator[None]:
+    before = _KEPT.set(kept)
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
 
 
 class InBlocks(torch.autograd.Function):
@@ -78,6 +113,9 @@ class InBlocks(torch.autograd.Function):
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, trie: Layout, shape: Shape):
         ctx.save_for_backward(query, key, value, sinks)
         ctx.trie, ctx.shape = trie, shape
+        kept = _KEPT.get()
+        if kept is not None and kept.again:
+            return kept.outputs.pop(0)
         heads, share = key.shape[1], query.shape[1] // key.shape[1]
         queries, keys, values = (_by_key_head(x, heads) for x in (query, key, value))
         queries.mul_(shape.scale)
@@ -88,7 +126,10 @@ class InBlocks(torch.autograd.Function):
                 rows, seen = slice(piece.start * share, piece.stop * share), own[:, piece.seen]
                 weights, _ = _weights(queries[:, rows], seen, sinks, piece, shape)
                 out[:, rows] = torch.bmm(weights[..., : seen.shape[1]], theirs[:, piece.seen])
-        return _by_token(out, share).to(value.dtype)
+        out = _by_token(out, share).to(value.dtype)
+        if kept is not None:
+            kept.outputs.append(out.detach())
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -119,9 +119,9 @@ def trainable(policy: Policy, *, checkpointing: bool) -> Policy:
 
 
 def recompute_activations(module: PreTrainedModel) -> None:
-    """Keep one hidden state a layer for the backward pass and compute the rest again."""
+    """Keep each layer's input and what its attention gives for the backward pass, and compute the rest again."""
     newer = getattr(module, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
-    (newer or module.gradient_checkpointing_enable)({"use_reentrant": False})
+    (newer or module.gradient_checkpointing_enable)({"use_reentrant": False, "context_fn": attention.keep_outputs})
     module.train()  # transformers recomputes in training mode only; dropout is off in the modules themselves
 
 

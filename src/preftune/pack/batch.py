@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from preftune.data.groups import TokenGroup
 from preftune.pack.trie import Trie, build
 from preftune.pack.visible import Block, blocks, visible
 
+T = TypeVar("T")
 WORTH = 0.9  # share of rows read above which moving rows about costs more than it saves
 BLOCK = 64  # rows of a block of attention: fewer make slivers, more compute what nobody sees (bench/limit.py)
 
@@ -70,24 +72,32 @@ class Layout:
     read: Tensor | None = None
     only_read: bool = False
     calls: list[int] = field(default_factory=list)
-    _kept: dict[object, list[Stretch]] = field(default_factory=dict)
+    _kept: dict[object, Any] = field(default_factory=dict)
+
+    def once(self, what: object, make: Callable[[], T]) -> T:
+        """make(), kept under a name for the layers that follow."""
+        if what not in self._kept:
+            self._kept[what] = make()
+        return self._kept[what]
 
     def stretches(self, window: int | None) -> list[Stretch]:
         """The blocks that cover what is visible; window: positions that a row looks back on, itself included."""
-        if window not in self._kept:
-            along: list[list[Block]] = []
-            for block in blocks(self.trie, BLOCK):
-                before = along[-1][-1] if along else None
-                if before is not None and before.chain and len(block.above) == len(before.above) + before.rows:
-                    along[-1].append(block)
-                else:
-                    along.append([block])
-            if self.only_read and self.read is not None:
-                read = self.read.cpu().numpy()
-                holds = lambda block: np.searchsorted(read, block.start) < np.searchsorted(read, block.stop)  # noqa: E731
-                along = [kept for found in along if (kept := list(filter(holds, found)))]
-            self._kept[window] = [self._stretch(found, window) for found in along]
-        return self._kept[window]
+        return self.once(window, lambda: [self._stretch(found, window) for found in self._along()])
+
+    def _along(self) -> list[list[Block]]:
+        """Blocks, together where one goes on along the path of the one before."""
+        along: list[list[Block]] = []
+        for block in blocks(self.trie, BLOCK):
+            before = along[-1][-1] if along else None
+            if before is not None and before.chain and len(block.above) == len(before.above) + before.rows:
+                along[-1].append(block)
+            else:
+                along.append([block])
+        if not self.only_read or self.read is None:
+            return along
+        read = self.read.cpu().numpy()
+        holds = lambda block: np.searchsorted(read, block.start) < np.searchsorted(read, block.stop)  # noqa: E731
+        return [kept for found in along if (kept := list(filter(holds, found)))]
 
     @cached_property
     def of_read_rows(self) -> Layout:

@@ -130,8 +130,8 @@ def score(
     givers |= {key: at % ranks.count for at, pack in enumerate(packs) for key in pack if key in missing}
     computed = 0
     try:
-        for batch in _computed(policy, store, packs[ranks.index :: ranks.count], wanted, missing, show):
-            computed += batch.tokens
+        for tokens_of_pack in _computed(policy, store, packs[ranks.index :: ranks.count], wanted, missing, show):
+            computed += tokens_of_pack
             stop()
     finally:
         store.flush()
@@ -147,14 +147,12 @@ def _computed(
     wanted: Mapping[Key, TokenGroup],
     missing: Mapping[Key, TokenGroup],
     show: Callable[[int, int], None],
-) -> Iterator[Batch]:
-    """Each pack after its missing entries are in the store."""
+) -> Iterator[int]:
+    """The tokens computed for each pack, after its missing entries are in the store."""
     flushed, done, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
     for pack in packs:
-        batch = collate([wanted[key] for key in pack], policy.device)
-        with torch.no_grad():
-            values = policy.token_logp(batch).float().cpu().numpy()
-        stops = np.cumsum([len(g.responses[0]) for g in batch.groups])[:-1]
+        values, tokens = _logp(policy, groups := [wanted[key] for key in pack])
+        stops = np.cumsum([len(g.responses[0]) for g in groups])[:-1]
         for key, part in zip(pack, np.split(values, stops), strict=True):
             if key not in missing:
                 continue
@@ -167,7 +165,26 @@ def _computed(
             store.flush()
             flushed = time.monotonic()
         show(done, total)
-        yield batch
+        yield tokens
+
+
+def _logp(policy: Policy, groups: Sequence[TokenGroup]) -> tuple[np.ndarray, int]:
+    """(members,) of groups of one response, fp32, and tokens computed; where memory runs out, half by half."""
+    try:
+        batch = collate(groups, policy.device)
+        with torch.no_grad():
+            return policy.token_logp(batch).float().cpu().numpy(), batch.tokens
+    except torch.OutOfMemoryError as error:
+        if len(groups) == 1:
+            raise UserError(
+                f"one row of {groups[0].tokens} tokens does not fit into memory.",
+                where=str(groups[0].place),
+                mend="Lower data.max_tokens.",
+            ) from error
+    torch.cuda.empty_cache()
+    middle = len(groups) // 2
+    (first, some), (second, others) = _logp(policy, groups[:middle]), _logp(policy, groups[middle:])
+    return np.concatenate([first, second]), some + others
 
 
 def _exchange(store: Store, givers: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], ranks: Ranks) -> None:
@@ -207,11 +224,7 @@ def _canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], s
     half = policy.compute != torch.float32 or policy.module.dtype != torch.float32
     chosen = random.Random(seed).sample(sorted(present), min(CANARIES, len(present)))
     for key in chosen:
-        batch = collate([present[key]], policy.device)
-        with torch.no_grad():
-            now = policy.token_logp(batch).float().cpu().numpy()
-        held = store.get(key)
-        assert held is not None
+        (now, _), held = _logp(policy, [present[key]]), store[key]
         off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
         if not off <= (0.25 if half else 2e-3):
             raise UserError(

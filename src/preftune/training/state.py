@@ -93,9 +93,7 @@ def load(state: State, path: Path) -> None:
             parameter.copy_(weights[name])
     for name, parameter in trained.items():
         held = {k.rpartition("/")[2]: v for k, v in moments.items() if k.rpartition("/")[0] == name}
-        state.optimiser.state[parameter] = {
-            k: v.to(v.device if k == "step" else parameter.device) for k, v in held.items()
-        }
+        state.optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in held.items()}  # fused: the count too
     if state.follower is not None:
         told_reference = load_file(path / "reference.safetensors")
         with torch.no_grad():
@@ -120,7 +118,7 @@ def spread(state: State, ranks: Ranks) -> None:
     for parameter in itertools.compress(trained, ranks.sum(torch.tensor(told)).tolist()):
         if not ranks.first:
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            state.optimiser.state[parameter] = {"step": torch.zeros(()), **moments}
+            state.optimiser.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
         ranks.spread(value for _, value in sorted(state.optimiser.state[parameter].items()))
     for module in (state.module, state.follower):
         ranks.spread(p.detach() for p in (module.parameters() if module is not None else ()))
