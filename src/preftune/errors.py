@@ -50,5 +50,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(word, known, n=3, cutoff=0.6)
-    close.sort(key=lambda one: sorted(one) != sorted(word))  # letters in another order are the likelier slip
+    close.sort(key=lambda one: not _swapped(one, word))  # two letters in the wrong order are the likelier slip
     return f'Did you mean "{close[0]}"?' if close else ""
+
+
+def _swapped(one: str, other: str) -> bool:
+    """Whether the two differ by the order of two letters side by side."""
+    at = [i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b]
+    return len(one) == len(other) and len(at) == 2 and at[1] == at[0] + 1 and sorted(one) == sorted(other)

@@ -81,7 +81,11 @@ class Ranks:
         used = self.sum(torch.tensor([p.grad is not None for p in trained], dtype=torch.int64)).tolist()
         pieces: list[torch.Tensor] = []
         for parameter in itertools.compress(trained, used):
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+            parameter.grad = (
+                torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                if parameter.grad is None
+                else parameter.grad.contiguous()
+            )
             pieces += parameter.grad.view(-1).split(BUCKET)
         for bucket in _buckets(pieces):
             flat = torch.cat([piece.to(torch.promote_types(piece.dtype, torch.float32)) for piece in bucket])
@@ -122,6 +126,8 @@ def _buckets(pieces: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def _together() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError too
+        raise
     except RuntimeError as error:  # what torch raises where another end of a connection is gone
         raise UserError(
             f"another rank ended without a word ({_cause(error)}).",

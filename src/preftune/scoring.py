@@ -8,10 +8,10 @@ from pathlib import Path
 from preftune import files
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
+from preftune.pack.memory import Memory
 from preftune.ranks import joined
 from preftune.training.evaluate import Evaluation, HeldOut, evaluate
 from preftune.training.measure import Values, margins, rewards
-from preftune.training.passes import Memory
 from preftune.training.setup import set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import listening
@@ -25,7 +25,7 @@ def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Va
     """
     with joined() as ranks:
         with listening() as stop:
-            setup = set_up(resolve(run), show if ranks.first else silent, stop, ranks=ranks)
+            setup = set_up(resolve(run), show if ranks.first else silent, stop, ranks=ranks, as_one=True)
         held_out = HeldOut.of(setup.prepared.train, setup.engine)
         found = evaluate(setup.engine, held_out, Memory(), None)
     if out is not None and ranks.first:

@@ -42,7 +42,10 @@ def test_a_list_is_one_value() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["objective=dpo,simpo", "objective.tau=1,2"], "objective.tau: no run of this sweep has this key"),
+        (["objective=dpo,simpo", "objective.tau=1,2"], "objective.tau: there is no such key"),
+        (["objective=dpo,simpo", "objective.bta=1,2"], 'Did you mean "beta"?'),
+        (["seed=1,2", "seed=3"], "seed: is given twice"),
+        (["objective=simpo,orpo", "reference=stored"], "these objectives use no reference"),
         (["objective=dpo,dop"], '"dop" is not one of them'),
         (["objective=dpo,cdpo"], "Write objective=dpo objective.flip=0.1"),
         (["objective.beta=0.1,0"], "objective.beta"),

@@ -28,21 +28,21 @@ def test_rows_unusable_in_tokens_count_too(part: str, tmp_path: Path, sentence: 
     bad, good = write(tmp_path / "bad.jsonl", [*GOOD, ONLY_END]), write(tmp_path / "good.jsonl", [("x", " y", " z")])
     data = Data(train=bad if part == "train" else good, evaluate=good if part == "train" else bad)
     with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) cannot be used; 5% are allowed.*max_skipped=0.11"):
-        prepare(read_rows(data, 0), data, sentence, 200)
+        prepare(read_rows(data), data, sentence, 200)
     data = Data(train=data.train, evaluate=data.evaluate, max_skipped=0.1)
-    assert prepare(read_rows(data, 0), data, sentence, 200).account[part]["skipped"] == {"response.empty": 1}
+    assert prepare(read_rows(data), data, sentence, 200).account[part]["skipped"] == {"response.empty": 1}
 
 
 def test_held_out_rows_count_with_their_file(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, ONLY_END]), holdout=0.5)
     with pytest.raises(UserError, match="1 of 10 rows"):
-        prepare(read_rows(data, 0), data, sentence, 200)
+        prepare(read_rows(data), data, sentence, 200)
 
 
 def test_rows_too_long_do_not_count(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     long = ("question", " a good one" * 999, " a bad one")
     data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, long, long]))
-    account = prepare(read_rows(data, 0), data, sentence, 200).account["train"]
+    account = prepare(read_rows(data), data, sentence, 200).account["train"]
     assert (account["read"], account["kept"], account["skipped"]) == (11, 9, {"too_long": 2})
 
 
@@ -50,12 +50,12 @@ def test_no_row_left_to_measure_on(tmp_path: Path, sentence: PreTrainedTokenizer
     long = write(tmp_path / "long.jsonl", [("question", " a good one" * 999, " a bad one")])
     data = Data(train=write(tmp_path / "rows.jsonl", GOOD), evaluate=long)
     with pytest.raises(UserError, match=r"data.evaluate: no row is left to measure on \(1 x too_long\)"):
-        prepare(read_rows(data, 0), data, sentence, 200)
+        prepare(read_rows(data), data, sentence, 200)
 
 
 def test_prompts_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
     data = Data(train=write(tmp_path / "a.jsonl", GOOD),
                 evaluate=write(tmp_path / "b.jsonl", [*GOOD[:2], ("new", " y", " z")]))  # fmt: skip
-    notes = read_rows(data, 0).readings["evaluate"].notes
+    notes = read_rows(data).readings["evaluate"].notes
     assert [(note.reason, note.where[-9:]) for note in notes] == [("prompt.trained", "b.jsonl:1")]
     assert "2 rows" in notes[0].what

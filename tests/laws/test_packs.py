@@ -17,9 +17,10 @@ from preftune.model.policy import Policy, wrap
 from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, SamPO, weighed
 from preftune.objective.arrange import accepts
 from preftune.pack.batch import collate
+from preftune.pack.memory import Memory
 from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference
-from preftune.training.passes import Memory, Pass, passes
+from preftune.training.passes import Pass, passes
 from preftune.training.step import Engine, Judge, score
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))

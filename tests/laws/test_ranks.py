@@ -21,13 +21,14 @@ from preftune.files import read_lines
 from preftune.model.policy import wrap
 from preftune.objective.aggregate import LD, weighed
 from preftune.pack import plan
+from preftune.pack.memory import Memory
 from preftune.pack.plan import Packing, Step
 from preftune.ranks import ALONE, Ranks
 from preftune.reference.reference import FrozenReference, NoReference, score
 from preftune.reference.store import Store
 from preftune.scoring import score as score_rows
 from preftune.training import train
-from preftune.training.passes import Memory, passes
+from preftune.training.passes import passes
 from preftune.training.step import Engine, Judge
 
 CLOCKS = {"seconds", "time"}

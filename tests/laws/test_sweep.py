@@ -60,14 +60,32 @@ def test_one_tokenisation_one_reference_pass_and_each_run_its_own(
 
 
 def test_other_rows_are_read_again(run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]) -> None:
-    """A seed decides which rows are held out, so rows are shared only where none are, or the seed is the same."""
-    one_epoch = {"optim__epochs": 1, "objective__name": "dpo"}
-    sweep(combinations(tree_of(run_of(**one_epoch)), ["seed=0,1"]), tmp_path / "seeds")
-    assert len(counted) == 1
-    held = tree_of(run_of(data__holdout=0.2, data__evaluate=msgspec.UNSET, **one_epoch))
-    done = sweep(combinations(held, ["seed=0,1", "objective.beta=0.1,0.2"]), tmp_path / "held")
-    assert len(counted) == 3
-    assert len({tuple(sorted(row["id"] for row in read_lines(path / "evaluation_rows.jsonl"))) for path in done}) == 2
+    """A seed decides nothing about rows: those held out are the same."""
+    held = tree_of(run_of(data__holdout=0.2, data__evaluate=msgspec.UNSET, optim__epochs=1, objective__name="dpo"))
+    done = sweep(combinations(held, ["seed=0,1", "data.max_tokens=60,80"]), tmp_path / "held")
+    assert len(counted) == 2
+    assert len({tuple(sorted(row["id"] for row in read_lines(path / "evaluation_rows.jsonl"))) for path in done}) == 1
+
+
+def test_what_the_last_run_would_refuse_shows_before_the_first(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective=dpo,odpo"])
+    with pytest.raises(UserError, match="needs a score"):
+        sweep(runs, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_without_reference_and_with(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """The reference is left out where it is not used; what compares the runs means the same in both."""
+    runs = combinations(tree_of(run_of(optim__epochs=4)), ["objective=dpo,simpo"])
+    assert [run.lacks for run in runs] == [[], ["reference"]]
+    done = sweep(runs, tmp_path / "s")
+    page = (tmp_path / "s" / "compare.html").read_text()
+    assert "Since start: accuracy" in page
+    for path in done:
+        first, last = (read_lines(path / "evaluations.jsonl")[at] for at in (0, -1))
+        assert first["accuracy_of_change"] == 0.5
+        assert last["accuracy_of_change"] > 0.5
+    assert last["accuracy"] == last["accuracy_per_token"]
 
 
 def test_a_stopped_sweep_goes_on(run_of: Callable[..., Run], tmp_path: Path) -> None:

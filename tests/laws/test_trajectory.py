@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from making import save_pairs
 from safetensors.torch import load_file
 
 from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.training import train
+from preftune.training import loop, train
 
 CLOCKS = {"seconds", "time"}
 
@@ -52,6 +53,13 @@ def test_a_run_starts_at_ln_2_learns_and_exports(run_of: Callable[..., Run]) -> 
     assert held[-1]["accuracy"] > 0.8
     assert held[-1]["loss"] < 0.6
     assert held[0]["chosen_logp_change"] == 0
+    for side in ("chosen", "rejected"):
+        change = held[-1][f"{side}_logp"] - held[0][f"{side}_logp"]
+        assert held[-1][f"{side}_logp_change"] == pytest.approx(change, abs=1e-9)
+        assert held[-1][f"{side}_reward"] == pytest.approx(0.1 * change, abs=1e-4)
+    rows = list(read_lines(out / "evaluation_rows.jsonl"))
+    mean = sum(row["chosen_logp_change"] for row in rows) / len(rows)
+    assert mean == pytest.approx(held[-1]["chosen_logp_change"], abs=1e-9)
     assert lines[0]["chosen_incentive"] == pytest.approx(-0.05, abs=1e-5)
     assert all(line["tokens_shared"] > 0 for line in lines)
     assert (out / "report.html").stat().st_size > 1000
@@ -252,3 +260,25 @@ def test_running_out_of_memory_halves_the_packs_and_changes_nothing(
     assert any(e["event"] == "out_of_memory" for e in read_lines(cut / "events.jsonl"))
     for a, b in zip(told(whole), told(cut), strict=True):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_memory_may_run_out_without_gradient_too(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the check before the first update, and in an evaluation on more rows than there are to train on."""
+    from preftune.training import passes
+
+    right = passes.score
+    save_pairs(tmp_path / "few.jsonl", 6)
+    save_pairs(tmp_path / "many.jsonl", 30, seed=1)
+
+    def small(engine, batch) -> object:
+        if len(batch.groups) > 2:
+            raise torch.OutOfMemoryError
+        return right(engine, batch)
+
+    monkeypatch.setattr(passes, "score", small)
+    monkeypatch.setattr(loop, "score", small)
+    keys = {"data__train": str(tmp_path / "few.jsonl"), "data__evaluate": str(tmp_path / "many.jsonl")}
+    out = train(run_of(**keys, batch__tokens=400, optim__epochs=1))
+    assert any(e["event"] == "out_of_memory" for e in read_lines(out / "events.jsonl"))

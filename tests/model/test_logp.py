@@ -35,6 +35,15 @@ def test_value_and_gradient(
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
 
 
+def test_a_frozen_matrix_gets_no_gradient_from_a_bias_that_learns() -> None:
+    hidden, weight = torch.randn(9, 8), torch.nn.Parameter(torch.randn(30, 8), requires_grad=False)
+    bias, target = torch.zeros(30, requires_grad=True), torch.arange(9)
+    head_logp(hidden, Head(weight, bias, in_place=True), target).sum().backward()
+    assert weight.grad is None
+    assert bias.grad is not None
+    assert torch.allclose(bias.grad[:9].sum() + bias.grad[9:].sum(), torch.tensor(0.0), atol=1e-5)
+
+
 def test_statistics() -> None:
     torch.manual_seed(1)
     hidden, weight, target = torch.randn(9, 8), torch.randn(30, 8), torch.randint(0, 30, (9,))

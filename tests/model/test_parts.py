@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from preftune.model import logp
 from preftune.model.parts import GatedMLP, RMSNorm, Rotation
 from preftune.model.policy import disagreement, trainable, wrap
-from preftune.model.slim import slim
+from preftune.model.slim import as_made, slim
 from preftune.pack.batch import collate
 
 
@@ -78,8 +79,45 @@ EXPECTED = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", EXPECTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_is_swapped(family: str, dtype: torch.dtype) -> None:
-    assert slim(tiny(family, dtype=dtype)) == EXPECTED[family]
+@pytest.mark.parametrize("gain", [0, 3])
+def test_what_is_swapped(family: str, dtype: torch.dtype, gain: int) -> None:
+    """Also in a type so coarse that at this gain w and 1 + w look alike."""
+    model = tiny(family, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(gain)
+    assert slim(model) == EXPECTED[family]
+
+
+def test_another_model_of_the_family_stays_as_it_is() -> None:
+    model, other, ids = tiny("llama"), tiny("llama"), torch.tensor([[5, 6, 7]])
+    before = sys.modules[type(model).__module__].apply_rotary_pos_emb
+    slim(model)
+    assert sys.modules[type(model).__module__].apply_rotary_pos_emb is before
+    assert not any("forward" in vars(part) for part in other.modules())
+    ours = [part for part in model.modules() if "forward" in vars(part)]
+    with as_made(model):
+        assert not any("forward" in vars(part) for part in ours)
+        plain = model(input_ids=ids).logits
+    assert all("forward" in vars(part) for part in ours)
+    assert torch.allclose(model(input_ids=ids).logits, plain, atol=1e-6)
+
+
+def test_a_norm_in_half_precision_is_no_worse_than_theirs() -> None:
+    """1 + w would round away what a norm has learned."""
+    model = tiny("gemma", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(0.0035)
+    ids = torch.randint(3, 60, (8, 17), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = copy.deepcopy(model).float()(input_ids=ids).logits
+        theirs = model(input_ids=ids).logits - exact
+        slim(model)
+        ours = model(input_ids=ids).logits - exact
+    assert float(ours.square().mean()) < 1.2 * float(theirs.square().mean())
 
 
 def tied(**keys: object) -> torch.nn.Module:
@@ -127,6 +165,28 @@ def test_gradients_added_in_place_are_the_same(
     for a, b in zip(*found, strict=True):
         assert a.dtype == b.dtype == dtype
         assert torch.allclose(a, b, atol=1e-12 if dtype == compute else 1e-4, rtol=1e-10)
+
+
+class Gated(nn.Module):
+    """A gated MLP, but for what a family may add: a limit to the gate, a factor."""
+
+    def __init__(self, most: float = torch.inf, factor: float = 1.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(32, 32, bias=False) for _ in range(3))
+        self.act_fn, self.most, self.factor = nn.SiLU(), most, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x).clamp(max=self.most)
+        return self.factor * self.down_proj(self.act_fn(gate) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("more", "swapped"), [({}, True), ({"most": 7.0}, False), ({"factor": 0.97}, False)])
+def test_an_mlp_that_does_more_stays(dtype: torch.dtype, more: dict[str, float], swapped: bool) -> None:
+    model = tiny("llama")
+    model.base_model.layers[0].mlp = part = Gated(**more).to(dtype)
+    slim(model)
+    assert ("forward" in vars(part)) is swapped
 
 
 def test_a_norm_of_another_formula_stays() -> None:

@@ -19,9 +19,10 @@ from preftune.objective.arrange import Views
 from preftune.objective.combine import as_ratings, value_of_pairs
 from preftune.objective.scores import Pairs
 from preftune.pack.batch import collate
+from preftune.pack.memory import Memory
 from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference, Reference
-from preftune.training.passes import Memory, passes, score_mismatched
+from preftune.training.passes import passes, score_mismatched
 from preftune.training.step import Engine, Judge, given_scores, score
 
 STEP = 1e-6  # of the parameters, along one random direction

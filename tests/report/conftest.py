@@ -84,6 +84,7 @@ def _rows(rng: np.random.Generator, reach: float) -> list[dict[str, Any]]:
         moved = -4.2 * reach + 4 * rng.normal(), -15.5 * reach - 0.2 * (chosen - rejected) + 16 * reach * rng.normal()
         rows.append({
             "id": f"prefs.jsonl:{index + 1}", "margin": moved[0] - moved[1], "chosen_logp": -96 + moved[0],
+            "accuracy": float(moved[0] > moved[1]), "accuracy_of_change": float(moved[0] > moved[1]),
             "rejected_logp": -81 + moved[1], "chosen_logp_change": moved[0], "rejected_logp_change": moved[1],
             "chosen_tokens": chosen, "rejected_tokens": rejected,
         })  # fmt: skip

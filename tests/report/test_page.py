@@ -166,7 +166,7 @@ def test_several_runs(make_record: Make, library: str) -> None:
     first = Record.open(make_record("a"))
     same = replace(first, path=Path("b"))
     better = replace(first, path=Path("c"), run={**first.run, "objective": {"name": "dpo", "beta": 0.5}},
-                     rows=tuple(replace(row, margin=abs(row.margin or 0)) for row in first.rows))  # fmt: skip
+                     rows=tuple(replace(row, accuracy=1.0) for row in first.rows))  # fmt: skip
     text = re.sub(r"\s+", " ", " ".join(parse(page([first, same, better]), library).text))
     assert "3 runs side by side, differing in objective.beta" in text
     assert re.search(r"b 0\.0 ± 0\.0 points on 320 common rows within noise", text)

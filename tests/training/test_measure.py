@@ -12,8 +12,8 @@ from preftune import objective as o
 from preftune.objective.arrange import Views
 from preftune.objective.scores import Scores
 from preftune.record.meters import SCORES
-from preftune.training.evaluate import _apart, _rows, placements
-from preftune.training.measure import Sums, ranked_right, rewards
+from preftune.training.evaluate import _apart, _gained, _rows, placements
+from preftune.training.measure import Sums, ranked_right, rewards, right_of
 
 NAMES = list(SCORES)
 
@@ -35,9 +35,28 @@ def test_accuracy_per_token() -> None:
     sums.add(Views(pair, scores([3.0, 2.0], [10, 2])), 0.0)
     found = sums.means(NAMES)
     assert (found["accuracy"], found["accuracy_per_token"], found["margin"]) == (1, 0, 1)
-    free = Sums(o.SimPO())
-    free.add(Views(pair, scores([-30.0, -2.0], [100, 2], None)), 0.0)
-    assert (free.means(NAMES)["accuracy"], free.means(NAMES)["accuracy_per_token"]) == (0, 1)
+    for objective, right in ((o.CPO(), 0), (o.SimPO(), 1)):  # accuracy is of what the objective goes by
+        free = Sums(objective)
+        free.add(Views(pair, scores([-30.0, -2.0], [100, 2], None)), 0.0)
+        found = free.means(NAMES)
+        assert (found["accuracy"], found["accuracy_per_token"], found["margin"]) == (right, 1, -28)
+
+
+def test_even_votes_have_no_right_order() -> None:
+    rows = [group([1], [5], [6], preferred=p, id=str(p)) for p in (0.5, 0.75)]
+    views = Views(rows, scores([3.0, 1.0, 1.0, 2.0], [1] * 4))
+    sums = Sums(o.DPO())
+    sums.add(views, 0.0)
+    assert (sums.means(NAMES)["accuracy"], sums.means(NAMES)["margin"]) == (0, -1)
+    assert [row.get("accuracy") for row in rows_of(views)] == [None, 0]
+    even = Sums(o.DPO())
+    even.add(Views(rows[:1], scores([3.0, 1.0], [1] * 2)), 0.0)
+    assert even.means(NAMES)["accuracy"] is None
+
+
+def rows_of(views: Views, placed: dict[int, float] | None = None) -> list[dict]:
+    before = torch.zeros_like(views.scores.logp)
+    return _rows(views, before, placed or {}, right_of(views, o.DPO()), _gained(views, before))
 
 
 def test_rewards_are_in_the_unit_of_their_objective() -> None:
@@ -65,7 +84,7 @@ def test_ratings_are_right_as_often_as_a_good_one_stands_above_a_bad_one() -> No
     apart = _apart(views, placed, BEFORE)
     assert apart == {"accuracy": pytest.approx(2.5 / 6), "margin": pytest.approx(1 / 3 - 1 / 2)}
     assert sum(placed[at] for at in (1, 3)) / 2 == pytest.approx(apart["accuracy"]), "seen from either class"
-    assert [(row["id"], row["accuracy"]) for row in _rows(views, BEFORE, placed)] == [
+    assert [(row["id"], row["accuracy"]) for row in rows_of(views, placed)] == [
         (f"r{at}", placed[at]) for at in range(5)
     ]
     level = Views(RATED, scores([1e-4, 0.0, 0.0, 5e-4, -4e-4], [1] * 5))
@@ -90,7 +109,7 @@ def test_ratings_without_a_reference_are_measured_from_the_start() -> None:
 def test_a_ranking_is_one_row_of_the_mean_of_its_pairs() -> None:
     ranked = [group([1], [5], [6], [7], kind="ranking", ranks=(1, 2, 3), id="k"), group([1], [5], [6], id="p")]
     views = Views(ranked, scores([1.0, 2.0, 0.0, 3.0, 1.0], [1] * 5))
-    rows = _rows(views, BEFORE, {})
+    rows = rows_of(views)
     assert [(row["id"], row["margin"], row["accuracy"]) for row in rows] == [
         ("k", pytest.approx(2 / 3), pytest.approx(2 / 3)),
         ("p", 2, 1),

@@ -23,7 +23,7 @@ def check(*words: str) -> None:
     from preftune.data.prepare import read_rows
 
     console = Console(highlight=False, soft_wrap=True)
-    rows = read_rows(run.data, run.seed)
+    rows = read_rows(run.data)
     for part, reading in rows.readings.items():
         console.print(view.read(part, reading))
     if not run.model.path:

@@ -55,14 +55,18 @@ def outcomes(records: list[Path]) -> None:
     from preftune.record.read import Record
 
     shown = {
-        "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token", "margin": "margin",
+        "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token",
+        "accuracy_of_change": "since start", "margin": "margin",
         "chosen_logp_change": "chosen", "rejected_logp_change": "rejected",
     }  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
     for head in shown.values():
         table.add_column(head, justify="right", no_wrap=True)
-    for path in records:
-        last = next(reversed(Record.open(path).evaluations), {})
+    for record in map(Record.open, records):
+        if not record.evaluations:
+            table.title, table.title_justify = "no held-out rows: of the last step, on training rows", "left"
+        last = next(reversed(record.evaluations or record.steps), {})
+        path = record.path
         table.add_row(escape(path.name), *(number(last.get(name)) for name in shown))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

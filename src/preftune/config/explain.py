@@ -103,18 +103,24 @@ def keys_below(place: str, tree: dict[str, Any], tags: bool = False) -> list[str
     tree: what the user wrote; it decides which of several tables is meant.
     """
     tables = [_struct(Run)]
-    for name in filter(None, place.split(".")):
-        tree = tree.get(name, {}) if isinstance(tree, dict) else {}
+    here: Any = tree
+    for step in filter(None, place.split(".")):
+        name, _, index = step.rstrip("]").partition("[")
+        here = here.get(name, {}) if isinstance(here, dict) else {}
+        if index and isinstance(here, list):
+            here = here[int(index)]
         fields = {f.encode_name: f.type for table in tables for f in table.fields}
         if name not in fields:
             return []
         inner, _ = _open(fields[name])
+        if index and isinstance(inner, inspect.VarTupleType):
+            inner = inner.item_type
         tables = _structs(inner)
         if isinstance(inner, inspect.LiteralType):
             return [str(value) for value in inner.values]
     if tags:
         return [str(table.tag) for table in tables]
-    chosen = [t for t in tables if t.tag_field and isinstance(tree, dict) and tree.get(t.tag_field) == t.tag]
+    chosen = [t for t in tables if t.tag_field and isinstance(here, dict) and here.get(t.tag_field) == t.tag]
     return [f.encode_name for table in chosen or tables[:1] for f in table.fields]
 
 

@@ -47,7 +47,7 @@ class Prepared(Struct, frozen=True):
     tokenised: dict[str, Tokenised]
 
 
-def read_rows(data: Data, seed: int) -> Rows:
+def read_rows(data: Data) -> Rows:
     """Read every file, refuse too many unusable rows, and hold rows out. Raises UserError."""
     if not data.train:
         raise UserError("no rows are named.", where="data.train", mend='Add train = "pairs.jsonl" below [data].')
@@ -68,7 +68,7 @@ def read_rows(data: Data, seed: int) -> Rows:
         refuse_if_too_many(reading, data.max_skipped)
     train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
     if data.holdout:
-        train, held_out = holdout(train, data.holdout, seed)
+        train, held_out = holdout(train, data.holdout)
     return Rows(train, held_out, readings)
 
 

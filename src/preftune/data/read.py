@@ -235,12 +235,13 @@ def refuse_if_too_many(reading: Reading, allowed: float) -> None:
                              ", ".join(reading.files), mend), *listed])  # fmt: skip
 
 
-def holdout(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     """(train, held out): `share` of the prompts, at least one, with all their rows; the order is kept.
 
-    Which prompts depends on the prompts and the seed alone, not on order or on how often one occurs.
+    Which prompts depends on the prompts alone, not on order, on how often one occurs, or on the run's seed: runs that
+    differ in their seed are measured on the same rows.
     """
-    prompts = {row.prompt: _hashed(row.prompt, seed) for row in rows}
+    prompts = {row.prompt: _hashed(row.prompt) for row in rows}
     if len(prompts) < 2:
         raise UserError("all rows have one prompt, so none can be held out.", where="data.holdout",
                         mend="Name held-out rows in data.evaluate.")  # fmt: skip
@@ -249,6 +250,6 @@ def holdout(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], li
     return [row for row in rows if row.prompt not in held], [row for row in rows if row.prompt in held]
 
 
-def _hashed(prompt: Prompt, seed: int) -> bytes:
+def _hashed(prompt: Prompt) -> bytes:
     parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
-    return hashlib.sha256("\0".join([str(seed), *parts]).encode()).digest()
+    return hashlib.sha256("\0".join(["0", *parts]).encode()).digest()

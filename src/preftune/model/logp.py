@@ -164,14 +164,17 @@ class _HeadLogp(torch.autograd.Function):
         scaled, drawn = hidden * upstream.to(hidden.dtype)[:, None], 0
         grad_bias = None if bias is None else torch.empty_like(bias)
         before = weight.grad if head.in_place else None
-        into = torch.empty_like(weight) if before is None else before
+        learns = ctx.needs_input_grad[1]
+        into = (torch.empty_like(weight) if before is None else before) if learns else None
         parts = (
             _slices(len(weight), len(target), LEAST[1], hidden.device.type) if kept is None else [slice(0, len(weight))]
         )
         for words in parts:
             pull = _pull(hidden, head, target, normaliser, words) if kept is None else kept
             drawn = drawn + _product(pull, weight[words].to(pull.dtype))
-            if into.dtype == pull.dtype:
+            if into is None:
+                pass
+            elif into.dtype == pull.dtype:
                 torch.addmm(into[words], pull.T, scaled, beta=0 if before is None else 1, out=into[words])
             elif before is None:
                 into[words] = _product(pull.T, scaled)
@@ -179,6 +182,6 @@ class _HeadLogp(torch.autograd.Function):
                 into[words] += _product(pull.T, scaled)
             if grad_bias is not None:
                 grad_bias[words] = pull.T.to(grad.dtype) @ upstream
-        if head.in_place:
+        if head.in_place and learns:
             weight.grad = into
         return (drawn * upstream[:, None]).to(hidden.dtype), None if head.in_place else into, grad_bias, *(None,) * 4

@@ -48,7 +48,7 @@ def token_bytes(config: PreTrainedConfig, element: int, checkpointing: bool) -> 
     inner = getattr(text, "intermediate_size", None) or 4 * width
     layer = 16 * width + 5 * inner
     layers = text.num_hidden_layers
-    kept = layer + layers * width if checkpointing else layers * layer
+    kept = layer + 2 * layers * width if checkpointing else layers * layer
     return element * (kept + 4 * width)
 
 

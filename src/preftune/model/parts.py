@@ -132,14 +132,15 @@ def norm(self: nn.Module, x: Tensor) -> Tensor:
 
 def norm_from_zero(self: nn.Module, x: Tensor) -> Tensor:
     """Forward of a norm whose weight is kept as its difference to one (Gemma)."""
-    return _norm(x, 1 + self.get_parameter("weight"), self)
+    return _norm(x, 1 + _wide(self.get_parameter("weight")), self)
 
 
 def _norm(x: Tensor, weight: Tensor, part: nn.Module) -> Tensor:
     eps = eps_of(part)
     assert eps is not None
     if x.device.type != "cpu":  # there torch has a kernel
-        return nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(product_type(x))
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        return nn.functional.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(product_type(x))
     return RMSNorm.apply(x, weight, eps, product_type(x))  # type: ignore[return-value]
 
 

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.logp import Head, Statistics, head_logp, head_logp_and_statistics
-from preftune.model.slim import add_in_place, slim
+from preftune.model.slim import add_in_place, as_made, slim
 from preftune.model.unread import leave_out_unread
 from preftune.pack.batch import Batch
 
@@ -83,6 +84,16 @@ class Policy:
         cap = getattr(config, "final_logit_softcapping", None)
         return Head(layer.weight, getattr(layer, "bias", None), scale, cap, self.in_place)
 
+    @property
+    def half(self) -> bool:
+        """Whether its numbers are rounded to half precision on the way."""
+        return self.compute != torch.float32 or self.module.dtype in (torch.bfloat16, torch.float16)
+
+    @property
+    def noise(self) -> float:
+        """Nats a token by which two ways to the same log-probability may differ, by rounding alone."""
+        return 0.25 if self.half else 1e-3
+
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:
             return contextlib.nullcontext()
@@ -119,10 +130,12 @@ def trainable(policy: Policy, *, checkpointing: bool) -> Policy:
 
 
 def recompute_activations(module: PreTrainedModel) -> None:
-    """Keep each layer's input and what its attention gives for the backward pass, and compute the rest again."""
+    """Keep each layer's input for the backward pass, and what attention in blocks gives, and compute the rest again."""
     newer = getattr(module, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
     (newer or module.gradient_checkpointing_enable)({"use_reentrant": False, "context_fn": attention.keep_outputs})
-    module.train()  # transformers recomputes in training mode only; dropout is off in the modules themselves
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True  # it recomputes in training mode only; what it is made of may draw at random there
 
 
 def _not_plain(module: PreTrainedModel) -> str:
@@ -136,7 +149,7 @@ def _not_plain(module: PreTrainedModel) -> str:
 
 
 def disagreement(policy: Policy, batch: Batch) -> float:
-    """Largest difference per token, in nats, to one plain forward pass a response through the model's own attention.
+    """Largest difference per token, in nats, to one plain forward pass a response through the model as it was made.
 
     inf where the trie did not reach every attention layer.
     """
@@ -149,7 +162,7 @@ def disagreement(policy: Policy, batch: Batch) -> float:
 
 
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
-    """(members,): as `Policy.token_logp`, by the model's own logits and attention, one response at a time."""
+    """(members,): as `Policy.token_logp`, by the model's own logits, attention and parts, one response at a time."""
     module, name = policy.module, policy.module.config._attn_implementation
     if name == attention.NAME:
         module.set_attn_implementation("eager")
@@ -159,7 +172,7 @@ def plain_logp(policy: Policy, batch: Batch) -> Tensor:
             for response in group.responses:
                 ids = torch.cat([torch.as_tensor(part, dtype=torch.long) for part in (group.prompt, response)])
                 ids = ids.to(policy.device)
-                with torch.no_grad(), policy._autocast():
+                with torch.no_grad(), policy._autocast(), as_made(module):
                     logits = module(input_ids=ids[None], use_cache=False).logits[0, -len(response) - 1 : -1]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 found.append(torch.log_softmax(logits, -1).gather(1, ids[-len(response) :, None])[:, 0])
@@ -174,9 +187,7 @@ def checked(policy: Policy, batch: Batch) -> tuple[Policy, float]:
 
     Raises UserError where neither does: then this family of models computes its logits in a way not known here.
     """
-    half = policy.compute != torch.float32 or policy.module.dtype in (torch.bfloat16, torch.float16)
-    allowed = 0.25 if half else 1e-3
-    off = disagreement(policy, batch)
+    off, allowed = disagreement(policy, batch), 2 * policy.noise  # both round
     if off <= allowed:
         return policy, off
     if policy.layout == "trie":
@@ -185,8 +196,9 @@ def checked(policy: Policy, batch: Batch) -> tuple[Policy, float]:
         if off_padded <= allowed:
             return padded, off
         off = off_padded
+    mend = 'Set model.weights = "float32" and model.compute = "float32" to see whether it is rounding.'
     raise UserError(
         f"log-probabilities of {policy.module.config.model_type} differ by {off:.2g} nats from its own forward pass.",
         where="model.path",
-        mend="This family is not supported.",
+        mend=mend if policy.half else "This family is not supported.",
     )

@@ -7,6 +7,8 @@ Exact: no other row's hidden state leaves the model.
 
 from __future__ import annotations
 
+import weakref
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,10 +17,10 @@ from preftune.pack.batch import Layout
 
 class ReadRows:
     """Hooks on a layer. Which rows are read they learn from the layout that its attention is given, also when
-    activations are computed again for the backward pass; between passes of the layer they know of none."""
+    activations are computed again for the backward pass; they keep no pack alive."""
 
     def __init__(self, layer: nn.Module, parts: list[nn.Module]) -> None:
-        self.layout: Layout | None = None
+        self.given: weakref.ref[Layout] | None = None
         layer.register_forward_pre_hook(self._forget)
         layer.register_forward_hook(self._forget)
         layer.get_submodule("self_attn").register_forward_pre_hook(self._begin, with_kwargs=True)
@@ -26,24 +28,33 @@ class ReadRows:
             part.register_forward_pre_hook(self._only)
             part.register_forward_hook(self._among_zeros)
 
+    @property
+    def layout(self) -> Layout | None:
+        return self.given and self.given()
+
     def _forget(self, *_: object) -> None:
-        self.layout = None
+        self.given = None
 
     def _begin(self, _: nn.Module, args: tuple, kwargs: dict[str, object]) -> tuple[tuple, dict[str, object]]:
         layout = kwargs.get("trie")
-        self.layout = layout if isinstance(layout, Layout) and layout.read is not None else None
-        return args, kwargs if self.layout is None else {**kwargs, "trie": self.layout.of_read_rows}
+        if not isinstance(layout, Layout) or layout.read is None:
+            self.given = None
+            return args, kwargs
+        self.given = weakref.ref(layout)
+        return args, {**kwargs, "trie": layout.of_read_rows}
 
     def _only(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.layout is None or self.layout.read is None:
+        layout = self.layout
+        if layout is None or layout.read is None:
             return None
-        return (args[0].index_select(1, self.layout.read), *args[1:])
+        return (args[0].index_select(1, layout.read), *args[1:])
 
     def _among_zeros(self, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if self.layout is None or self.layout.read is None:
+        layout = self.layout
+        if layout is None or layout.read is None:
             return out
-        whole = out.new_zeros(out.shape[0], len(self.layout.end), out.shape[2])
-        return whole.index_copy(1, self.layout.read, out)
+        whole = out.new_zeros(out.shape[0], len(layout.end), out.shape[2])
+        return whole.index_copy(1, layout.read, out)
 
 
 def leave_out_unread(module: PreTrainedModel) -> None:

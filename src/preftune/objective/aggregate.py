@@ -53,7 +53,7 @@ class LD(AggregateTable, frozen=True, tag="ld"):
     paper = "2409.06411"
     compares = True
 
-    alpha: Annotated[float, Meta(ge=0, le=1, description="Weight of the tokens beyond; 1 changes nothing.")] = 0.5
+    alpha: Annotated[float, Meta(ge=0, lt=1, description="Weight of the tokens beyond.")] = 0.5
 
     def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
         return weights * np.where(np.arange(len(weights)) < other, 1.0, self.alpha).astype(np.float32)
@@ -77,9 +77,7 @@ class Decay(AggregateTable, frozen=True, tag="decay"):
 
     paper = "2502.14340"
 
-    gamma: Annotated[float, Meta(gt=0, le=1, description="Factor from one token to the next; 1 changes nothing.")] = (
-        0.98
-    )
+    gamma: Annotated[float, Meta(gt=0, lt=1, description="Factor from one token to the next.")] = 0.98
 
     def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
         return weights * (self.gamma ** np.arange(len(weights), dtype=np.float64)).astype(np.float32)

@@ -35,6 +35,14 @@ def accepts(part: Formula) -> tuple[str, ...]:
     return (*ACCEPTS[part.kind], *(("ranking",) if isinstance(part, RatingFormula) and not part.labels else ()))
 
 
+def serves(group: TokenGroup, part: Formula) -> bool:
+    """Whether a row of the right kind says anything to an objective: a bad response is not one to imitate, and even
+    votes prefer neither."""
+    if part.kind == "demos":
+        return group.good is not False
+    return part.votes or group.preferred != 0.5
+
+
 @dataclass(frozen=True)
 class Views:
     """The same responses as pairs, ratings, rankings and demos; scores in the order groups, responses.
@@ -121,7 +129,7 @@ class Views:
     def demos(self) -> Demos:
         at, weight = [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            if group.kind == "rating" and group.good is False:
+            if group.good is False:
                 continue
             best = [start + i for i, rank in enumerate(group.ranks) if rank == 1]
             at += best

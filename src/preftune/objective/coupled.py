@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from preftune.objective.base import PairFormula
+from preftune.objective.base import PairFormula, by_votes
 from preftune.objective.maths import logistic, weighted_mean
 from preftune.objective.pairs import DPO, Beta
 from preftune.objective.scores import Pairs, Scores
@@ -107,10 +107,7 @@ class BetaDPO(PairFormula, frozen=True, tag="beta_dpo"):
 
 def _tempered(pairs: Pairs, beta: Tensor) -> Tensor:
     """DPO at a beta that is a tensor without gradient."""
-    straight = logistic(beta * pairs.margin)
-    if bool((pairs.preferred == 1).all()):
-        return straight
-    return pairs.preferred * straight + (1 - pairs.preferred) * logistic(-beta * pairs.margin)
+    return by_votes(lambda side: logistic(beta * side.margin), pairs, pairs.preferred)
 
 
 class DrDPO(PairFormula, frozen=True, tag="dr_dpo"):

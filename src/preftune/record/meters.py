@@ -22,10 +22,11 @@ SCORES: dict[str, Meter] = {
     "margin": Meter("nats", "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp"),
     "accuracy": Meter(
         "share",
-        "pairs whose margin is above 0, a tie (within a thousandth of a nat) counting one half; of held-out ratings, "
-        "how often a good response has a larger log-ratio than a bad one",
+        "pairs whose margin is above 0, a tie (within a thousandth of a nat) counting one half, and even votes not at "
+        "all; where the objective divides by tokens, by the margin per token; of held-out ratings, how often a good "
+        "response has a larger log-ratio than a bad one",
     ),
-    "accuracy_per_token": Meter("share", "the same of margins per token, which is what normalised objectives go by"),
+    "accuracy_per_token": Meter("share", "the same by the margin per token, whatever the objective"),
     "chosen_reward": Meter(
         "beta nats",
         "beta times the log-ratio of chosen, per token where the objective divides by tokens; null without a reference",
@@ -72,6 +73,11 @@ EVALUATION: dict[str, Meter] = {
     "rows": Meter("rows", "held-out rows measured"),
     "responses": Meter("responses", "responses of these rows"),
     **SCORES,
+    "accuracy_of_change": Meter(
+        "share",
+        "pairs whose chosen response has gained more log-probability than the rejected one since training began: the "
+        "one accuracy that means the same for all objectives",
+    ),
     "accuracy_chosen_longer": Meter("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Meter("share", "accuracy on the pairs whose chosen response has fewer tokens"),
     "reward_length_correlation": Meter("", "Spearman rank correlation of log-ratio and tokens over all responses"),
@@ -83,9 +89,10 @@ ROW: dict[str, Meter] = {
     "margin": Meter("nats", f"{SCORES['margin'].meaning}; of a ranking, the mean of its pairs"),
     "accuracy": Meter(
         "share",
-        "pairs of the row whose margin is above 0; of a rating, responses of the other class "
-        "that it stands on the right side of",
+        "pairs of the row that are ranked right; of a rating, responses of the other class that it stands on the right "
+        "side of; null where votes are even",
     ),
+    "accuracy_of_change": Meter("share", "the same by the change since training began"),
     "chosen_logp": Meter("nats", SCORES["chosen_logp"].meaning),
     "rejected_logp": Meter("nats", SCORES["rejected_logp"].meaning),
     "chosen_logp_change": Meter("nats", "chosen_logp minus its value before training"),

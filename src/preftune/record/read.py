@@ -44,6 +44,7 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     id: str
     margin: float | None = None
     accuracy: float | None = None
+    accuracy_of_change: float | None = None
     chosen_logp: float | None = None
     rejected_logp: float | None = None
     chosen_logp_change: float | None = None

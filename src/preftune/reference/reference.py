@@ -17,6 +17,8 @@ from preftune.data.groups import TokenGroup
 from preftune.errors import CORRUPT, UserError
 from preftune.model.policy import Policy
 from preftune.pack.batch import Batch, collate
+from preftune.pack.memory import Memory
+from preftune.pack.plan import Pack
 from preftune.pack.trie import common_prefix
 from preftune.ranks import ALONE, Ranks
 from preftune.reference.store import Key, Store, key_of
@@ -85,7 +87,7 @@ def numerics(policy: Policy) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What a reference pass did. tokens_naive: what one forward pass a response would have computed."""
+    """What a reference pass did; tokens_naive: what one forward pass a response of its packs would have computed."""
 
     scored: int
     reused: int
@@ -136,7 +138,7 @@ def score(
     finally:
         store.flush()
     _exchange(store, {key: givers[key] for key in itertools.compress(keys, lacked)}, wanted, ranks)
-    naive, computed = sum(g.tokens for g in missing.values()), int(ranks.sum(torch.tensor(computed)))
+    naive, computed = sum(wanted[key].tokens for pack in packs for key in pack), int(ranks.sum(torch.tensor(computed)))
     return Scoring(len(missing), len(wanted) - len(missing), computed, naive, store.damaged, time.monotonic() - began)
 
 
@@ -149,9 +151,10 @@ def _computed(
     show: Callable[[int, int], None],
 ) -> Iterator[int]:
     """The tokens computed for each pack, after its missing entries are in the store."""
+    memory = Memory()
     flushed, done, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
     for pack in packs:
-        values, tokens = _logp(policy, groups := [wanted[key] for key in pack])
+        values, tokens = _logp(policy, groups := [wanted[key] for key in pack], memory)
         stops = np.cumsum([len(g.responses[0]) for g in groups])[:-1]
         for key, part in zip(pack, np.split(values, stops), strict=True):
             if key not in missing:
@@ -168,23 +171,16 @@ def _computed(
         yield tokens
 
 
-def _logp(policy: Policy, groups: Sequence[TokenGroup]) -> tuple[np.ndarray, int]:
-    """(members,) of groups of one response, fp32, and tokens computed; where memory runs out, half by half."""
-    try:
-        batch = collate(groups, policy.device)
+def _logp(policy: Policy, groups: Sequence[TokenGroup], memory: Memory) -> tuple[np.ndarray, int]:
+    """(members,) of groups of one response, fp32, and tokens computed."""
+
+    def work(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
+        batches = [collate([groups[i] for i in pack], policy.device) for pack in packs]
         with torch.no_grad():
-            return policy.token_logp(batch).float().cpu().numpy(), batch.tokens
-    except torch.OutOfMemoryError as error:
-        if len(groups) == 1:
-            raise UserError(
-                f"one row of {groups[0].tokens} tokens does not fit into memory.",
-                where=str(groups[0].place),
-                mend="Lower data.max_tokens.",
-            ) from error
-    torch.cuda.empty_cache()
-    middle = len(groups) // 2
-    (first, some), (second, others) = _logp(policy, groups[:middle]), _logp(policy, groups[middle:])
-    return np.concatenate([first, second]), some + others
+            found = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
+        return np.concatenate(found), sum(batch.tokens for batch in batches)
+
+    return memory.over(groups, [tuple(range(len(groups)))], work)
 
 
 def _exchange(store: Store, givers: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], ranks: Ranks) -> None:
@@ -221,12 +217,11 @@ def _packs(groups: dict[Key, TokenGroup], tokens: int) -> list[list[Key]]:
 
 def _canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], seed: int) -> None:
     """Recompute a few entries: a store that answers otherwise than the model must not be used."""
-    half = policy.compute != torch.float32 or policy.module.dtype != torch.float32
     chosen = random.Random(seed).sample(sorted(present), min(CANARIES, len(present)))
     for key in chosen:
-        (now, _), held = _logp(policy, [present[key]]), store[key]
+        (now, _), held = _logp(policy, [present[key]], Memory()), store[key]
         off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
-        if not off <= (0.25 if half else 2e-3):
+        if not off <= 2 * policy.noise:
             raise UserError(
                 f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.",
                 code=CORRUPT,

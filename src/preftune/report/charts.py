@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from preftune.diagnosis.finding import number
 from preftune.record.read import Numbers, Record
+from preftune.report.compare import of_one_kind
 from preftune.report.words import visible
 
 POINTS = 400  # points a line keeps: more than a chart has pixels to show
@@ -69,7 +70,7 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
                         "Above the dashed half is learning. A widening gap between training and held out is memory.",
                         percent=True, half=True),
                _trained(runs, "margin", "Margin", "nats",
-                        "How much more the model prefers chosen than its reference does. Should rise, then level off.",
+                        "By how much chosen is preferred. Should rise, then level off.",
                         zero=True)]  # fmt: skip
     moved = [_sides(runs, "reward", "Rewards", "beta × nats",
                     "The two should part with chosen above rejected; best if chosen does not sink below zero."),
@@ -92,8 +93,11 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     cost = [_tokens(runs[0][1]) if len(runs) == 1 else None, _speed(runs)]
     sections = [("Did it learn?", learned), ("Where did the probability go?", moved),
                 ("The optimiser", optimiser), ("Cost", cost)]  # fmt: skip
-    if len({record.setting("objective.name") for _, record in runs}) > 1:
-        del learned[0]  # losses of different objectives have no common scale
+    if not of_one_kind([record for _, record in runs]):
+        learned = [_trained(runs, "accuracy_of_change", "Accuracy since start", "pairs ranked right",
+                            "Pairs whose chosen response has gained more than the rejected one: means the same in all "
+                            "runs, where losses and margins do not.", percent=True, half=True)]  # fmt: skip
+        sections[0] = (sections[0][0], learned)
     kept = [(title, [chart for chart in group if chart and chart.series]) for title, group in sections]
     return [(title, group) for title, group in kept if group]
 

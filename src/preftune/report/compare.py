@@ -34,6 +34,7 @@ class Difference(Struct, frozen=True):
 
 
 RESULTS = ("Accuracy", "per token", "Margin", "Chosen", "Rejected", "Length corr.", "Loss", "Steps", "Time")
+SINCE_START = ("Since start: accuracy", "margin", *RESULTS[3:])
 
 
 def names(records: Sequence[Record]) -> list[str]:
@@ -86,17 +87,25 @@ def _flat(value: object, prefix: str = "") -> dict[str, str]:
     return {prefix: text}
 
 
+def of_one_kind(records: Sequence[Record]) -> bool:
+    """Whether accuracy and margin mean the same in all runs: objectives and references decide what they are of."""
+    return len({(objective(record), record.setting("reference.kind")) for record in records}) == 1
+
+
 def columns(records: Sequence[Record]) -> list[Column]:
     """The table's content, one entry a run."""
     keys, called, told = differing(records), names(records), settings(records)
-    found = []
+    alike, found = of_one_kind(records), []
     for index, record in enumerate(records):
         flat, end = told[index], record.end
-        accuracy, held = end.get("accuracy"), end.get("rows")
+        accuracy, held = end.get("accuracy" if alike else "accuracy_of_change"), end.get("rows")
         error = f" ± {number(100 * share_error(accuracy, held), 1)}" if accuracy is not None and held else ""
+        chosen, rejected = end.get("chosen_logp_change"), end.get("rejected_logp_change")
+        since = None if chosen is None or rejected is None else chosen - rejected
         cells = (
-            f"{share(accuracy)}{error}", share(end.get("accuracy_per_token")), number(end.get("margin"), 1),
-            number(end.get("chosen_logp_change"), 1, sign=True), number(end.get("rejected_logp_change"), 1, sign=True),
+            f"{share(accuracy)}{error}",
+            *((share(end.get("accuracy_per_token")), number(end.get("margin"), 1)) if alike else (number(since, 1),)),
+            number(chosen, 1, sign=True), number(rejected, 1, sign=True),
             number(end.get("reward_length_correlation"), 2),
             number(end.get("loss", record.recent("loss")), 3), number(len(record.steps)),
             duration(total(record, "seconds")),
@@ -111,10 +120,11 @@ def differences(records: Sequence[Record]) -> list[Difference]:
     called = names(records)
     against = max(1, len(records) - 1)
     reach = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / against)
-    first = {row.id: _right(row) for row in records[0].rows}
+    alike = of_one_kind(records)
+    first = {row.id: _right(row, alike) for row in records[0].rows}
     found = []
     for name, record in zip(called[1:], records[1:], strict=True):
-        pairs = [(first[row.id], _right(row)) for row in record.rows if row.id in first]
+        pairs = [(first[row.id], _right(row, alike)) for row in record.rows if row.id in first]
         gaps = [theirs - ours for ours, theirs in pairs if ours is not None and theirs is not None]
         if len(gaps) < FEWEST:
             text = f"only {len(gaps)} common held-out rows" if gaps else "no common held-out rows"
@@ -126,9 +136,5 @@ def differences(records: Sequence[Record]) -> list[Difference]:
     return found
 
 
-def _right(row: HeldOutRow) -> float | None:
-    if row.accuracy is not None:
-        return row.accuracy
-    if row.margin is None or not math.isfinite(row.margin):
-        return None
-    return 1.0 if row.margin > 0 else 0.5 if row.margin == 0 else 0.0
+def _right(row: HeldOutRow, alike: bool) -> float | None:
+    return row.accuracy if alike else row.accuracy_of_change

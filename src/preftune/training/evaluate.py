@@ -11,10 +11,11 @@ import torch
 
 from preftune.data.groups import TokenGroup
 from preftune.objective.arrange import Views
+from preftune.pack.memory import Memory
 from preftune.pack.plan import Step
 from preftune.record.meters import SCORES
-from preftune.training.measure import TIE, Sums, Values, margins, rank_correlation, ranked_right
-from preftune.training.passes import Memory, score_all, score_mismatched
+from preftune.training.measure import TIE, Sums, Values, judged, margins, rank_correlation, ranked_right, right_of
+from preftune.training.passes import score_all, score_mismatched
 from preftune.training.step import Engine, ask
 
 
@@ -59,10 +60,12 @@ def evaluate(engine: Engine, held_out: HeldOut, memory: Memory, start: np.ndarra
     sums = Sums(engine.judge.objective)
     sums.add(views, judgement.value, before)
     placed = placements(views, before)
-    values = sums.means(list(SCORES)) | _lengths(views, before) | _apart(views, placed, before)
+    right, gained = right_of(views, engine.judge.objective), _gained(views, before)
+    values = sums.means(list(SCORES)) | _lengths(views, before, right) | _apart(views, placed, before)
+    values |= {"accuracy_of_change": _mean(gained, judged(views))}
     values |= {"rows": len(held_out.groups), "responses": len(views.scores.logp)}
     values |= {"seconds": round(time.monotonic() - began, 3)}
-    return Evaluation(values, _rows(views, before, placed), views)
+    return Evaluation(values, _rows(views, before, placed, right, gained), views)
 
 
 def learned(views: Views, before: torch.Tensor) -> torch.Tensor:
@@ -100,7 +103,18 @@ def _apart(views: Views, placed: dict[int, float], before: torch.Tensor) -> Valu
     return {"accuracy": accuracy, "margin": float(ratio[sides[True]].mean() - ratio[sides[False]].mean())}
 
 
-def _lengths(views: Views, before: torch.Tensor) -> Values:
+def _gained(views: Views, before: torch.Tensor) -> torch.Tensor:
+    """(pairs,) 1 where the chosen response has gained more than the rejected one since the start, one half at a tie."""
+    change, (better, worse, _, _) = views.scores.logp - before, views.compared
+    return ranked_right(change[better] - change[worse])
+
+
+def _mean(values: torch.Tensor, weight: torch.Tensor) -> float | None:
+    total = float(weight.sum())
+    return float((values * weight).sum()) / total if total else None
+
+
+def _lengths(views: Views, before: torch.Tensor, right: torch.Tensor) -> Values:
     """Meters that tell whether the policy learned length."""
     scores = views.scores
     values: Values = {
@@ -108,25 +122,27 @@ def _lengths(views: Views, before: torch.Tensor) -> Values:
     }
     better, worse, _, _ = views.compared
     if len(better):
-        margin, longer = margins(views), scores.tokens[better] - scores.tokens[worse]
-        right = ranked_right(margin)
+        longer, fair = scores.tokens[better] - scores.tokens[worse], judged(views) > 0
         for name, these in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
-            values[f"accuracy_{name}"] = float(right[these].mean()) if bool(these.any()) else None
+            values[f"accuracy_{name}"] = _mean(right, (these & fair).to(right))
     return values
 
 
-def _rows(views: Views, before: torch.Tensor, placed: dict[int, float]) -> list[dict[str, object]]:
-    margin = margins(views) if len(views.compared[0]) else before[:0]
-    right = ranked_right(margin)
+def _rows(
+    views: Views, before: torch.Tensor, placed: dict[int, float], right: torch.Tensor, gained: torch.Tensor
+) -> list[dict[str, object]]:
+    margin = margins(views)
     rows: list[dict[str, object]] = []
     seen = 0
     for start, group in zip(views.starts, views.groups, strict=True):
         mine = slice(seen, seen := seen + views.pairs_of(group))
         row: dict[str, object] = {"id": group.id or str(group.place)}
         if len(margin[mine]):
-            row |= {"margin": float(margin[mine].mean()), "accuracy": float(right[mine].mean())}
+            row["margin"] = float(margin[mine].mean())
+            if group.preferred != 0.5:
+                row |= {"accuracy": float(right[mine].mean()), "accuracy_of_change": float(gained[mine].mean())}
         elif start in placed:
-            row["accuracy"] = placed[start]
+            row |= dict.fromkeys(("accuracy", "accuracy_of_change"), placed[start])
         if group.kind == "pair":
             for side, at in (("chosen", start), ("rejected", start + 1)):
                 logp = float(views.scores.logp[at])

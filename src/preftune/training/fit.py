@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple, get_args
 
 import msgspec
@@ -14,7 +15,7 @@ from preftune.data.prepare import Prepared
 from preftune.errors import UserError
 from preftune.objective import Single, parts
 from preftune.objective.aggregate import weighed
-from preftune.objective.arrange import accepts, classes
+from preftune.objective.arrange import accepts, classes, serves
 from preftune.objective.base import RatingFormula
 
 Notes = dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
@@ -37,6 +38,8 @@ def fit(run: Run, prepared: Prepared) -> Fitted:
     if run.objective.reading:
         notes["objective"] = (run.objective.reading, {})
     _shares(run, groups, notes)
+    prepared = _without_idle(run, prepared, notes)
+    groups = [*prepared.train, *prepared.evaluate]
     said = sum(group.token_weights is not None for group in groups)
     if said:
         notes["token_weights"] = (f"{said} of {len(groups)} rows give token weights", {"rows": said})
@@ -88,6 +91,31 @@ def _shares(run: Run, groups: Sequence[TokenGroup], notes: Notes) -> None:
             seen.append(f"{name_of(part)} {len(mine)}")
     if seen:
         notes["parts"] = (f"of {len(groups)} rows, parts of the objective see only some: {', '.join(seen)}", {})
+
+
+def _without_idle(run: Run, prepared: Prepared, notes: Notes) -> Prepared:
+    """The rows without those of which the objective makes nothing, which would only thin out the steps; says how many.
+
+    Raises UserError where none is left to train on.
+    """
+    every = [part for _, part in parts(run.objective)]
+
+    def split(groups: list[TokenGroup]) -> tuple[list[TokenGroup], list[TokenGroup]]:
+        useful = [any(g.kind in accepts(part) and serves(g, part) for part in every) for g in groups]
+        return [*compress(groups, useful)], [*compress(groups, (not one for one in useful))]
+
+    (train, idle), (evaluate, also) = split(prepared.train), split(prepared.evaluate)
+    idle += also
+    if not idle:
+        return prepared
+    bad = sum(g.good is False for g in idle)
+    counts = ((bad, "bad responses, which nothing here learns from"), (len(idle) - bad, "rows with even votes"))
+    told = " and ".join(f"{count} {why}" for count, why in counts if count)
+    if not train:
+        raise UserError(f"no row is left to train on: there are {told}.", where="objective",
+                        mend="Use another objective, or add other rows.")  # fmt: skip
+    notes["idle"] = (f"left out, because this objective makes nothing of them: {told}", {"rows": len(idle)})
+    return replace(prepared, train=train, evaluate=evaluate)
 
 
 def _refuse(part: Single, groups: Sequence[TokenGroup]) -> None:

@@ -17,8 +17,10 @@ from safetensors.numpy import load_file, save
 from preftune import files
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
+from preftune.data.groups import TokenGroup
 from preftune.errors import CORRUPT, NON_FINITE, UserError
 from preftune.model.load import export
+from preftune.pack.memory import Memory
 from preftune.pack.plan import Pack, Step, halved
 from preftune.ranks import Ranks, joined
 from preftune.record.meters import STEP
@@ -30,7 +32,7 @@ from preftune.training.identity import compare, identity
 from preftune.training.material import Gather, gather
 from preftune.training.measure import Sums, Values
 from preftune.training.optimiser import adamw, learning_rate
-from preftune.training.passes import Memory, passes, there_and_back
+from preftune.training.passes import passes, there_and_back
 from preftune.training.setup import Setup, set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import Stop, listening, stopped
@@ -81,7 +83,7 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
     stop.check()
     rehearse(setup, state, record)
     if state.step == 0:
-        start_check(setup, record)
+        start_check(setup, state, record)
         measure(setup, state, record, held_out, show)
     for step in steps[state.step :]:
         numbers = update(setup, state, record, step)
@@ -120,7 +122,7 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     memory = Memory(state.halvings)
     engine = setup.engine.following(state.usual)
     done = passes(engine, setup.prepared.train, step, memory)
-    heed(setup, state, record, memory, step.packs)
+    heed(setup, state, record, memory, setup.prepared.train, step.packs)
     trained = list(state.trained().values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if norm > run.optim.clip:  # a factor of 1 would still pass over every gradient
@@ -149,11 +151,13 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     }
 
 
-def heed(setup: Setup, state: State, record: Record, memory: Memory, packs: Sequence[Pack]) -> None:
-    """Where memory did not suffice for packs on some rank, they are cut in two on all of them from then on."""
+def heed(
+    setup: Setup, state: State, record: Record, memory: Memory, groups: Sequence[TokenGroup], packs: Sequence[Pack]
+) -> None:
+    """Where memory did not suffice for packs of these groups on some rank, packs are cut in two on all from then on."""
     before, state.halvings = state.halvings, setup.ranks.highest(memory.halvings)
     if state.halvings > before:
-        longest = max(sum(setup.prepared.train[i].tokens for i in pack) for pack in halved(packs, before))
+        longest = max(sum(groups[i].tokens for i in pack) for pack in halved(packs, before))
         text = f"out of memory with packs of up to {longest} tokens; packs are cut in two from here"
         record.event(state.step, "out_of_memory", text)
 
@@ -166,7 +170,7 @@ def rehearse(setup: Setup, state: State, record: Record) -> None:
         largest = max(packs, key=lambda pack: sum(setup.engine.packing.cost(rows[i]) for i in pack))
         there_and_back(setup.engine, rows, largest, memory)
         state.optimiser.zero_grad()
-        heed(setup, state, record, memory, [largest])
+        heed(setup, state, record, memory, rows, [largest])
 
 
 def refuse(state: State, record: Record, ids: list[str], norm: float, value: float) -> None:
@@ -184,23 +188,28 @@ def refuse(state: State, record: Record, ids: list[str], norm: float, value: flo
         )
 
 
-def start_check(setup: Setup, record: Record) -> None:
+def start_check(setup: Setup, state: State, record: Record) -> None:
     """Before the first update a policy that equals its reference must have no margin; the residual is reported."""
     if not setup.same_start:
         return
-    with torch.no_grad():
-        scored = score(setup.engine, setup.engine.batch(setup.prepared.train, setup.plan.steps[0].packs[0]))
-    off = float(scored.scores.log_ratio.abs().max())
-    exact = setup.policy.compute == torch.float32 and scored.logp.dtype == setup.policy.module.dtype
+    rows, packs = setup.prepared.train, setup.plan.steps[0].packs[:1]
+    off = Memory(state.halvings).over(rows, packs, lambda cut: max(_margin(setup, pack) for pack in cut))
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     record.event(0, "start_check", text, residual=off)
-    if not off <= (0.02 if exact else 4.0):
+    if not off <= (4.0 if setup.policy.half else 0.02):
         raise UserError(
             f"the reference is {off:.3g} nats off the model it is a copy of.",
             where="reference",
             code=CORRUPT,
             mend="Delete its store and start again.",
         )
+
+
+def _margin(setup: Setup, pack: Pack) -> float:
+    """Largest log-ratio of a pack of training rows, in nats, without its sign."""
+    with torch.no_grad():
+        scored = score(setup.engine, setup.engine.batch(setup.prepared.train, pack))
+    return float(scored.scores.log_ratio.abs().max())
 
 
 def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show) -> None:
@@ -212,9 +221,9 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
     before = load_file(kept)["logp"] if state.step and record.writing else None
     memory = Memory(state.halvings)
     found = evaluate(setup.engine.following(state.usual), held_out, memory, before)
-    heed(setup, state, record, memory, held_out.step.packs)
+    heed(setup, state, record, memory, held_out.groups, held_out.step.packs)
     if state.step == 0 and record.writing:
-        files.write(kept, save({"logp": np.asarray(found.logp, np.float64)}))
+        files.write(kept, save({"logp": np.ascontiguousarray(found.logp)}))
     record.evaluation({"step": state.step, **found.values})
     record.rows("evaluation_rows.jsonl", found.rows)
     show("evaluated", 0, 0, {"step": state.step, **found.values})

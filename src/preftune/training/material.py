@@ -35,9 +35,13 @@ Gather = Callable[[Run, Show], Material]
 
 
 def gather(run: Run, show: Show) -> Material:
-    """Read and tokenise. Raises UserError."""
+    """Read and tokenise, and say what is odd about the rows. Raises UserError."""
     show("reading rows")
-    return in_tokens(run, read_rows(run.data, run.seed))
+    found = in_tokens(run, read_rows(run.data))
+    for part in ("train", "evaluate"):
+        for note in (found.prepared.account[part] or {}).get("notes", ()):
+            show(note)
+    return found
 
 
 def in_tokens(run: Run, rows: Rows) -> Material:
@@ -49,12 +53,11 @@ def in_tokens(run: Run, rows: Rows) -> Material:
 
 
 def gather_once() -> Gather:
-    """`gather` that keeps what it made, and gives it to every run with the same rows, model and held-out share."""
+    """`gather` that keeps what it made, and gives it to every run with the same rows and model."""
     kept: dict[bytes, Material] = {}
 
     def gather_or_take(run: Run, show: Show) -> Material:
-        seed = run.seed if run.data.holdout else 0
-        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model, seed))
+        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model))
         if key not in kept:
             kept[key] = gather(run, show)
         return kept[key]

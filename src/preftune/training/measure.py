@@ -54,14 +54,10 @@ class Sums:
             for name, values in measured.items():
                 self._add(f"{side}_{name}", values, weight)
         if len(views.compared[0]):
-            pairs, margin = views.pairs, margins(views)
-            a, b = (
-                side.mean_logp if side.reference is None else side.mean_log_ratio
-                for side in (pairs.chosen, pairs.rejected)
-            )
-            self._add("margin", margin, pairs.weight)
-            self._add("accuracy", ranked_right(margin), pairs.weight)
-            self._add("accuracy_per_token", ranked_right(a - b, TIE / 100), pairs.weight)
+            weight = judged(views)
+            self._add("margin", margins(views), weight)
+            self._add("accuracy", right_of(views, self.objective), weight)
+            self._add("accuracy_per_token", ranked_right(margins_per_token(views), TIE / 100), weight)
         if views.mismatched is not None:
             ratio = views.mismatched.log_ratio
             if len(ratio):
@@ -87,6 +83,27 @@ def margins(views: Views) -> Tensor:
     """(pairs,) log-ratio of the better minus the worse, in nats; of logp where there is no reference."""
     pairs = views.pairs
     return pairs.chosen.logp - pairs.rejected.logp if pairs.chosen.reference is None else pairs.margin
+
+
+def margins_per_token(views: Views) -> Tensor:
+    """(pairs,) the same of means over tokens, in nats a token."""
+    a, b = (
+        side.mean_logp if side.reference is None else side.mean_log_ratio
+        for side in (views.pairs.chosen, views.pairs.rejected)
+    )
+    return a - b
+
+
+def right_of(views: Views, objective: Objective) -> Tensor:
+    """(pairs,) 1 where the number that the objective goes by ranks the pair right, one half at a tie."""
+    if all(part.per_token_only for _, part in parts(objective)):
+        return ranked_right(margins_per_token(views), TIE / 100)
+    return ranked_right(margins(views))
+
+
+def judged(views: Views) -> Tensor:
+    """(pairs,) weights, 0 where the votes are even: there neither order is right."""
+    return views.pairs.weight * (views.pairs.preferred != 0.5)
 
 
 def ranked_right(margin: Tensor, tie: float = TIE) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,38 +19,10 @@ from preftune.errors import UserError
 from preftune.model.policy import Policy
 from preftune.objective.scores import Scores
 from preftune.pack.batch import Batch
-from preftune.pack.plan import Pack, Step, halved
+from preftune.pack.memory import Memory
+from preftune.pack.plan import Pack, Step
 from preftune.reference.reference import NoReference
 from preftune.training.step import Engine, Judgement, Scored, ask, score, summed, token_weights
-
-T = TypeVar("T")
-
-
-@dataclass
-class Memory:
-    """What memory takes. halvings: how often packs are cut in two; it rises where a pack does not fit."""
-
-    halvings: int = 0
-
-    def over(self, groups: Sequence[TokenGroup], packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
-        """work(packs); where memory runs out, again from its beginning with packs cut in two.
-
-        No rank waits for another inside `work`, so each may do this by itself. Raises UserError at a pack of one row.
-        """
-        while True:
-            cut = halved(packs, self.halvings)
-            try:
-                return work(cut)
-            except torch.OutOfMemoryError as error:
-                if max(map(len, cut)) == 1:
-                    longest = max((groups[i] for (i,) in cut), key=lambda group: group.tokens)
-                    raise UserError(
-                        f"one row of {longest.tokens} tokens does not fit into memory.",
-                        where=str(longest.place),
-                        mend="Lower data.max_tokens, or set model.checkpointing = true.",
-                    ) from error
-            torch.cuda.empty_cache()
-            self.halvings += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +51,8 @@ def gathered(engine: Engine, groups: Sequence[TokenGroup], step: Step, done: Seq
         table[[at for i in pack for at in place[i]]] = torch.stack([getattr(scores, n) for n in names], 1)
         table[count, :2] += torch.tensor([scored.tokens, scored.shared])
     engine.ranks.sum(table)
-    columns = dict(zip(names, table[:count].unbind(1), strict=True))
-    scores = Scores(**columns)
-    return Whole(scores, int(table[count, 0]), int(table[count, 1]))
+    columns = table[:count].T.contiguous()
+    return Whole(Scores(**dict(zip(names, columns, strict=True))), int(table[count, 0]), int(table[count, 1]))
 
 
 def places(groups: Sequence[TokenGroup], step: Step) -> dict[int, range]:
@@ -199,9 +169,8 @@ def _coupled(
 
 def _unchanged(policy: Policy, first: Scores, again: Tensor, mine: Sequence[int]) -> None:
     """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
-    half = policy.compute != torch.float32 or policy.module.dtype in (torch.bfloat16, torch.float16)
     off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).max())
-    if off > (0.25 if half else 1e-3):  # what is not finite is refused with the update
+    if off > policy.noise:  # what is not finite is refused with the update
         raise UserError(
             f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
             where="model.path",

@@ -72,8 +72,11 @@ def device_of(run: Run, local: int = 0) -> torch.device:
     return torch.device("cuda", local)
 
 
-def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather, ranks: Ranks = ALONE) -> Setup:
-    """Read, tokenise, load, check, score the reference and plan. Raises UserError."""
+def set_up(
+    run: Run, show: Show, stop: Stop, gather: Gather = gather, ranks: Ranks = ALONE, *, as_one: bool = False
+) -> Setup:
+    """Read, tokenise, load, check, score the reference and plan; as_one: the rows will be judged all together and not
+    step by step. Raises UserError."""
     material = gather(run, show)
     run, prepared, notes = fit(run, material.prepared)
     for sentence, _ in notes.values():
@@ -97,9 +100,12 @@ def set_up(run: Run, show: Show, stop: Stop, gather: Gather = gather, ranks: Ran
     if anchor is not None:
         digests["reference"] = digests["model"] if anchor is policy else load.weights_digest(anchor.module)
     alike(identity(run, digests), ranks)
-    used = sorted({i for step in plan.steps for i in step.order})  # a short run needs few of them
-    groups = [prepared.train[i] for i in used]
-    groups += [*prepared.evaluate, *mismatched(judge, prepared, plan, notes, show)]
+    if as_one:
+        groups = [*prepared.train, *judge.extra(prepared.train)]
+    else:
+        used = sorted({i for step in plan.steps for i in step.order})  # a short run needs few of them
+        groups = [*(prepared.train[i] for i in used), *prepared.evaluate]
+        groups += mismatched(judge, prepared, plan, notes, show)
     reference, pass_note = anchored(run, anchor, digests, groups, show, stop, ranks)
     text = f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes"
     notes["layout"] = (text, {"layout": policy.layout, "off": off})

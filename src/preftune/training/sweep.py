@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 
 from preftune import files
+from preftune.config.resolve import resolve
 from preftune.config.vary import Variant
 from preftune.ranks import joined
 from preftune.record.read import Record
 from preftune.report import page
+from preftune.training.fit import fit
 from preftune.training.loop import train
 from preftune.training.material import gather_once
 from preftune.training.show import Show, silent
@@ -25,11 +27,13 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
     """
     done, gather = [], gather_once()
     with joined() as ranks:
+        tell = show if ranks.first else silent
+        for run in (resolve(variant.run) for variant in variants):  # what the last would refuse shows before the first
+            fit(run, gather(run, tell).prepared)
         for number, (words, run, lacks) in enumerate(variants, 1):
             name = ",".join(words).replace("/", "_") or "run"
             without = f" (it has no {', '.join(lacks)})" if lacks else ""
-            if ranks.first:
-                show(f"run {number} of {len(variants)}: {name}{without}")
+            tell(f"run {number} of {len(variants)}: {name}{without}")
             one = msgspec.structs.replace(run, out=str(out / name))
             done.append(train(one, resume=resume, show=show, gather=gather))
         if ranks.first:

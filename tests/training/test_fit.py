@@ -1,0 +1,45 @@
+"""Rows of which an objective makes nothing are left out of its steps and counted, or refused where they are all."""
+
+from __future__ import annotations
+
+import pytest
+from making import group
+
+from preftune import objective as o
+from preftune.config.run import Model, Run
+from preftune.data.groups import TokenGroup
+from preftune.data.prepare import Prepared
+from preftune.errors import UserError
+from preftune.training.fit import Fitted, fit
+
+GOOD, BAD = (group([1], [5], kind="rating", good=good) for good in (True, False))
+PLAIN, EVEN, CLOSE = (group([1], [5], [6], preferred=p) for p in (1.0, 0.5, 0.75))
+
+
+def fitted(objective: o.Objective, train: list[TokenGroup], evaluate: list[TokenGroup] | None = None) -> Fitted:
+    return fit(Run(model=Model(path="m"), objective=objective), Prepared(train, evaluate or [], {}, {}))
+
+
+@pytest.mark.parametrize(
+    ("objective", "train", "kept"),
+    [
+        (o.NLL(), [GOOD, BAD, BAD, PLAIN], [GOOD, PLAIN]),
+        (o.Sum(parts=(o.NLL(), o.KTO()), weights=(1.0, 1.0)), [GOOD, BAD], [GOOD, BAD]),
+        (o.AOT(), [PLAIN, EVEN, CLOSE], [PLAIN, CLOSE]),
+        (o.KTO(), [GOOD, BAD, EVEN], [GOOD, BAD]),
+        (o.DPO(), [PLAIN, EVEN, CLOSE], [PLAIN, EVEN, CLOSE]),  # it reads votes: an even one holds the margin back
+    ],
+)
+def test_idle_rows(objective: o.Objective, train: list[TokenGroup], kept: list[TokenGroup]) -> None:
+    found = fitted(objective, train, train)
+    for mine in (found.prepared.train, found.prepared.evaluate):
+        assert [(g.kind, g.good, g.preferred) for g in mine] == [(g.kind, g.good, g.preferred) for g in kept]
+    left = 2 * (len(train) - len(kept))
+    assert ("idle" in found.notes) == bool(left)
+    assert not left or str(left) in found.notes["idle"][0]
+
+
+@pytest.mark.parametrize(("objective", "row", "why"), [(o.NLL(), BAD, "bad responses"), (o.AOT(), EVEN, "even votes")])
+def test_nothing_but_idle_rows_is_refused(objective: o.Objective, row: TokenGroup, why: str) -> None:
+    with pytest.raises(UserError, match=f"no row is left to train on: there are 2 .*{why}"):
+        fitted(objective, [row, row])
