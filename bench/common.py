@@ -130,16 +130,26 @@ def write_rows(path: Path, rows: Sequence[dict]) -> Path:
     return path
 
 
-def child(which: str, spec: dict, env: dict[str, str] | None = None) -> dict:
-    """Run ours.py or peer.py on a spec, on one thread, and return what it printed last. Raises where it failed."""
-    python = sys.executable if which == "ours" else PEERS
+def read_rows(path: Path) -> list[Row]:
+    """What `write_rows` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def process(command: Sequence[str], env: dict[str, str]) -> dict:
+    """Run a child on one thread and return the JSON that it printed last. Raises where it failed."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    source = {"PYTHONPATH": str(HERE.parent / "src")} if which == "ours" else {"PYTHONPATH": ""}
-    done = subprocess.run([python, str(HERE / f"{which}.py"), json.dumps(spec)], capture_output=True, text=True,
-                          check=False, env={**os.environ, **QUIET, **threads, **source, **(env or {})})  # fmt: skip
+    env = {**os.environ, **QUIET, **threads, **env}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
-        raise SystemExit(f"{which}.py ended with {done.returncode} on {spec}:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def child(which: str, spec: dict, env: dict[str, str] | None = None) -> dict:
+    """Run ours.py or peer.py on a spec, and return what it measured."""
+    python = sys.executable if which == "ours" else PEERS
+    source = {"PYTHONPATH": str(HERE.parent / "src") if which == "ours" else ""}
+    return process([python, str(HERE / f"{which}.py"), json.dumps(spec)], {**source, **(env or {})})
 
 
 def same(ours: dict, peer: dict) -> dict[str, float]:

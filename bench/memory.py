@@ -1,4 +1,4 @@
-"""Peak memory of training above the loaded model: ours in large and in small packs, TRL as shipped and at its best.
+"""Peak memory of training above the loaded model: ours, also with checkpointing; TRL as shipped and at its best.
 
 Peak resident memory of a child process, less what its libraries take without a model, less the weights once. Loading,
 the reference and everything up to the end of the last update counts. Freed memory is made to leave the process at
@@ -15,7 +15,6 @@ import speed
 from common import RETURNING, child
 
 CASES = speed.CASES
-SMALL = 1024  # tokens of a pack where memory is short
 
 
 def above(told: dict, weights: int) -> float:
@@ -28,12 +27,9 @@ def case(place: Path, regime: str, vocab: int, steps: int) -> dict:
     mine, planned, source = speed.files(place, regime, vocab, steps)
     folder = common.model_folder(place, vocab)
     weights = (folder / "model.safetensors").stat().st_size
-    small = {"batch.tokens": SMALL}
     specs = {
         "ours": ("ours", speed.ours(place, vocab, mine, steps)),
-        "ours, small packs": ("ours", speed.ours(place, vocab, mine, steps, **small)),
-        "ours, small packs, checkpointing": (
-            "ours", speed.ours(place, vocab, mine, steps, **small, **{"model.checkpointing": "true"})),
+        "ours, checkpointing": ("ours", speed.ours(place, vocab, mine, steps, **{"model.checkpointing": "true"})),
         "best": ("peer", speed.peer(place, vocab, planned, steps, "best")),
         "shipped": ("peer", speed.peer(place, vocab, planned, 1, "shipped")),
     }  # fmt: skip
@@ -49,9 +45,9 @@ def case(place: Path, regime: str, vocab: int, steps: int) -> dict:
 def show(cells: list[dict]) -> None:
     names = list(cells[0]["mib"])
     print(common.table(
-        ["rows", "vocabulary", *(f"{name}, MiB" for name in names), "small packs: best / ours", "shipped / ours"],
+        ["rows", "vocabulary", *(f"{name}, MiB" for name in names), "best / ours", "shipped / ours"],
         [[c["regime"], c["vocab"], *(f"{c['mib'][n]:.0f}" for n in names),
-          *(f"{c['over']['ours, small packs'][peer]:.1f}x" for peer in ("best", "shipped"))] for c in cells],
+          *(f"{c['over']['ours'][peer]:.1f}x" for peer in ("best", "shipped"))] for c in cells],
     ))  # fmt: skip
 
 

@@ -6,11 +6,16 @@ import hashlib
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from meter import Steps, cuda_peak, forget, memory, warmed
 
 import preftune
+
+
+class Enough(Exception):
+    """The first updates of a longer run were all that was asked for."""
 
 
 def engine() -> str:
@@ -51,9 +56,12 @@ def main(spec: dict) -> dict:
         if stage == "training":
             kept = ("loss", "grad_norm", "tokens_computed", "tokens_shared")
             steps.end(**{name: numbers[name] for name in kept})
+            if len(steps.found) == spec.get("updates"):
+                raise Enough
 
     words = [f"{key}={value}" for key, value in spec["run"].items()]
-    train(load(None, words), force=True, show=show)
+    with suppress(Enough):
+        train(load(None, words), force=True, show=show)
     return {
         "steps": steps.found,
         "reference": scoring,

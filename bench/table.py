@@ -35,10 +35,7 @@ def lines() -> list[list[str]]:
     for dtype in ("float32", "bfloat16"):
         for cell in (result(f"speed-{dtype}") or {"cells": []})["cells"]:
             space = memory.get((cell["regime"], cell["vocab"])) if dtype == "float32" else None
-            shown = ""
-            if space:  # the speed is that of packs as found by default
-                over = space["over"]
-                shown = f"{joined(over['ours'])}; packs of 1,024 tokens: {joined(over['ours, small packs'])}"
+            shown = joined(space["over"]["ours"]) if space else ""
             what = f"{NAMES[cell['regime']]}, vocabulary {cell['vocab']:,}, {dtype}"
             found.append([what, joined(cell["speed"]), shown])
     if (ukp := result("ukp")) is not None:

@@ -20,7 +20,7 @@ def epoch(place: Path, steps: int, shipped: int) -> dict:
     planned = common.planned(rows, 0, steps)
     theirs = common.write_rows(place / "ukp-planned.jsonl", planned)
     updates = -(-len(rows) // PAIRS)
-    one = child("ours", speed.ours(place, 8192, mine, steps))
+    one = child("ours", {**speed.ours(place, 8192, mine, updates), "updates": steps})
     best = child("peer", speed.peer(place, 8192, theirs, steps, "best"))
     as_is = child("peer", speed.peer(place, 8192, theirs, shipped, "shipped"))
     whole_file = len(rows) / len(planned)
