@@ -55,7 +55,7 @@ class Data(Table, frozen=True):
         None
     )
     holdout: Annotated[
-        float, Meta(ge=0, lt=1, description="Share of the training prompts held out where `evaluate` is not given.")
+        float, Meta(ge=0, lt=1, description="Share of the prompts held out where `evaluate` is not given; the same for any seed.")
     ] = 0.0
     template: Annotated[
         str | None, Meta(description="File with a chat template (Jinja), where not the tokeniser's own.")
@@ -171,7 +171,7 @@ class Run(Table, frozen=True):
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Decides the order of rows and the held-out share.")] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Decides the order of rows.")] = 0
     out: Annotated[str, Meta(description="Folder of the record that this run writes.")] = "run"
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="Where to compute; auto takes a GPU where there is one.")
