@@ -49,8 +49,8 @@ Every key of a run, as `preftune keys` prints them. *of*: the choice of objectiv
 RECORD = """# The record
 
 A run folder: `run.toml` (the whole run, resolved), `identity.json` (what decides its result), `environment.json`,
-`data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`, `events.jsonl`, `checkpoints/`, `model/`,
-`report.html`.
+`data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`, `events.jsonl`, `start.safetensors` (of the
+held-out responses before training), `checkpoints/`, `model/`, `report.html`.
 """
 CHOSEN, REJECTED, VALUE = "#2a9d8f", "#e76f51", "#6c7a9c"
 
@@ -219,7 +219,7 @@ def record_page() -> str:
     for title, table in (
         ("metrics.jsonl: one object a step", meters.STEP),
         ("evaluations.jsonl: one object an evaluation", meters.EVALUATION),
-        ("evaluation_rows.jsonl: one object a held-out pair, of the last evaluation", meters.ROW),
+        ("evaluation_rows.jsonl: one object a held-out row, of the last evaluation", meters.ROW),
     ):
         lines += [f"## {title}", "", "| key | unit | meaning |", "|---|---|---|"]
         lines += [f"| `{name}` | {meter.unit} | {meter.meaning} |" for name, meter in table.items()]

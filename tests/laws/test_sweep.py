@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from making import save_model
 from safetensors.torch import load_file
 
 from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.training import material, train
+from preftune.training import loop, material, train
 from preftune.training.sweep import sweep
 
 
@@ -86,6 +91,51 @@ def test_a_sweep_without_reference_and_with(run_of: Callable[..., Run], tmp_path
         assert first["accuracy_of_change"] == 0.5
         assert last["accuracy_of_change"] > 0.5
     assert last["accuracy"] == last["accuracy_per_token"]
+
+
+def test_folders_are_looked_at_before_the_first_run(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["seed=0,1"])
+    (tmp_path / "s" / "seed=1").mkdir(parents=True)
+    (tmp_path / "s" / "seed=1" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        sweep(runs, tmp_path / "s")
+    assert not (tmp_path / "s" / "seed=0").exists()
+
+
+def test_a_signal_that_came_too_late_for_a_run_ends_the_sweep(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = loop._finish
+    monkeypatch.setattr(loop, "_finish", lambda *given: (os.kill(os.getpid(), signal.SIGINT), right(*given)))
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["seed=0,1"])
+    with pytest.raises(UserError, match="stopped by SIGINT") as raised:
+        sweep(runs, tmp_path / "s")
+    assert raised.value.code == 75
+    assert (tmp_path / "s" / "seed=0" / "report.html").exists()
+    assert not (tmp_path / "s" / "seed=1").exists()
+
+
+def test_accuracy_of_change_of_ratings_is_of_the_change(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """Also where the reference is another model than the one that training began from."""
+    save_model(tmp_path / "other", seed=5)
+    rows = {"data__train": ratings(tmp_path / "t.jsonl"), "data__evaluate": ratings(tmp_path / "h.jsonl", 1)}
+    reference = {"reference__path": str(tmp_path / "other")}
+    out = train(run_of(objective__name="kto", optim__epochs=3, **rows, **reference))
+    first, *_, last = read_lines(out / "evaluations.jsonl")
+    assert first["accuracy_of_change"] == 0.5
+    assert first["accuracy"] != 0.5
+    assert last["accuracy_of_change"] > 0.6
+    rows = list(read_lines(out / "evaluation_rows.jsonl"))
+    assert sum(row["accuracy_of_change"] for row in rows) / len(rows) == pytest.approx(last["accuracy_of_change"])
+
+
+def ratings(path: Path, seed: int = 0) -> str:
+    """As many good ones as bad ones: good ones end in a word of their own."""
+    rng = random.Random(seed)
+    rows = [{"prompt": f"w{rng.randrange(3, 40)}", "completion": f" w{rng.randrange(3, 40)} w{41 + n % 2}",
+             "label": n % 2 == 0} for n in range(24)]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def test_a_stopped_sweep_goes_on(run_of: Callable[..., Run], tmp_path: Path) -> None:

@@ -262,6 +262,16 @@ def test_running_out_of_memory_halves_the_packs_and_changes_nothing(
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+def test_other_held_out_rows_on_resume_are_refused(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """Even where they are allowed to differ: what changed since the start could not be told."""
+    train(run_of(optim__epochs=1))
+    save_pairs(tmp_path / "other.jsonl", 12, seed=9)
+    other = run_of(optim__epochs=2, data__evaluate=str(tmp_path / "other.jsonl"))
+    allowed = ["data.evaluate", "optim.epochs"]
+    with pytest.raises(UserError, match="held-out rows"):
+        train(other, resume=True, allow_change=allowed)
+
+
 def test_memory_may_run_out_without_gradient_too(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,3 +43,16 @@ def test_idle_rows(objective: o.Objective, train: list[TokenGroup], kept: list[T
 def test_nothing_but_idle_rows_is_refused(objective: o.Objective, row: TokenGroup, why: str) -> None:
     with pytest.raises(UserError, match=f"no row is left to train on: there are 2 .*{why}"):
         fitted(objective, [row, row])
+
+
+def test_the_account_and_what_is_settled_are_of_the_rows_that_stay() -> None:
+    rows = [GOOD, GOOD, GOOD, BAD, EVEN, EVEN]
+    told = {"train": {"kept": 6, "skipped": {"too_long": 2}}, "evaluate": None}
+    run = Run(model=Model(path="m"), objective=o.KTO())
+    found = fit(run, Prepared(rows, [], told, {}))
+    assert found.prepared.account["train"] == {"kept": 4, "skipped": {"too_long": 2, "votes.even": 2}}
+    assert isinstance(found.run.objective, o.KTO)
+    assert found.run.objective == o.KTO().settled(3.0, 1.0)
+    assert len(fit(run, Prepared(rows, [], told, {}), whole=True).prepared.train) == 6
+    with pytest.raises(UserError, match="no row is left to measure on"):
+        fit(run, Prepared(rows, [EVEN], told, {}))

@@ -12,7 +12,7 @@ from preftune import objective as o
 from preftune.objective.arrange import Views
 from preftune.objective.scores import Scores
 from preftune.record.meters import SCORES
-from preftune.training.evaluate import _apart, _gained, _rows, placements
+from preftune.training.evaluate import _apart, _gained, _rows, learned, placements
 from preftune.training.measure import Sums, ranked_right, rewards, right_of
 
 NAMES = list(SCORES)
@@ -47,7 +47,7 @@ def test_even_votes_have_no_right_order() -> None:
     views = Views(rows, scores([3.0, 1.0, 1.0, 2.0], [1] * 4))
     sums = Sums(o.DPO())
     sums.add(views, 0.0)
-    assert (sums.means(NAMES)["accuracy"], sums.means(NAMES)["margin"]) == (0, -1)
+    assert (sums.means(NAMES)["accuracy"], sums.means(NAMES)["margin"]) == (0, 0.5)
     assert [row.get("accuracy") for row in rows_of(views)] == [None, 0]
     even = Sums(o.DPO())
     even.add(Views(rows[:1], scores([3.0, 1.0], [1] * 2)), 0.0)
@@ -56,7 +56,7 @@ def test_even_votes_have_no_right_order() -> None:
 
 def rows_of(views: Views, placed: dict[int, float] | None = None) -> list[dict]:
     before = torch.zeros_like(views.scores.logp)
-    return _rows(views, before, placed or {}, right_of(views, o.DPO()), _gained(views, before))
+    return _rows(views, before, placed or {}, placed or {}, right_of(views, o.DPO()), _gained(views, before))
 
 
 def test_rewards_are_in_the_unit_of_their_objective() -> None:
@@ -79,10 +79,14 @@ BEFORE = torch.zeros(5, dtype=torch.float64)
 def test_ratings_are_right_as_often_as_a_good_one_stands_above_a_bad_one() -> None:
     """Good at 2, 0 and -1, bad at 1 and 0: six comparisons, of which 2, 0.5 and 0 go right."""
     views = Views(RATED, scores([2.0, 1.0, 0.0, 0.0, -1.0], [1] * 5))
-    placed = placements(views, BEFORE)
+    placed = placements(views, learned(views, BEFORE))
     assert placed == {0: 1, 2: 0.25, 4: 0, 1: pytest.approx(1 / 3), 3: pytest.approx(0.5)}
-    apart = _apart(views, placed, BEFORE)
-    assert apart == {"accuracy": pytest.approx(2.5 / 6), "margin": pytest.approx(1 / 3 - 1 / 2)}
+    apart = _apart(views, placed, placed, BEFORE)
+    assert apart == {
+        "accuracy": pytest.approx(2.5 / 6),
+        "accuracy_of_change": pytest.approx(2.5 / 6),
+        "margin": pytest.approx(1 / 3 - 1 / 2),
+    }
     assert sum(placed[at] for at in (1, 3)) / 2 == pytest.approx(apart["accuracy"]), "seen from either class"
     assert [(row["id"], row["accuracy"]) for row in rows_of(views, placed)] == [
         (f"r{at}", placed[at]) for at in range(5)
@@ -94,16 +98,18 @@ def test_ratings_are_right_as_often_as_a_good_one_stands_above_a_bad_one() -> No
 def test_one_class_or_pairs_have_no_placements() -> None:
     only = Views(RATED[::2], scores([1.0, 2.0, 3.0], [1] * 3))
     assert placements(only, BEFORE[:3]) == {}
-    assert _apart(only, {}, BEFORE[:3]) == {}
+    assert _apart(only, {}, {}, BEFORE[:3]) == {}
     both = [*RATED[:2], group([9], [5], [6])]
     mixed = Views(both, scores([2.0, 1.0, 0.0, 0.0], [1] * 4))
-    assert _apart(mixed, placements(mixed, BEFORE[:4]), BEFORE[:4]) == {}
+    placed = placements(mixed, BEFORE[:4])
+    assert _apart(mixed, placed, placed, BEFORE[:4]) == {}
 
 
 def test_ratings_without_a_reference_are_measured_from_the_start() -> None:
     views = Views(RATED[:2], scores([-5.0, -4.0], [1, 1], None))
     start = torch.tensor([-9.0, -4.0], dtype=torch.float64)
-    assert _apart(views, placements(views, start), start) == {"accuracy": 1, "margin": 4}
+    placed = placements(views, learned(views, start))
+    assert _apart(views, placed, placed, start) == {"accuracy": 1, "accuracy_of_change": 1, "margin": 4}
 
 
 def test_a_ranking_is_one_row_of_the_mean_of_its_pairs() -> None:

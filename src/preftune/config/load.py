@@ -96,7 +96,8 @@ def put(tree: Tree, word: str) -> None:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise UserError(f"{name} is a single value and has no key {last}.", where=key)
-    tree[last] = _value(text.strip())
+    chosen = CHOICES.get(above[0]) == last if len(above) == 1 else False
+    tree[last] = text.strip() if chosen else _value(text.strip())
 
 
 def _value(text: str) -> object:
@@ -162,7 +163,8 @@ def _explained(message: str, tree: Tree, file: str) -> UserError:
         known = keys_below(place, tree)
         place = f"{place}.{unknown[1]}".lstrip(".")
         what = "there is no such key."
-        mend = nearest(unknown[1], known) or f"Known here: {', '.join(known)}."
+        mend = nearest(unknown[1], known) or nearest(unknown[1].partition("_")[2], known)
+        mend = mend or (f"Known here: {', '.join(known)}." if known else "It has none.")
     elif invalid := re.search(r"Invalid (?:enum )?value '(.*?)'", what):
         what = f'"{invalid[1]}" is not one of them.'
         choice = place.rpartition(".")[2]

@@ -55,7 +55,12 @@ class Data(Table, frozen=True):
         None
     )
     holdout: Annotated[
-        float, Meta(ge=0, lt=1, description="Share of the prompts held out where `evaluate` is not given; the same for any seed.")
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="Share of the prompts held out where `evaluate` is not given, whatever the seed.",
+        ),
     ] = 0.0
     template: Annotated[
         str | None, Meta(description="File with a chat template (Jinja), where not the tokeniser's own.")

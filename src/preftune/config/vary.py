@@ -75,7 +75,7 @@ def _fitting(tree: Tree, words: Sequence[str], refused: dict[str, UserError]) ->
         try:
             convert(trial)
         except UserError as error:
-            if not word.startswith("objective.") or "no such key" not in str(error):
+            if not word.startswith(("objective.", "aggregate.")) or "no such key" not in str(error):
                 raise
             refused.setdefault(word.partition("=")[0], error)
             continue

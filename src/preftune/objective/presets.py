@@ -59,6 +59,8 @@ NAMES = {
     "exo_pair": "objective=exo",
     "nca_pair": "objective=nca",
     "bco_pair": "objective=bco",
+    "kto_pair": "objective=kto",
+    "aot_pair": "objective=aot",
     "sppo_hard": "objective=sppo",
     "aot_unpaired": "objective=aot objective.paired=false",
     "js_dpo": "objective=f_dpo objective.divergence=js",

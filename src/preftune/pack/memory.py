@@ -17,9 +17,11 @@ T = TypeVar("T")
 
 @dataclass
 class Memory:
-    """What memory takes. halvings: how often packs are cut in two; it rises where a pack does not fit."""
+    """What memory takes. halvings: how often packs are cut in two; it rises where a pack does not fit; mend: what to do
+    where a single row does not."""
 
     halvings: int = 0
+    mend: str = "Lower data.max_tokens, or set model.checkpointing = true if it is not."
 
     def over(self, groups: Sequence[TokenGroup], packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
         """work(packs); where memory runs out, again from its beginning with packs cut in two.
@@ -36,7 +38,7 @@ class Memory:
                     raise UserError(
                         f"one row of {longest.tokens} tokens does not fit into memory.",
                         where=str(longest.place),
-                        mend="Lower data.max_tokens, or set model.checkpointing = true.",
+                        mend=self.mend,
                     ) from error
             torch.cuda.empty_cache()
             self.halvings += 1

@@ -75,8 +75,8 @@ EVALUATION: dict[str, Meter] = {
     **SCORES,
     "accuracy_of_change": Meter(
         "share",
-        "pairs whose chosen response has gained more log-probability than the rejected one since training began: the "
-        "one accuracy that means the same for all objectives",
+        "pairs whose chosen response has gained more log-probability than the rejected one since training began; of "
+        "ratings, how often a good response has gained more than a bad one: the same thing for all objectives",
     ),
     "accuracy_chosen_longer": Meter("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Meter("share", "accuracy on the pairs whose chosen response has fewer tokens"),

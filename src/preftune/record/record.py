@@ -97,13 +97,7 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     Raises UserError where the folder holds another run or files that are not a run's; `force` removes a run's files,
     and no others. That a run began here is told by identity.json: run.toml is also what people call their own file.
     """
-    inside = sorted(p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith((".tmp-", ".trash-")))
-    begun = "identity.json" in inside
-    foreign = [name for name in inside if name not in BEFORE]
-    if foreign and not begun:
-        raise UserError(
-            f"the folder holds other files ({foreign[0]}).", where=f"out: {path}", mend="Choose another `out`."
-        )
+    begun = free(path, resume or force, "Go on with --resume, replace it with --force, or choose another `out`.")
     files.sweep_leftovers(path)
     files.sweep_leftovers(path / "checkpoints")
     if not begun:
@@ -111,15 +105,26 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     if resume:
         _whole(path / "identity.json")
         return (path / "run.toml").exists()
-    if not force:
-        raise UserError(
-            "a run is here already.",
-            where=f"out: {path}",
-            mend="Go on with --resume, replace it with --force, or choose another `out`.",
-        )
     for name in OURS:
         files.delete(path / name)
     return False
+
+
+def free(path: Path, again: bool, mend: str) -> bool:
+    """Whether a run began in this folder, if there is one; nothing is changed.
+
+    again: a run may go on or be replaced there. Raises UserError where none may begin; mend: what to do where one is.
+    """
+    inside = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    inside = [name for name in inside if name != ".lock" and not name.startswith((".tmp-", ".trash-"))]
+    begun = "identity.json" in inside
+    foreign = [name for name in inside if name not in BEFORE]
+    if foreign and not begun:
+        raise UserError(f"the folder holds other files ({foreign[0]}).", where=f"out: {path}",
+                        mend="Choose another folder.")  # fmt: skip
+    if begun and not again:
+        raise UserError("a run is here already.", where=f"out: {path}", mend=mend)
+    return begun
 
 
 def _whole(path: Path) -> None:

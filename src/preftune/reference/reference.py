@@ -25,6 +25,7 @@ from preftune.reference.store import Key, Store, key_of
 
 CANARIES = 8
 FLUSH_SECONDS = 20.0
+MEND = "Lower data.max_tokens."
 TOGETHER = 4096  # entries that ranks tell each other in one call
 
 
@@ -151,7 +152,7 @@ def _computed(
     show: Callable[[int, int], None],
 ) -> Iterator[int]:
     """The tokens computed for each pack, after its missing entries are in the store."""
-    memory = Memory()
+    memory = Memory(mend=MEND)
     flushed, done, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
     for pack in packs:
         values, tokens = _logp(policy, groups := [wanted[key] for key in pack], memory)
@@ -219,7 +220,7 @@ def _canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], s
     """Recompute a few entries: a store that answers otherwise than the model must not be used."""
     chosen = random.Random(seed).sample(sorted(present), min(CANARIES, len(present)))
     for key in chosen:
-        (now, _), held = _logp(policy, [present[key]], Memory()), store[key]
+        (now, _), held = _logp(policy, [present[key]], Memory(mend=MEND)), store[key]
         off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
         if not off <= 2 * policy.noise:
             raise UserError(

@@ -89,7 +89,8 @@ def _flat(value: object, prefix: str = "") -> dict[str, str]:
 
 def of_one_kind(records: Sequence[Record]) -> bool:
     """Whether accuracy and margin mean the same in all runs: objectives and references decide what they are of."""
-    return len({(objective(record), record.setting("reference.kind")) for record in records}) == 1
+    keys = ("reference.kind", "reference.path", "objective.per_token", "aggregate")
+    return len({(objective(record), *(str(record.setting(key)) for key in keys)) for record in records}) == 1
 
 
 def columns(records: Sequence[Record]) -> list[Column]:

@@ -59,13 +59,13 @@ def evaluate(engine: Engine, held_out: HeldOut, memory: Memory, start: np.ndarra
     before = views.scores.logp if start is None else torch.from_numpy(start)
     sums = Sums(engine.judge.objective)
     sums.add(views, judgement.value, before)
-    placed = placements(views, before)
+    placed, since = placements(views, learned(views, before)), placements(views, views.scores.logp - before)
     right, gained = right_of(views, engine.judge.objective), _gained(views, before)
-    values = sums.means(list(SCORES)) | _lengths(views, before, right) | _apart(views, placed, before)
-    values |= {"accuracy_of_change": _mean(gained, judged(views))}
+    values = sums.means(list(SCORES)) | _lengths(views, before, right)
+    values |= {"accuracy_of_change": _mean(gained, judged(views))} | _apart(views, placed, since, before)
     values |= {"rows": len(held_out.groups), "responses": len(views.scores.logp)}
     values |= {"seconds": round(time.monotonic() - began, 3)}
-    return Evaluation(values, _rows(views, before, placed, right, gained), views)
+    return Evaluation(values, _rows(views, before, placed, since, right, gained), views)
 
 
 def learned(views: Views, before: torch.Tensor) -> torch.Tensor:
@@ -80,12 +80,12 @@ def rated(views: Views) -> dict[bool, list[int]]:
     return sides if all(sides.values()) else {}
 
 
-def placements(views: Views, before: torch.Tensor) -> dict[int, float]:
-    """Place of each rated response -> share of those of the other class that it stands on the right side of.
+def placements(views: Views, values: torch.Tensor) -> dict[int, float]:
+    """Place of each rated response -> share of those of the other class on whose right side its value stands.
 
-    Their mean over the good ones, or over the bad ones, is how often a good one has the larger log-ratio.
+    values: (responses,). The mean over the good ones, or over the bad ones, is how often a good one has the larger.
     """
-    ratio, sides, found = learned(views, before).numpy(), rated(views), {}
+    ratio, sides, found = values.numpy(), rated(views), {}
     for side, mine in sides.items():
         others = np.sort(ratio[sides[not side]])
         below = np.searchsorted(others, ratio[mine] - TIE) + np.searchsorted(others, ratio[mine] + TIE, "right")
@@ -94,13 +94,17 @@ def placements(views: Views, before: torch.Tensor) -> dict[int, float]:
     return found
 
 
-def _apart(views: Views, placed: dict[int, float], before: torch.Tensor) -> Values:
-    """Accuracy and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
+def _apart(views: Views, placed: dict[int, float], since: dict[int, float], before: torch.Tensor) -> Values:
+    """Accuracies and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
     if len(views.compared[0]) or not placed:
         return {}
     ratio, sides = learned(views, before), rated(views)
-    accuracy = sum(placed[at] for at in sides[True]) / len(sides[True])
-    return {"accuracy": accuracy, "margin": float(ratio[sides[True]].mean() - ratio[sides[False]].mean())}
+    accuracy, changed = (sum(each[at] for at in sides[True]) / len(sides[True]) for each in (placed, since))
+    return {
+        "accuracy": accuracy,
+        "accuracy_of_change": changed,
+        "margin": float(ratio[sides[True]].mean() - ratio[sides[False]].mean()),
+    }
 
 
 def _gained(views: Views, before: torch.Tensor) -> torch.Tensor:
@@ -116,9 +120,10 @@ def _mean(values: torch.Tensor, weight: torch.Tensor) -> float | None:
 
 def _lengths(views: Views, before: torch.Tensor, right: torch.Tensor) -> Values:
     """Meters that tell whether the policy learned length."""
-    scores = views.scores
+    scores, ratio = views.scores, learned(views, before)
+    moved = bool((ratio.abs() > TIE).any())  # before that the ranks are those of rounding errors
     values: Values = {
-        "reward_length_correlation": rank_correlation(learned(views, before).numpy(), scores.tokens.numpy())
+        "reward_length_correlation": rank_correlation(ratio.numpy(), scores.tokens.numpy()) if moved else None
     }
     better, worse, _, _ = views.compared
     if len(better):
@@ -129,7 +134,12 @@ def _lengths(views: Views, before: torch.Tensor, right: torch.Tensor) -> Values:
 
 
 def _rows(
-    views: Views, before: torch.Tensor, placed: dict[int, float], right: torch.Tensor, gained: torch.Tensor
+    views: Views,
+    before: torch.Tensor,
+    placed: dict[int, float],
+    since: dict[int, float],
+    right: torch.Tensor,
+    gained: torch.Tensor,
 ) -> list[dict[str, object]]:
     margin = margins(views)
     rows: list[dict[str, object]] = []
@@ -142,7 +152,7 @@ def _rows(
             if group.preferred != 0.5:
                 row |= {"accuracy": float(right[mine].mean()), "accuracy_of_change": float(gained[mine].mean())}
         elif start in placed:
-            row |= dict.fromkeys(("accuracy", "accuracy_of_change"), placed[start])
+            row |= {"accuracy": placed[start], "accuracy_of_change": since[start]}
         if group.kind == "pair":
             for side, at in (("chosen", start), ("rejected", start + 1)):
                 logp = float(views.scores.logp[at])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import compress
 from typing import NamedTuple, get_args
@@ -29,17 +30,18 @@ class Fitted(NamedTuple):
     notes: Notes
 
 
-def fit(run: Run, prepared: Prepared) -> Fitted:
-    """Raises UserError where a row is of no use for the objective, or a key would have no effect on these rows."""
+def fit(run: Run, prepared: Prepared, *, whole: bool = False) -> Fitted:
+    """whole: keep rows of which the objective makes nothing. Raises UserError where a row is of no use for the
+    objective, or a key would have no effect on these rows."""
     groups = [*prepared.train, *prepared.evaluate]
     notes: Notes = {}
     _effective(run, groups)
+    _shares(run, groups, notes)
+    prepared = prepared if whole else _without_idle(run, prepared, notes)
+    groups = [*prepared.train, *prepared.evaluate]
     run = replace(run, objective=run.objective.settled(*classes(prepared.train)))
     if run.objective.reading:
         notes["objective"] = (run.objective.reading, {})
-    _shares(run, groups, notes)
-    prepared = _without_idle(run, prepared, notes)
-    groups = [*prepared.train, *prepared.evaluate]
     said = sum(group.token_weights is not None for group in groups)
     if said:
         notes["token_weights"] = (f"{said} of {len(groups)} rows give token weights", {"rows": said})
@@ -96,7 +98,7 @@ def _shares(run: Run, groups: Sequence[TokenGroup], notes: Notes) -> None:
 def _without_idle(run: Run, prepared: Prepared, notes: Notes) -> Prepared:
     """The rows without those of which the objective makes nothing, which would only thin out the steps; says how many.
 
-    Raises UserError where none is left to train on.
+    Raises UserError where none is left.
     """
     every = [part for _, part in parts(run.objective)]
 
@@ -104,18 +106,33 @@ def _without_idle(run: Run, prepared: Prepared, notes: Notes) -> Prepared:
         useful = [any(g.kind in accepts(part) and serves(g, part) for part in every) for g in groups]
         return [*compress(groups, useful)], [*compress(groups, (not one for one in useful))]
 
-    (train, idle), (evaluate, also) = split(prepared.train), split(prepared.evaluate)
-    idle += also
-    if not idle:
-        return prepared
-    bad = sum(g.good is False for g in idle)
-    counts = ((bad, "bad responses, which nothing here learns from"), (len(idle) - bad, "rows with even votes"))
-    told = " and ".join(f"{count} {why}" for count, why in counts if count)
-    if not train:
-        raise UserError(f"no row is left to train on: there are {told}.", where="objective",
-                        mend="Use another objective, or add other rows.")  # fmt: skip
-    notes["idle"] = (f"left out, because this objective makes nothing of them: {told}", {"rows": len(idle)})
-    return replace(prepared, train=train, evaluate=evaluate)
+    found, account, idle = {}, dict(prepared.account), []
+    for part in ("train", "evaluate"):
+        found[part], out = split(getattr(prepared, part))
+        idle += out
+        if out and (told := account.get(part)):
+            reasons = Counter(_idle(g) for g in out)
+            account[part] = {**told, "kept": len(found[part]), "skipped": {**told["skipped"], **reasons}}
+        if out and not found[part]:
+            what = "train on" if part == "train" else "measure on"
+            raise UserError(f"no row is left to {what}: there are {_counted(out)}.", where="objective",
+                            mend="Use another objective, or add other rows.")  # fmt: skip
+    if idle:
+        notes["idle"] = (f"left out, because this objective makes nothing of them: {_counted(idle)}",
+                         {"rows": len(idle)})  # fmt: skip
+    return replace(prepared, **found, account=account)
+
+
+IDLE = {"rating.bad": "bad responses, which nothing here learns from", "votes.even": "rows with even votes"}
+
+
+def _idle(group: TokenGroup) -> str:
+    """Why an objective makes nothing of this row, a key of IDLE."""
+    return "rating.bad" if group.good is False else "votes.even"
+
+
+def _counted(groups: Sequence[TokenGroup]) -> str:
+    return " and ".join(f"{count} {IDLE[why]}" for why, count in sorted(Counter(map(_idle, groups)).items()))
 
 
 def _refuse(part: Single, groups: Sequence[TokenGroup]) -> None:

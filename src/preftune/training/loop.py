@@ -10,9 +10,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
-from safetensors.numpy import load_file, save
 
 from preftune import files
 from preftune.config.resolve import resolve
@@ -26,6 +24,7 @@ from preftune.ranks import Ranks, joined
 from preftune.record.meters import STEP
 from preftune.record.record import Record, claim, environment, other_environment, start
 from preftune.reference.reference import MovingReference
+from preftune.training import start as begin
 from preftune.training import state as checkpoints
 from preftune.training.evaluate import HeldOut, evaluate
 from preftune.training.identity import compare, identity
@@ -81,6 +80,8 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
     """Every step that is left. Evaluates and saves when due; a stop is heard between two steps."""
     run, steps = setup.run, setup.plan.steps
     stop.check()
+    if state.step and held_out.groups and record.writing:
+        begin.kept(record.path, held_out.groups)
     rehearse(setup, state, record)
     if state.step == 0:
         start_check(setup, state, record)
@@ -128,9 +129,9 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     if norm > run.optim.clip:  # a factor of 1 would still pass over every gradient
         torch.nn.utils.clip_grads_with_norm_(trained, run.optim.clip, norm)
     views, value = done.judgement.views, done.judgement.value
-    begin = views.scores.reference if setup.same_start and state.follower is None else None
+    before = views.scores.reference if setup.same_start and state.follower is None else None
     sums = Sums(run.objective)
-    sums.add(views, value, begin, done.judgement.coefficients)
+    sums.add(views, value, before, done.judgement.coefficients)
     numbers = sums.means(list(STEP))
     if math.isfinite(float(norm)) and math.isfinite(value):
         state.optimiser.step()
@@ -217,13 +218,12 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
     if not held_out.groups:
         return
     show("evaluating", 0, 0)
-    kept = record.path / "start.safetensors"
-    before = load_file(kept)["logp"] if state.step and record.writing else None
+    before = begin.kept(record.path, held_out.groups) if state.step and record.writing else None
     memory = Memory(state.halvings)
     found = evaluate(setup.engine.following(state.usual), held_out, memory, before)
     heed(setup, state, record, memory, held_out.groups, held_out.step.packs)
     if state.step == 0 and record.writing:
-        files.write(kept, save({"logp": np.ascontiguousarray(found.logp)}))
+        begin.keep(record.path, found.logp, held_out.groups)
     record.evaluation({"step": state.step, **found.values})
     record.rows("evaluation_rows.jsonl", found.rows)
     show("evaluated", 0, 0, {"step": state.step, **found.values})

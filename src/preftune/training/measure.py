@@ -55,7 +55,7 @@ class Sums:
                 self._add(f"{side}_{name}", values, weight)
         if len(views.compared[0]):
             weight = judged(views)
-            self._add("margin", margins(views), weight)
+            self._add("margin", margins(views), views.pairs.weight)
             self._add("accuracy", right_of(views, self.objective), weight)
             self._add("accuracy_per_token", ranked_right(margins_per_token(views), TIE / 100), weight)
         if views.mismatched is not None:

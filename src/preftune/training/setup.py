@@ -78,7 +78,7 @@ def set_up(
     """Read, tokenise, load, check, score the reference and plan; as_one: the rows will be judged all together and not
     step by step. Raises UserError."""
     material = gather(run, show)
-    run, prepared, notes = fit(run, material.prepared)
+    run, prepared, notes = fit(run, material.prepared, whole=as_one)
     for sentence, _ in notes.values():
         show(sentence)
     show("loading the model")

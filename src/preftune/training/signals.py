@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from preftune.errors import STOPPED, UserError
 from preftune.ranks import Ranks
 
+_nested: list[Stop] = []
+
 
 class Stop:
     """asked: name of the signal that came to this process, or an empty string."""
@@ -35,7 +37,10 @@ def stopped(by: str) -> UserError:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Take the two signals while a run lives. A second one ends the process at once, checkpoints staying whole."""
+    """Take the two signals while a run lives. A second one ends the process at once, checkpoints staying whole.
+
+    Inside another, as a run in a sweep: what came too late for the inner one is heard by the outer.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
         yield stop
@@ -49,8 +54,12 @@ def listening() -> Iterator[Stop]:
 
     for number in before:
         signal.signal(number, hear)
+    _nested.append(stop)
     try:
         yield stop
     finally:
+        _nested.remove(stop)
+        if _nested and stop.asked:
+            _nested[-1].asked = stop.asked
         for number, handler in before.items():
             signal.signal(number, handler)

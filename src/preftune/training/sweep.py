@@ -12,11 +12,13 @@ from preftune.config.resolve import resolve
 from preftune.config.vary import Variant
 from preftune.ranks import joined
 from preftune.record.read import Record
+from preftune.record.record import free
 from preftune.report import page
 from preftune.training.fit import fit
 from preftune.training.loop import train
 from preftune.training.material import gather_once
 from preftune.training.show import Show, silent
+from preftune.training.signals import listening, stopped
 
 
 def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show: Show = silent) -> list[Path]:
@@ -26,15 +28,20 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
     Raises UserError.
     """
     done, gather = [], gather_once()
-    with joined() as ranks:
+    folders = [out / (",".join(variant.words).replace("/", "_") or "run") for variant in variants]
+    with joined() as ranks, listening() as stop:
         tell = show if ranks.first else silent
-        for run in (resolve(variant.run) for variant in variants):  # what the last would refuse shows before the first
+        for variant, folder in zip(variants, folders, strict=True):  # what the last refuses shows before the first
+            if ranks.first:
+                free(folder, resume, "Go on with --resume, or choose another --out.")
+            run = resolve(variant.run)
             fit(run, gather(run, tell).prepared)
-        for number, (words, run, lacks) in enumerate(variants, 1):
-            name = ",".join(words).replace("/", "_") or "run"
+        for number, ((_, run, lacks), folder) in enumerate(zip(variants, folders, strict=True), 1):
+            if asked := stop.agreed(ranks):
+                raise stopped(asked)
             without = f" (it has no {', '.join(lacks)})" if lacks else ""
-            tell(f"run {number} of {len(variants)}: {name}{without}")
-            one = msgspec.structs.replace(run, out=str(out / name))
+            tell(f"run {number} of {len(variants)}: {folder.name}{without}")
+            one = msgspec.structs.replace(run, out=str(folder))
             done.append(train(one, resume=resume, show=show, gather=gather))
         if ranks.first:
             files.write(out / "compare.html", page([Record.open(path) for path in done]))
