@@ -81,11 +81,8 @@ class Ranks:
         used = self.sum(torch.tensor([p.grad is not None for p in trained], dtype=torch.int64)).tolist()
         pieces: list[torch.Tensor] = []
         for parameter in itertools.compress(trained, used):
-            parameter.grad = (
-                torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-                if parameter.grad is None
-                else parameter.grad.contiguous()
-            )
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = grad.contiguous()
             pieces += parameter.grad.view(-1).split(BUCKET)
         for bucket in _buckets(pieces):
             flat = torch.cat([piece.to(torch.promote_types(piece.dtype, torch.float32)) for piece in bucket])

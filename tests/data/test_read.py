@@ -67,9 +67,16 @@ class TestTooMany:
         problems = [Problem("a response is empty.", f"f:{k}", reason="response.empty") for k in range(skipped)]
         return Reading(list(rows), problems, [], skipped + kept, {"f": ""})
 
-    @pytest.mark.parametrize(("skipped", "kept", "allowed"), [(5, 95, 0.05), (0, 1, 0.0), (99, 1, 1.0)])
-    def test_allowed(self, skipped: int, kept: int, allowed: float) -> None:
+    @pytest.mark.parametrize(("skipped", "kept", "allowed"), [(5, 95, 0.05), (0, 1, 0.0), (98, 2, 0.98)])
+    def test_as_many_as_allowed_and_not_one_more(self, skipped: int, kept: int, allowed: float) -> None:
         refuse_if_too_many(self.reading(skipped, kept), allowed)
+        with pytest.raises(UserError, match="are allowed"):
+            refuse_if_too_many(self.reading(skipped + 1, kept - 1 or 1), allowed)
+
+    def test_all_but_one_may_go_where_all_are_allowed_to(self) -> None:
+        refuse_if_too_many(self.reading(99, 1), 1.0)
+        with pytest.raises(UserError, match="none is left"):
+            refuse_if_too_many(self.reading(99, 0), 1.0)
 
     def test_refused_with_counts_places_and_the_key(self) -> None:
         with pytest.raises(UserError) as caught:

@@ -140,5 +140,5 @@ def test_simpo_default_beta() -> None:
 
 
 def test_ipo_is_refused() -> None:
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="ipo"):
         dpo(WORKED, "ipo")

@@ -67,6 +67,5 @@ def outcomes(records: list[Path]) -> None:
         if not record.evaluations:
             table.title, table.title_justify = "no held-out rows: of the last step, on training rows", "left"
         last = next(reversed(record.evaluations or record.steps), {})
-        path = record.path
-        table.add_row(escape(path.name), *(number(last.get(name)) for name in shown))
+        table.add_row(escape(record.path.name), *(number(last.get(name)) for name in shown))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

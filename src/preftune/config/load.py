@@ -96,8 +96,8 @@ def put(tree: Tree, word: str) -> None:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise UserError(f"{name} is a single value and has no key {last}.", where=key)
-    chosen = CHOICES.get(above[0]) == last if len(above) == 1 else False
-    tree[last] = text.strip() if chosen else _value(text.strip())
+    named = len(above) == 1 and CHOICES.get(above[0]) == last  # "none" is a name there
+    tree[last] = text.strip() if named else _value(text.strip())
 
 
 def _value(text: str) -> object:

@@ -252,4 +252,4 @@ def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
 
 def _hashed(prompt: Prompt) -> bytes:
     parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
-    return hashlib.sha256("\0".join(["0", *parts]).encode()).digest()
+    return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -134,6 +134,16 @@ def _pull(hidden: Tensor, head: Head, target: Tensor, normaliser: Tensor, words:
     return (pull if slope is None else pull.mul_(slope)).to(hidden.dtype)
 
 
+def _collect(into: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
+    """Add left @ right to `into`, or put it there where nothing has been written yet."""
+    if into.dtype == left.dtype:
+        torch.addmm(into, left, right, beta=0 if fresh else 1, out=into)
+    elif fresh:
+        into.copy_(_product(left, right))
+    else:
+        into += _product(left, right)
+
+
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, head, later, told):  # type: ignore[override]
@@ -172,14 +182,8 @@ class _HeadLogp(torch.autograd.Function):
         for words in parts:
             pull = _pull(hidden, head, target, normaliser, words) if kept is None else kept
             drawn = drawn + _product(pull, weight[words].to(pull.dtype))
-            if into is None:
-                pass
-            elif into.dtype == pull.dtype:
-                torch.addmm(into[words], pull.T, scaled, beta=0 if before is None else 1, out=into[words])
-            elif before is None:
-                into[words] = _product(pull.T, scaled)
-            else:
-                into[words] += _product(pull.T, scaled)
+            if into is not None:
+                _collect(into[words], pull.T, scaled, fresh=before is None)
             if grad_bias is not None:
                 grad_bias[words] = pull.T.to(grad.dtype) @ upstream
         if head.in_place and learns:

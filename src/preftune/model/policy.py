@@ -187,7 +187,7 @@ def checked(policy: Policy, batch: Batch) -> tuple[Policy, float]:
 
     Raises UserError where neither does: then this family of models computes its logits in a way not known here.
     """
-    off, allowed = disagreement(policy, batch), 2 * policy.noise  # both round
+    off, allowed = disagreement(policy, batch), policy.noise
     if off <= allowed:
         return policy, off
     if policy.layout == "trie":

@@ -222,7 +222,7 @@ def _canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], s
     for key in chosen:
         (now, _), held = _logp(policy, [present[key]], Memory(mend=MEND)), store[key]
         off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
-        if not off <= 2 * policy.noise:
+        if not off <= policy.noise:
             raise UserError(
                 f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.",
                 code=CORRUPT,
