@@ -11,7 +11,8 @@ from making import group, groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention, flex
-from preftune.model.policy import checked, disagreement, plain_logp, recompute_activations, wrap
+from preftune.model.check import checked, plain_logp
+from preftune.model.policy import recompute_activations, wrap
 from preftune.pack.batch import collate
 from preftune.pack.visible import visible
 
@@ -57,14 +58,6 @@ def test_every_family_is_right_or_padded(family: str) -> None:
 def test_a_model_that_cannot_share_refuses_when_it_must() -> None:
     with pytest.raises(UserError, match="conv"):
         wrap(tiny("lfm2"), "trie")
-
-
-def test_wrong_attention_is_caught_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.InBlocks.apply
-    monkeypatch.setattr(attention.InBlocks, "apply", lambda q, k, v, *rest: right(q, k, v.flip(2), *rest))
-    policy, off = checked(wrap(tiny(), "auto")[0], collate(groups(3)))
-    assert policy.layout == "padded"
-    assert off > 0.01
 
 
 def grads(policy, made, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -229,11 +222,3 @@ def test_what_draws_at_random_in_training_does_not_when_activations_are_computed
     before = policy.token_logp(batch)
     recompute_activations(policy.module)
     assert torch.equal(policy.token_logp(batch), before)
-
-
-def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:
-    policy, _ = wrap(tiny(), "auto")
-    batch = collate(groups(2))
-    assert disagreement(policy, batch) < 1e-4
-    policy.module.set_attn_implementation("eager")
-    assert disagreement(policy, batch) == float("inf")

@@ -14,10 +14,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.logp import Head, Statistics, head_logp, head_logp_and_statistics
-from preftune.model.slim import add_in_place, as_made, slim
+from preftune.model.slim import add_in_place, slim
 from preftune.model.unread import leave_out_unread
 from preftune.pack.batch import Batch
 
+NOISE = 1e-4  # nats a token; what fp32 gives is a hundredth of it
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -25,12 +26,14 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 class Policy:
     """module: the model; layout: how a pack goes through it; compute: type of its matrix products; in_place: the
     backward pass adds the gradient of the head's matrix, often the largest of all, to its `.grad` and makes no second
-    one: for loops that call `backward`, not for `torch.autograd.grad`."""
+    one: for loops that call `backward`, not for `torch.autograd.grad`; noise: nats a token by which right ways to the
+    log-probabilities may differ on average (`check.checked` measures it)."""
 
     module: PreTrainedModel
     layout: Literal["trie", "padded"]
     compute: torch.dtype = torch.float32
     in_place: bool = False
+    noise: float = NOISE
 
     @property
     def device(self) -> torch.device:
@@ -43,13 +46,13 @@ class Policy:
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability of every token of every response, (members,), in nats, fp32 (fp64 for fp64 models)."""
-        with self._autocast():
+        with self.autocast():
             hidden = self.hidden(batch)[batch.source]
             return head_logp(hidden, self.head, batch.target)[batch.member]
 
     def token_logp_and_statistics(self, batch: Batch) -> tuple[Tensor, Statistics]:
         """The same, and statistics of each token's distribution, (members,) each, which carry no gradient."""
-        with self._autocast():
+        with self.autocast():
             hidden = self.hidden(batch)[batch.source]
             logp, found = head_logp_and_statistics(hidden, self.head, batch.target)
         return logp[batch.member], Statistics(*(part[batch.member] for part in found))
@@ -85,16 +88,11 @@ class Policy:
         return Head(layer.weight, getattr(layer, "bias", None), scale, cap, self.in_place)
 
     @property
-    def half(self) -> bool:
-        """Whether its numbers are rounded to half precision on the way."""
-        return self.compute != torch.float32 or self.module.dtype in (torch.bfloat16, torch.float16)
+    def rounding(self) -> float:
+        """Relative distance of neighbouring numbers of the coarsest type that is used on the way."""
+        return max(torch.finfo(dtype).eps for dtype in (self.compute, self.module.dtype))
 
-    @property
-    def noise(self) -> float:
-        """Nats a token by which two ways to the same log-probability may differ, by rounding alone."""
-        return 0.25 if self.half else 1e-3
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.compute)
@@ -105,7 +103,7 @@ def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.floa
 
     The gate: layers that mix positions by other means than softmax attention over the past would see the flat order
     of a trie as time. What passes the gate is still held against separate forward passes before training
-    (`disagreement`). Raises UserError where `wanted` is "trie" and the model cannot.
+    (`check.checked`). Raises UserError where `wanted` is "trie" and the model cannot.
     """
     slim(module)
     why = "as asked" if wanted == "padded" else _not_plain(module)
@@ -146,59 +144,3 @@ def _not_plain(module: PreTrainedModel) -> str:
     if not getattr(module, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
     return ""
-
-
-def disagreement(policy: Policy, batch: Batch) -> float:
-    """Largest difference per token, in nats, to one plain forward pass a response through the model as it was made.
-
-    inf where the trie did not reach every attention layer.
-    """
-    with torch.no_grad():
-        ours = policy.token_logp(batch).float()
-        layers = policy.module.config.get_text_config().num_hidden_layers
-        if policy.layout == "trie" and len(batch.layout.calls) != layers:
-            return float("inf")
-        return float((ours - plain_logp(policy, batch)).abs().max())
-
-
-def plain_logp(policy: Policy, batch: Batch) -> Tensor:
-    """(members,): as `Policy.token_logp`, by the model's own logits, attention and parts, one response at a time."""
-    module, name = policy.module, policy.module.config._attn_implementation
-    if name == attention.NAME:
-        module.set_attn_implementation("eager")
-    try:
-        found = []
-        for group in batch.groups:
-            for response in group.responses:
-                ids = torch.cat([torch.as_tensor(part, dtype=torch.long) for part in (group.prompt, response)])
-                ids = ids.to(policy.device)
-                with torch.no_grad(), policy._autocast(), as_made(module):
-                    logits = module(input_ids=ids[None], use_cache=False).logits[0, -len(response) - 1 : -1]
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                found.append(torch.log_softmax(logits, -1).gather(1, ids[-len(response) :, None])[:, 0])
-        return torch.cat(found)
-    finally:
-        if name == attention.NAME:
-            module.set_attn_implementation(name)
-
-
-def checked(policy: Policy, batch: Batch) -> tuple[Policy, float]:
-    """The policy if it agrees with plain forward passes on this pack, else the padded one if that does.
-
-    Raises UserError where neither does: then this family of models computes its logits in a way not known here.
-    """
-    off, allowed = disagreement(policy, batch), policy.noise
-    if off <= allowed:
-        return policy, off
-    if policy.layout == "trie":
-        padded = wrap(policy.module, "padded", policy.compute)[0]
-        off_padded = disagreement(padded, batch)
-        if off_padded <= allowed:
-            return padded, off
-        off = off_padded
-    mend = 'Set model.weights = "float32" and model.compute = "float32" to see whether it is rounding.'
-    raise UserError(
-        f"log-probabilities of {policy.module.config.model_type} differ by {off:.2g} nats from its own forward pass.",
-        where="model.path",
-        mend=mend if policy.half else "This family is not supported.",
-    )

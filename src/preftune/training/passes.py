@@ -169,7 +169,7 @@ def _coupled(
 
 def _unchanged(policy: Policy, first: Scores, again: Tensor, mine: Sequence[int]) -> None:
     """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
-    off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).max())
+    off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).mean())
     if off > policy.noise:  # what is not finite is refused with the update
         raise UserError(
             f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",

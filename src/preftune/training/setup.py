@@ -15,8 +15,9 @@ from preftune.data.groups import TokenGroup
 from preftune.data.prepare import Prepared
 from preftune.errors import UserError
 from preftune.model import load
+from preftune.model.check import checked
 from preftune.model.memory import pack_budget
-from preftune.model.policy import Policy, checked, trainable, wrap
+from preftune.model.policy import Policy, trainable, wrap
 from preftune.pack.batch import collate
 from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_rank
 from preftune.ranks import ALONE, Ranks
@@ -108,7 +109,7 @@ def set_up(
         groups += mismatched(judge, prepared, plan, notes, show)
     reference, pass_note = anchored(run, anchor, digests, groups, show, stop, ranks)
     text = f"layout {policy.layout}: {layout}; {off:.1e} nats a token off plain forward passes"
-    notes["layout"] = (text, {"layout": policy.layout, "off": off})
+    notes["layout"] = (f"{text}, rounding may give {policy.noise:.1e}", {"layout": policy.layout, "off": off})
     if pass_note:
         notes["reference"] = pass_note
     same = digests.get("reference") == digests["model"]

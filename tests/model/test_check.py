@@ -1,0 +1,83 @@
+"""What the check before training lets pass and what it does not, in every type."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from making import groups, tiny
+
+from preftune.errors import UserError
+from preftune.model import attention
+from preftune.model.check import checked, disagreement, moved_by_rounding, plain_logp
+from preftune.model.policy import NOISE, Policy, wrap
+from preftune.pack.batch import Batch, collate
+
+
+def policy_of(family: str, kind: str, gain: float = 1.0) -> tuple[Policy, Batch]:
+    """A random model in fp32, with products in bf16, or all in bf16; the gains of its norms times so much."""
+    module = tiny(family)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "norm" in name:
+                parameter.mul_(gain).add_(gain if family.startswith("gemma") and gain != 1 else 0)
+    module = module.bfloat16() if kind == "weights" else module
+    policy, _ = wrap(module, "auto", torch.float32 if kind == "float32" else torch.bfloat16)
+    return policy, collate(groups(3, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["float32", "products", "weights"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "mixtral", "qwen3_moe", "gpt_oss", "gpt2", "lfm2"])
+def test_rounding_alone_refuses_no_model(family: str, kind: str, gain: float) -> None:
+    """Not where a rounding sends a token to another expert, nor where large gains make much of it."""
+    policy, batch = policy_of(family, kind, gain)
+    found, off = checked(policy, batch)
+    assert found.layout == policy.layout
+    assert off <= found.noise
+    if gain == 1:
+        assert (found.noise == NOISE) == (kind == "float32")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["float32", "products", "weights"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "mixtral", "gpt2"])
+def test_wrong_attention_is_caught_and_replaced(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.InBlocks.apply
+    monkeypatch.setattr(attention.InBlocks, "apply", lambda q, k, v, *rest: right(q, k, v.flip(2), *rest))
+    policy, batch = policy_of(family, kind)
+    found, off = checked(policy, batch)
+    assert found.layout == "padded"
+    assert off > 0.1
+
+
+@pytest.mark.parametrize("kind", ["float32", "products", "weights"])
+def test_a_wrong_part_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far off as an MLP that leaves out its family's factor: both layouts have it, only the model's own has not."""
+    policy, batch = policy_of("llama", kind)
+    right = Policy.hidden
+    monkeypatch.setattr(Policy, "hidden", lambda self, pack: right(self, pack) * 1.1)
+    with pytest.raises(UserError, match="nats a token off its own forward pass") as caught:
+        checked(policy, batch)
+    assert ("float32" in str(caught.value)) == (kind != "float32")
+
+
+def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:
+    policy, batch = policy_of("llama", "float32")
+    plain = plain_logp(policy, batch)
+    assert disagreement(policy, batch, plain) < 1e-5
+    policy.module.set_attn_implementation("eager")
+    assert disagreement(policy, batch, plain) == float("inf")
+
+
+def test_what_rounding_moves_follows_the_type_and_leaves_the_model_as_it_was() -> None:
+    found = {}
+    for kind in ("float32", "products", "weights"):
+        policy, batch = policy_of("llama", kind)
+        plain, drawn = plain_logp(policy, batch), torch.random.get_rng_state()
+        found[kind] = moved_by_rounding(policy, batch, plain)
+        assert torch.equal(plain_logp(policy, batch), plain)
+        assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert 0 < found["float32"] < 1e-5
+    assert 1e-3 < found["products"] < 0.1
+    assert 1e-3 < found["weights"] < 0.1
