@@ -14,7 +14,7 @@ from preftune.errors import BUG, Elsewhere, UserError
 def main() -> None:
     """Run a verb; exit with the code of what happened (see preftune.errors)."""
     try:
-        _as_a_rank() if several() else _verb()
+        _as_a_rank() if "RANK" in os.environ else _verb()  # without it there is no need of torch yet
     except Elsewhere as error:
         time.sleep(1)  # torchrun ends all at the first end, and the rank that tells the user shall have told
         sys.exit(error.code)
@@ -29,12 +29,6 @@ def main() -> None:
         sys.stderr.write(safe(traceback.format_exc()))
         sys.stderr.write("preftune: this is a bug of preftune; please report it with the lines above.\n")
         sys.exit(BUG)
-
-
-def several() -> bool:
-    """Whether torchrun has started this process as one of several."""
-    told = [os.environ.get(name, "") for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")]
-    return all(told) and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _verb() -> None:

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from preftune.__main__ import several
 from preftune.errors import BUG, STOPPED, Elsewhere, UserError
 
 BUCKET = 2**24  # numbers of gradient that travel in one call, and of which a copy is held meanwhile
@@ -131,6 +130,12 @@ def _together() -> Iterator[None]:
             mend="What was saved is whole: go on with --resume.",
             code=STOPPED,
         ) from error
+
+
+def several() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    told = [os.environ.get(name, "") for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")]
+    return all(told) and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager
