@@ -60,10 +60,10 @@ def test_a_model_that_cannot_share_refuses_when_it_must() -> None:
         wrap(tiny("lfm2"), "trie")
 
 
-def grads(policy, made, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def grads(policy, made, seed: int = 0, multiple: int = 1) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Token log-probs, and the gradient of a random weighting of the responses."""
     policy.module.zero_grad()
-    batch = collate(made)
+    batch = collate(made, multiple=multiple)
     values = policy.token_logp(batch)
     weight = torch.randn(batch.responses, dtype=values.dtype, generator=torch.Generator().manual_seed(seed))
     (batch.sum(values) * weight).sum().backward()
@@ -78,6 +78,33 @@ def test_trie_and_padded_agree_in_double_with_gradients(family: str) -> None:
     assert float((trie[0] - padded[0]).abs().max()) < 1e-12
     for a, b in zip(trie[1], padded[1], strict=True):
         assert float((a - b).abs().max()) <= 1e-12 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "lfm2"])
+def test_fill_changes_nothing(family: str) -> None:
+    made = groups(3, seed=2, prompt=(20, 40), response=(3, 9))
+    bare = collate(made)
+    for multiple in (32, 2 * bare.tokens + 1):
+        filled = collate(made, multiple=multiple)
+        read = filled.layout.read
+        assert filled.tokens == bare.tokens
+        assert {len(filled.ids), len(filled.layout.end), len(filled.layout.position)} == {
+            -(-bare.tokens // multiple) * multiple
+        }
+        assert len(filled.source) % multiple == len(filled.target) % multiple == 0
+        assert read is None or (len(read) % multiple == 0 and set(bare.source.tolist()) <= set(read.tolist()))
+        policy = wrap(tiny(family), "auto")[0]
+        (logp, by_weights), (other, others) = grads(policy, made), grads(policy, made, multiple=multiple)
+        assert float((logp - other).abs().max()) < 1e-5
+        for a, b in zip(by_weights, others, strict=True):
+            assert float((a - b).abs().max()) <= 1e-5 * max(1.0, float(b.abs().max()))
+
+
+def test_packs_are_filled_where_a_shape_costs() -> None:
+    assert wrap(tiny(), "auto")[0].multiple == 1
+    assert wrap(tiny(), "auto", torch.bfloat16)[0].multiple == 128
+    assert wrap(tiny(dtype=torch.bfloat16), "auto")[0].multiple == 128
 
 
 def dense(q, k, v, sinks, layout, shape: attention.Shape) -> torch.Tensor:

@@ -71,7 +71,7 @@ class Policy:
         paths = {int(path[-1]): torch.from_numpy(path).to(self.device) for path in batch.layout.trie.paths}
         rows = torch.nn.utils.rnn.pad_sequence(list(paths.values()), batch_first=True)
         states = self.module.base_model(input_ids=batch.ids[rows], use_cache=False).last_hidden_state
-        place = torch.zeros(batch.tokens, dtype=torch.long, device=self.device)
+        place = torch.zeros_like(batch.ids)
         for index, path in enumerate(paths.values()):
             place[path] = index
         return states[place, batch.layout.position]
@@ -91,6 +91,12 @@ class Policy:
     def rounding(self) -> float:
         """Relative distance of neighbouring numbers of the coarsest type that is used on the way."""
         return max(torch.finfo(dtype).eps for dtype in (self.compute, self.module.dtype))
+
+    @property
+    def multiple(self) -> int:
+        """To what the rows of a pack are filled up: in half precision a CPU makes a program for every shape that it
+        meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16)."""
+        return 128 if self.device.type == "cpu" and self.rounding > torch.finfo(torch.float32).eps else 1
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:

@@ -60,7 +60,7 @@ class Stretch:
 class Layout:
     """What the attention must know of a pack; travels through the model as one keyword.
 
-    end, position: (tokens,) as in the trie; trie: the same in numpy, for cutting blocks on the host.
+    end, position: (rows,) as in the trie, then fill; trie: the same in numpy, for cutting blocks on the host.
     read: (read,) the rows whose last hidden state anyone reads, in order, or None where telling them apart is not worth
     its while; only_read: leave out blocks that hold none of them. calls: one entry a layer that asked. What one layer
     worked out is kept for the next.
@@ -148,8 +148,8 @@ class Layout:
 class Batch:
     """One pack.
 
-    ids: (tokens,). The last token of a response is nobody's context, so it is no row of the trie.
-    source, target: (scored,) the row whose hidden state predicts, and the token it must predict; distinct.
+    ids: (rows,) those of the trie, then fill. The last token of a response is nobody's context, so it is no row.
+    source, target: (scored,) the row whose hidden state predicts, and the token it must predict; distinct, then fill.
     member: (members,) for every token of every response, in the order groups, responses, tokens: its place in scored.
     response: (members,) the response that it belongs to, 0..responses-1 in the same order.
     tokens_naive: tokens of every prompt with every response, as trainers without sharing compute them.
@@ -167,7 +167,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return len(self.ids)
+        """Distinct ones, without fill."""
+        return self.layout.trie.tokens
 
     def sum(self, token_values: Tensor) -> Tensor:
         """(members,) -> (responses,): per-token values summed over each response.
@@ -179,8 +180,11 @@ class Batch:
         return summed.index_add(0, self.response, token_values.double()).to(token_values.dtype)
 
 
-def collate(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> Batch:
-    """The pack of these groups on a device. Every prompt and every response has at least one token."""
+def collate(groups: Sequence[TokenGroup], device: torch.device | str = "cpu", multiple: int = 1) -> Batch:
+    """The pack of these groups on a device. Every prompt and every response has at least one token.
+
+    multiple: rows, read rows and scored tokens are filled up to one; nobody sees the fill, nor does it see anybody.
+    """
     sequences = [np.concatenate([g.prompt, r]) for g in groups for r in g.responses]
     prompts = [len(g.prompt) for g in groups for _ in g.responses]
     trie = build([s[:-1] for s in sequences])
@@ -188,18 +192,27 @@ def collate(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
     target = np.concatenate([s[n:] for s, n in zip(sequences, prompts, strict=True)]).astype(np.int64)
     counts = [len(s) - n for s, n in zip(sequences, prompts, strict=True)]
     pairs, member = np.unique(np.stack([source, target]), axis=1, return_inverse=True)
+    source, target = np.pad(pairs, ((0, 0), (0, -pairs.shape[1] % multiple)), "edge")
+    fill = -trie.tokens % multiple
+    rows, read = trie.tokens + fill, np.unique(source)
+    unread = np.setdiff1d(np.arange(rows), read)
+    read = np.union1d(read, unread[len(unread) - -len(read) % multiple :])
 
     def put(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device, non_blocking=True)
 
-    read = np.unique(source)
-    layout = Layout(put(trie.end), put(trie.position), trie, put(read) if len(read) < WORTH * trie.tokens else None)
+    layout = Layout(
+        end=put(np.pad(trie.end, (0, fill), constant_values=rows)),
+        position=put(np.pad(trie.position, (0, fill))),
+        trie=trie,
+        read=put(read) if len(read) < WORTH * rows else None,
+    )
     return Batch(
         groups=tuple(groups),
-        ids=put(trie.ids),
+        ids=put(np.pad(trie.ids, (0, fill))),
         layout=layout,
-        source=put(pairs[0]),
-        target=put(pairs[1]),
+        source=put(source),
+        target=put(target),
         member=put(member.reshape(-1)),
         response=put(np.repeat(np.arange(len(sequences)), counts)),
         responses=len(sequences),

@@ -176,7 +176,7 @@ def _logp(policy: Policy, groups: Sequence[TokenGroup], memory: Memory) -> tuple
     """(members,) of groups of one response, fp32, and tokens computed."""
 
     def work(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
-        batches = [collate([groups[i] for i in pack], policy.device) for pack in packs]
+        batches = [collate([groups[i] for i in pack], policy.device, policy.multiple) for pack in packs]
         with torch.no_grad():
             found = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
         return np.concatenate(found), sum(batch.tokens for batch in batches)

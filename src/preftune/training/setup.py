@@ -176,7 +176,7 @@ def in_vocabulary(known: int, prepared: Prepared) -> None:
 
 def first_pack(groups: Sequence[TokenGroup], policy: Policy):
     """The two shortest groups: what the layout is checked on."""
-    return collate(sorted(groups, key=lambda g: g.tokens)[:2], policy.device)
+    return collate(sorted(groups, key=lambda g: g.tokens)[:2], policy.device, policy.multiple)
 
 
 def anchor_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:

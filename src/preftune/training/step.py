@@ -84,7 +84,7 @@ class Engine:
 
     def batch(self, groups: Sequence[TokenGroup], pack: Pack) -> Batch:
         """A pack of some of these groups, where the policy is."""
-        return collate([groups[i] for i in pack], self.policy.device)
+        return collate([groups[i] for i in pack], self.policy.device, self.policy.multiple)
 
     def following(self, usual: tuple[float | None, ...]) -> Engine:
         """The same with an objective that knows these running means."""
