@@ -78,7 +78,7 @@ def useful(setup: Setup, batch: Batch) -> dict[str, float]:
 def prepare(place: Path, regime: str, vocab: int, dtype: str, steps: int) -> Setup:
     """A run of ours up to its first update."""
     rows, _, _ = speed.files(place, regime, vocab, steps)
-    spec = speed.ours(place, vocab, rows, steps, **{"model.compute": dtype, "batch.tokens": 8192})
+    spec = speed.ours(place, vocab, rows, steps, **{"model.compute": dtype})
     run = resolve(load(None, [f"{key}={value}" for key, value in spec["run"].items()]))
     return set_up(run, silent, Stop())
 

@@ -8,7 +8,7 @@ from making import groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention
-from preftune.model.check import checked, disagreement, moved_by_rounding, plain_logp
+from preftune.model.check import GROUPS, checked, disagreement, moved_by_rounding, plain_logp, sample
 from preftune.model.policy import NOISE, Policy, wrap
 from preftune.pack.batch import Batch, collate
 
@@ -51,15 +51,70 @@ def test_wrong_attention_is_caught_and_replaced(family: str, kind: str, monkeypa
     assert off > 0.1
 
 
-@pytest.mark.parametrize("kind", ["float32", "products", "weights"])
-def test_a_wrong_part_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far off as an MLP that leaves out its family's factor: both layouts have it, only the model's own has not."""
+FAULTS = {  # nats a token that they are off in fp32
+    "a hidden state times 1.1": lambda right, self, batch: right(self, batch) * 1.1,
+    "logits times 1.02": lambda right, self, batch: right(self, batch) * 1.02,
+    "the row before for the last": lambda right, self, batch: right(self, batch).roll(batch.tokens - 1, 0),
+}
+
+
+@pytest.mark.parametrize("kind", ["float32", "products"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_part_is_refused(fault: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both layouts; where the weights are in fp32, half precision hides nothing."""
     policy, batch = policy_of("llama", kind)
     right = Policy.hidden
-    monkeypatch.setattr(Policy, "hidden", lambda self, pack: right(self, pack) * 1.1)
+    monkeypatch.setattr(Policy, "hidden", lambda self, pack: FAULTS[fault](right, self, pack))
     with pytest.raises(UserError, match="nats a token off its own forward pass") as caught:
         checked(policy, batch)
     assert ("float32" in str(caught.value)) == (kind != "float32")
+
+
+def test_a_part_as_wrong_as_a_forgotten_factor_is_refused_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, batch = policy_of("llama", "weights")
+    right = Policy.hidden
+    monkeypatch.setattr(Policy, "hidden", lambda self, pack: right(self, pack) * 1.1)
+    with pytest.raises(UserError, match="float32"):
+        checked(policy, batch)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3_moe"])
+def test_few_tokens_refuse_no_model(family: str) -> None:
+    policy, _ = policy_of(family, "weights")
+    for seed in range(20):
+        pairs = groups(1, seed=seed, prompt=(4, 12), response=(1, 2))
+        found, _ = checked(policy, collate(pairs, multiple=policy.multiple))
+        assert found.layout == "trie", seed
+
+
+@pytest.mark.parametrize("kind", ["float32", "weights"])
+def test_a_model_that_draws_at_random_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, batch = policy_of("llama", kind)
+    part = policy.module.base_model.layers[1].mlp
+    part.register_forward_hook(lambda _part, _given, out: torch.nn.functional.dropout(out, 0.02))
+    with pytest.raises(UserError, match="draws at random"):
+        checked(policy, batch)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_fails_on_the_trie_is_padded_unless_the_trie_was_asked_for() -> None:
+    policy, batch = policy_of("nemotron", "float32")
+    assert policy.layout == "trie"
+    with pytest.raises(UserError, match="auto"):
+        checked(policy, batch, fall_back=False)
+    found, off = checked(policy, batch)
+    assert (found.layout, off) == ("padded", float("inf"))
+
+
+def test_the_sample_is_short_rows_and_one_beyond_the_window() -> None:
+    policy, _ = wrap(tiny("mistral", sliding_window=40), "auto")
+    made = [*groups(30, seed=3, prompt=(4, 9), response=(3, 6)), *groups(3, seed=4, prompt=(60, 70), response=(3, 6))]
+    batch = sample(made, policy)
+    assert len(batch.groups) == GROUPS + 1
+    assert batch.layout.depth > 40
+    assert max(g.tokens for g in batch.groups[:GROUPS]) < 40
+    assert len(sample(groups(30, response=(90, 99)), wrap(tiny(), "auto")[0]).groups) == 2
 
 
 def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:

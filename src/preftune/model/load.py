@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from preftune.data.trust import refuse_code
-from preftune.errors import UserError
+from preftune.data.trust import refuse_code, refuse_unnamed
+from preftune.errors import UserError, foreign
 from preftune.files import Folder
 
 logging.disable_progress_bar()  # one line of progress is ours to show
@@ -22,8 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(path: str, *, revision: str | None, weights: str, device: torch.device, where: str) -> PreTrainedModel:
     """A causal language model in evaluation mode, dropout off. where: the key that named it, for errors."""
-    if not path:
-        raise UserError("no model is named.", where=where, mend=f"Add {where} = a folder or a hub name.")
+    refuse_unnamed(path, where)
     folder = Path(path).expanduser()
     if folder.is_dir():
         refuse_code(folder, where)
@@ -45,7 +44,7 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
-        raise UserError(f"cannot be loaded: {_first_line(error)}", where=f"{where}: {path}") from error
+        raise UserError(f"cannot be loaded: {foreign(error)}", where=f"{where}: {path}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -69,17 +68,14 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
 
 def load_config(path: str, revision: str | None, where: str) -> PreTrainedConfig:
     """The model's config alone, without its weights."""
+    refuse_unnamed(path, where)
     folder = Path(path).expanduser()
     if folder.is_dir():
         refuse_code(folder, where)
     try:
         return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:
-        raise UserError(f"cannot be read: {_first_line(error)}", where=f"{where}: {path}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(f"cannot be read: {foreign(error)}", where=f"{where}: {path}") from error
 
 
 def switch_dropout_off(module: PreTrainedModel) -> None:

@@ -207,10 +207,10 @@ def start_check(setup: Setup, state: State, record: Record) -> None:
 
 
 def _margin(setup: Setup, pack: Pack) -> float:
-    """Largest log-ratio of a pack of training rows, in nats a token, without its sign."""
+    """Log-ratios of a pack of training rows, in nats a token, without their sign."""
     with torch.no_grad():
         scores = score(setup.engine, setup.engine.batch(setup.prepared.train, pack)).scores
-    return float((scores.log_ratio.abs() / scores.tokens).max())
+    return float(scores.log_ratio.abs().sum() / scores.tokens.sum())
 
 
 def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show) -> None:

@@ -15,10 +15,9 @@ from preftune.data.groups import TokenGroup
 from preftune.data.prepare import Prepared
 from preftune.errors import UserError
 from preftune.model import load
-from preftune.model.check import checked
+from preftune.model.check import checked, sample
 from preftune.model.memory import pack_budget
 from preftune.model.policy import Policy, trainable, wrap
-from preftune.pack.batch import collate
 from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_rank
 from preftune.ranks import ALONE, Ranks
 from preftune.reference import reference as anchors
@@ -89,7 +88,10 @@ def set_up(
     )
     policy, layout = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     in_vocabulary(policy.vocab, prepared)
-    policy, off = checked(policy, first_pack(prepared.train, policy))
+    wrapped, fall_back = policy.layout, run.model.layout == "auto"
+    policy, off = checked(policy, sample(prepared.train, policy), fall_back=fall_back)
+    if policy.layout != wrapped:
+        layout = "one padded row a response, because sharing prefixes changes what this model says"
     policy = trainable(policy, checkpointing=run.model.checkpointing)
     budget = -ranks.highest(-(run.batch.tokens or pack_budget(module, device, run.model.checkpointing)))
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
@@ -174,11 +176,6 @@ def in_vocabulary(known: int, prepared: Prepared) -> None:
             )
 
 
-def first_pack(groups: Sequence[TokenGroup], policy: Policy):
-    """The two shortest groups: what the layout is checked on."""
-    return collate(sorted(groups, key=lambda g: g.tokens)[:2], policy.device, policy.multiple)
-
-
 def anchor_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:
     """The model that the reference is, which may be the policy itself; None where there is no reference."""
     kind = run.reference
@@ -197,7 +194,7 @@ def anchor_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Poli
     model = wrap(module, run.model.layout, policy.compute)[0]
     if model.vocab != policy.vocab:
         raise UserError("the reference has another vocabulary than the policy.", where=f"reference.path: {path}")
-    model, _ = checked(model, first_pack(groups, policy))
+    model, _ = checked(model, sample(groups, model), fall_back=run.model.layout == "auto")
     module.requires_grad_(False)
     return model
 
