@@ -181,7 +181,16 @@ def test_another_run_does_not_go_on(run_of: Callable[..., Run], changed: dict, n
     with pytest.raises(UserError, match=named) as raised:
         train(run_of(**{"optim__epochs": 1, **changed}), resume=True)
     assert f"--allow-change {named}" in str(raised.value)
-    train(run_of(**{"optim__epochs": 1, **changed}), resume=True, allow_change=[named])
+    train(run_of(**{"optim__epochs": 2, **changed}), resume=True, allow_change=[named, "optim.epochs"])
+
+
+def test_a_run_that_is_done_does_not_become_another(run_of: Callable[..., Run]) -> None:
+    """Its record would say what the model was not trained with."""
+    out = train(run_of(optim__epochs=1))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(UserError, match="this run is done"):
+        train(run_of(optim__epochs=1, objective__beta=0.5), resume=True, allow_change=["objective.beta"])
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_changed_rows_do_not_go_on(run_of: Callable[..., Run], tmp_path: Path, world: Path) -> None:
@@ -205,6 +214,17 @@ def test_a_damaged_checkpoint_is_passed_over(run_of: Callable[..., Run], tmp_pat
     assert all(torch.equal(kept[name], value) for name, value in weights(whole).items())
     event = next(e for e in read_lines(whole / "events.jsonl") if e["event"] == "resumed")
     assert "weights.safetensors" in event["passed_over"][0]
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew(run_of: Callable[..., Run]) -> None:
+    whole = train(run_of(save__every=5, save__keep=2))
+    for checkpoint in (whole / "checkpoints").iterdir():
+        (checkpoint / "state.json").write_text("{}")
+    metrics = (whole / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"no checkpoint is whole: .*state\.json.*--force") as caught:
+        train(run_of(save__every=5, save__keep=2), resume=True)
+    assert caught.value.code == 65
+    assert (whole / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_two_runs_do_not_share_a_folder(run_of: Callable[..., Run], tmp_path: Path) -> None:

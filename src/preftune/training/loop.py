@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def train(
         state = State(setup.policy.module, adamw(setup.policy.module, run.optim), moving)
         with closing(Record(out, writing=ranks.first)) as record:
             if ranks.first:
-                _open(setup, state, record, resuming, allow_change)
+                _open(setup, state, record, resuming, allow_change, show)
             checkpoints.spread(state, ranks)
             held_out = HeldOut.of(setup.prepared.evaluate, setup.engine)
             learn(setup, state, record, held_out, show, stop)
@@ -237,10 +237,10 @@ def _as_before(run: Run, out: Path, ranks: Ranks) -> Run:
     return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
 
 
-def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_change: Sequence[str]) -> None:
+def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_change: Sequence[str], show: Show) -> None:
     """Begin the record, or take it up where its newest valid checkpoint stands."""
     now = identity(setup.run, setup.digests)
-    changes = compare(record.path / "identity.json", now, allow_change) if resuming else []
+    resumed = _take_up(setup, state, record, now, allow_change) if resuming else None
     record.json("identity.json", now)
     around = environment(setup.run, setup.digests, str(setup.policy.device), torch.get_num_threads(), setup.ranks.count)
     if resuming and (moved := other_environment(record.path, around)):
@@ -248,15 +248,39 @@ def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_chan
     record.json("environment.json", around)
     record.json("data.json", setup.prepared.account)
     start(record.path, setup.run)
-    if resuming:
-        found, passed = checkpoints.newest(record.checkpoints)
-        if found is not None:
-            checkpoints.load(state, found)
-        record.rewind(state.step if found is not None else -1)
-        text = f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else "")
+    if resumed is not None:
+        text, passed, found = resumed
+        record.rewind(state.step if found else -1)
         record.event(state.step, "resumed", text, passed_over=passed)
+        for sentence in (text, *(f"passed over {why}" for why in passed)):
+            show(sentence)
     for kind, (text, details) in setup.notes.items():
         record.event(state.step, kind, text, **details)
+
+
+def _take_up(
+    setup: Setup, state: State, record: Record, now: Mapping[str, object], allow_change: Sequence[str]
+) -> tuple[str, list[str], bool]:
+    """Load the newest valid checkpoint, and say so; which newer ones were passed over; whether there was one.
+
+    Raises UserError, with nothing written, where this is another run, where all checkpoints are damaged, and where a
+    run that is done should go on otherwise.
+    """
+    changes = compare(record.path / "identity.json", now, allow_change)
+    found, passed = checkpoints.newest(record.checkpoints)
+    if found is not None:
+        checkpoints.load(state, found)
+    elif passed:
+        raise UserError(f"no checkpoint is whole: {'; '.join(passed)}.", where=str(record.checkpoints), code=CORRUPT,
+                        mend="Start again from the beginning with --force, or take another `out`.")  # fmt: skip
+    if changes and state.step == len(setup.plan.steps):
+        raise UserError(f"this run is done, and would not become another one: {', '.join(changes)}.",
+                        where=str(record.path), mend="Set it back, or start anew in another `out`.")  # fmt: skip
+    return (
+        f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else ""),
+        passed,
+        bool(found),
+    )
 
 
 def _finish(setup: Setup, state: State, record: Record, show: Show) -> None:
