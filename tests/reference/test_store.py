@@ -106,6 +106,16 @@ def test_a_pack_that_does_not_fit_is_scored_half_by_half(tmp_path: Path, monkeyp
         scored(tmp_path / "none", made)
 
 
+def test_a_store_that_cannot_be_written_is_found_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Policy, "token_logp", None)  # nothing may be computed
+    with pytest.raises(UserError, match="cannot write") as caught:
+        scored(tmp_path / "file", groups(2))
+    assert str(tmp_path / "file") in str(caught.value)
+
+
 def test_a_stopped_pass_keeps_what_it_did(tmp_path: Path) -> None:
     policy, _ = wrap(tiny(), "auto")
     store = Store(tmp_path, "w" * 64, "n")

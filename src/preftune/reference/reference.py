@@ -132,6 +132,8 @@ def score(
     packs = [pack for pack in packs if any(key in missing for key in pack)]
     givers |= {key: at % ranks.count for at, pack in enumerate(packs) for key in pack if key in missing}
     computed = 0
+    if missing:
+        store.begin()
     try:
         for tokens_of_pack in _computed(policy, store, packs[ranks.index :: ranks.count], wanted, missing, show):
             computed += tokens_of_pack
