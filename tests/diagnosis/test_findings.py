@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from preftune.diagnosis import CHECKS, diagnose
+from preftune.diagnosis import CHECKS, Finding, diagnose
 from preftune.diagnosis.finding import number, share, share_error
 from preftune.record.read import Counts, DataSummary, Event, HeldOutRow, Numbers, Record
 
@@ -26,8 +26,8 @@ END: Numbers = {
     "accuracy_chosen_shorter": 0.7, "reward_length_correlation": 0.1,
 }  # fmt: skip
 ROW = HeldOutRow(
-    id="", margin=6.0, chosen_logp=-58.0, rejected_logp=-64.5, chosen_logp_change=2.0, rejected_logp_change=-4.5,
-    rejected_tokens=40.0,
+    id="", margin=6.0, accuracy=1.0, chosen_logp=-58.0, rejected_logp=-64.5, chosen_logp_change=2.0,
+    rejected_logp_change=-4.5, rejected_tokens=40.0,
 )  # fmt: skip
 ROWS = tuple(replace(ROW, id=str(i), chosen_tokens=40.0 + i % 3 - 1) for i in range(400))
 STEPS: tuple[Numbers, ...] = tuple(
@@ -48,6 +48,10 @@ def end(**changed: float | None) -> Record:
 
 def start(**changed: float | None) -> Record:
     return replace(HEALTHY, evaluations=({**START, **changed}, END))
+
+
+def asks(record: Record, **objective: object) -> Record:
+    return replace(record, run={**record.run, "objective": objective})
 
 
 def steps(**changed: float) -> Record:
@@ -71,6 +75,16 @@ def losses(*values: float) -> Record:
     return replace(HEALTHY, evaluations=({**START, "loss": values[0]}, *points[1:]))
 
 
+def judged(count: int) -> tuple[HeldOutRow, ...]:
+    """All rows, of which so many have an accuracy."""
+    return tuple(replace(row, accuracy=1.0 if i < count else None) for i, row in enumerate(ROWS))
+
+
+def scattered(count: int) -> tuple[HeldOutRow, ...]:
+    """A few rows, half of which went one way and half the other."""
+    return tuple(replace(row, chosen_logp_change=2.0 + 5 * (-1) ** i) for i, row in enumerate(ROWS[:count]))
+
+
 def stuck(**changed: float) -> Record:
     still = {"margin": 0.01, "loss": 0.6929} | changed
     run = replace(HEALTHY, steps=tuple({**step, **still} for step in STEPS))
@@ -80,36 +94,54 @@ def stuck(**changed: float) -> Record:
 CASES: list[tuple[str, str, Record, Record]] = [
     ("length.reward", "warn", end(reward_length_correlation=0.31), end(reward_length_correlation=0.29)),
     ("length.reward", "serious", end(reward_length_correlation=0.6),
-     end(reward_length_correlation=0.6, rejected_tokens=None)),
+     asks(end(reward_length_correlation=0.6), name="nll")),
+    ("length.reward", "warn", end(reward_length_correlation=0.6, rows=29), HEALTHY),
+    ("length.reward", "warn", asks(end(reward_length_correlation=0.6), name="orpo"), HEALTHY),
+    ("length.reward", "serious", end(reward_length_correlation=-0.84), end(reward_length_correlation=-0.29)),
     ("length.accuracy", "warn", end(accuracy_chosen_longer=0.85, accuracy_chosen_shorter=0.6),
      end(accuracy_chosen_longer=0.74, accuracy_chosen_shorter=0.6)),
     ("length.accuracy", "serious", end(accuracy_chosen_longer=0.9, accuracy_chosen_shorter=0.3),
      replace(end(accuracy_chosen_longer=0.9, accuracy_chosen_shorter=0.6), rows=ROWS[:12])),
+    ("length.accuracy", "serious", end(accuracy_chosen_longer=0.3, accuracy_chosen_shorter=0.9),
+     end(accuracy_chosen_longer=0.6, accuracy_chosen_shorter=0.74)),
     ("length.data", "info", chosen_longer(0.66), chosen_longer(0.64)),
     ("displacement.chosen", "warn", end(chosen_logp_change=-1.2), end(chosen_logp_change=-0.9)),
     ("displacement.chosen", "serious", end(chosen_logp_change=-10.0, rejected_logp_change=-16.0),
      end(chosen_logp_change=-10.0, rejected_logp_change=-9.0)),
+    ("displacement.chosen", "warn", end(rows=20, chosen_logp_change=-10.0, rejected_logp_change=-16.0),
+     asks(end(chosen_logp_change=-10.0, rejected_logp_change=-16.0), name="nll")),
+    ("displacement.chosen", "warn", end(chosen_logp_change=-1.2), end(chosen_logp_change=-1.2, margin=-0.5)),
     ("anchor.drift", "warn", end(rejected_logp_change=-21.0), end(rejected_logp_change=-19.0)),
     ("anchor.drift", "serious", end(rejected_logp_change=-41.0), end(rejected_logp_change=-19.9)),
+    ("anchor.drift", "serious", end(chosen_logp_change=80.0), asks(end(chosen_logp_change=80.0), name="orpo")),
+    ("anchor.drift", "serious", asks(end(chosen_logp_change=-80.0), name="orpo"),
+     asks(end(chosen_logp_change=80.0), name="sum", parts=[{"name": "dpo", "beta": 0.1}, {"name": "nll"}])),
     ("anchor.start", "warn", start(margin=0.2), start(margin=0.05)),
     ("anchor.start", "warn", start(margin=0.2), replace(start(margin=0.2), run={"reference": {"kind": "none"}})),
     ("anchor.start", "serious", start(margin=-3.0),
      replace(start(margin=-3.0), run={"reference": {"kind": "stored", "path": "other"}})),
     ("anchor.weak", "warn", rows(chosen_logp=-70.0), rows(chosen_logp=-55.0)),
+    ("anchor.weak", "warn", rows(chosen_logp=-70.0),
+     replace(rows(chosen_logp=-70.0), run={"reference": {"kind": "none"}})),
     ("anchor.stuck", "serious", stuck(), stuck(margin=0.5)),
     ("anchor.chance", "warn", end(accuracy=0.53), end(accuracy=0.57)),
+    ("anchor.chance", "warn", replace(end(accuracy=0.57), rows=judged(100)), asks(end(accuracy=0.53), name="nll")),
     ("anchor.overfit", "warn", steps(accuracy=0.95), steps(accuracy=0.85)),
+    ("anchor.overfit", "warn", steps(accuracy=0.95, examples=16.0), steps(accuracy=0.95, examples=0.5)),
     ("anchor.overfit", "warn", losses(0.69, 0.5, 0.6), losses(0.69, 0.5, 0.505)),
     ("anchor.overfit", "serious", losses(0.69, 0.5, 0.8), losses(0.69, 0.6, 0.5)),
+    ("anchor.overfit", "serious", losses(0.693, 0.735), replace(losses(0.693, 0.735), rows=scattered(13))),
     ("anchor.not_finite", "serious", replace(HEALTHY, steps=(*STEPS, {"step": 101, "loss": math.nan})), HEALTHY),
     ("anchor.not_finite", "serious", replace(HEALTHY, events=(Event("non_finite", 7, "loss"),)),
      replace(HEALTHY, events=(Event("note", 7, "loss"),))),
     ("shift.unlikely", "warn", start(chosen_mean_logp=-3.4, rejected_mean_logp=-3.1),
      start(chosen_mean_logp=-3.4, rejected_mean_logp=-2.9)),
+    ("shift.unlikely", "warn", start(chosen_mean_logp=-3.4, rejected_mean_logp=-3.1),
+     asks(start(chosen_mean_logp=-3.4, rejected_mean_logp=-3.1), name="orpo")),
     ("shift.skipped", "warn", train(skipped={"too_long": 60}), train(skipped={"too_long": 40})),
     ("shift.skipped", "serious", train(skipped={"too_long": 160, "pair.identical": 60}), train(skipped={})),
     ("shift.cut", "warn", train(cut=120), train(cut=80)),
-    ("shift.held_out", "info", end(rows=60), end(rows=100)),
+    ("shift.held_out", "info", replace(HEALTHY, rows=judged(60)), replace(HEALTHY, rows=judged(100))),
     ("shift.held_out", "warn", replace(HEALTHY, evaluations=()), HEALTHY),
 ]  # fmt: skip
 
@@ -143,6 +175,82 @@ def test_findings_name_their_numbers_and_come_by_severity() -> None:
     assert all(f.title and f.evidence and f.meaning and f.remedy for f in found)
 
 
+SENTENCES = [replace(ill, rows=rows) for _, _, ill, _ in CASES for rows in (ill.rows, ill.rows[:7])]
+SENTENCES += [replace(asks(ill, name="ipo", tau=0.1), evaluations=ill.evaluations[-1:]) for ill in SENTENCES]
+
+
+def test_every_text_is_whole_sentences() -> None:
+    found = [finding for record in SENTENCES for finding in diagnose(record)]
+    assert {finding.code for finding in found} == {code for code, *_ in CASES}
+    for finding in found:
+        for text in (finding.evidence, finding.meaning, finding.remedy):
+            assert text.endswith(".")
+            assert text[0].isupper() or text[0].isdigit()
+            assert "  " not in text
+
+
+def one(record: Record, code: str) -> Finding:
+    return next(finding for finding in diagnose(record) if finding.code == code)
+
+
+def test_accuracy_is_of_the_rows_that_have_one() -> None:
+    few = replace(end(accuracy=0.55), rows=judged(10))
+    assert "10 of 400 held-out rows have an accuracy" in one(few, "shift.held_out").evidence
+    assert one(few, "anchor.chance").evidence.endswith("on 10 held-out rows.")
+    mixed = replace(few, rows=(*few.rows, replace(ROW, id="rating", margin=None, chosen_tokens=None)))
+    assert mixed.judged == 10, "beside pairs, the accuracy is of pairs"
+    assert replace(few, rows=()).judged == 400
+    assert end(accuracy=None).judged == 0
+
+
+def test_noise_on_few_rows_is_no_alarm() -> None:
+    few = {**END, "rows": 13, "loss": 0.8}
+    assert codes(replace(HEALTHY, evaluations=(START, few), rows=ROWS[:13]))["anchor.overfit"] == "warn"
+    falling = steps(chosen_logp_change=-50.0, rejected_logp_change=-90.0, chosen_tokens=40.0, rejected_tokens=40.0)
+    falling = replace(falling, evaluations=(), rows=())
+    assert codes(falling)["displacement.chosen"] == "serious"
+    assert codes(replace(falling, steps=falling.steps[:8]))["displacement.chosen"] == "warn"
+
+
+def test_by_heart_only_what_was_seen_twice() -> None:
+    once, twice = (one(steps(accuracy=0.95, epoch=epoch), "anchor.overfit") for epoch in (0.9, 1.1))
+    assert "No row was seen twice" in once.meaning
+    assert "epochs" not in once.remedy
+    assert "by heart; what was gained" in twice.meaning
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [({"name": "dpo", "beta": 0.1}, ", raise objective.beta, or"),
+     ({"name": "ipo", "tau": 1.0}, ", raise objective.tau, or"),
+     ({"name": "sum", "parts": [{"name": "dpo", "beta": 0.1}, {"name": "nca"}]}, ", raise beta in objective.parts, or"),
+     ({"name": "orpo", "odds_weight": 0.1}, "Lower optim.lr, or")],
+)  # fmt: skip
+def test_remedies_name_keys_that_there_are(objective: dict[str, object], told: str) -> None:
+    assert told in one(asks(end(rejected_logp_change=-41.0), **objective), "anchor.drift").remedy
+
+
+def test_both_directions_of_length() -> None:
+    short = one(end(reward_length_correlation=-0.84), "length.reward")
+    assert short.title == "The reward falls with length"
+    assert "prefer short responses" in short.meaning
+    assert "R-DPO" not in short.remedy
+    wrong = one(end(accuracy_chosen_longer=0.3, accuracy_chosen_shorter=0.9), "length.accuracy")
+    assert wrong.title.endswith("the chosen response is shorter")
+    assert "On long chosen responses" in wrong.meaning
+    assert "whose longer response is chosen" in wrong.remedy
+
+
+def test_no_advice_that_the_model_has_no_positions_for() -> None:
+    long = train(skipped={"too_long": 160})
+    assert "raise data.max_tokens as far as the model has positions" in one(long, "shift.skipped").remedy
+    full = replace(long, data=replace(long.data, max_tokens=512))
+    assert "512 tokens are all the positions" in one(full, "shift.skipped").remedy
+    told = replace(full, run={**full.run, "data": {"max_tokens": 512}})
+    assert "as far as the model has positions" in one(told, "shift.skipped").remedy
+    assert "too long" not in one(train(skipped={"pair.identical": 160}), "shift.skipped").remedy
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_nothing_to_go_by_is_no_crash(check: Callable[[Record], object]) -> None:
     for record in (Record(path=Path("run")), _holes(None), _holes(math.nan)):
@@ -157,7 +265,7 @@ def _holes(hole: float | None) -> Record:
 
 
 def test_displacement_is_seen_in_training_where_nothing_is_held_out() -> None:
-    falling = steps(chosen_logp_change=-5.0, rejected_logp_change=-9.0, chosen_tokens=40.0)
+    falling = steps(chosen_logp_change=-5.0, rejected_logp_change=-9.0, chosen_tokens=40.0, rejected_tokens=40.0)
     assert "displacement.chosen" in codes(replace(falling, evaluations=(), rows=()))
 
 
@@ -167,6 +275,10 @@ def test_demos_raise_no_pair_findings() -> None:
     after: Numbers = {**demo, "step": 100, "loss": 1.2, "chosen_mean_logp": -1.2, "chosen_logp_change": 12.0}
     course = tuple({"step": i, "loss": 1.5 - 0.003 * i, "grad_norm": 1.0} for i in range(100))
     assert diagnose(Record(path=Path("sft"), evaluations=(demo, after), steps=course)) == []
+    far = {**after, "rows": 11, "chosen_logp_change": 80.0}
+    found = diagnose(Record(path=Path("sft"), evaluations=({**demo, "chosen_mean_logp": -4.0}, far), steps=course))
+    assert [finding.code for finding in found] == ["shift.held_out"]
+    assert "accuracy" not in found[0].evidence
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from msgspec.structs import replace
 from preftune.errors import UserError
 from preftune.record.read import Extras, ExtraTable, Record, Rewrite
 from preftune.report import page
-from preftune.report.compare import columns, differing
+from preftune.report.compare import columns, differences, differing
 from preftune.report.page import inert
-from preftune.report.words import headline, objective, visible
+from preftune.report.words import headline, lede, objective, visible
 
 Make = Callable[..., Path]
 HOSTILE = (
@@ -169,7 +169,7 @@ def test_several_runs(make_record: Make, library: str) -> None:
                      rows=tuple(replace(row, accuracy=1.0) for row in first.rows))  # fmt: skip
     text = re.sub(r"\s+", " ", " ".join(parse(page([first, same, better]), library).text))
     assert "3 runs side by side, differing in objective.beta" in text
-    assert re.search(r"b 0\.0 ± 0\.0 points on 320 common rows within noise", text)
+    assert re.search(r"b 0\.0 ± 0\.7 points on 320 common rows within noise", text)
     assert re.search(r"c \+\S+ ± \S+ points on 320 common rows beyond noise", text)
     assert "cannot be told" in re.sub(r"\s+", " ", " ".join(parse(page([first, replace(same, rows=())]), library).text))
 
@@ -207,10 +207,76 @@ def test_objectives_are_told_apart_in_one_column(make_record: Make, library: str
     ],
 )
 def test_rows_are_called_what_they_are(make_record: Make, kinds: dict[str, int], told: str) -> None:
-    record = Record.open(make_record(steps=12))
+    assert re.search(told, headline(of_kinds(Record.open(make_record(steps=12)), **kinds)))
+
+
+def of_kinds(record: Record, **kinds: int) -> Record:
     assert record.data.train is not None
-    named = replace(record, data=replace(record.data, train=replace(record.data.train, kinds=kinds)))
-    assert re.search(told, headline(named))
+    return replace(record, data=replace(record.data, train=replace(record.data.train, kinds=kinds)))
+
+
+def test_accuracy_and_its_error_are_of_the_rows_that_have_one(make_record: Make, library: str) -> None:
+    record = Record.open(make_record(steps=12))
+    uneven = replace(
+        record, rows=tuple(replace(row, accuracy=row.accuracy if i < 10 else None) for i, row in enumerate(record.rows))
+    )
+    assert headline(uneven).endswith("of 10 held-out pairs right; 310 more have no right order.")
+    wide, narrow = (float(columns([one])[0].cells[0].split("±")[1]) for one in (uneven, record))
+    assert narrow < 3
+    assert wide > 10
+    assert "of 10 held-out pairs right" in "".join(parse(page([uneven]), library).text)
+
+
+def test_changes_explain_the_margin_only_where_they_are_of_the_same_rows(make_record: Make) -> None:
+    record = Record.open(make_record(steps=12))
+    assert re.search(r"nats: the log-probability of chosen changed by \S+, that of rejected by \S+\.", lede(record)[-1])
+    mixed = replace(record, evaluations=tuple({**e, "margin": (e["margin"] or 0) / 5} for e in record.evaluations))
+    assert re.fullmatch(r"The margin grew by \S+ nats\.", lede(mixed)[-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "names", "told"),
+    [("rating", "good above bad", {"Good responses", "Bad responses"}, "Where good responses fell too"),
+     ("pair", "pairs ranked right", {"Chosen", "Rejected"}, "Where chosen fell too"),
+     ("demo", None, {"Responses"}, "the responses to imitate")],
+)  # fmt: skip
+def test_charts_speak_of_the_rows(
+    make_record: Make, library: str, kind: str, unit: str | None, names: set[str], told: str
+) -> None:
+    record = of_kinds(Record.open(make_record(steps=12)), **{kind: 9})
+    if kind == "demo":
+        none = ("accuracy", "margin", "rejected", "chosen_reward")
+        lines = [[{k: v for k, v in line.items() if not k.startswith(none)} for line in part]
+                 for part in (record.steps, record.evaluations)]  # fmt: skip
+        lengths = {key: value for key, value in record.data.lengths.items() if key != "rejected"}
+        record = replace(record, steps=tuple(lines[0]), evaluations=tuple(lines[1]), rows=(),
+                         data=replace(record.data, lengths=lengths))  # fmt: skip
+    parsed = parse(page([record]), library)
+    drawn = {chart["id"]: chart for chart in data(parsed)}
+    assert drawn.get("accuracy", {}).get("y") == unit
+    assert {s["name"] for s in drawn["logp_change"]["series"] if "held out" not in s["name"]} == names
+    assert told in drawn["logp_change"]["look"]
+    assert {s["name"] for s in drawn["lengths"]["series"]} == {"Prompt", *names}
+    text = " ".join(parsed.text)
+    assert all(f"Log-probability of {name.lower()}" in text for name in names)
+    if kind == "demo":
+        assert not re.search("displacement:|[Rr]ejected", "".join(str(chart["look"]) for chart in drawn.values()))
+
+
+def test_what_was_used_is_compared_and_few_rows_prove_little(make_record: Make) -> None:
+    first = Record.open(make_record("a"))
+    open_ended = replace(first, run={**first.run, "data": {"train": "prefs.jsonl", "holdout": 0.1}})
+    assert differing([first, open_ended]) == ["data.max_tokens"]
+    used = [replace(record, data=replace(record.data, max_tokens=512)) for record in (first, open_ended)]
+    assert differing(used) == []
+    few = [replace(first, path=Path(name), rows=first.rows[:12]) for name in "ab"]
+    assert re.fullmatch(r"0\.0 ± 14\.0 points on 12 common rows", differences(few)[0].text)
+
+
+def test_a_long_name_stays_beside_its_colour() -> None:
+    style = (Path(sys.modules["preftune.report"].__path__[0]) / "page.css").read_text()
+    assert re.search(r"\.runs tbody th \{[^}]*white-space: nowrap", style)
+    assert re.search(r"\.legend li \{[^}]*display: flex", style)
 
 
 def test_two_folders_of_one_name_are_told_apart(make_record: Make, library: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from preftune.diagnosis import anchor, displacement, length, shift
+from preftune.diagnosis import anchor, displacement, length, overfit, shift
 from preftune.diagnosis.finding import ORDER, Finding
 from preftune.record.read import Record
 
@@ -13,7 +13,7 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.starts_off_zero,
     anchor.stuck,
     anchor.no_better_than_chance,
-    anchor.overfitted,
+    overfit.overfitted,
     displacement.chosen_falls,
     length.reward_follows_length,
     length.accurate_only_when_longer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, Finding, number, share, share_error
 from preftune.record.read import Record
 
@@ -17,8 +18,6 @@ DRIFTED, FAR = 0.5, 1.0
 UNMOVED = 0.05
 UNMOVED_LOSS = 0.01  # relative
 STEPS_TO_MOVE = 10  # a shorter run is a try-out
-OVERFIT = 0.15  # training accuracy is always somewhat higher; this much is memory
-LOSS_ROSE = 0.05  # relative to its lowest value or to how far it fell; smaller rises are noise of an evaluation
 
 
 def not_finite(record: Record) -> Finding | None:
@@ -62,7 +61,9 @@ def starts_off_zero(record: Record) -> Finding | None:
 
 
 def weak_reference(record: Record) -> Finding | None:
-    """How often the start ranks a held-out pair as people did, per token."""
+    """How often the start ranks a held-out pair as people did, per token; it matters to what is held near it."""
+    if record.setting("reference.kind") == "none" or asked.imitates(record):
+        return None
     verdicts = []
     for row in record.rows:
         chosen = _start(row.chosen_logp, row.chosen_logp_change)
@@ -93,11 +94,14 @@ def _start(now: float | None, change: float | None) -> float | None:
 
 
 def drifted(record: Record) -> Finding | None:
-    """Change of log-probability per token since the start, the larger one of chosen and rejected."""
-    moved = []
+    """Change of log-probability per token since the start, the larger one of chosen and rejected.
+
+    Where the objective imitates, responses are to become more probable, and those like them do so too.
+    """
+    moved, imitates = [], asked.imitates(record)
     for side in ("chosen", "rejected"):
         change, tokens = record.end.get(f"{side}_logp_change"), record.end.get(f"{side}_tokens")
-        if change is not None and tokens:
+        if change is not None and tokens and not (imitates and change > 0):
             moved.append((abs(change) / tokens, side, change))
     if not moved or not max(moved)[0] >= DRIFTED:
         return None
@@ -111,7 +115,7 @@ def drifted(record: Record) -> Finding | None:
         f"{'more' if change > 0 else 'less'} probable.",
         meaning="So far from the start the preferences no longer describe what the model writes, and other "
         "abilities are likely to be damaged.",
-        remedy="Raise objective.beta, lower optim.lr, or train for fewer steps.",
+        remedy=f"Lower optim.lr, {asked.hold(record, 'raise')}or train for fewer steps.",
     )
 
 
@@ -123,7 +127,8 @@ def stuck(record: Record) -> Finding | None:
     margin = _moved(record)
     if abs(late - early) > UNMOVED_LOSS * abs(early) or (margin is not None and abs(margin) > UNMOVED):
         return None
-    start = " That is ln 2, the loss of a model that has learned nothing." if abs(late - math.log(2)) < 0.01 else ""
+    untaught = margin is not None and abs(late - math.log(2)) < 0.01
+    start = " That is ln 2, the loss of a model that has learned nothing." if untaught else ""
     moved = "" if margin is None else f" The margin moved by {number(margin, sign=True)} nats."
     return Finding(
         code="anchor.stuck",
@@ -133,7 +138,7 @@ def stuck(record: Record) -> Finding | None:
         f"steps.{start}{moved}",
         meaning="The policy is practically the model that it began as.",
         remedy="Raise optim.lr (full fine-tuning usually takes 5e-7 to 5e-6, adapters and small models 10 to 100 "
-        "times that), train longer, or lower objective.beta.",
+        f"times that), {asked.hold(record, 'lower')}or train longer.",
     )
 
 
@@ -147,8 +152,8 @@ def _moved(record: Record) -> float | None:
 
 def no_better_than_chance(record: Record) -> Finding | None:
     """The model moved, but held-out accuracy cannot be told from a coin."""
-    accuracy, rows, margin = record.end.get("accuracy"), record.end.get("rows"), _moved(record)
-    if accuracy is None or not rows or margin is None or abs(margin) <= UNMOVED:
+    accuracy, rows, margin = record.end.get("accuracy"), record.judged, _moved(record)
+    if accuracy is None or not rows or margin is None or abs(margin) <= UNMOVED or asked.only_imitates(record):
         return None
     error = share_error(accuracy, rows)
     if accuracy > COIN + NOISE * error:
@@ -162,31 +167,4 @@ def no_better_than_chance(record: Record) -> Finding | None:
         "see it.",
         remedy="Hold out more rows; train longer or with a higher rate; check that chosen and rejected are not "
         "mixed up.",
-    )
-
-
-def overfitted(record: Record) -> Finding | None:
-    """Training accuracy far above held-out accuracy, or a held-out loss that rises again."""
-    train, held_out, rows = record.recent("accuracy"), record.end.get("accuracy"), record.end.get("rows")
-    told = []
-    gap = train - held_out if train is not None and held_out is not None else 0.0
-    if held_out is not None and rows and gap > max(OVERFIT, NOISE * share_error(held_out, rows)):
-        told.append(f"Accuracy is {share(train)} on the rows of the last steps and {share(held_out)} held out.")
-    losses = [(e["loss"], e["step"]) for e in record.evaluations if e.get("loss") is not None]
-    losses = [(loss, step) for loss, step in losses if loss is not None and math.isfinite(loss)]
-    severity = "warn"
-    (lowest, place), last = min(losses, default=(0.0, 0.0)), losses[-1][0] if losses else 0.0
-    if losses and last - lowest > LOSS_ROSE * max(abs(lowest), losses[0][0] - lowest):
-        told.append(f"The held-out loss rose from {number(lowest, 3)} at step {number(place)} to {number(last, 3)}.")
-        severity = "serious" if last > losses[0][0] else "warn"
-    if not told:
-        return None
-    return Finding(
-        code="anchor.overfit",
-        severity=severity,
-        title="Held-out rows do not follow the training rows",
-        evidence=" ".join(told),
-        meaning="The model has begun to learn its rows by heart; what was gained last holds for them only.",
-        remedy="Train for fewer epochs or steps (set evaluate.every to see where to stop), raise objective.beta, "
-        "lower optim.lr, or add rows.",
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, Finding, number, share
+from preftune.diagnosis import asked
+from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share
 from preftune.record.read import Record, mean, standard_error
 
 # A fall of less than one nat (2.7 times) for a whole response is what any training at all does to it.
@@ -17,11 +18,8 @@ FALLEN = -1.0
 # Per token: the perplexity of the chosen responses is a quarter worse, which is visible in what the model writes.
 FALLEN_A_TOKEN = -math.log(1.25)
 
-REMEDY = (
-    "Add the likelihood of the chosen response to the objective (DPO with an NLL term, DPO-Positive, Cal-DPO), "
-    "bound the margin (IPO), raise beta, or stop earlier. Pairs whose two responses are nearly the same drive the "
-    "effect most: drop those."
-)
+ADD = "Add the likelihood of the chosen response to the objective (DPO with an NLL term, DPO-Positive, Cal-DPO)"
+WEIGH = "Give the likelihood of the chosen response more weight in the objective"
 
 
 def chosen_falls(record: Record) -> Finding | None:
@@ -29,8 +27,10 @@ def chosen_falls(record: Record) -> Finding | None:
     held_out = record.end.get("chosen_logp_change") is not None
     change = record.end["chosen_logp_change"] if held_out else record.recent("chosen_logp_change")
     rejected = record.end.get("rejected_logp_change") if held_out else record.recent("rejected_logp_change")
-    if change is None or rejected is None:
+    if change is None or rejected is None or asked.only_imitates(record):
         return None
+    if held_out and (record.gain("margin") or 0.0) < 0:
+        return None  # where kinds are mixed, the two changes are of more rows than the margin
     by_row = [row.chosen_logp_change for row in record.rows if row.chosen_logp_change is not None]
     error = standard_error(by_row) if held_out and len(by_row) > 1 else 0.0
     if change > min(FALLEN, -NOISE * error) or change <= rejected:
@@ -44,14 +44,16 @@ def chosen_falls(record: Record) -> Finding | None:
         evidence += f" Chosen became less probable on {share(fell)} of {number(len(by_row))} rows."
     if by_token:
         evidence += f" Per token its perplexity is {share(math.expm1(-by_token), 0)} higher than at the start."
+    seen = (record.end.get("rows") or 0) if held_out else len(record.steps)
     return Finding(
         code="displacement.chosen",
-        severity="serious" if by_token <= FALLEN_A_TOKEN else "warn",
+        severity="serious" if by_token <= FALLEN_A_TOKEN and seen >= SURE else "warn",
         title="The chosen responses became less probable",
         evidence=evidence + _incentives(record),
         meaning="The margin grew because rejected fell faster than chosen, not because chosen rose. The probability "
         "that both lost went to responses that are in no pair, and nothing in the data says that those are good.",
-        remedy=REMEDY,
+        remedy=f"{WEIGH if asked.imitates(record) else ADD}, bound the margin (IPO), {asked.hold(record, 'raise')}or "
+        "stop earlier. Pairs whose two responses are nearly the same drive the effect most: drop those.",
     )
 
 

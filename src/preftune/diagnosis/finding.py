@@ -12,6 +12,8 @@ ORDER: tuple[Severity, ...] = ("serious", "warn", "info")
 
 # A difference counts when it is larger than this many standard errors: one in twenty would be by chance.
 NOISE = 2.0
+# Fewer rows than this, or steps where nothing is held out, are a hint and not grounds for alarm.
+SURE = 30
 
 
 class Finding(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, Finding, number, share, share_error
+from preftune.diagnosis import asked
+from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share, share_error
 from preftune.record.read import Record
 
 # Rank correlations below this are also seen between length and true quality: longer is often a little better.
@@ -21,47 +22,54 @@ CHOSEN_LONGER = 0.65
 def reward_follows_length(record: Record) -> Finding | None:
     """The rank correlation of log-ratio and tokens after training."""
     correlation, rows = record.end.get("reward_length_correlation"), record.end.get("rows")
-    if correlation is None or not rows or record.end.get("rejected_tokens") is None:
-        return None  # demos alone: whatever is imitated gains with every token, and that is no preference
+    if correlation is None or not rows or asked.only_imitates(record):
+        return None  # whatever is imitated gains with every token, and that is no preference
     responses = record.end.get("responses") or 2 * rows
-    if correlation < max(CORRELATED, NOISE / math.sqrt(max(1.0, responses - 1))):
+    if not abs(correlation) >= max(CORRELATED, NOISE / math.sqrt(max(1.0, responses - 1))):
         return None
+    longer, sure = correlation > 0, rows >= SURE and not asked.imitates(record)
+    liked = "long" if longer else "short"
     return Finding(
         code="length.reward",
-        severity="serious" if correlation >= STRONGLY_CORRELATED else "warn",
-        title="The reward grows with length",
+        severity="serious" if abs(correlation) >= STRONGLY_CORRELATED and sure else "warn",
+        title=f"The reward {'grows' if longer else 'falls'} with length",
         evidence=f"Across {number(responses)} held-out responses the rank correlation between the learned reward and "
         f"the number of tokens is {number(correlation, 2)} (0 would be no relation).",
-        meaning="Part of what was learned is to prefer long responses as such. The tuned model will tend to write "
-        "longer responses whether or not they are better.",
-        remedy="Use an objective that divides by length (length-normalised DPO, SimPO) or that subtracts it (R-DPO, "
-        "LD-DPO).",
+        meaning=f"Part of what was learned is to prefer {liked} responses as such. The tuned model will tend to write "
+        f"{liked}er responses whether or not they are better.",
+        remedy="Use an objective that divides by length (length-normalised DPO, SimPO)"
+        + (" or that subtracts it (R-DPO, LD-DPO)." if longer else "; balance the lengths of chosen and rejected."),
     )
 
 
 def accurate_only_when_longer(record: Record) -> Finding | None:
     """Accuracy on pairs whose chosen response is the longer one against accuracy on the others."""
     longer, shorter = record.end.get("accuracy_chosen_longer"), record.end.get("accuracy_chosen_shorter")
-    rows = record.end.get("rows")
-    if longer is None or shorter is None or not rows:
+    rows = record.judged
+    if longer is None or shorter is None or not rows or asked.only_imitates(record):
         return None
-    some_longer = sum((row.chosen_tokens or 0) > (row.rejected_tokens or 0) for row in record.rows) or rows / 2
-    some_shorter = sum((row.chosen_tokens or 0) < (row.rejected_tokens or 0) for row in record.rows) or rows / 2
-    gap, error = longer - shorter, math.hypot(share_error(longer, some_longer), share_error(shorter, some_shorter))
-    if gap < max(ACCURACY_GAP, NOISE * error):
+    pairs = [row for row in record.rows if row.accuracy is not None and row.margin is not None]
+    differ = [(row.chosen_tokens or 0) - (row.rejected_tokens or 0) for row in pairs]
+    some_longer, some_shorter = (sum(sign * d > 0 for d in differ) or rows / 2 for sign in (1, -1))
+    of_longer, of_shorter = share_error(longer, some_longer), share_error(shorter, some_shorter)
+    gap, error = abs(longer - shorter), math.hypot(of_longer, of_shorter)
+    if not gap >= max(ACCURACY_GAP, NOISE * error):
         return None
-    worse_than_chance = shorter < 0.5 - NOISE * share_error(shorter, some_shorter)
+    right, wrong, worse, doubt = (
+        ("longer", "short", shorter, of_shorter) if longer > shorter else ("shorter", "long", longer, of_longer)
+    )
+    worse_than_chance = worse < 0.5 - NOISE * doubt
     return Finding(
         code="length.accuracy",
-        severity="serious" if worse_than_chance else "warn",
-        title="Right mostly where the chosen response is longer",
+        severity="serious" if worse_than_chance and rows >= SURE else "warn",
+        title=f"Right mostly where the chosen response is {right}",
         evidence=f"Held-out accuracy is {share(longer)} where chosen is the longer response and {share(shorter)} "
         f"where it is the shorter one, a gap of {number(100 * gap, 0)} ± {number(100 * error, 0)} points.",
         meaning="The two numbers would be close if the preference itself had been learned. "
-        + ("On short chosen responses the model is worse than a coin." if worse_than_chance else
+        + (f"On {wrong} chosen responses the model is worse than a coin." if worse_than_chance else
            "Some of the accuracy is length."),
-        remedy="Read some held-out pairs whose shorter response is chosen and see what was missed. Add such pairs, or "
-        "take length out of the objective.",
+        remedy=f"Read some held-out pairs whose {wrong}er response is chosen and see what was missed. Add such pairs, "
+        "or take length out of the objective.",
     )  # fmt: skip
 
 

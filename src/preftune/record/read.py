@@ -81,12 +81,17 @@ class Spread(Struct, frozen=True):
 
 
 class DataSummary(Struct, frozen=True):
-    """What was read and how long it is. chosen_longer: share of pairs whose chosen response has more tokens."""
+    """What was read and how long it is.
+
+    chosen_longer: share of pairs whose chosen response has more tokens; max_tokens: the longest that was allowed,
+    whether the configuration said so or not.
+    """
 
     train: Counts | None = None
     evaluate: Counts | None = None
     lengths: dict[str, Spread | None] = {}
     chosen_longer: float | None = None
+    max_tokens: int | None = None
     tokens_naive: int | None = None
     tokens_distinct: int | None = None
 
@@ -169,6 +174,15 @@ class Record(Struct, frozen=True, kw_only=True):
     def end(self) -> Numbers:
         """The last evaluation after at least one step; empty where there was none."""
         return next((e for e in reversed(self.evaluations) if e["step"]), {})
+
+    @property
+    def judged(self) -> float:
+        """Held-out rows that the accuracy is of: with pairs, only those; all where the record does not hold rows."""
+        last = self.evaluations[-1] if self.evaluations else {}
+        if last.get("accuracy") is None:
+            return 0.0
+        paired = [row for row in self.rows if row.margin is not None]
+        return sum(row.accuracy is not None for row in paired or self.rows) or last.get("rows") or 0.0
 
     def gain(self, key: str) -> float | None:
         """End minus start of an evaluated number, or None where either is missing."""

@@ -15,12 +15,13 @@ from msgspec.structs import replace
 from preftune.diagnosis.finding import number
 from preftune.record.read import Numbers, Record
 from preftune.report.compare import of_one_kind
-from preftune.report.words import visible
+from preftune.report.words import rows, sides, visible
 
 POINTS = 400  # points a line keeps: more than a chart has pixels to show
 SMOOTH_FROM = 24  # shorter lines are shown as they are
 WINDOW = 0.06  # share of the steps in the moving mean
 RUN_COLOURS = 8
+RIGHT = {"ratings": "good above bad"}  # what an accuracy counts; else pairs
 SCATTER = 4000  # rows a scatter shows; more only make it darker
 
 
@@ -64,18 +65,22 @@ Runs = Sequence[tuple[str, Record]]  # each with the name that tells it from the
 
 def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     """The charts of one run, or of several laid over each other, under the headings they belong to."""
+    kind = of_kind(runs)
+    right = RIGHT.get(kind, "pairs ranked right")
+    better, worse = sides(kind)
     learned = [_trained(runs, "loss", "Loss", "as the objective",
                         "Held out should fall with training and stay down; a rise at the end is overfitting."),
-               _trained(runs, "accuracy", "Accuracy", "pairs ranked right",
+               _trained(runs, "accuracy", "Accuracy", right,
                         "Above the dashed half is learning. A widening gap between training and held out is memory.",
                         percent=True, half=True),
                _trained(runs, "margin", "Margin", "nats",
-                        "By how much chosen is preferred. Should rise, then level off.",
+                        f"The lead of {better} over {worse}. Should rise, then level off.",
                         zero=True)]  # fmt: skip
     moved = [_sides(runs, "reward", "Rewards", "beta × nats",
-                    "The two should part with chosen above rejected; best if chosen does not sink below zero."),
+                    f"The two should part with {better} above {worse}; best without a fall of {better} below zero."),
              _sides(runs, "logp_change", "Change of log-probability", "nats since the start",
-                    "If chosen falls too, the margin is bought by making both less probable: displacement."),
+                    "Should rise, also held out: these are the responses to imitate." if kind == "demos" else
+                    f"Where {better} fell too, the margin is bought by making both less probable: displacement."),
              _sides(runs, "incentive", "Incentives of the objective", "d loss / d logp",
                     "Negative pushes up, positive pushes down. Near zero the objective has nothing more to ask for."),
              _scatter(runs)]  # fmt: skip
@@ -94,25 +99,35 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     sections = [("Did it learn?", learned), ("Where did the probability go?", moved),
                 ("The optimiser", optimiser), ("Cost", cost)]  # fmt: skip
     if not of_one_kind([record for _, record in runs]):
-        learned = [_trained(runs, "accuracy_of_change", "Accuracy since start", "pairs ranked right",
-                            "Pairs whose chosen response has gained more than the rejected one: means the same in all "
-                            "runs, where losses and margins do not.", percent=True, half=True)]  # fmt: skip
+        learned = [_trained(runs, "accuracy_of_change", "Accuracy since start", right,
+                            f"How often {better} gained more than {worse}: means the same in all runs, where losses "
+                            "and margins do not.", percent=True, half=True)]  # fmt: skip
         sections[0] = (sections[0][0], learned)
     kept = [(title, [chart for chart in group if chart and chart.series]) for title, group in sections]
     return [(title, group) for title, group in kept if group]
 
 
+def of_kind(runs: Runs) -> str:
+    """What the rows of all runs are, in the plural; `rows` where they are not the same."""
+    kinds = {rows(record) for _, record in runs}
+    return kinds.pop() if len(kinds) == 1 else "rows"
+
+
 def lengths(record: Record) -> Chart | None:
     """Histogram of the lengths that data.json counts."""
     series = []
-    for part, colour in (("prompt", "train"), ("chosen", "chosen"), ("rejected", "rejected")):
+    better, worse = sides(rows(record))
+    for part, called, colour in (("prompt", "prompt", "train"), ("chosen", better, "chosen"),
+                                 ("rejected", worse, "rejected")):  # fmt: skip
         spread = record.data.lengths.get(part)
         if spread and spread.bins:
             # The bins double in width, so the first one begins at half of its end; from zero and back to zero.
             x = [spread.bins[0].to / 2, *(b.to for b in spread.bins), spread.bins[-1].to]
             y = [0.0, *(float(b.count) for b in spread.bins), 0.0]
-            series.append(Series(part.capitalize(), colour, x, [*y], "steps"))
-    look = "Chosen and rejected should lie on each other; where chosen lies to the right, length predicts the label."
+            series.append(Series(called.capitalize(), colour, x, [*y], "steps"))
+    look = f"{better.capitalize()} and {worse} should lie on each other; apart, length predicts the label."
+    if not record.data.lengths.get("rejected"):
+        look = "How long prompts and responses are. Long ones decide the memory that a step takes."
     if not series:
         return None
     return Chart("lengths", "Lengths", look, "tokens", "responses", series, floor=True, doubling=True)
@@ -141,17 +156,19 @@ def _sides(runs: Runs, key: str, title: str, unit: str, look: str) -> Chart:
     series: list[Series] = []
     if len(runs) == 1:
         record = runs[0][1]
-        for side in ("chosen", "rejected"):
-            series += _line(record.steps, _of(f"{side}_{key}"), side.capitalize(), side)
-            held_out = f"{side.capitalize()}, held out"
+        for side, name in zip(("chosen", "rejected"), sides(rows(record)), strict=True):
+            series += _line(record.steps, _of(f"{side}_{key}"), name.capitalize(), side)
+            held_out = f"{name.capitalize()}, held out"
             series += _line(record.evaluations, _of(f"{side}_{key}"), held_out, side, style="dots", dash=True)
         return Chart(key, title, look, "step", unit, series, zero=True)
     for index, (called, record) in enumerate(runs):
-        for side in ("chosen", "rejected"):
+        for side, name in zip(("chosen", "rejected"), sides(of_kind(runs)), strict=True):
             dash = side == "rejected"
-            line = _line(record.steps, _of(f"{side}_{key}"), f"{called}, {side}", _colour(index), dash=dash)
+            line = _line(record.steps, _of(f"{side}_{key}"), f"{called}, {name}", _colour(index), dash=dash)
             series += [replace(one, legend=not dash, label=called) for one in line]
-    return Chart(key, title, f"{look} Solid is chosen, dotted is rejected.", "step", unit, series, zero=True)
+    if any(one.dash for one in series):
+        look = f"{look} Solid is {sides(of_kind(runs))[0]}, dotted is {sides(of_kind(runs))[1]}."
+    return Chart(key, title, look, "step", unit, series, zero=True)
 
 
 def _of(key: str) -> Value:

@@ -60,7 +60,7 @@ def settings(records: Sequence[Record]) -> list[dict[str, str]]:
     Different objectives have different keys, so there one entry tells each: its name, and of its keys those in which
     runs of that name differ. Whether there is a reference follows from the name, and is left out where it does.
     """
-    flat = [_flat(record.run) for record in records]
+    flat = [_flat(record.run) | _used(record) for record in records]
     alike: dict[str, list[dict[str, str]]] = {}
     for run in flat:
         alike.setdefault(run.get("objective.name", ""), []).append(run)
@@ -78,6 +78,11 @@ def settings(records: Sequence[Record]) -> list[dict[str, str]]:
         }
         found.append({"objective": told, **rest})
     return found
+
+
+def _used(record: Record) -> dict[str, str]:
+    """What was used for keys that the configuration may leave open."""
+    return {} if record.data.max_tokens is None else {"data.max_tokens": str(record.data.max_tokens)}
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, str]:
@@ -99,7 +104,7 @@ def columns(records: Sequence[Record]) -> list[Column]:
     alike, found = of_one_kind(records), []
     for index, record in enumerate(records):
         flat, end = told[index], record.end
-        accuracy, held = end.get("accuracy" if alike else "accuracy_of_change"), end.get("rows")
+        accuracy, held = end.get("accuracy" if alike else "accuracy_of_change"), record.judged
         error = f" ± {number(100 * share_error(accuracy, held), 1)}" if accuracy is not None and held else ""
         chosen, rejected = end.get("chosen_logp_change"), end.get("rejected_logp_change")
         since = None if chosen is None or rejected is None else chosen - rejected
@@ -117,7 +122,11 @@ def columns(records: Sequence[Record]) -> list[Column]:
 
 
 def differences(records: Sequence[Record]) -> list[Difference]:
-    """Held-out accuracy of each run against the first: mean of the paired differences by row, with its interval."""
+    """Held-out accuracy of each run against the first: mean of the paired differences by row, with its interval.
+
+    As if in half a row each run alone had been right (Agresti and Min 2005): equal verdicts on a few rows are no proof
+    of equal runs.
+    """
     called = names(records)
     against = max(1, len(records) - 1)
     reach = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / against)
@@ -131,7 +140,7 @@ def differences(records: Sequence[Record]) -> list[Difference]:
             text = f"only {len(gaps)} common held-out rows" if gaps else "no common held-out rows"
             found.append(Difference(name, text, None))
             continue
-        gap, half = math.fsum(gaps) / len(gaps), reach * standard_error(gaps)
+        gap, half = math.fsum(gaps) / len(gaps), reach * math.hypot(standard_error(gaps), 1 / (len(gaps) + 2))
         text = f"{number(100 * gap, 1, sign=True)} ± {number(100 * half, 1)} points on {number(len(gaps))} common rows"
         found.append(Difference(name, text, abs(gap) > half))
     return found

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
+from preftune.diagnosis import asked
 from preftune.diagnosis.finding import number, share
 from preftune.record.meters import EVALUATION
 from preftune.record.read import Record
@@ -18,6 +19,8 @@ SPELLED = {
     "alpha_po": "AlphaPO", "simper": "SimPER", "slic": "SLiC", "hinge": "hinge loss", "apo_zero": "APO-zero",
     "apo_down": "APO-down", "info_nca": "InfoNCA", "plackett_luce": "Plackett-Luce", "nll": "imitation",
 }  # fmt: skip
+ADDS_UP = 0.02  # where kinds are mixed only some rows have a margin, and the changes of all do not explain it
+SIDES = {"ratings": ("good responses", "bad responses"), "demos": ("responses", "rejected")}  # else chosen, rejected
 JOINERS = "\u200c\u200d"  # characters without width that Persian and emoji need
 
 
@@ -42,9 +45,7 @@ class Line(Struct, frozen=True):
 
 def objective(record: Record) -> str:
     """The objective as people write it; the parts of a sum with plus signs."""
-    parts = record.setting("objective.parts")
-    names = [part.get("name") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    names = [name for name in names or [record.setting("objective.name")] if isinstance(name, str)]
+    names = [name for part in asked.parts(record) if isinstance(name := part.get("name"), str)]
     return " + ".join(SPELLED.get(name, name.replace("_", "-").upper()) for name in names) or "tuning"
 
 
@@ -67,9 +68,14 @@ def rows(record: Record) -> str:
     return "pairs" if paired or any(step.get("rejected_tokens") is not None for step in record.steps[:1]) else "rows"
 
 
+def sides(kind: str) -> tuple[str, str]:
+    """What chosen and rejected are called of rows of one kind."""
+    return SIDES.get(kind, ("chosen", "rejected"))
+
+
 def headline(record: Record) -> str:
     """The result in one sentence."""
-    accuracy, held = record.end.get("accuracy"), record.end.get("rows")
+    accuracy, held, whole = record.end.get("accuracy"), record.judged, record.end.get("rows") or 0
     steps = len(record.steps)
     if not steps:
         return f"{model(record)} has not been tuned yet: the record holds no step."
@@ -79,7 +85,8 @@ def headline(record: Record) -> str:
             f"{after} puts good above bad in {share(accuracy)} of the comparisons of {number(held)} held-out ratings."
         )
     if accuracy is not None and held:
-        return f"{after} ranks {share(accuracy)} of {number(held)} held-out {rows(record)} right."
+        others = f"; {number(whole - held)} more have no right order" if whole > held else ""
+        return f"{after} ranks {share(accuracy)} of {number(held)} held-out {rows(record)} right{others}."
     before, now, where = record.start.get("loss"), record.end.get("loss"), "held-out"
     if before is None or now is None:
         before, now, where = record.early("loss"), record.recent("loss"), "training"
@@ -98,9 +105,10 @@ def lede(record: Record) -> list[str]:
         tied = abs(record.start.get("margin") or 0.0) < 1e-3
         said.append(f"Before training the share was {share(first)}{': every margin was still zero' if tied else ''}.")
         chosen, rejected = record.end.get("chosen_logp_change"), record.end.get("rejected_logp_change")
-        why = ""
-        if chosen is not None and rejected is not None:
-            why = f": the log-probability of chosen changed by {number(chosen, 1, sign=True)}, that of rejected by " \
+        why, (up, down) = "", sides(rows(record))
+        apart = math.inf if chosen is None or rejected is None else chosen - rejected
+        if abs(apart - margin) <= ADDS_UP * max(1, abs(margin)):
+            why = f": the log-probability of {up} changed by {number(chosen, 1, sign=True)}, that of {down} by " \
                 f"{number(rejected, 1, sign=True)}"  # fmt: skip
         said.append(f"The margin {'grew' if margin >= 0 else 'shrank'} by {number(abs(margin), 1)} nats{why}.")
     return said
@@ -123,11 +131,11 @@ def tiles(record: Record) -> list[Tile]:
     if (margin := record.end.get("margin")) is not None:
         note = f"nats, from {number(record.start.get('margin'), 1)}"
         found.append(Tile("Margin", number(margin, 1, sign=True), note))
-    for side in ("chosen", "rejected"):
+    for side, name in zip(("chosen", "rejected"), sides(rows(record)), strict=True):
         change, tokens = record.end.get(f"{side}_logp_change"), record.end.get(f"{side}_tokens")
         if change is not None:
             note = f"nats, {number(change / tokens, 2, sign=True)} a token" if tokens else "nats"
-            found.append(Tile(f"Log-probability of {side}", number(change, 1, sign=True), note))
+            found.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
     if not found and record.steps:
         found.append(Tile("Loss", number(record.recent("loss")), f"from {number(record.early('loss'))}"))
     if (saved := _saved(record)) is not None:

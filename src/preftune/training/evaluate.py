@@ -21,7 +21,7 @@ from preftune.training.step import Engine, ask
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """values: one line of evaluations.jsonl without its step; rows: one object a pair (record.meters.ROW);
+    """values: one line of evaluations.jsonl without its step; rows: one object a row (record.meters.ROW);
     views: every response's scores in fp64, in the order of the groups."""
 
     values: Values
@@ -133,6 +133,13 @@ def _lengths(views: Views, before: torch.Tensor, right: torch.Tensor) -> Values:
     return values
 
 
+def _told(group: TokenGroup, start: int) -> list[tuple[str, int]]:
+    """Side and place of each response of a row, as meters call the sides; of a ranking, nothing."""
+    if group.kind == "pair":
+        return [("chosen", start), ("rejected", start + 1)]
+    return [("rejected" if group.good is False else "chosen", start)] if len(group.responses) == 1 else []
+
+
 def _rows(
     views: Views,
     before: torch.Tensor,
@@ -153,14 +160,13 @@ def _rows(
                 row |= {"accuracy": float(right[mine].mean()), "accuracy_of_change": float(gained[mine].mean())}
         elif start in placed:
             row |= {"accuracy": placed[start], "accuracy_of_change": since[start]}
-        if group.kind == "pair":
-            for side, at in (("chosen", start), ("rejected", start + 1)):
-                logp = float(views.scores.logp[at])
-                row |= {
-                    f"{side}_logp": logp,
-                    f"{side}_logp_change": logp - float(before[at]),
-                    f"{side}_tokens": int(views.scores.tokens[at]),
-                }
+        for side, at in _told(group, start):
+            logp = float(views.scores.logp[at])
+            row |= {
+                f"{side}_logp": logp,
+                f"{side}_logp_change": logp - float(before[at]),
+                f"{side}_tokens": int(views.scores.tokens[at]),
+            }
         if len(row) > 1:
             rows.append(row)
     return rows
