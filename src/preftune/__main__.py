@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from preftune.errors import BUG, Elsewhere, UserError
+from preftune.errors import BUG, INTERRUPTED, Elsewhere, UserError
 
 
 def main() -> None:
@@ -21,8 +21,13 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"preftune: {safe(str(error))}\n")
         sys.exit(error.code)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever reads has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python has yet to write goes there
+    except SystemExit as left:
+        if not isinstance(left.__context__, BrokenPipeError):  # rich has seen it first, and done the same
+            raise
     except Exception:
         import traceback
 
@@ -32,9 +37,10 @@ def main() -> None:
 
 
 def _verb() -> None:
-    from preftune.cli.app import app
+    from preftune.cli.app import call
 
-    app(sys.argv[1:])
+    call(sys.argv[1:])
+    sys.stdout.flush()  # a reader that has gone shows here, not when Python ends
 
 
 def _as_a_rank() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-USAGE, NON_FINITE, CORRUPT, BUG, IO, STOPPED = 2, 3, 65, 70, 74, 75
+USAGE, NON_FINITE, CORRUPT, BUG, IO, STOPPED, INTERRUPTED = 2, 3, 65, 70, 74, 75, 130
+MOST = 300  # characters of what another library says
 SHOWN = 20  # problems listed in one error; the rest are counted
 
 
@@ -43,6 +44,12 @@ class UserError(Exception):
 
 class Elsewhere(UserError):
     """An error that another process of this run tells the user; this one only ends, with the same code."""
+
+
+def foreign(error: Exception) -> str:
+    """What another library says, as one sentence: its first line, or its class where that line leads to others."""
+    line = str(error).strip().partition("\n")[0].strip()
+    return f"{type(error).__name__ if not line or line.endswith(':') else line[:MOST].rstrip('.')}."
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

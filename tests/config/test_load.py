@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from preftune.config.explain import keys, schema
 from preftune.config.load import dump, flatten, load
 from preftune.config.run import Frozen, Run
 from preftune.errors import UserError
+from preftune.objective import DPO, IPO, NLL, Sum
 
 TOML = 'seed = 3\n[model]\npath = "m"\n[objective]\nname = "dpo"\nbeta = 0.2\n[optim]\nlr = 1e-6\n'
 YAML = "seed: 3\nmodel: {path: m}\nobjective: {name: dpo, beta: 0.2}\noptim:\n  lr: 1e-6\n"
@@ -60,6 +62,10 @@ WRONG = {
     ".=1": ["there is no such key", "Known here: model"],
     "model=m": ["model: must be a table, got text. Write model.path"],
     "optim.betas=[0.9, 1.5]": ["optim.betas", "< 1"],
+    "objective.tau=1": ['Known here: beta, flip. It is a key of name = "ipo" or'],
+    'reference={kind="moving", path="m"}': ['It is a key of kind = "stored" or "frozen".'],
+    'objective={name="ipo", flip=0.1}': ["no such key. Known here: tau, per_token"],
+    "objective.parts=[]": ['It is a key of name = "sum".'],
     "objective.beta=1e999": ["objective.beta: must be a finite number"],
 }
 
@@ -117,3 +123,41 @@ def test_every_key_says_what_it_means() -> None:
     top = {name.partition(".")[0] for name in flatten(msgspec.to_builtins(Run()))}
     assert top <= {key.name.partition(".")[0] for key in named}
     assert schema()["$defs"]["Optim"]["properties"]["lr"]["description"]
+
+
+@pytest.mark.parametrize("parts", ['[{name="dpo"},{name="nll"}]', '[{"name": "dpo"}, {"name": "nll"}]'])
+def test_a_word_may_hold_what_a_file_holds(parts: str) -> None:
+    assert load(None, ["objective=sum", f"objective.parts={parts}"]).objective == Sum(parts=(DPO(), NLL()))
+    assert load(None, ['objective={name="ipo", tau=0.2}']).objective == IPO(tau=0.2)
+
+
+def test_a_word_with_a_second_line_is_not_half_read() -> None:
+    with pytest.raises(UserError, match=r"optim\.betas: must be a list, got text"):
+        load(None, ["optim.betas=[0.9, 0.99]\nlr = 1"])
+
+
+FILES = (
+    'objective = "dpo"', 'objective = "mpo"', 'reference = "frozen"', 'aggregate = "ld"',
+    '[objective]\nname = "mpo"', "[objective]\nbeta = 0.2", '[reference]\npath = "m"',
+    '[objective]\nname = "sum"\nparts = [{ name = "dpo" }]',
+    'objective = "dop"', "[objective]\ntau = 0.2", '[objective]\nname = "mpo"\nbeta = 1', 'reference = "no"',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_the_schema_takes_what_a_file_may_hold(text: str, tmp_path: Path) -> None:
+    import jsonschema
+
+    (tmp_path / "r.toml").write_text(text)
+    try:
+        good = bool(load(tmp_path / "r.toml"))
+    except UserError:
+        good = False
+    assert jsonschema.Draft202012Validator(schema()).is_valid(tomllib.loads(text)) is good
+
+
+def test_the_schema_names_the_short_forms() -> None:
+    shown = schema()["$defs"]["Run"]["properties"]
+    assert {"dpo", "sum", "mpo"} <= set(shown["objective"]["anyOf"][0]["enum"])
+    assert shown["reference"]["anyOf"][0]["enum"] == ["stored", "frozen", "moving", "none"]
+    assert shown["reference"]["description"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preftune.config.load import load
 from preftune.config.resolve import resolve
-from preftune.config.run import NoReference, Stored
+from preftune.config.run import Data, Model, NoReference, Optim, Run, Stored
 from preftune.errors import UserError
+from preftune.objective import DPO
 
 
 def test_the_reference_follows_from_the_objective() -> None:
@@ -34,3 +36,28 @@ def test_contradictions(words: list[str], named: str) -> None:
 def test_a_revision_of_a_folder_has_no_effect(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.revision"):
         resolve(load(None, [f"model.path={tmp_path}", "model.revision=main"]))
+
+
+FROM_PYTHON = {
+    "a bound of an objective": (lambda: Run(objective=DPO(beta=-1)), "objective.beta: must be a number > 0"),
+    "a bound": (lambda: Run(data=Data(holdout=5)), "data.holdout: must be a number < 1"),
+    "a rate": (lambda: Run(optim=Optim(lr=-3)), "optim.lr: must be a number > 0"),
+    "a type": (lambda: Run(optim=Optim(lr="x")), "optim.lr: must be a number, got text"),  # type: ignore[arg-type]
+    "no name": (lambda: Run(objective="dop"), 'objective.name: "dop" is not one of them. Did you mean "dpo"'),
+    "no table": (lambda: Run(optim=3), "optim: must be a table"),  # type: ignore[arg-type]
+    "a function": (lambda: Run(objective=print), "a run holds text, numbers, lists and tables; it has <built-in"),
+    "text": (lambda: "x", "a Run is needed, not str"),
+}
+
+
+@pytest.mark.parametrize("case", FROM_PYTHON)
+def test_a_run_from_python_is_held_against_the_same_bounds(case: str) -> None:
+    make, said = FROM_PYTHON[case]
+    with pytest.raises(UserError) as raised:
+        resolve(make())
+    assert said in str(raised.value)
+
+
+def test_a_run_from_python_may_hold_names_paths_and_numbers_of_numpy() -> None:
+    run = resolve(Run(objective="dpo", model=Model(path=Path("m")), optim=Optim(lr=np.float32(0.5))))  # type: ignore[arg-type]
+    assert (run.objective, run.model.path, run.optim.lr) == (DPO(), "m", 0.5)

@@ -78,6 +78,8 @@ FILES = [
         "F12 not objects", "E", f"[{row()}, 7]".encode(), ("rows.json:2: is a number (7), not an object",), "rows.json"
     ),
     Case("F13 pretty-printed", "E", json.dumps(GOOD, indent=1).encode(), ("over several lines", "jq -c")),
+    Case("F13 later", "E", file() + json.dumps(GOOD, indent=1).encode(), ("rows.jsonl:2: an object goes over",)),
+    Case("a page", "E", b"# Rows\n\nSome text.\n", ("README.md:1: is not JSON: no object begins",), "README.md"),
     Case("F14 gzip", "O", gzip.compress(file()), 1, "rows.jsonl.gz"),
     Case("F14 gzip by content", "O", gzip.compress(file()), 1),
     Case(

@@ -188,3 +188,22 @@ def test_a_misspelt_field_is_named_with_the_one_that_was_meant(tmp_path: Path) -
 def test_rows_are_hashable_values() -> None:
     row = Ranking(prompt="a", responses=("b", "c"), ranks=(1, 2), place=PLACE)
     assert len({row, Ranking(prompt="a", responses=("b", "c"), ranks=(1, 2), place=PLACE)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "answer": "d"}, "answer."),
+        ({"prompt": "a", "completion": "b", "answer": "d"}, "answer."),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "scor_chosen": 1},
+            'scor_chosen (did you mean "score_chosen"?).',
+        ),
+        ({"prompt": "a", "completion": "b", "lable": 1}, 'lable (did you mean "label"?).'),
+    ],
+)
+def test_a_field_is_taken_for_another_only_where_that_would_be_read(
+    row: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert [note.what for note in read(str(tmp_path / "rows.jsonl")).notes] == [f"fields that are not used: {said}"]

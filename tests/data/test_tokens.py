@@ -282,8 +282,14 @@ class TestTemplates:
         inner.chat_template = strict + str(inner.chat_template)
         with pytest.raises(UserError) as caught:
             tokenise([chat("q"), bad, bad], inner, max_tokens=99)
-        assert [problem.where for problem in caught.value.problems] == ["made.jsonl:1"] * 2
-        assert "no system here" in str(caught.value)
+        assert str(caught.value) == (
+            "made.jsonl:1: the chat template fails: TemplateError: no system here. (and 1 more rows, up to 1) "
+            "Mend it, or give another with data.template."
+        )
+
+    def test_a_template_is_named_once(self, byte_level: Make, chat: Row) -> None:
+        with pytest.raises(UserError, match=r"^the chat template fails: TemplateError: only tools\. Mend it"):
+            tokenise([chat("q")], byte_level(FAILING["J16 always raises"][0]), max_tokens=99)
 
     def test_j15_an_empty_block_of_thoughts_is_prompt(self, byte_level: Make, chat: Row) -> None:
         tokeniser = byte_level(THINK.replace("THOUGHTS", ""))
@@ -356,8 +362,10 @@ class TestLoading:
             load_tokeniser(str(tmp_path))
 
     def test_z1_no_tokeniser(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="none at"):
+        with pytest.raises(UserError, match=r"none in the folder .* model\.tokeniser or"):
             load_tokeniser(str(tmp_path))
+        with pytest.raises(UserError, match=r"^model\.path: no model is named\. Write model\.path=my-model"):
+            load_tokeniser("")
         with pytest.raises(UserError, match="no folder"):
             load_tokeniser(str(tmp_path / "absent"))
 
@@ -365,6 +373,19 @@ class TestLoading:
         byte_level().save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model"')
         with pytest.raises(UserError, match=r"cannot be read|no tokeniser"):
+            load_tokeniser(str(tmp_path))
+
+    def test_what_transformers_says_is_a_sentence_or_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import transformers
+
+        def fails(*_: object, **__: object) -> None:
+            raise ValueError("Couldn't instantiate the backend tokenizer from one of:\n(1) a file\n(2) another")
+
+        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+        (tmp_path / "vocab.json").write_text("{}")
+        with pytest.raises(UserError, match=r"that can be read: ValueError\. It is"):
             load_tokeniser(str(tmp_path))
 
     def test_z6_another_class_that_encodes_otherwise(

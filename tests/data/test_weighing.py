@@ -235,3 +235,11 @@ def test_a_message_is_counted_alone(byte_level: Make, pair: Row) -> None:
     asked, said = (Message("user", "\u6771"),), (Message("assistant", "\u6771 cat"),)
     row = weighed(pair(asked, said, (Message("assistant", "no"),)), (Span(0, 1, 0.5),), None)
     assert of(tokenise_row(row, byte_level()))[:4] == [0.5, 0.5, 0.5, 1]
+
+
+def test_lists_of_a_wrong_length_are_one_problem(byte_level: Make, pair: Row) -> None:
+    rows = [weighed(pair(chosen=" the" * k), (1.0,), None) for k in range(2, 9)]
+    with pytest.raises(UserError) as raised:
+        tokenise(rows, byte_level(), max_tokens=99)
+    assert len(raised.value.problems) == 1
+    assert "and 1 token weights. (and 6 more rows, up to 1) Give one a token" in str(raised.value)

@@ -216,6 +216,11 @@ def test_a_damaged_checkpoint_is_passed_over(run_of: Callable[..., Run], tmp_pat
     assert "weights.safetensors" in event["passed_over"][0]
 
 
+def test_going_on_and_replacing_contradict_each_other(run_of: Callable[..., Run]) -> None:
+    with pytest.raises(UserError, match="contradict"):
+        train(run_of(), resume=True, force=True)
+
+
 def test_a_run_without_a_whole_checkpoint_does_not_begin_anew(run_of: Callable[..., Run]) -> None:
     whole = train(run_of(save__every=5, save__keep=2))
     for checkpoint in (whole / "checkpoints").iterdir():

@@ -6,7 +6,9 @@ from preftune.cli.words import run_of
 
 
 def check(*words: str) -> None:
-    """Read all data as training would, and train nothing: preftune check run.toml [key=value ...]
+    """Read all data as training would, and train nothing.
+
+    `preftune check run.toml [key=value ...]`
 
     Without model.path, rows are read and counted; with it, they are also tokenised, three are shown with what is
     scored, and steps, lengths and memory are worked out.
@@ -16,7 +18,7 @@ def check(*words: str) -> None:
     words
         A configuration file, and keys that differ from it.
     """
-    run = run_of(words)
+    run = run_of(words, model=False)
     from rich.console import Console
 
     from preftune.cli import view

@@ -75,6 +75,7 @@ def _stages(place: Path, seed: int, told: Console) -> Comparison:
 
 def _print(console: Console, found: Comparison) -> None:
     from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
     widths = [
@@ -90,6 +91,8 @@ def _print(console: Console, found: Comparison) -> None:
         put(line.name, line.before, line.after, "bold cyan")
         console.print(Padding(Text(line.meaning, style="dim"), (0, 0, 0, 3)))
     for sample in found.samples:
-        console.print(
-            Text.assemble("\n", (sample.prompt, "bold"), f"\n   before   {sample.before}\n   after    {sample.after}")
-        )
+        console.print(Text.assemble("\n", (sample.prompt, "bold")))
+        sides = Table.grid(padding=(0, 3, 0, 0))  # what is wrapped goes on below its beginning
+        sides.add_row("   before", Text(sample.before))
+        sides.add_row("   after", Text(sample.after))
+        console.print(sides)

@@ -9,7 +9,9 @@ from cyclopts import Parameter
 
 
 def keys(*words: str, form: Annotated[Literal["text", "markdown", "schema"], Parameter(name="--as")] = "text") -> None:
-    """Print every key of a run with its type, default, bound and meaning: preftune keys [objective ...]
+    """Print every key of a run with its type, default, bound and meaning.
+
+    `preftune keys [objective ...]`
 
     Parameters
     ----------

@@ -16,17 +16,16 @@ Numbers = Mapping[str, float | int | str | None]
 
 
 def meters(*columns: Numbers, heads: tuple[str, ...] = ("value",)) -> Table:
-    """A table of evaluation meters with what each means; those that no column has are left out."""
+    """A table of evaluation meters; those that no column has are left out. What each means stands on the page."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("meter", style="cyan", no_wrap=True)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("meaning", style="dim")
+    table.add_column("unit", style="dim", no_wrap=True)
     for name, meter in EVALUATION.items():
         values = [column.get(name) for column in columns]
         if name not in ("step", "seconds") and any(value is not None for value in values):
-            unit = f" [{meter.unit}]".replace("[", "\\[") if meter.unit else ""
-            table.add_row(name, *(number(value) for value in values), meter.meaning + unit)
+            table.add_row(name, *(number(value) for value in values), escape(meter.unit))
     return table
 
 

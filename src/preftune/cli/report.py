@@ -6,7 +6,9 @@ from pathlib import Path
 
 
 def report(*records: Path, out: Path | None = None) -> None:
-    """Write the page of a record, or one page that compares several: preftune report RUN [RUN ...]
+    """Write the page of a record, or one page that compares several.
+
+    `preftune report RUN [RUN ...]`
 
     Parameters
     ----------

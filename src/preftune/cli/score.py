@@ -9,7 +9,9 @@ from preftune.errors import UserError
 
 
 def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
-    """Score every row of data.train under two models: preftune score model.path=A reference.path=B data.train=FILE
+    """Score every row of data.train under two models.
+
+    `preftune score model.path=A reference.path=B data.train=FILE`
 
     Parameters
     ----------
@@ -18,9 +20,9 @@ def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
     out
         JSON-lines file to write, one object a row.
     """
-    run = run_of(words)
     if out.is_dir():
         raise UserError("is a folder; a file is to be written.", where=f"--out {out}")
+    run = run_of(words)
     from preftune.cli.progress import progress
 
     with progress() as show:

@@ -14,7 +14,9 @@ from preftune.errors import UserError
 
 
 def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Do a run for each combination of keys: preftune sweep run.toml objective=dpo,ipo objective.beta=0.05,0.1
+    """Do a run for each combination of keys.
+
+    `preftune sweep run.toml objective=dpo,ipo objective.beta=0.05,0.1`
 
     Keys that an objective lacks are left out of its runs. All runs share one reference store; one page compares them.
 

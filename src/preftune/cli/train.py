@@ -15,9 +15,11 @@ def train(
     force: Annotated[bool, Parameter(negative="")] = False,
     allow_change: str = "",
 ) -> None:
-    """Tune a model: preftune train run.toml [key=value ...]
+    """Tune a model.
 
-    On several GPUs, or processes of any kind: torchrun --standalone --nproc-per-node N -m preftune train run.toml
+    `preftune train run.toml [key=value ...]`
+
+    On several GPUs, or processes of any kind: `torchrun --standalone --nproc-per-node N -m preftune train run.toml`
 
     Parameters
     ----------

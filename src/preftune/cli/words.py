@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from preftune.config.load import load
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
+from preftune.data.trust import refuse_unnamed
 from preftune.errors import UserError
 
 
@@ -20,6 +21,9 @@ def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return files[0] if files else None, [word for word in words if "=" in word]
 
 
-def run_of(words: Sequence[str]) -> Run:
-    """The run that the words describe. Raises UserError."""
-    return resolve(load(*file_of(words)))
+def run_of(words: Sequence[str], *, model: bool = True) -> Run:
+    """The run that the words describe. model: whether it has to name one. Raises UserError."""
+    run = resolve(load(*file_of(words)))
+    if model:
+        refuse_unnamed(run.model.path, "model.path")
+    return run

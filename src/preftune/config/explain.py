@@ -11,6 +11,9 @@ from msgspec import Struct, inspect
 from preftune.config.run import Run
 from preftune.objective.presets import PRESETS
 
+CHOICES = {"objective": "name", "reference": "kind", "aggregate": "name"}  # tables that are chosen by one of their keys
+USUAL = {"objective": "dpo", "reference": "stored", "aggregate": "sum"}  # where only other keys of the table are given
+
 
 class Key(Struct, frozen=True):
     """One key. choice: for a key of one objective or reference, its name; empty otherwise."""
@@ -24,8 +27,25 @@ class Key(Struct, frozen=True):
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema of a run, for editors."""
-    return msgspec.json.schema(Run)
+    """JSON schema of what a file may hold, for editors: of a run, and of the short forms that `load` writes out."""
+    found = msgspec.json.schema(Run)
+    tables, run = found["$defs"], found["$defs"]["Run"]["properties"]
+    for key, choice in CHOICES.items():
+        names = keys_below(key, {}, tags=True)
+        usual = next(t for t in tables.values() if t["properties"].get(choice, {}).get("enum") == [USUAL[key]])
+        short = [{**usual, "required": []}]  # its name may be left out
+        if key == "objective":
+            names += PRESETS
+            short.append({"type": "object", "properties": {choice: {"enum": [*PRESETS]}}, "required": [choice],
+                          "additionalProperties": False})  # fmt: skip
+        facts = {name: run[key].pop(name) for name in ("description", "default") if name in run[key]}
+        run[key] = {**facts, "anyOf": [{"enum": names}, *short, run[key]]}
+    return found
+
+
+def owners(place: str) -> list[str]:
+    """Names of the choices that have a key, such as `objective.parts`."""
+    return [f'"{key.choice}"' for key in keys() if key.name == place]
 
 
 def keys() -> list[Key]:

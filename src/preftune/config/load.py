@@ -12,14 +12,13 @@ from typing import Any
 
 import msgspec
 
-from preftune.config.explain import keys_below
+from preftune.config.explain import CHOICES, USUAL, keys_below, owners
 from preftune.config.run import Run
 from preftune.errors import UserError, nearest
 from preftune.objective.presets import NAMES, PRESETS
 
 Tree = dict[str, Any]
-CHOICES = {"objective": "name", "reference": "kind", "aggregate": "name"}  # tables that are chosen by one of their keys
-USUAL = {"objective": "dpo", "reference": "stored", "aggregate": "sum"}  # where only other keys of the table are given
+FEW = 3  # choices that are named where they have a key that another lacks
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 PLAIN = {
     "float": "a number",
@@ -108,11 +107,18 @@ def _value(text: str) -> object:
     if NUMBER.fullmatch(text):
         return float(text) if re.search(r"[.eE]", text) else int(text)
     if text[:1] in '[{"':
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+        for read in (json.loads, _toml):
+            try:
+                return read(text)
+            except (ValueError, RecursionError):
+                continue
     return text
+
+
+def _toml(text: str) -> object:
+    """The value as a file would have it behind the equals sign."""
+    (value,) = tomllib.loads(f"value = {text}").values()  # a ValueError where more than one stands there
+    return value
 
 
 def convert(tree: Tree, file: str = "") -> Run:
@@ -164,7 +170,10 @@ def _explained(message: str, tree: Tree, file: str) -> UserError:
         place = f"{place}.{unknown[1]}".lstrip(".")
         what = "there is no such key."
         mend = nearest(unknown[1], known) or nearest(unknown[1].partition("_")[2], known)
-        mend = mend or (f"Known here: {', '.join(known)}." if known else "It has none.")
+        if not mend:
+            mend = f"Known here: {', '.join(known)}." if known else "It has none."
+            if 0 < len(others := owners(place)) <= FEW:
+                mend += f" It is a key of {CHOICES[place.rpartition('.')[0]]} = {' or '.join(others)}."
     elif invalid := re.search(r"Invalid (?:enum )?value '(.*?)'", what):
         what = f'"{invalid[1]}" is not one of them.'
         choice = place.rpartition(".")[2]

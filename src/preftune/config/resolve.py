@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from numbers import Integral, Real
 from pathlib import Path
 
 import msgspec
 
+from preftune.config.load import convert
 from preftune.config.run import NoReference, Run, Stored
 from preftune.errors import UserError
 from preftune.objective import parts
 from preftune.objective.aggregate import Mean
 
 
+def _checked(run: object) -> Run:
+    """The run as a file with the same values gives it."""
+    if not isinstance(run, Run):
+        raise UserError(f"a Run is needed, not {type(run).__name__}.", mend='Use Run(...), or load("run.toml").')
+    return convert(msgspec.to_builtins(run, enc_hook=_plain))
+
+
+def _plain(value: object) -> object:
+    """A number of numpy or a path as what a file would hold."""
+    if isinstance(value, Integral | Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise UserError(f"a run holds text, numbers, lists and tables; it has {value!r:.60}.")
+
+
 def resolve(run: Run) -> Run:
-    """Refuse keys that contradict each other and fill in the reference. Nothing is loaded. Raises UserError."""
+    """Hold the run against types and bounds, refuse keys that contradict each other and fill in the reference.
+
+    A run may come from Python, where nothing has looked at it yet. Nothing is loaded. Raises UserError.
+    """
+    run = _checked(run)
     needs = any(part.reference for _, part in parts(run.objective))
     kind = run.reference or (Stored() if needs else NoReference())
     if needs and isinstance(kind, NoReference):

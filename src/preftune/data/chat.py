@@ -21,7 +21,7 @@ from preftune.data import transcripts
 from preftune.data.fields import Defect, Unusable, excerpt
 from preftune.data.read import blank
 from preftune.data.rows import Message, Row, responses, said
-from preftune.errors import UserError
+from preftune.errors import UserError, foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,7 +159,7 @@ class Renderer:
         except Exception as error:  # a template is a stranger's program: it may raise anything
             line = getattr(error, "lineno", None)
             where = f" at its line {line}" if line else ""
-            raise Defect(f"the chat template fails{where}: {type(error).__name__}: {str(error)[:200]}",
+            raise Defect(f"the chat template fails{where}: {type(error).__name__}: {foreign(error)}",
                          "Mend it, or give another with data.template.", "template") from error  # fmt: skip
         return str(found)
 
@@ -179,9 +179,9 @@ class Renderer:
             if opened != self._frame(asked)[1]:
                 raise Defect("the chat template gives another text each time.", "Take out what is random in it.")
         except Defect as defect:
-            raise UserError(defect.what, where="chat template", mend=defect.mend) from defect
+            raise UserError(defect.what, mend=defect.mend) from defect
         except ValueError as error:  # several templates, none of them the default
-            raise UserError(str(error), where="chat template") from error
+            raise UserError(foreign(error), where="chat template") from error
 
     def notes(self) -> list[tuple[str, str]]:
         """(reason, what) that holds for the template as a whole."""

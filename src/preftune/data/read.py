@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
@@ -101,9 +101,9 @@ class _Reader:
             self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
         self.files[name] = found.digest
         self.problems += found.problems
-        defects: dict[tuple[str, str, str], list[Place]] = {}
+        defects: list[tuple[Defect, Place]] = []
         first: tuple[Dialect, Place] | None = None
-        extra: dict[str, None] = {}
+        extra: dict[str, Mapping[str, object]] = {}
         for place, value in found.records:
             try:
                 dialect = recognise(value)
@@ -111,19 +111,33 @@ class _Reader:
                 if dialect is not first[0]:
                     what = f"has the form {dialect.name}, but the file began with {first[0].name} at {first[1].line}."
                     raise Defect(what, "Keep one form a file.", "row.mixed")
-                extra |= dict.fromkeys(_unread(dialect, value))
+                for key in _unread(dialect, value):
+                    extra.setdefault(key, value)
                 row = dialect.read(value, place)
                 check(row)
                 self.rows.append(row)
             except Defect as defect:
-                defects.setdefault((defect.what, defect.mend, defect.reason), []).append(place)
+                defects.append((defect, place))
             except Unusable as unusable:
                 self.skipped.append(Problem(unusable.what, str(place), reason=unusable.reason))
-        for (what, mend, reason), places in defects.items():
-            more = f" (and {len(places) - 1} more rows, up to {places[-1].line})" if len(places) > 1 else ""
-            self.problems.append(Problem(what + more, str(places[0]), mend, reason))
+        self.problems += joined(defects, lambda defect: (defect.what, defect.mend, defect.reason))
         if extra:
             self.notes.append(Problem(f"fields that are not used: {_named(extra)}.", name, reason="fields.extra"))
+
+
+def joined(defects: Sequence[tuple[Defect, Place]], alike: Callable[[Defect], Hashable]) -> list[Problem]:
+    """One problem for all defects of which `alike` is equal: the first, and how many more rows have it."""
+    found: dict[Hashable, list[tuple[Defect, Place]]] = {}
+    for defect, place in defects:
+        found.setdefault(alike(defect), []).append((defect, place))
+    problems = []
+    for (first, begin), *rest in found.values():
+        more = ""
+        if rest:
+            end = rest[-1][1]
+            more = f" (and {len(rest)} more rows, up to {end.line if end.file == begin.file else end})"
+        problems.append(Problem(first.what + more, str(begin), first.mend, first.reason))
+    return problems
 
 
 def _unread(dialect: Dialect, value: Mapping[str, object]) -> list[str]:
@@ -131,13 +145,21 @@ def _unread(dialect: Dialect, value: Mapping[str, object]) -> list[str]:
     return [key for key in value if key not in used]
 
 
-def _named(extra: Mapping[str, None]) -> str:
-    """Fields that no one reads, each with the field it may have been meant for."""
-    known = {*COMMON}
-    for dialect in DIALECTS:
-        known |= {*dialect.also, *(key for keys in dialect.slots.values() for key in keys.split("|"))} - {*extra}
-    meant = {key: get_close_matches(key, known, n=1, cutoff=0.8) for key in extra}
-    return ", ".join(f'{key} (did you mean "{near[0]}"?)' if near else key for key, near in meant.items())
+def _named(extra: Mapping[str, Mapping[str, object]]) -> str:
+    """Fields that no one reads, each with the field it may have been meant for; extra: each with a row that has it."""
+    meant = {key: _meant(key, value) for key, value in extra.items()}
+    return ", ".join(f'{key} (did you mean "{near}"?)' if near else key for key, near in meant.items())
+
+
+def _meant(key: str, value: Mapping[str, object]) -> str:
+    """The field whose name is nearly `key`, if the row would be read with it, and all that is read now too."""
+    known = {*COMMON, *(also for dialect in DIALECTS for also in dialect.also)}
+    known |= {name for dialect in DIALECTS for names in dialect.slots.values() for name in names.split("|")}
+    for near in get_close_matches(key, known - {*value}, n=3, cutoff=0.8):
+        renamed = {near if name == key else name: held for name, held in value.items()}
+        if {*_unread(recognise(renamed), renamed)} == {*_unread(recognise(value), value)} - {key}:
+            return near
+    return ""
 
 
 def blank(text: str) -> bool:

@@ -24,7 +24,7 @@ from msgspec import Struct
 from preftune.data.fields import Defect, describe
 from preftune.data.rows import Place
 from preftune.errors import IO as IO_CODE
-from preftune.errors import Problem, UserError, nearest
+from preftune.errors import Problem, UserError, foreign, nearest
 from preftune.files import digest
 
 LINE = 64 * 2**20  # bytes of one line, or of a gzipped file before its ratio counts
@@ -85,7 +85,8 @@ def _regular(path: Path, name: str) -> os.stat_result:
         found = path.stat()
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise UserError("there is no such file.", where=name, mend=nearest(path.name, near)) from None
+        several = f"Several files are a list: data.train='{json.dumps(name.split(','))}'." if "," in name else ""
+        raise UserError("there is no such file.", where=name, mend=several or nearest(path.name, near)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}.", where=name, code=IO_CODE) from error
     if stat.S_ISDIR(found.st_mode):
@@ -157,17 +158,21 @@ def _lines(stream: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple[int, 
 
 
 def _jsonl(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[tuple[Place, object, str]]:
-    broken = 0
+    opened, first = 0, True  # opened: the last line that begins an object and does not end it
     for number, line in lines:
         if not line.strip():
             continue
         value, wrong = parse(line)
         if wrong and not line.endswith(b"\n") and number > 1 and line.lstrip().startswith(b"{"):
             wrong = "the file ends inside of this line: is the copy complete?"
-        if wrong and broken == number - 1 and line.lstrip()[:1] not in (b"{", b"["):
-            raise UserError("an object goes over several lines.", where=f"{name}:{number - 1}",
+        strange = wrong.startswith("not JSON")
+        opens = strange and line.lstrip()[:1] in (b"{", b"[")
+        if wrong and not opens and opened and opened == number - 1:
+            raise UserError("an object goes over several lines.", where=f"{name}:{opened}",
                             mend="One object a line is needed: jq -c . file > file.jsonl.")  # fmt: skip
-        broken = number if wrong.startswith("not JSON") else broken
+        if strange and not opens and first:
+            raise UserError("is not JSON: no object begins here.", where=f"{name}:{number}", mend=FORMS)
+        opened, first = number if opens else opened, False
         yield Place(name, number), value, wrong
 
 
@@ -268,7 +273,7 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[Place, object, str]]:
                     number += 1
                     yield Place(name, number), value, ""
     except ArrowException as error:
-        raise UserError(f"not readable as Parquet: {str(error).splitlines()[0]}", where=name) from error
+        raise UserError(f"not readable as Parquet: {foreign(error)}", where=name) from error
 
 
 def _hub(name: str) -> Iterator[tuple[Place, object, str]]:
@@ -279,8 +284,7 @@ def _hub(name: str) -> Iterator[tuple[Place, object, str]]:
     try:
         table = load_dataset(repository, split=split or "train")
     except Exception as error:  # its own classes, those of the hub's client and of the network
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"neither a file nor a dataset that the hub gives: {why}", where=name, code=IO_CODE,
+        raise UserError(f"neither a file nor a dataset that the hub gives: {foreign(error)}", where=name, code=IO_CODE,
                         mend="Check the name and the network, or download the file.") from error  # fmt: skip
     for number, value in enumerate(table, 1):
         yield Place(name, number), value, ""

@@ -16,12 +16,12 @@ from preftune.data.chat import Pieces, Renderer, template_of
 from preftune.data.encode import Encoder, backend
 from preftune.data.fields import Defect, Unusable
 from preftune.data.groups import TokenGroup
-from preftune.data.read import Tally
-from preftune.data.rows import KINDS, Pair, Ranking, Rating, Row, Span, responses, said
+from preftune.data.read import Tally, joined
+from preftune.data.rows import KINDS, Pair, Place, Ranking, Rating, Row, Span, responses, said
 from preftune.data.sources import HUB
-from preftune.data.trust import refuse_code
+from preftune.data.trust import refuse_code, refuse_unnamed
 from preftune.data.weighing import of_tokens
-from preftune.errors import SHOWN, Problem, UserError
+from preftune.errors import Problem, UserError, foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ENDS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|eot_id|>", "<eos>", "<end_of_turn>", "<|end|>")
 PROBES = ("Hello, world!", " 1234567 + 8.9", "naïve Ænima 東京 العربية", "a\n\n  b\tc", "don't WON'T", "x=[i**2];")
 NAMED = "It is the folder or hub name in model.tokeniser or, without one, in model.path."
+FILES = ("*token*", "*vocab*", "*.model")  # some of them are in every tokeniser's folder
 CHUNK = 256  # rows encoded at once
 
 
@@ -47,6 +48,7 @@ def load_tokeniser(path: str, revision: str | None = None, template: str | None 
     template: file with a chat template in place of its own. A folder with tokenizer.json alone does too; its end
     token is then the one of `ENDS` that it knows. Raises UserError.
     """
+    refuse_unnamed(path, "model.path")
     from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     folder = Path(path).expanduser()
@@ -55,6 +57,8 @@ def load_tokeniser(path: str, revision: str | None = None, template: str | None 
         refuse_code(folder, "tokeniser")
     elif not HUB.fullmatch(path) or path.startswith((".", "~")) or folder.exists():
         raise UserError(f"there is no folder {path}.", where="tokeniser", mend=NAMED)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in FILES):
+        raise UserError(f"none in the folder {path}.", where="tokeniser", mend=NAMED)
     try:
         if file.exists() and not (folder / "tokenizer_config.json").exists():
             found = PreTrainedTokenizerFast(tokenizer_file=str(file))
@@ -64,8 +68,7 @@ def load_tokeniser(path: str, revision: str | None = None, template: str | None 
         else:
             found = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:  # transformers, tokenizers and the hub's client each have their own
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0].strip()}"
-        raise UserError(f"none at {path} ({why}).", where="tokeniser", mend=NAMED) from error
+        raise UserError(f"none at {path} that can be read: {foreign(error)}", where="tokeniser", mend=NAMED) from error
     if not isinstance(found, PreTrainedTokenizerBase) or not found.is_fast:
         raise UserError(f"{path} has no tokenizer.json.", where="model.tokeniser",
                         mend="Convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...).")  # fmt: skip
@@ -111,7 +114,7 @@ def tokenise(
     encoder = Encoder(tokeniser, renderer.control)
     groups: list[TokenGroup] = []
     skipped: list[Problem] = []
-    defects: list[Problem] = []
+    defects: list[tuple[Defect, Place]] = []
     tally, cut = Tally(), 0
     for start in range(0, len(rows), CHUNK):
         kept: list[tuple[Row, Pieces]] = []
@@ -119,17 +122,15 @@ def tokenise(
             try:
                 kept.append((row, renderer.pieces(row)))
             except Defect as defect:
-                defects.append(Problem(defect.what, str(row.place), defect.mend, defect.reason))
+                defects.append((defect, row.place))
             except Unusable as unusable:
                 skipped.append(Problem(unusable.what, str(row.place), reason=unusable.reason))
-        if len(defects) >= SHOWN:
-            break
         for (row, pieces), (prompt, given) in zip(kept, encoder.encode(kept, tally), strict=True):
             try:
                 group, shortened = _group(row, prompt, given, max_tokens, too_long)
                 group = _weighed(group, row, pieces, [len(ids) for ids in given], encoder)
             except Defect as defect:
-                defects.append(Problem(defect.what, str(row.place), defect.mend, defect.reason))
+                defects.append((defect, row.place))
                 continue
             except Unusable as unusable:
                 skipped.append(Problem(unusable.what, str(row.place), reason=unusable.reason))
@@ -139,7 +140,7 @@ def tokenise(
             for reason, what in pieces.remarks:
                 tally.add(reason, what, row.place)
     if defects:
-        raise UserError(defects)
+        raise UserError(joined(defects, lambda defect: (defect.mend, defect.reason)))
     general = [Problem(what, reason=reason) for reason, what in renderer.notes()]
     return Tokenised(groups, skipped, cut, [*general, *encoder.known(groups), *tally.problems()])
 

@@ -10,6 +10,14 @@ from preftune.errors import UserError
 FORBIDDEN = {"auto_map", "trust_remote_code", "_attn_implementation_internal", "auto_mapping"}
 
 
+def refuse_unnamed(path: str, where: str) -> None:
+    """Raise UserError where there is no name. where: the key that would hold it."""
+    if not path:
+        table, _, key = where.rpartition(".")
+        mend = f'Write {where}=my-model, or {key} = "my-model" below [{table}]: a folder or a hub name.'
+        raise UserError("no model is named.", where=where, mend=mend)
+
+
 def refuse_code(folder: Path, where: str) -> None:
     """Raise UserError if any JSON file of the folder asks that code of its own be run, or names a file outside."""
     for file in sorted(folder.glob("*.json")):

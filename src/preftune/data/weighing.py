@@ -61,7 +61,7 @@ def of_tokens(given: Weights, text: str, tokens: int, placed: Placed | None) -> 
     if numbers or placed is None:
         if len(numbers) != tokens:
             raise Defect(f"a response has {tokens} tokens, its end token included, and {len(numbers)} token weights.",
-                         "Give one a token of this tokeniser, or spans of the text.")  # fmt: skip
+                         "Give one a token of this tokeniser, or spans of the text.", "weights.tokens")  # fmt: skip
         return np.asarray(numbers, np.float32)
     by_character = np.ones(len(text))
     for span in given:

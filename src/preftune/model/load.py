@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,9 +43,13 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
             use_safetensors=True,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {foreign(error)}", where=f"{where}: {path}") from error
+    for name, held, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(f"{name} is {_shape(held)} in its weights, but {_shape(wanted)} by its config.json.",
+                        where=f"{where}: {path}", mend="Is it the config of another model?")  # fmt: skip
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -52,7 +57,7 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
             where=f"{where}: {path}",
             mend="Not the folder of a causal language model?",
         )
-    odd = [str(key[0]) for key in info["mismatched_keys"]] + [k for k in info["unexpected_keys"] if "layers." in k]
+    odd = [key for key in info["unexpected_keys"] if "layers." in key]
     if odd:
         raise UserError(
             f"holds weights that its config.json has no place for, such as {min(odd)}.",
@@ -76,6 +81,10 @@ def load_config(path: str, revision: str | None, where: str) -> PreTrainedConfig
         return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:
         raise UserError(f"cannot be read: {foreign(error)}", where=f"{where}: {path}") from error
+
+
+def _shape(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def switch_dropout_off(module: PreTrainedModel) -> None:

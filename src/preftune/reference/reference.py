@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune import files
 from preftune.data.groups import TokenGroup
 from preftune.errors import CORRUPT, UserError
 from preftune.model.policy import Policy
@@ -133,7 +134,7 @@ def score(
     givers |= {key: at % ranks.count for at, pack in enumerate(packs) for key in pack if key in missing}
     computed = 0
     if missing:
-        store.begin()
+        files.usable(store.folder)
     try:
         for tokens_of_pack in _computed(policy, store, packs[ranks.index :: ranks.count], wanted, missing, show):
             computed += tokens_of_pack

@@ -9,7 +9,6 @@ processes may write to one store without a lock, and a file that a crash or a di
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +57,6 @@ class Store:
         """Add an entry; it is on disk after the next `flush`."""
         self.hold(key, token_logp)
         self._new[key] = self._held[key]
-
-    def begin(self) -> None:
-        """Make the folder: one that cannot be written to is found before anything is computed for it."""
-        with files.reported(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
 
     def flush(self) -> None:
         """Write what is new as one more file."""

@@ -55,7 +55,10 @@ def train(
     resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
     force: replace a run that is there; gather: what reads and tokenises. Raises UserError with the exit code as `code`.
     """
-    run, out = resolve(run), Path(run.out).expanduser()
+    if resume and force:
+        raise UserError("contradict each other.", where="--resume --force", mend="Go on with the run, or replace it.")
+    run = resolve(run)
+    out = Path(run.out).expanduser()
     with joined() as ranks, files.lock(out / ".lock") if ranks.first else nullcontext(), listening() as stop:
         show = show if ranks.first else silent
         resuming = bool(ranks.of_first(ranks.first and claim(out, resume=resume, force=force)))

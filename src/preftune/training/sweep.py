@@ -10,6 +10,7 @@ import msgspec
 from preftune import files
 from preftune.config.resolve import resolve
 from preftune.config.vary import Variant
+from preftune.errors import UserError
 from preftune.ranks import joined
 from preftune.record.read import Record
 from preftune.record.record import free
@@ -19,6 +20,8 @@ from preftune.training.loop import train
 from preftune.training.material import gather_once
 from preftune.training.show import Show, silent
 from preftune.training.signals import listening, stopped
+
+AGAIN = "Go on with --resume, or choose another --out."
 
 
 def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show: Show = silent) -> list[Path]:
@@ -31,9 +34,12 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
     folders = [out / (",".join(variant.words).replace("/", "_") or "run") for variant in variants]
     with joined() as ranks, listening() as stop:
         tell = show if ranks.first else silent
+        others = sorted({path.parent for path in out.glob("*/identity.json")} - {*folders})
+        if ranks.first and others and not resume:
+            raise UserError(f"another sweep is here already ({others[0].name}).", where=f"--out {out}", mend=AGAIN)
         for variant, folder in zip(variants, folders, strict=True):  # what the last refuses shows before the first
             if ranks.first:
-                free(folder, resume, "Go on with --resume, or choose another --out.")
+                free(folder, resume, AGAIN)
             run = resolve(variant.run)
             fit(run, gather(run, tell).prepared)
         for number, ((_, run, lacks), folder) in enumerate(zip(variants, folders, strict=True), 1):

@@ -1,0 +1,63 @@
+"""What help says, and how a command ends when nobody reads on or Ctrl-C comes early."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from preftune import __main__ as program
+from preftune.cli.app import VERBS, call
+from preftune.errors import INTERRUPTED
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_verbs_says_what_each_says_itself(verb: str) -> None:
+    function = getattr(importlib.import_module(f"preftune.cli.{verb}"), verb)
+    assert VERBS[verb] == function.__doc__.split("\n")[0]
+
+
+def helped(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        call([*words, "--help"])
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_lists_every_verb_with_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told = helped([], monkeypatch, capsys)
+    assert [verb for verb, line in VERBS.items() if f" {verb} {line}" not in told] == []
+
+
+def test_help_of_a_verb_has_whole_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        call(["check", "--help"])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "preftune check run.toml [key=value ...]" in lines
+    assert "three are shown with what is scored, and steps, lengths and memory are worked" in lines
+
+
+@pytest.mark.parametrize("words", [["keys"], ["keys", "--as", "schema"], ["--help"]])
+def test_a_reader_that_has_enough_is_no_failure(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as gone:
+        command = [sys.executable, "-m", "preftune", *words]
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_ctrl_c_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "_verb", stopped)
+    with pytest.raises(SystemExit) as left:
+        program.main()
+    assert left.value.code == INTERRUPTED == 130

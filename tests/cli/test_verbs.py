@@ -1,0 +1,78 @@
+"""What verbs refuse and say that need a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from making import save_model, save_pairs
+from rich.console import Console
+
+from preftune.__main__ import main
+from preftune.cli.demo import _print
+from preftune.cli.outcome import meters
+from preftune.record.meters import EVALUATION
+from preftune.record.read import ExtraTable, Rewrite
+from preftune.world.measuring import Comparison, Line
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """(exit code, all that was written) of a command where there are m/ and p.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFTUNE_STORE", str(tmp_path / "store"))
+    save_model(tmp_path / "m")
+    save_pairs(tmp_path / "p.jsonl", 12)
+
+    def go(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["preftune", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    return go
+
+
+def test_a_config_of_another_size_is_named_with_both_sizes(run) -> None:
+    config = json.loads(Path("m/config.json").read_text())
+    Path("m/config.json").write_text(json.dumps({**config, "vocab_size": 70}))
+    code, told = run("train", "model.path=m", "data.train=p.jsonl")
+    assert code == 2
+    assert "model.path: m: lm_head.weight is 64 x 32 in its weights, but 70 x 32 by its config.json." in told
+
+
+def test_a_second_sweep_does_not_mix_with_the_first(run) -> None:
+    words = ["sweep", "model.path=m", "data.train=p.jsonl", "optim.steps=1", "--out", "s"]
+    assert run(*words, "objective.beta=0.1,0.2")[0] == 0
+    page = Path("s/compare.html").read_text()
+    code, told = run(*words, "objective.beta=0.3,0.4")
+    assert code == 2
+    assert "--out s: another sweep is here already (objective.beta=0.1). Go on with --resume" in told
+    assert Path("s/compare.html").read_text() == page
+    assert not Path("s/objective.beta=0.3").exists()
+    assert run(*words, "objective.beta=0.2,0.3", "--resume")[0] == 0
+
+
+def test_the_table_of_meters_is_a_line_a_meter_at_80_columns() -> None:
+    numbers = dict.fromkeys(EVALUATION, -12345.678)
+    console = Console(width=80, color_system=None)
+    with console.capture() as shown:
+        console.print(meters(numbers, numbers, heads=("before", "after")))
+    lines = shown.get().splitlines()
+    assert len(lines) <= 1 + len(EVALUATION)
+    assert all(line.split()[0] in {"meter", *EVALUATION} for line in lines)
+
+
+def test_what_a_model_wrote_goes_on_below_its_beginning() -> None:
+    sample = Rewrite(prompt="The soup", before="kind " * 30, after="warm " * 30)
+    console = Console(width=80, color_system=None)
+    with console.capture() as shown:
+        _print(console, Comparison((Line("reward", "1", "2", ""),), ExtraTable("", (), ()), (sample,)))
+    *_, below = shown.get().partition("The soup\n")
+    lines = [line for line in below.splitlines() if not line.startswith(("   before   kind", "   after    warm"))]
+    assert [line[:12] for line in lines] == [" " * 12] * 4
