@@ -7,28 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from preftune.__main__ import main
-
 ROWS = '{"prompt": "a ", "chosen": "b", "rejected": "c"}\n{"prompt": "d ", "chosen": "e", "rejected": "f"}\n'
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """(exit code, all that was written) of a command in a folder of its own, which holds rows.jsonl."""
-    monkeypatch.chdir(tmp_path)
+def run(tmp_path: Path, command):
+    """`command` where there is rows.jsonl."""
     (tmp_path / "rows.jsonl").write_text(ROWS)
-
-    def go(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["preftune", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        told = capsys.readouterr()
-        return code, told.out + told.err
-
-    return go
+    return command
 
 
 SLIPS = {

@@ -9,7 +9,6 @@ import pytest
 from making import save_model, save_pairs
 from rich.console import Console
 
-from preftune.__main__ import main
 from preftune.cli.demo import _print
 from preftune.cli.outcome import meters
 from preftune.record.meters import EVALUATION
@@ -18,24 +17,11 @@ from preftune.world.measuring import Comparison, Line
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """(exit code, all that was written) of a command where there are m/ and p.jsonl."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PREFTUNE_STORE", str(tmp_path / "store"))
+def run(tmp_path: Path, command):
+    """`command` where there are m/ and p.jsonl."""
     save_model(tmp_path / "m")
     save_pairs(tmp_path / "p.jsonl", 12)
-
-    def go(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["preftune", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        told = capsys.readouterr()
-        return code, told.out + told.err
-
-    return go
+    return command
 
 
 def test_a_config_of_another_size_is_named_with_both_sizes(run) -> None:
