@@ -73,8 +73,8 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--regime", choices=[*common.LENGTHS, "ukp"])
     parser.add_argument("--vocab", type=int, choices=[*common.SHAPES])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--steps", type=int, default=4, help="updates of ours and of TRL at its best")
-    parser.add_argument("--shipped", type=int, default=2, help="updates of TRL as shipped, the slowest")
+    parser.add_argument("--steps", type=int, default=5, help="updates of ours and of TRL at its best")
+    parser.add_argument("--shipped", type=int, default=4, help="updates of TRL as shipped, the slowest")
     parser.add_argument("--repeat", type=int, default=1)
 
 
