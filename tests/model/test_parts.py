@@ -227,7 +227,7 @@ def test_half_precision_products_train(family: str) -> None:
         module = AutoModelForCausalLM.from_config(tiny(family).config, attn_implementation="eager").eval()
         policy, _ = wrap(module, "auto", compute)
         batch = collate(groups(3, seed=4))
-        assert disagreement(policy, batch, plain_logp(policy, batch)) < 0.02
+        assert disagreement(policy, batch, plain_logp(policy, batch)).most < 0.1
         (-batch.sum(policy.token_logp(batch))).sum().backward()
         grads = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
         assert all(g.dtype == torch.float32 for g in grads)

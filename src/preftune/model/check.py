@@ -1,8 +1,8 @@
 """Before training: does the model, as it goes through a pack, say what it says by itself?
 
 The measure is the model's own: how far its log-probabilities move when each part's output is off by one rounding. Right
-ways differ by about half of that, whatever the family and the type. It is a mean over tokens: the largest difference
-says little, since in a mixture of experts a rounding can send a token elsewhere.
+ways differ by about half of that, whatever the family and the type, on average and at the worst token; a mixture of
+experts, where a rounding can send a token elsewhere, by much at its worst.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
-from preftune.errors import UserError
+from preftune.errors import UserError, foreign
 from preftune.model import attention
 from preftune.model.policy import NOISE, Policy, wrap
 from preftune.model.slim import as_made
@@ -29,7 +29,9 @@ LONGEST = 2048  # tokens of a row that is looked at for its length
 ALLOWED = 2  # times what rounding moves; 84 families of transformers, right as they are, reach 1.8 over some 50 tokens
 FEW = 16  # tokens of which the mean may be as much off again
 SEEDS = 2, 8  # of the roundings that are tried: for many tokens, and for few
-COARSE = 1.0  # nats a token: what no rounding excuses
+USUAL = 1e-4  # nats a token, on average: what fp32 gives is a hundredth of it
+HALF = 0.25  # nats at the worst token that half precision may give, where rounding moves none so far
+COARSE = 1.0  # nats a token, on average: what no rounding excuses
 
 
 def sample(groups: Sequence[TokenGroup], policy: Policy) -> Batch:
@@ -41,30 +43,42 @@ def sample(groups: Sequence[TokenGroup], policy: Policy) -> Batch:
             chosen.append(group)
     window = getattr(policy.module.config.get_text_config(), "sliding_window", None)
     if isinstance(window, int):
-        deep = (g for g in by_length if window < len(g.prompt) + max(map(len, g.responses)) and g.tokens <= LONGEST)
-        chosen += [group for group in [next(deep, None)] if group is not None and group not in chosen]
+        deep = (group for group in by_length if window < len(group.prompt) + max(map(len, group.responses)))
+        first = next(deep, None)
+        if first is not None and first not in chosen and first.tokens <= LONGEST:
+            chosen.append(first)
     return collate(chosen, policy.device, policy.multiple)
 
 
+class Apart(NamedTuple):
+    """How far two log-probabilities of the same tokens are apart, in nats: on average, and the worst."""
+
+    mean: float
+    most: float
+
+    def within(self, bound: Apart) -> bool:
+        return self.mean <= bound.mean and self.most <= bound.most  # not so where a number is NaN
+
+
 class Measure(NamedTuple):
-    """What a model says by itself with products in `compute`: (members,) in nats, and by how many nats a token its own
-    rounding may change that on average."""
+    """What a model says by itself with products in `compute`: (members,) in nats, and how far its own rounding may move
+    that."""
 
     compute: torch.dtype
     plain: Tensor
-    noise: float
+    bound: Apart
 
 
 def checked(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tuple[Policy, float]:
     """The policy if it agrees with plain forward passes on this pack, else the padded one if that does, with its noise;
-    and by how many nats a token, on average, the one that was given disagrees.
+    and by how many nats the one that was given disagrees at its worst token.
 
     On a CPU, weights in fp32 are held to that type too, which shows faults that half precision hides; on CUDA other
     kernels would run. Raises UserError where neither layout agrees, or the padded one may not be taken.
     """
-    kinds = {policy.compute: None}
-    if policy.module.dtype == torch.float32 and policy.device.type == "cpu":
-        kinds = {torch.float32: None, **kinds}
+    kinds = [policy.compute]
+    if policy.compute != torch.float32 and policy.module.dtype == torch.float32 and policy.device.type == "cpu":
+        kinds = [torch.float32, policy.compute]
     measures = [_measure(replace(policy, compute=kind), batch) for kind in kinds]
     agrees, off = _agreement(policy, batch, measures)
     again = off
@@ -72,34 +86,37 @@ def checked(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tuple[Po
         policy = wrap(policy.module, "padded", policy.compute)[0]
         agrees, again = _agreement(policy, batch, measures)
     if agrees:
-        return replace(policy, noise=measures[-1].noise), off
+        return replace(policy, noise=measures[-1].bound.most), off.most
     if policy.layout == "trie":
         mend = 'Use layout="auto".'
-    elif policy.rounding > torch.finfo(torch.float32).eps:
+    elif policy.half:
         mend = 'Set model.weights = "float32" and model.compute = "float32" to see whether it is rounding.'
     else:
         mend = "This family is not supported."
     family = policy.module.config.model_type
     raise UserError(
-        f"log-probabilities of {family} are {again:.2g} nats a token off its own forward pass.",
+        f"log-probabilities of {family} are up to {again.most:.2g} nats a token off its own forward pass.",
         where="model.path",
         mend=mend,
     )
 
 
-def _agreement(policy: Policy, batch: Batch, measures: Sequence[Measure]) -> tuple[bool, float]:
+def _agreement(policy: Policy, batch: Batch, measures: Sequence[Measure]) -> tuple[bool, Apart]:
     """Whether all agree, and by how much the last does, or the first that does not is off."""
-    off = 0.0
+    off = Apart(0, 0)
     for measure in measures:
         off = disagreement(replace(policy, compute=measure.compute), batch, measure.plain)
-        if not off <= measure.noise:
+        if not off.within(measure.bound):
             return False, off
     return True, off
 
 
-def disagreement(policy: Policy, batch: Batch, plain: Tensor) -> float:
-    """Mean difference a token, in nats, to what `plain_logp` gave; inf where the trie did not reach every layer or the
-    model fails on it. Raises UserError where it fails on padded rows."""
+def disagreement(policy: Policy, batch: Batch, plain: Tensor) -> Apart:
+    """The difference to what `plain_logp` gave; inf where the trie did not reach every layer or the model fails on it.
+
+    Raises UserError where it fails on padded rows.
+    """
+    nowhere = Apart(float("inf"), float("inf"))
     try:
         with torch.no_grad():
             ours = policy.token_logp(batch)
@@ -107,33 +124,39 @@ def disagreement(policy: Policy, batch: Batch, plain: Tensor) -> float:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         if policy.layout == "trie":
-            return float("inf")
-        family, said = policy.module.config.model_type, str(error).partition("\n")[0]
-        raise UserError(f"{family} fails on padded rows: {said}", where="model.path") from error
+            return nowhere
+        family = policy.module.config.model_type
+        raise UserError(f"{family} fails on padded rows: {foreign(error)}", where="model.path") from error
     layers = policy.module.config.get_text_config().num_hidden_layers
-    if policy.layout == "trie" and len(batch.layout.calls) != layers:
-        return float("inf")
-    return _apart(ours, plain)
+    reached = policy.layout == "padded" or len(batch.layout.calls) == layers
+    return _apart(ours, plain) if reached else nowhere
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).abs().mean())
+def _apart(one: Tensor, other: Tensor) -> Apart:
+    apart = (one.double() - other.double()).abs()
+    return Apart(float(apart.mean()), float(apart.max()))
 
 
 def _measure(policy: Policy, batch: Batch) -> Measure:
     """Raises UserError where the model says something else each time."""
     plain = plain_logp(policy, batch)
-    few = len(plain) < TOKENS
-    moved = moved_by_rounding(policy, batch, plain, SEEDS[few])
-    off = _apart(plain_logp(policy, batch), plain)
-    if off > moved / ALLOWED:
-        raise UserError(
-            f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
-            where="model.path",
-            mend="Something in it draws at random, such as dropout.",
-        )
+    moved = moved_by_rounding(policy, batch, plain, SEEDS[len(plain) < TOKENS])
+    again = _apart(plain_logp(policy, batch), plain)
+    if again.mean > moved.mean / ALLOWED:
+        raise draws_at_random(again.mean)
     allowed = ALLOWED * (1 + (FEW / len(plain)) ** 0.5)
-    return Measure(policy.compute, plain, min(COARSE, max(NOISE, allowed * moved)))
+    mean = min(COARSE, max(USUAL, allowed * moved.mean))
+    most = max(HALF, allowed * moved.most) if policy.half else NOISE
+    return Measure(policy.compute, plain, Apart(mean, most))
+
+
+def draws_at_random(off: float) -> UserError:
+    """Where a model says something else each time."""
+    return UserError(
+        f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
+        where="model.path",
+        mend="Something in it draws at random, such as dropout.",
+    )
 
 
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
@@ -159,14 +182,13 @@ def _logp(policy: Policy, prompt: np.ndarray, response: np.ndarray) -> Tensor:
     return torch.log_softmax(logits, -1).gather(1, ids[1 - last :, None])[:, 0]
 
 
-def moved_by_rounding(policy: Policy, batch: Batch, plain: Tensor, seeds: int = 2) -> float:
-    """Mean of how far a token's log-probability moves, in nats, when outputs of parts that have weights are rounded
-    otherwise."""
+def moved_by_rounding(policy: Policy, batch: Batch, plain: Tensor, seeds: int = 2) -> Apart:
+    """How far log-probabilities move where outputs of parts that have weights are rounded otherwise."""
     moved = []
     for seed in range(seeds):
         with _rounded_otherwise(policy, seed):
             moved.append(_apart(plain_logp(policy, batch), plain))
-    return sum(moved) / seeds
+    return Apart(sum(one.mean for one in moved) / seeds, max(one.most for one in moved))
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from preftune.model.slim import add_in_place, slim
 from preftune.model.unread import leave_out_unread
 from preftune.pack.batch import Batch
 
-NOISE = 1e-4  # nats a token; what fp32 gives is a hundredth of it
+NOISE = 1e-3  # nats at the worst token, in fp32
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call the cap of logits
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -27,7 +28,7 @@ class Policy:
     """module: the model; layout: how a pack goes through it; compute: type of its matrix products; in_place: the
     backward pass adds the gradient of the head's matrix, often the largest of all, to its `.grad` and makes no second
     one: for loops that call `backward`, not for `torch.autograd.grad`; noise: nats a token by which right ways to the
-    log-probabilities may differ on average (`check.checked` measures it)."""
+    log-probabilities may differ, by rounding alone (`check.checked` measures it)."""
 
     module: PreTrainedModel
     layout: Literal["trie", "padded"]
@@ -84,7 +85,7 @@ class Policy:
         config = self.module.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
-        cap = getattr(config, "final_logit_softcapping", None)
+        cap = next((value for name in CAPS if (value := getattr(config, name, None))), None)
         return Head(layer.weight, getattr(layer, "bias", None), scale, cap, self.in_place)
 
     @property
@@ -93,10 +94,15 @@ class Policy:
         return max(torch.finfo(dtype).eps for dtype in (self.compute, self.module.dtype))
 
     @property
+    def half(self) -> bool:
+        """Whether its numbers are rounded to half precision on the way."""
+        return self.rounding > torch.finfo(torch.float32).eps
+
+    @property
     def multiple(self) -> int:
         """To what the rows of a pack are filled up: in half precision a CPU makes a program for every shape that it
         meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16)."""
-        return 128 if self.device.type == "cpu" and self.rounding > torch.finfo(torch.float32).eps else 1
+        return 128 if self.device.type == "cpu" and self.half else 1
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:

@@ -198,11 +198,11 @@ def start_check(setup: Setup, state: State, record: Record) -> None:
         return
     rows, packs = setup.prepared.train, setup.plan.steps[0].packs[:1]
     off = Memory(state.halvings).over(rows, packs, lambda cut: max(_margin(setup, pack) for pack in cut))
-    text = f"policy and reference agree to {off:.1e} nats a token before the first update"
+    text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     record.event(0, "start_check", text, residual=off)
-    if not off <= setup.policy.noise:
+    if not off <= (4.0 if setup.policy.half else 0.02):
         raise UserError(
-            f"the reference is {off:.3g} nats a token off the model it is a copy of.",
+            f"the reference is {off:.3g} nats off the model it is a copy of.",
             where="reference",
             code=CORRUPT,
             mend="Delete its store and start again.",
@@ -210,10 +210,10 @@ def start_check(setup: Setup, state: State, record: Record) -> None:
 
 
 def _margin(setup: Setup, pack: Pack) -> float:
-    """Log-ratios of a pack of training rows, in nats a token, without their sign."""
+    """Largest log-ratio of a pack of training rows, in nats, without its sign."""
     with torch.no_grad():
-        scores = score(setup.engine, setup.engine.batch(setup.prepared.train, pack)).scores
-    return float(scores.log_ratio.abs().sum() / scores.tokens.sum())
+        scored = score(setup.engine, setup.engine.batch(setup.prepared.train, pack))
+    return float(scored.scores.log_ratio.abs().max())
 
 
 def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show: Show) -> None:

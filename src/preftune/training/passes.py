@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.groups import TokenGroup
-from preftune.errors import UserError
+from preftune.model.check import draws_at_random
 from preftune.model.policy import Policy
 from preftune.objective.scores import Scores
 from preftune.pack.batch import Batch
@@ -169,10 +169,6 @@ def _coupled(
 
 def _unchanged(policy: Policy, first: Scores, again: Tensor, mine: Sequence[int]) -> None:
     """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
-    off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).mean())
+    off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).max())
     if off > policy.noise:  # what is not finite is refused with the update
-        raise UserError(
-            f"the model gave log-probabilities {off:.2g} nats a token off from those of a moment before.",
-            where="model.path",
-            mend="Something in it draws at random, such as dropout.",
-        )
+        raise draws_at_random(off)
