@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-import msgspec
 import torch
 
 from preftune import files
@@ -20,18 +18,18 @@ from preftune.errors import CORRUPT, NON_FINITE, UserError
 from preftune.model.load import export
 from preftune.pack.memory import Memory
 from preftune.pack.plan import Pack, Step, halved
-from preftune.ranks import Ranks, joined
+from preftune.ranks import joined
 from preftune.record.meters import STEP
-from preftune.record.record import Record, claim, environment, other_environment, start
+from preftune.record.record import Record, claim
 from preftune.reference.reference import MovingReference
 from preftune.training import start as begin
 from preftune.training import state as checkpoints
 from preftune.training.evaluate import HeldOut, evaluate
-from preftune.training.identity import compare, identity
 from preftune.training.material import Gather, gather
 from preftune.training.measure import Sums, Values
 from preftune.training.optimiser import adamw, learning_rate
 from preftune.training.passes import passes, there_and_back
+from preftune.training.resume import as_before, open_record
 from preftune.training.setup import Setup, set_up
 from preftune.training.show import Show, silent
 from preftune.training.signals import Stop, listening, stopped
@@ -63,13 +61,13 @@ def train(
         show = show if ranks.first else silent
         resuming = bool(ranks.of_first(ranks.first and claim(out, resume=resume, force=force)))
         if resuming:
-            run = _as_before(run, out, ranks)
+            run = as_before(run, out, ranks)
         setup = set_up(run, show, stop, gather, ranks)
         moving = setup.reference.policy.module if isinstance(setup.reference, MovingReference) else None
         state = State(setup.policy.module, adamw(setup.policy.module, run.optim), moving)
         with closing(Record(out, writing=ranks.first)) as record:
             if ranks.first:
-                _open(setup, state, record, resuming, allow_change, show)
+                open_record(setup, state, record, allow_change if resuming else None, show)
             checkpoints.spread(state, ranks)
             held_out = HeldOut.of(setup.prepared.evaluate, setup.engine)
             learn(setup, state, record, held_out, show, stop)
@@ -230,60 +228,6 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
     record.evaluation({"step": state.step, **found.values})
     record.rows("evaluation_rows.jsonl", found.rows)
     show("evaluated", 0, 0, {"step": state.step, **found.values})
-
-
-def _as_before(run: Run, out: Path, ranks: Ranks) -> Run:
-    """Where the budget of a pack was left open, the one that the run began with."""
-    if run.batch.tokens is not None:
-        return run
-    tokens = ranks.of_first(json.loads((out / "identity.json").read_text())["batch.tokens"] if ranks.first else 0)
-    return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
-
-
-def _open(setup: Setup, state: State, record: Record, resuming: bool, allow_change: Sequence[str], show: Show) -> None:
-    """Begin the record, or take it up where its newest valid checkpoint stands."""
-    now = identity(setup.run, setup.digests)
-    resumed = _take_up(setup, state, record, now, allow_change) if resuming else None
-    record.json("identity.json", now)
-    around = environment(setup.run, setup.digests, str(setup.policy.device), torch.get_num_threads(), setup.ranks.count)
-    if resuming and (moved := other_environment(record.path, around)):
-        record.event(state.step, "note", f"bits may differ from before: {', '.join(moved)}")
-    record.json("environment.json", around)
-    record.json("data.json", setup.prepared.account)
-    start(record.path, setup.run)
-    if resumed is not None:
-        text, passed, found = resumed
-        record.rewind(state.step if found else -1)
-        record.event(state.step, "resumed", text, passed_over=passed)
-        for sentence in (text, *(f"passed over {why}" for why in passed)):
-            show(sentence)
-    for kind, (text, details) in setup.notes.items():
-        record.event(state.step, kind, text, **details)
-
-
-def _take_up(
-    setup: Setup, state: State, record: Record, now: Mapping[str, object], allow_change: Sequence[str]
-) -> tuple[str, list[str], bool]:
-    """Load the newest valid checkpoint, and say so; which newer ones were passed over; whether there was one.
-
-    Raises UserError, with nothing written, where this is another run, where all checkpoints are damaged, and where a
-    run that is done should go on otherwise.
-    """
-    changes = compare(record.path / "identity.json", now, allow_change)
-    found, passed = checkpoints.newest(record.checkpoints)
-    if found is not None:
-        checkpoints.load(state, found)
-    elif passed:
-        raise UserError(f"no checkpoint is whole: {'; '.join(passed)}.", where=str(record.checkpoints), code=CORRUPT,
-                        mend="Start again from the beginning with --force, or take another `out`.")  # fmt: skip
-    if changes and state.step == len(setup.plan.steps):
-        raise UserError(f"this run is done, and would not become another one: {', '.join(changes)}.",
-                        where=str(record.path), mend="Set it back, or start anew in another `out`.")  # fmt: skip
-    return (
-        f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else ""),
-        passed,
-        bool(found),
-    )
 
 
 def _finish(setup: Setup, state: State, record: Record, show: Show) -> None:
