@@ -43,7 +43,7 @@ Row = dict[str, str]
 
 
 def model_folder(root: Path, vocab: int) -> Path:
-    """A random model of Qwen3's architecture with a tokeniser whose words are w3, w4, ...: one word, one token."""
+    """A random model of Qwen3's architecture with a tokenizer whose words are w3, w4, ...: one word, one token."""
     path = root / f"model-{vocab}"
     if path.exists():
         return path

@@ -24,10 +24,10 @@ from preftune.config.resolve import resolve
 from preftune.model import attention
 from preftune.pack import batch as packed
 from preftune.pack.batch import Batch, collate
+from preftune.record.show import silent
+from preftune.run.prepare import Setup, set_up
+from preftune.signals import Stop
 from preftune.training.loop import State, adamw, update
-from preftune.training.setup import Setup, set_up
-from preftune.training.show import silent
-from preftune.training.signals import Stop
 
 ROWS = (32, 48, 64, 96, 128)
 

@@ -23,7 +23,7 @@ def above(told: dict, weights: int) -> float:
 
 
 def case(place: Path, regime: str, vocab: int, steps: int) -> dict:
-    """One cell. TRL as shipped makes one update only, so its number lacks Adam's moments: an error in its favour."""
+    """One cell. TRL as shipped makes one update only, so its number lacks Adam's moments: an error in its favor."""
     mine, planned, source = speed.files(place, regime, vocab, steps)
     folder = common.model_folder(place, vocab)
     weights = (folder / "model.safetensors").stat().st_size

@@ -34,7 +34,7 @@ def main(spec: dict) -> dict:
     import preftune.report  # noqa: F401  loaded before anything is measured
     from preftune.config.load import load
     from preftune.reference import reference
-    from preftune.training import train
+    from preftune.training.loop import train
 
     torch.set_num_threads(1)
     began = memory("VmRSS")

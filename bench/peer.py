@@ -65,8 +65,8 @@ def main(spec: dict) -> dict:
             **{**VARIANTS[spec["variant"]], **spec.get("more", {})},
         )  # fmt: skip
         data = datasets.load_dataset("json", data_files=spec["data"], split="train", cache_dir=out + "/cache")
-        tokeniser = AutoTokenizer.from_pretrained(spec["model"])
-        trainer = Timed(spec["model"], args=args, train_dataset=data, processing_class=tokeniser, callbacks=[Watch()])
+        tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+        trainer = Timed(spec["model"], args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Watch()])
         trainer.train()
         told["rows"] = len(trainer.train_dataset)
     return {

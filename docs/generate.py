@@ -16,12 +16,12 @@ import torch
 
 from preftune import objective as o
 from preftune.config.explain import keys
-from preftune.objective.aggregate import Aggregate
-from preftune.objective.arrange import accepts
-from preftune.objective.combine import value_of_pairs
+from preftune.forward.examples import row_kinds
 from preftune.objective.presets import NAMES, PRESETS
-from preftune.objective.scores import Pairs, Ratings, Scores
-from preftune.record import meters
+from preftune.objective.responses import Pairs, Ratings, Responses
+from preftune.objective.sum import value_of_pairs
+from preftune.record import schema as meters
+from preftune.tokens.aggregate import Aggregate
 
 HERE = Path(__file__).parent
 WIDE, HIGH, EDGE = 300, 150, 8
@@ -58,9 +58,9 @@ CHOSEN, REJECTED, VALUE = "#2a9d8f", "#e76f51", "#6c7a9c"
 def pairs_at(margin: torch.Tensor, sharp: float = -1.0) -> Pairs:
     """The worked pair (10 and 14 tokens, reference -13 and -14 nats) with its margin moved by both sides alike."""
 
-    def side(logp: torch.Tensor, reference: float, tokens: int, score: float) -> Scores:
+    def side(logp: torch.Tensor, reference: float, tokens: int, score: float) -> Responses:
         full = lambda value: torch.full_like(logp, value)  # noqa: E731
-        return Scores(logp, full(tokens), full(reference), full(score), full(sharp))
+        return Responses(logp, full(tokens), full(reference), full(score), full(sharp))
 
     one = torch.ones_like(margin)
     return Pairs(side(-13 + margin / 2, -13, 10, 1.2), side(-14 - margin / 2, -14, 14, 0.4), one, one)
@@ -76,8 +76,8 @@ def measured(objective: o.Single, margins: list[float]) -> list[tuple[float, flo
             with_logp(pairs.chosen, chosen), with_logp(pairs.rejected, rejected), pairs.weight, pairs.preferred
         )
         if "mismatched" in objective.needs:
-            none = Scores(chosen.detach() * 0, pairs.chosen.tokens, chosen.detach() * 0)
-            both = Scores(torch.cat([chosen, rejected]), torch.cat([pairs.chosen.tokens, pairs.rejected.tokens]),
+            none = Responses(chosen.detach() * 0, pairs.chosen.tokens, chosen.detach() * 0)
+            both = Responses(torch.cat([chosen, rejected]), torch.cat([pairs.chosen.tokens, pairs.rejected.tokens]),
                           torch.cat([pairs.chosen.ref_logp, pairs.rejected.ref_logp]))  # fmt: skip
             good = torch.tensor([True, False])
             value = objective(Ratings(both, good, torch.full((2,), 0.5, dtype=torch.float64), none)).mean()  # type: ignore[operator]
@@ -88,9 +88,9 @@ def measured(objective: o.Single, margins: list[float]) -> list[tuple[float, flo
     return found
 
 
-def with_logp(scores: Scores, logp: torch.Tensor) -> Scores:
+def with_logp(scores: Responses, logp: torch.Tensor) -> Responses:
     """The same scores with another logp."""
-    return Scores(logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
+    return Responses(logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
 
 
 def picture(objective: o.Single) -> str:
@@ -134,7 +134,7 @@ def objectives_page() -> tuple[str, dict[str, str]]:
             f"## {tag}", "", (type(one).__doc__ or "").strip().split("\n")[0], "", f"$${one.formula}$$", "",
             *code(one),
             f"- **Paper** arXiv {one.paper}", f"- **Rows** {rows(one)}", f"- **Keys** {defaults or 'none'}",
-            *([f"- **Says** {one.reading}"] if one.reading else []),
+            *([f"- **Says** {one.variant}"] if one.variant else []),
             f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected",
             f"- **Optimum** {one.optimum}", f"- **When** {one.when}", f"- **Trap** {one.fails}", "",
             f"![{tag}](img/{tag}.svg)", "",
@@ -154,7 +154,7 @@ def code(one: o.Single) -> list[str]:
 
 def rows(one: o.Single) -> str:
     """What data it takes."""
-    found = ", ".join(accepts(one))
+    found = ", ".join(row_kinds(one))
     if "quantile" in one.needs:
         return f"{found}; each response with a score that is a quantile, from 0 to 1"
     if "score" in one.needs:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from preftune.frontier.measure import Frontier
-from preftune.world.enumerated import enumerated, expected, kl
+from preftune.demo.enumerated import enumerated, expected, kl
 
 
 def main() -> None:

@@ -2,11 +2,14 @@
 
 import sys
 
-from preftune.config.run import Data, Model, Optim, Run
+from preftune.rows.config import Data
+from preftune.model.config import Model
+from preftune.training.config import Optim
+from preftune.config.run import Run
 from preftune.diagnosis import diagnose
 from preftune.objective import DPO
-from preftune.record.read import Record
-from preftune.training import train
+from preftune.record.reader import Record
+from preftune.training.loop import train
 
 
 def tune(model: str, pairs: str, out: str = "run") -> None:

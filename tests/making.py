@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from preftune.data.groups import TokenGroup
-from preftune.data.rows import Place
+from preftune.rows.row import Place
+from preftune.tokens.groups import TokenGroup
 
 PLACE = Place("made", 1)
 SMALL = {
@@ -127,7 +127,7 @@ def groups(
 
 
 def save_model(path: Path, seed: int = 0) -> Path:
-    """A tiny random Llama with a tokeniser of numbered words, as a plain folder."""
+    """A tiny random Llama with a tokenizer of numbered words, as a plain folder."""
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 64)}}
     inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

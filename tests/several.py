@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch.multiprocessing import start_processes
 
+from preftune.distributed import Distributed, process_group
 from preftune.errors import UserError
-from preftune.ranks import Ranks, joined
 
 PATIENCE = 60.0  # seconds, after which ranks are taken to wait for each other for ever
-Work = Callable[[Ranks], object]
+Work = Callable[[Distributed], object]
 
 
 def on_ranks(count: int, folder: Path, work: Work, meanwhile: Callable[[list], None] | None = None) -> list:
@@ -41,8 +41,8 @@ def on_ranks(count: int, folder: Path, work: Work, meanwhile: Callable[[list], N
 
 def _rank(index: int, folder: Path, count: int, work: Work) -> None:
     try:
-        with joined(f"file://{folder}/meet?rank={index}&world_size={count}") as ranks:
-            said: object = work(ranks)
+        with process_group(f"file://{folder}/meet?rank={index}&world_size={count}") as dist:
+            said: object = work(dist)
     except UserError as error:
         said = {"error": type(error).__name__, "code": error.code, "text": str(error)}
     except BaseException:

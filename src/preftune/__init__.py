@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from preftune.diagnosis import diagnose
     from preftune.errors import UserError
     from preftune.objective import dpo_loss
-    from preftune.record.read import Record
+    from preftune.record.reader import Record
     from preftune.report import page
-    from preftune.scoring import score
-    from preftune.training import train
+    from preftune.run.score import score
+    from preftune.training.loop import train
 
 _PLACES = {
     "Run": "preftune.config.run",
     "load": "preftune.config.load",
-    "train": "preftune.training",
-    "score": "preftune.scoring",
+    "train": "preftune.training.loop",
+    "score": "preftune.run.score",
     "dpo_loss": "preftune.objective",
     "objective": "preftune.objective",
-    "Record": "preftune.record.read",
+    "Record": "preftune.record.reader",
     "page": "preftune.report",
     "diagnose": "preftune.diagnosis",
     "UserError": "preftune.errors",

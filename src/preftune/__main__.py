@@ -8,14 +8,14 @@ import os
 import sys
 import time
 
-from preftune.errors import BUG, INTERRUPTED, Elsewhere, UserError
+from preftune.errors import BUG, INTERRUPTED, PeerRankError, UserError
 
 
 def main() -> None:
     """Run a verb; exit with the code of what happened (see preftune.errors)."""
     try:
         _as_a_rank() if "RANK" in os.environ else _verb()  # without it there is no need of torch yet
-    except Elsewhere as error:
+    except PeerRankError as error:
         time.sleep(1)  # torchrun ends all at the first end, and the rank that tells the user shall have told
         sys.exit(error.code)
     except UserError as error:
@@ -45,10 +45,10 @@ def _verb() -> None:
 
 def _as_a_rank() -> None:
     """The verb, as one of several processes of which the first speaks; whichever fails first says why."""
-    from preftune.ranks import joined
+    from preftune.distributed import process_group
 
-    with joined() as ranks, contextlib.ExitStack() as quiet:
-        if not ranks.first:
+    with process_group() as dist, contextlib.ExitStack() as quiet:
+        if not dist.first:
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
             quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
         _verb()

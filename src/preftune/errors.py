@@ -18,21 +18,23 @@ class Problem:
     reason: short code under which equal problems are counted, such as `pair.identical`.
     """
 
-    what: str
-    where: str = ""
-    mend: str = ""
+    message: str
+    location: str = ""
+    hint: str = ""
     reason: str = ""
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head} {self.mend}" if self.mend else head
+        head = f"{self.location}: {self.message}" if self.location else self.message
+        return f"{head} {self.hint}" if self.hint else head
 
 
 class UserError(Exception):
     """Something the user can mend. `code` is the process's exit code (see the constants above)."""
 
-    def __init__(self, what: str | Sequence[Problem], *, where: str = "", mend: str = "", code: int = USAGE) -> None:
-        self.problems = [Problem(what, where, mend)] if isinstance(what, str) else list(what)
+    def __init__(
+        self, message: str | Sequence[Problem], *, location: str = "", hint: str = "", code: int = USAGE
+    ) -> None:
+        self.problems = [Problem(message, location, hint)] if isinstance(message, str) else list(message)
         self.code = code
         super().__init__(str(self))
 
@@ -42,11 +44,11 @@ class UserError(Exception):
         return "\n".join([*lines, f"... and {more} more like these."] if more > 0 else lines)
 
 
-class Elsewhere(UserError):
+class PeerRankError(UserError):
     """An error that another process of this run tells the user; this one only ends, with the same code."""
 
 
-def foreign(error: Exception) -> str:
+def third_party_message(error: Exception) -> str:
     """What another library says, as one sentence: its first line, or its class where that line leads to others."""
     line = str(error).strip().partition("\n")[0].strip()
     return f"{type(error).__name__ if not line or line.endswith(':') else line[:MOST].rstrip('.')}."

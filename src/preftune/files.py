@@ -50,7 +50,7 @@ def _failure(path: Path, doing: str, error: Exception) -> UserError:
         with contextlib.suppress(OSError):
             parent = next(p for p in [path, *path.parents] if p.exists())
             free = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
-    return UserError(f"cannot {doing}: {reason}.", where=str(path), mend=free, code=IO_CODE)
+    return UserError(f"cannot {doing}: {reason}.", location=str(path), hint=free, code=IO_CODE)
 
 
 def _sync(path: Path) -> None:
@@ -138,7 +138,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             values.append(json.loads(line))
         except ValueError as error:
             if number < len(raw):
-                raise UserError("not a line of JSON.", where=f"{path}:{number}", code=CORRUPT) from error
+                raise UserError("not a line of JSON.", location=f"{path}:{number}", code=CORRUPT) from error
     return values
 
 
@@ -236,7 +236,7 @@ def lock(path: Path) -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UserError("is no folder and cannot become one.", where=str(path.parent)) from None
+            raise UserError("is no folder and cannot become one.", location=str(path.parent)) from None
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -245,8 +245,8 @@ def lock(path: Path) -> Iterator[None]:
             holder = os.read(handle, 100).decode(errors="replace").strip()
             raise UserError(
                 f"another run is at work in this folder (process {holder}).",
-                where=str(path.parent),
-                mend="Wait for it, stop it, or choose another `out`.",
+                location=str(path.parent),
+                hint="Wait for it, stop it, or choose another `out`.",
             ) from None
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())

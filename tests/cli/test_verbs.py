@@ -11,9 +11,9 @@ from rich.console import Console
 
 from preftune.cli.demo import _print
 from preftune.cli.outcome import meters
-from preftune.record.meters import EVALUATION
-from preftune.record.read import ExtraTable, Rewrite
-from preftune.world.measuring import Comparison, Line
+from preftune.demo.measure import Comparison, Line
+from preftune.record.reader import ExtraTable, Rewrite
+from preftune.record.schema import EVALUATION
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 
 from preftune.config.explain import keys, schema
 from preftune.config.load import dump, flatten, load
-from preftune.config.run import Frozen, Run
+from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.objective import DPO, IPO, NLL, Sum
+from preftune.reference.config import Frozen
 
 TOML = 'seed = 3\n[model]\npath = "m"\n[objective]\nname = "dpo"\nbeta = 0.2\n[optim]\nlr = 1e-6\n'
 YAML = "seed: 3\nmodel: {path: m}\nobjective: {name: dpo, beta: 0.2}\noptim:\n  lr: 1e-6\n"
@@ -111,7 +112,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_file_names_its_neighbor(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("")
     with pytest.raises(UserError, match=r'Did you mean "run\.toml"'):
         load(tmp_path / "rum.toml")

@@ -9,9 +9,13 @@ import pytest
 
 from preftune.config.load import load
 from preftune.config.resolve import resolve
-from preftune.config.run import Data, Model, NoReference, Optim, Run, Stored
+from preftune.config.run import Run
 from preftune.errors import UserError
+from preftune.model.config import Model
 from preftune.objective import DPO
+from preftune.reference.config import NoReference, Stored
+from preftune.rows.config import Data
+from preftune.training.config import Optim
 
 
 def test_the_reference_follows_from_the_objective() -> None:

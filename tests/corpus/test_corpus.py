@@ -1,6 +1,6 @@
 """Bad and odd input files, one case each: E refused with its place, S left out by reason, W kept and told, O right.
 
-Cases that need a tokeniser (T, J, C10, C19, C22 to C24) stand in tests/data/test_tokens.py.
+Cases that need a tokenizer (T, J, C10, C19, C22 to C24) stand in tests/data/test_tokens.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
-from preftune.data.read import read
-from preftune.data.rows import Pair, Rating, responses
 from preftune.errors import UserError
+from preftune.rows.read import read
+from preftune.rows.row import Pair, Rating, responses
 
 GOOD = {"prompt": "a question", "chosen": "a good response", "rejected": "a bad response"}
 
@@ -342,7 +342,7 @@ def test_case(case: str, place: Path) -> None:
         assert isinstance(want, tuple)
         assert [text for text in want if text not in str(caught.value)] == [], str(caught.value)
         assert caught.value.code == 2
-        assert name in caught.value.problems[0].where
+        assert name in caught.value.problems[0].location
         assert max(len(line) for line in str(caught.value).splitlines()) < 400
     else:
         reading = read(name)
@@ -350,7 +350,9 @@ def test_case(case: str, place: Path) -> None:
         reasons = [] if isinstance(want, int) else list(want)
         assert [problem.reason for problem in reading.skipped] == (reasons if expected == "S" else [])
         assert [note.reason for note in reading.notes] == (reasons if expected == "W" else [])
-        assert all(problem.where.startswith(name) and problem.what for problem in [*reading.skipped, *reading.notes])
+        assert all(
+            problem.location.startswith(name) and problem.message for problem in [*reading.skipped, *reading.notes]
+        )
         assert not isinstance(want, int) or len(reading.rows) == want
         assert all(len(sha) == 64 for sha in reading.files.values())
     assert time.process_time() - started < 3
@@ -408,7 +410,7 @@ class TestPlaces:
             read("a.jsonl")
 
     def test_f21_a_file_that_changes_while_it_is_read(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import preftune.data.sources as sources
+        import preftune.rows.sources as sources
 
         (place / "rows.jsonl").write_bytes(file())
         honest = sources.digest
@@ -444,7 +446,7 @@ class TestPlaces:
         (place / "b.jsonl").write_bytes(file("[]"))
         with pytest.raises(UserError) as caught:
             read(["a.jsonl", "b.jsonl", "c.jsonl"])
-        places = sorted(problem.where for problem in caught.value.problems)
+        places = sorted(problem.location for problem in caught.value.problems)
         assert places == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4", "b.jsonl:2", "c.jsonl"]
 
     def test_the_same_defect_is_told_once(self, place: Path) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, Finding, diagnose
 from preftune.diagnosis.finding import number, share, share_error
-from preftune.record.read import Counts, DataSummary, Event, HeldOutRow, Numbers, Record
+from preftune.record.reader import Counts, DataSummary, Event, HeldOutRow, Numbers, Record
 
 START: Numbers = {
     "step": 0, "rows": 400, "loss": math.log(2), "margin": 0.0, "accuracy": 0.5, "chosen_reward": 0.0,

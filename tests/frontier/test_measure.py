@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from preftune.demo.enumerated import enumerated, expected, kl
 from preftune.frontier.measure import Frontier, interval, win_rate
-from preftune.world.enumerated import enumerated, expected, kl
 
 WORLD = enumerated(4, 6)
 

@@ -44,7 +44,7 @@ def test_toml_is_a_run(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", blocks("json"))
 def test_json_is_rows(text: str, tmp_path: Path) -> None:
-    from preftune.data.read import read
+    from preftune.rows.read import read
 
     for line in text.splitlines():
         (tmp_path / "rows.jsonl").write_text(line)

@@ -16,7 +16,7 @@ from preftune.config.load import load
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.training import train
+from preftune.training.loop import train
 
 TAGS = [table.__struct_config__.tag for table in get_args(o.Single)]
 UNSET = msgspec.UNSET
@@ -60,7 +60,7 @@ def test_it_trains_and_says_what_it_is(tag: str, run_of: Callable[..., Run], sco
         assert np.isfinite(line["loss"])
     assert lines[0]["grad_norm"] > 0
     assert lines[0]["chosen_incentive"] is not None
-    reading = load(out / "run.toml").objective.reading
+    reading = load(out / "run.toml").objective.variant
     assert events(out).get("objective", {}).get("text", "") == reading
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from preftune.config.run import Run
 from preftune.files import read_lines
-from preftune.training import train
+from preftune.training.loop import train
 
 
 def moving(run_of: Callable[..., Run], **keys: object) -> Run:

@@ -13,15 +13,15 @@ from objective.cases import CASES
 
 from preftune import objective as o
 from preftune.errors import UserError
+from preftune.forward.examples import row_kinds
+from preftune.forward.forward import Pass, passes
+from preftune.forward.loss import Loss, Models, score
 from preftune.model.policy import Policy, wrap
-from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, SamPO, weighed
-from preftune.objective.arrange import accepts
 from preftune.pack.batch import collate
-from preftune.pack.memory import Memory
+from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference
-from preftune.training.passes import Pass, passes
-from preftune.training.step import Engine, Judge, score
+from preftune.tokens.aggregate import LD, Aggregate, Decay, Mean, SamPO, apply_aggregate
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
 KINDS = ("pair", "ranking", "rating")
@@ -44,15 +44,15 @@ def rows(kind: str, count: int = 6) -> list:
     return made
 
 
-def one_step(policy: Policy, reference: object, judge: Judge, packs: list[list]) -> Pass:
+def one_step(policy: Policy, reference: object, judge: Loss, packs: list[list]) -> Pass:
     """Packs of rows as one step whose order is theirs."""
     made = [row for pack in packs for row in pack]
     order = iter(range(len(made)))
     step = Step(tuple(tuple(next(order) for _ in pack) for pack in packs))
-    return passes(Engine(policy, reference, judge, Packing(60)), made, step, Memory())
+    return passes(Models(policy, reference, judge, Packing(60)), made, step, OomRetry())
 
 
-def gradient(policy: Policy, reference: object, judge: Judge, packs: list[list]) -> torch.Tensor:
+def gradient(policy: Policy, reference: object, judge: Loss, packs: list[list]) -> torch.Tensor:
     one_step(policy, reference, judge, packs)
     return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
 
@@ -70,10 +70,10 @@ def models() -> tuple[Policy, FrozenReference]:
 def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.DataObject) -> None:
     policy, reference = models
     objective = OBJECTIVES[name]
-    fitting = [kind for kind in KINDS if all(kind in accepts(part) for _, part in o.parts(objective))]
+    fitting = [kind for kind in KINDS if all(kind in row_kinds(part) for _, part in o.parts(objective))]
     kind = data.draw(st.sampled_from(fitting))
     anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-    judge = Judge(objective, "all", 200)
+    judge = Loss(objective, "all", 200)
     made = rows(kind)
     whole = gradient(policy, anchor, judge, [made])
     order = data.draw(st.permutations(range(len(made))))
@@ -87,9 +87,9 @@ def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.Da
 @pytest.mark.parametrize("aggregate", [Mean(), LD(alpha=0.3), SamPO(), Decay(gamma=0.9)], ids=repr)
 def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate: Aggregate) -> None:
     policy, reference = models
-    judge = Judge(o.DPO(), "all", 200)
+    judge = Loss(o.DPO(), "all", 200)
     made = rows("pair")
-    other = weighed(made, aggregate)
+    other = apply_aggregate(made, aggregate)
     assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, judge, [other]))
     one = one_step(policy, FrozenReference(policy), judge, [other]).judgement
     assert float(one.views.scores.log_ratio.abs().max()) < 1e-12
@@ -110,10 +110,10 @@ def with_weights(made: list) -> list:
 def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
     """logp and reference are the sums of weight times log-probability of each token, whatever the packs."""
     policy, reference = models
-    judge = Judge(o.SimPO(), "all", 200)
+    judge = Loss(o.SimPO(), "all", 200)
     made = with_weights(rows("pair"))
     for packs in ([made], [made[:1], made[1:4], made[4:]]):
-        engine = Engine(policy, reference, judge, Packing(60))
+        engine = Models(policy, reference, judge, Packing(60))
         found = [score(engine, collate(pack)).scores for pack in packs]
         together = {
             name: torch.cat([getattr(one, name).detach() for one in found])
@@ -138,7 +138,7 @@ def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
 def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Objective) -> None:
     policy, reference = models
     anchor = reference if objective.reference else NoReference()
-    judge, plain, made = Judge(objective, "all", 200), rows("pair"), with_weights(rows("pair"))
+    judge, plain, made = Loss(objective, "all", 200), rows("pair"), with_weights(rows("pair"))
     whole = gradient(policy, anchor, judge, [made])
     assert torch.allclose(whole, gradient(policy, anchor, judge, [made[:2], made[2:3], made[3:]]), atol=1e-12)
     assert not torch.allclose(whole, gradient(policy, anchor, judge, [plain]))
@@ -148,7 +148,7 @@ def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Ob
 
 def test_the_incentive_is_the_slope_by_the_weighted_sum(models: tuple) -> None:
     policy, reference = models
-    found = one_step(policy, reference, Judge(o.DPO(), "all", 200), [with_weights(rows("pair"))]).judgement
+    found = one_step(policy, reference, Loss(o.DPO(), "all", 200), [with_weights(rows("pair"))]).judgement
     pairs = found.views.pairs
     expected = -0.1 * torch.sigmoid(-0.1 * pairs.margin) * pairs.preferred
     expected += 0.1 * torch.sigmoid(0.1 * pairs.margin) * (1 - pairs.preferred)
@@ -165,15 +165,15 @@ def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pyt
         return right(self, batch) + 0.01 * len(calls)
 
     monkeypatch.setattr(Policy, "token_logp", drawing)
-    one_step(policy, NoReference(), Judge(o.SimPO(), "all", 200), [rows("pair")])  # one pass: nothing to compare
+    one_step(policy, NoReference(), Loss(o.SimPO(), "all", 200), [rows("pair")])  # one pass: nothing to compare
     with pytest.raises(UserError, match="nats a token off from those of a moment before"):
-        one_step(policy, reference, Judge(o.AOT(), "all", 200), [rows("pair")])
+        one_step(policy, reference, Loss(o.AOT(), "all", 200), [rows("pair")])
 
 
 def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     """One row of four responses against its pairs one by one: the same gradient, and each response computed once."""
     policy, reference = models
-    judge = Judge(o.DPO(), "all", 200)
+    judge = Loss(o.DPO(), "all", 200)
     ranking = rows("ranking", 1)[0]
     places = [(i, j) for i, a in enumerate(ranking.ranks) for j, b in enumerate(ranking.ranks) if a < b]
     apart = [
@@ -187,7 +187,7 @@ def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
 
 
 def test_the_drift_is_measured_on_other_prompts_only(models: tuple) -> None:
-    from preftune.objective.arrange import mismatch
+    from preftune.forward.examples import mismatch
 
     made = rows("pair", 5) + rows("pair", 2)
     pairs = {(g.prompt.tobytes(), r.tobytes()) for g in made for r in g.responses}

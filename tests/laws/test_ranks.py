@@ -14,22 +14,22 @@ from making import group, groups, save_model, tiny
 from safetensors.torch import load_file, save_file
 from several import on_ranks
 
+from preftune import distributed as ranks_module
 from preftune import objective as o
-from preftune import ranks as ranks_module
 from preftune.config.run import Run
+from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.files import read_lines
+from preftune.forward.forward import passes
+from preftune.forward.loss import Loss, Models
 from preftune.model.policy import wrap
-from preftune.objective.aggregate import LD, weighed
 from preftune.pack import plan
-from preftune.pack.memory import Memory
+from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Step
-from preftune.ranks import ALONE, Ranks
 from preftune.reference.reference import FrozenReference, NoReference, score
 from preftune.reference.store import Store
-from preftune.scoring import score as score_rows
-from preftune.training import train
-from preftune.training.passes import passes
-from preftune.training.step import Engine, Judge
+from preftune.run.score import score as score_rows
+from preftune.tokens.aggregate import LD, apply_aggregate
+from preftune.training.loop import train
 
 CLOCKS = {"seconds", "time"}
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
@@ -46,25 +46,25 @@ def rows(count: int) -> list:
     ]
 
 
-def engines(dtype: torch.dtype, ranks: Ranks) -> list[Engine]:
+def engines(dtype: torch.dtype, ranks: Distributed) -> list[Models]:
     """Each objective's, over one policy and one reference."""
     policy = wrap(tiny(dtype=dtype), "auto")[0]
     reference = FrozenReference(wrap(tiny(dtype=dtype, seed=1), "auto")[0])
     found = []
     for objective in OBJECTIVES:
         anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-        found.append(Engine(policy, anchor, Judge(objective, "all", 200), Packing(60, scale=50), ranks))
+        found.append(Models(policy, anchor, Loss(objective, "all", 200), Packing(60, scale=50), ranks))
     return found
 
 
-def gradients(dtype: torch.dtype, ranks: Ranks, count: int, packs_for: int) -> dict[str, torch.Tensor]:
+def gradients(dtype: torch.dtype, ranks: Distributed, count: int, packs_for: int) -> dict[str, torch.Tensor]:
     """Gradient, loss and coefficients of one step of so many rows in packs for so many ranks, by objective."""
     plain, told = rows(count), {}
     for at, engine in enumerate(engines(dtype, ranks)):
-        made = weighed(plain, LD(alpha=0.3)) if at % 2 else plain
+        made = apply_aggregate(plain, LD(alpha=0.3)) if at % 2 else plain
         step = engine.packing.step(made, packs_for)
-        step = step if ranks.count > 1 else Step(step.packs)
-        done = passes(engine, made, step, Memory())
+        step = step if ranks.world_size > 1 else Step(step.packs)
+        done = passes(engine, made, step, OomRetry())
         found = [p.grad.flatten() for p in engine.policy.module.parameters() if p.grad is not None]
         told[f"{at} gradient"] = torch.cat(found)
         told[f"{at} value"] = torch.tensor([done.judgement.value])
@@ -76,13 +76,13 @@ def gradients(dtype: torch.dtype, ranks: Ranks, count: int, packs_for: int) -> d
 def test_a_step_is_the_same_on_any_number_of_ranks(tmp_path: Path, count: int, size: int) -> None:
     """With nine rows each rank has packs; with one or two some rank has none. In fp64 the packs too are others."""
 
-    def work(ranks: Ranks) -> None:
+    def work(ranks: Distributed) -> None:
         for dtype in (torch.float64, torch.float32):
-            save_file(gradients(dtype, ranks, size, count), tmp_path / f"{dtype}-{ranks.index}")
+            save_file(gradients(dtype, ranks, size, count), tmp_path / f"{dtype}-{ranks.rank}")
 
     on_ranks(count, tmp_path / "on", work)
     for dtype, packs_for, allowed in ((torch.float64, 1, 1e-12), (torch.float32, count, 5e-7)):
-        alone = gradients(dtype, ALONE, size, packs_for)
+        alone = gradients(dtype, SINGLE_PROCESS, size, packs_for)
         told = [load_file(tmp_path / f"{dtype}-{index}") for index in range(count)]
         for name, value in alone.items():
             scale = max(1.0, float(value.abs().max()))
@@ -95,12 +95,12 @@ def test_gradients_are_summed_in_pieces_and_one_that_nobody_has_stays_none(
 ) -> None:
     monkeypatch.setattr(ranks_module, "BUCKET", 4)
 
-    def work(ranks: Ranks) -> list:
+    def work(ranks: Distributed) -> list:
         shapes = [(3, 3), (2,), (5,), (1,)]
         made = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float32)) for shape in shapes]
         made[1] = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
-        made[0].grad = (torch.arange(9.0).view(3, 3) * (1 + ranks.index)).t()
-        if ranks.index == 1:
+        made[0].grad = (torch.arange(9.0).view(3, 3) * (1 + ranks.rank)).t()
+        if ranks.rank == 1:
             made[1].grad = torch.full((2,), 1.5, dtype=torch.bfloat16)
         made[2].grad = torch.ones(5)
         made.append(torch.nn.Parameter(torch.zeros(1), requires_grad=False))
@@ -189,8 +189,8 @@ def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None
     made = groups(9, seed=1)
     policy = wrap(tiny(), "auto")[0]
 
-    def work(ranks: Ranks) -> tuple[int, int, float, int]:
-        store = Store(tmp_path / f"disk {ranks.index}", "w" * 64, "n")
+    def work(ranks: Distributed) -> tuple[int, int, float, int]:
+        store = Store(tmp_path / f"disk {ranks.rank}", "w" * 64, "n")
         there = len(store)
         done = score(policy, store, made, tokens=60, seed=0, show=quiet, stop=quiet, ranks=ranks)
         total = math.fsum(float(store.get(key).sum()) for key in sorted(store._held))

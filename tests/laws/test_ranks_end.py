@@ -18,12 +18,14 @@ from several import on_ranks
 from preftune import files
 from preftune.config.load import dump
 from preftune.config.run import Run
+from preftune.distributed import Distributed
 from preftune.errors import BUG, CORRUPT, NON_FINITE, STOPPED, UserError
 from preftune.files import read_lines
+from preftune.forward import forward as passes
+from preftune.forward.loss import Loss
 from preftune.model.policy import Policy
-from preftune.ranks import Ranks
-from preftune.training import loop, passes, train
-from preftune.training.step import Judge
+from preftune.training import loop
+from preftune.training.loop import train
 
 CLOCKS = {"seconds", "time"}
 
@@ -41,7 +43,7 @@ def same(a: Path, b: Path) -> bool:
 def ends(told: list, code: int, text: str) -> None:
     """Whether every rank ended with this code, and one of them with this text."""
     assert [one["code"] for one in told] == [code] * len(told), told
-    speaking = [one["text"] for one in told if one["error"] != "Elsewhere"]
+    speaking = [one["text"] for one in told if one["error"] != "PeerRankError"]
     assert len(speaking) == 1, told
     assert text in speaking[0]
 
@@ -128,11 +130,11 @@ def test_out_of_memory_on_one_rank_halves_packs_on_all_and_changes_nothing(
     place, name = (Policy, "token_logp") if with_gradient else (passes, "score")
     right = getattr(place, name)
 
-    def work(ranks: Ranks) -> int:
+    def work(ranks: Distributed) -> int:
         failed: list[int] = []
 
         def small(policy_or_engine, batch) -> object:
-            if ranks.index == 1 and torch.is_grad_enabled() == with_gradient and batch.tokens > 40:
+            if ranks.rank == 1 and torch.is_grad_enabled() == with_gradient and batch.tokens > 40:
                 failed.append(batch.tokens)
                 raise torch.OutOfMemoryError
             return right(policy_or_engine, batch)
@@ -154,9 +156,9 @@ def test_out_of_memory_on_one_rank_halves_packs_on_all_and_changes_nothing(
 def test_a_row_that_does_not_fit_on_one_rank_is_named(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(ranks: Ranks) -> None:
+    def work(ranks: Distributed) -> None:
         def none(policy: Policy, batch) -> torch.Tensor:
-            if ranks.index == 1 and torch.is_grad_enabled():
+            if ranks.rank == 1 and torch.is_grad_enabled():
                 raise torch.OutOfMemoryError
             return right(policy, batch)
 
@@ -172,10 +174,10 @@ def test_a_number_that_is_not_finite_on_one_rank_is_applied_on_none(
 ) -> None:
     right = Policy.token_logp
 
-    def work(ranks: Ranks) -> None:
+    def work(ranks: Distributed) -> None:
         def broken(policy: Policy, batch) -> torch.Tensor:
             logp = right(policy, batch)
-            return logp * float("nan") if ranks.index == 1 and torch.is_grad_enabled() else logp
+            return logp * float("nan") if ranks.rank == 1 and torch.is_grad_enabled() else logp
 
         monkeypatch.setattr(Policy, "token_logp", broken)
         train(run_of(data__evaluate=None))
@@ -188,7 +190,7 @@ def test_a_number_that_is_not_finite_on_one_rank_is_applied_on_none(
 def test_ranks_that_see_other_rows_do_not_start(run_of: Callable[..., Run], tmp_path: Path, world: Path) -> None:
     (tmp_path / "other.jsonl").write_text((world / "pairs.jsonl").read_text().replace("w3 ", "w4 ", 1))
     paths = [str(world / "pairs.jsonl"), str(tmp_path / "other.jsonl")]
-    told = on_ranks(2, tmp_path / "a", lambda ranks: str(train(run_of(data__train=paths[ranks.index]))))
+    told = on_ranks(2, tmp_path / "a", lambda ranks: str(train(run_of(data__train=paths[ranks.rank]))))
     ends(told, 2, "not the same on every rank: data.train")
 
 
@@ -206,15 +208,15 @@ def test_an_error_of_the_first_rank_ends_the_others(run_of: Callable[..., Run], 
 def test_a_failing_disk_or_a_bug_on_one_rank_ends_all(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    right = Judge.total
+    right = Loss.total
 
-    def work(ranks: Ranks) -> None:
-        def total(judge: Judge, views: object) -> torch.Tensor:
-            if ranks.index == rank and (tmp_path / "run" / "metrics.jsonl").stat().st_size > 500:
+    def work(ranks: Distributed) -> None:
+        def total(judge: Loss, views: object) -> torch.Tensor:
+            if ranks.rank == rank and (tmp_path / "run" / "metrics.jsonl").stat().st_size > 500:
                 raise ValueError("planted")
             return right(judge, views)
 
-        monkeypatch.setattr(Judge, "total", total)
+        monkeypatch.setattr(Loss, "total", total)
         try:
             train(run_of())
         except ValueError as error:
@@ -228,10 +230,10 @@ def test_weights_that_are_not_those_of_the_others_are_never_saved(
 ) -> None:
     right = loop.update
 
-    def work(ranks: Ranks) -> None:
+    def work(ranks: Distributed) -> None:
         def drifting(setup, state, record, step) -> dict:
             done = right(setup, state, record, step)
-            if ranks.index == 1:
+            if ranks.rank == 1:
                 with torch.no_grad():
                     next(state.module.parameters()).view(-1)[7] += 1e-6
             return done

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from preftune.config.run import Run
-from preftune.scoring import score
+from preftune.run.score import score
 
 CASES = [{"optim__steps": 1, "optim__epochs": None}, {"objective__name": "kto"}, {"objective__name": "bco"}]
 

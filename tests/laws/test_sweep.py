@@ -19,8 +19,10 @@ from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.training import loop, material, train
-from preftune.training.sweep import sweep
+from preftune.run import dataset as material
+from preftune.run.sweep import sweep
+from preftune.training import loop
+from preftune.training.loop import train
 
 
 def tree_of(run: Run) -> dict:
@@ -45,7 +47,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     return made
 
 
-def test_one_tokenisation_one_reference_pass_and_each_run_its_own(
+def test_one_tokenization_one_reference_pass_and_each_run_its_own(
     run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]
 ) -> None:
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective=dpo,ipo,ln_dpo,nca,hinge", "objective.beta=0.3"])

@@ -22,7 +22,8 @@ from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.training import loop, train
+from preftune.training import loop
+from preftune.training.loop import train
 
 CLOCKS = {"seconds", "time"}
 
@@ -251,10 +252,10 @@ def test_two_runs_do_not_share_a_folder(run_of: Callable[..., Run], tmp_path: Pa
 def test_a_number_that_is_not_finite_is_never_applied(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from preftune.training import step
+    from preftune.forward import loss as step
 
-    right = step.Judge.total
-    monkeypatch.setattr(step.Judge, "total", lambda judge, views: right(judge, views) * float("nan"))
+    right = step.Loss.total
+    monkeypatch.setattr(step.Loss, "total", lambda judge, views: right(judge, views) * float("nan"))
     with pytest.raises(UserError, match="not finite") as raised:
         train(run_of(data__evaluate=None))
     assert raised.value.code == 3
@@ -301,7 +302,7 @@ def test_memory_may_run_out_without_gradient_too(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the check before the first update, and in an evaluation on more rows than there are to train on."""
-    from preftune.training import passes
+    from preftune.forward import forward as passes
 
     right = passes.score
     save_pairs(tmp_path / "few.jsonl", 6)

@@ -11,8 +11,8 @@ from making import group, groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention, flex
-from preftune.model.check import checked, plain_logp
 from preftune.model.policy import recompute_activations, wrap
+from preftune.model.verify import plain_logp, verify_layout
 from preftune.pack.batch import collate
 from preftune.pack.visible import visible
 
@@ -48,7 +48,7 @@ PADDED = ["bloom", "falcon", "stablelm", "lfm2", "qwen3_next"]
 def test_every_family_is_right_or_padded(family: str) -> None:
     policy, why = wrap(tiny(family), "auto")
     batch = collate(groups(4, seed=1))
-    policy, off = checked(policy, batch)
+    policy, off = verify_layout(policy, batch)
     assert policy.layout == ("trie" if family in SHARING else "padded"), why
     assert off < 5e-5
     assert float(plain_logp(policy, batch).std()) > 0.5  # a flat model would agree with anything
@@ -204,8 +204,8 @@ def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     assert longest_k == layout.depth
 
 
-def test_neighbours_never_leak() -> None:
-    """NaN in one row's embeddings reaches no other row, and no gradient reaches a neighbour."""
+def test_neighbors_never_leak() -> None:
+    """NaN in one row's embeddings reaches no other row, and no gradient reaches a neighbor."""
     policy, _ = wrap(tiny(), "auto")
     made = groups(3, seed=9, shared=0)
     alone = policy.token_logp(collate(made[:1])).detach()

@@ -10,9 +10,9 @@ import torch
 from objective.cases import ones, pairs_of, random_pairs, slopes, values
 
 from preftune import objective as o
-from preftune.objective.aggregate import LD, Decay, Plain
-from preftune.objective.combine import Sum
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
+from preftune.objective.sum import Sum
+from preftune.tokens.aggregate import LD, Decay, Plain
 
 NEAR = 1e-9
 LIMITS = {
@@ -90,7 +90,7 @@ def test_two_logits_follow_their_closed_form() -> None:
     def force(at: torch.Tensor) -> torch.Tensor:
         x = at.clone().requires_grad_()
         logp = x.log_softmax(0)
-        sides = [Scores(logp[i : i + 1], one, reference[i : i + 1]) for i in (0, 1)]
+        sides = [Responses(logp[i : i + 1], one, reference[i : i + 1]) for i in (0, 1)]
         loss = o.DPO(beta)(Pairs(*sides, one, one)).sum()
         return -torch.autograd.grad(loss, x)[0]
 

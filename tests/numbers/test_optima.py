@@ -19,7 +19,7 @@ from objective.cases import values
 from torch import Tensor
 
 from preftune import objective as o
-from preftune.objective.scores import Demos, Pairs, Rankings, Ratings, Scores
+from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
 
 BETA = 0.5
 _DRAW = np.random.default_rng(5)
@@ -38,10 +38,10 @@ def tensor(x: Array) -> Tensor:
     return torch.as_tensor(x, dtype=torch.float64)
 
 
-def scores(logp: Tensor, at: Array) -> Scores:
+def scores(logp: Tensor, at: Array) -> Responses:
     index = torch.as_tensor(at)
     given = (tensor(TOKENS), tensor(REF), tensor(REWARD), -0.1 * tensor(TOKENS))
-    return Scores(logp[index], *(field[index] for field in given))
+    return Responses(logp[index], *(field[index] for field in given))
 
 
 def judged(flipped: float = 0.0) -> View:
@@ -83,7 +83,7 @@ def rated(logp: Tensor) -> tuple[Ratings, Tensor]:
 
 @dataclass(frozen=True)
 class Optimum:
-    """log_ratio: of the six responses at the minimum, as a function of the number that normalisation fixes."""
+    """log_ratio: of the six responses at the minimum, as a function of the number that normalization fixes."""
 
     objective: o.Objective
     view: View
@@ -123,7 +123,7 @@ OPTIMA = {
     "robust": Optimum(o.RobustDPO(BETA, 0.15), judged(0.15), tilt(1 / BETA)),
     "ipo": Optimum(o.IPO(BETA, per_token=False), judged(), lambda c: (BEATS @ MU) / BETA + c),
     "ipo from votes": Optimum(o.IPO(BETA, per_token=False), voted, lambda c: (BEATS @ MU) / BETA + c),
-    "ln_dpo": Optimum(o.LengthNormalisedDPO(3.0), judged(), lambda c: TOKENS * (REWARD / 3 + c)),
+    "ln_dpo": Optimum(o.LengthNormalizedDPO(3.0), judged(), lambda c: TOKENS * (REWARD / 3 + c)),
     "r_dpo": Optimum(o.RDPO(BETA, 0.1), judged(), lambda c: (REWARD - 0.1 * TOKENS) / BETA + c),
     "wpo": Optimum(o.WPO(BETA), judged(), tilt(1 / BETA)),
     "rpo": Optimum(o.RPO(BETA, 0.8), judged(), tilt(0.8 / BETA)),
@@ -150,7 +150,7 @@ NONE = {
 }  # fmt: skip
 
 
-def minimise(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+def minimize(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     x = at.clone().requires_grad_()
     steps = torch.optim.LBFGS([x], max_iter=3000, max_eval=6000, tolerance_grad=1e-13, tolerance_change=0,
                               history_size=30, line_search_fn="strong_wolfe")  # fmt: skip
@@ -165,7 +165,7 @@ def minimise(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return x.detach()
 
 
-def normalised(log_ratio: Callable[[float], Array], base: Array) -> Array:
+def normalized(log_ratio: Callable[[float], Array], base: Array) -> Array:
     """log-probabilities base + log_ratio(c), c such that they are of a distribution, by bisection."""
     low, high = -60.0, 60.0
     for _ in range(200):
@@ -184,8 +184,8 @@ def test_population_optimum(name: str) -> None:
         view, weight = case.view(theta.log_softmax(0))
         return (weight * case.objective(view)).sum()  # type: ignore[arg-type]
 
-    found = minimise(loss, tensor(REF)).log_softmax(0).numpy()
-    expected = normalised(case.log_ratio, np.zeros(6) if case.free else REF)
+    found = minimize(loss, tensor(REF)).log_softmax(0).numpy()
+    expected = normalized(case.log_ratio, np.zeros(6) if case.free else REF)
     assert np.exp(expected).sum() == pytest.approx(1, abs=1e-9)
     assert float((np.exp(found) * (found - expected)).sum()) == pytest.approx(0, abs=1e-10)
 
@@ -200,10 +200,10 @@ def margin_at_minimum(objective: o.Objective, preferred: float) -> float:
     one = torch.ones(1, dtype=torch.float64)
 
     def loss(h: Tensor) -> Tensor:
-        pairs = Pairs(Scores(h, one, 0 * one), Scores(0 * h, one, 0 * one), one, one * preferred)
+        pairs = Pairs(Responses(h, one, 0 * one), Responses(0 * h, one, 0 * one), one, one * preferred)
         return values(objective, pairs).sum()
 
-    return float(minimise(loss, torch.zeros(1, dtype=torch.float64) + 0.1))
+    return float(minimize(loss, torch.zeros(1, dtype=torch.float64) + 0.1))
 
 
 @pytest.mark.parametrize("p", [0.6, 0.9, 1.0])
@@ -236,7 +236,7 @@ def test_pointwise_optima() -> None:
     assert free_slopes(o.NCA(BETA, 0.7), scored, np.log(6 * share) / BETA).abs().max() < 1e-15
     assert free_slopes(o.QRPO(BETA), rated, REWARD / BETA - o.QRPO(BETA).log_z).abs().max() < 1e-15
     one = torch.ones(1, dtype=torch.float64)
-    sides = [Scores(one * at, one, 0 * one) for at in (1 / (2 * BETA), -1 / (2 * BETA))]
+    sides = [Responses(one * at, one, 0 * one) for at in (1 / (2 * BETA), -1 / (2 * BETA))]
     assert o.SPPO(BETA)(Pairs(*sides, one, one)).item() == 0
 
 
@@ -256,7 +256,7 @@ def both_ways(u: float, q: float) -> tuple[Ratings, Tensor]:
     weight = torch.tensor([q, 1 - q, 1 - q, q], dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.float64)
     good = torch.tensor([True, False, True, False])
-    return Ratings(Scores(x, zero + 1, zero), good, weight, Scores(zero, zero + 1, zero)), x
+    return Ratings(Responses(x, zero + 1, zero), good, weight, Responses(zero, zero + 1, zero)), x
 
 
 def test_bco_learns_the_log_odds_of_good() -> None:
@@ -282,5 +282,5 @@ def test_imitation_finds_the_distribution_of_the_demos() -> None:
     def loss(theta: Tensor) -> Tensor:
         return (tensor(MU) * o.NLL("sum")(Demos(scores(theta.log_softmax(0), np.arange(6)), tensor(MU)))).sum()
 
-    found = minimise(loss, tensor(REF)).softmax(0).numpy()
+    found = minimize(loss, tensor(REF)).softmax(0).numpy()
     assert np.allclose(found, MU, atol=1e-7)

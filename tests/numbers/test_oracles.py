@@ -10,8 +10,8 @@ import torch
 from objective.cases import CASES, Case, changed, leaves, pairs_of, random_pairs, slopes, values
 
 from preftune import objective as o
-from preftune.objective.combine import as_rankings, as_ratings, parts
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
+from preftune.objective.sum import as_rankings, as_ratings, parts
 
 every = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 SINGLE = [c for c in CASES if not isinstance(c.objective, o.Sum)]
@@ -91,8 +91,8 @@ def test_each_token_twice_is_twice_the_beta() -> None:
 def averaged(pairs: Pairs) -> Pairs:
     """What objectives see of the pairs under aggregate = "mean"."""
 
-    def side(s: Scores) -> Scores:
-        return replace(s, logp=s.logp / s.tokens, reference=s.ref_logp / s.tokens, weighed=torch.ones_like(s.tokens))
+    def side(s: Responses) -> Responses:
+        return replace(s, logp=s.logp / s.tokens, reference=s.ref_logp / s.tokens, weight_sum=torch.ones_like(s.tokens))
 
     return replace(pairs, chosen=side(pairs.chosen), rejected=side(pairs.rejected))
 
@@ -101,19 +101,19 @@ def averaged(pairs: Pairs) -> Pairs:
 def test_means_over_tokens_change_what_reads_sums(case: Case) -> None:
     pairs = random_pairs(4, seed=2)
     same = torch.allclose(values(case.objective, pairs), values(case.objective, averaged(pairs)), rtol=1e-9, atol=1e-11)
-    assert same == case.objective.per_token_only
+    assert same == case.objective.length_normalized
 
 
 def test_a_mean_divides_by_the_weights_that_are_summed() -> None:
     """Masking tokens is leaving them out, whatever their number."""
     kept = random_pairs(4)
     masked = changed(kept, tokens=lambda x: x + 7)
-    masked = replace(masked, chosen=replace(masked.chosen, weighed=kept.chosen.tokens),
-                     rejected=replace(masked.rejected, weighed=kept.rejected.tokens))  # fmt: skip
+    masked = replace(masked, chosen=replace(masked.chosen, weight_sum=kept.chosen.tokens),
+                     rejected=replace(masked.rejected, weight_sum=kept.rejected.tokens))  # fmt: skip
     for objective in (
         o.SimPO(),
         o.IPO(),
-        o.LengthNormalisedDPO(),
+        o.LengthNormalizedDPO(),
         o.ORPO(),
         o.NLL(),
         o.NLL("token"),
@@ -121,7 +121,7 @@ def test_a_mean_divides_by_the_weights_that_are_summed() -> None:
         o.SimPER(),
     ):
         assert torch.equal(values(objective, masked), values(objective, kept))
-    assert torch.allclose(o.LengthNormalisedDPO(5.0)(kept), o.DPO(5.0)(averaged(kept)), rtol=1e-14)
+    assert torch.allclose(o.LengthNormalizedDPO(5.0)(kept), o.DPO(5.0)(averaged(kept)), rtol=1e-14)
 
 
 def test_swapping_the_responses() -> None:

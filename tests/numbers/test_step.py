@@ -14,16 +14,16 @@ from making import group, tiny
 from objective.cases import CASES, Case
 
 from preftune import objective as o
+from preftune.forward.examples import Examples
+from preftune.forward.forward import passes, score_mismatched
+from preftune.forward.loss import Loss, Models, given_scores, score
 from preftune.model.policy import Policy, wrap
-from preftune.objective.arrange import Views
-from preftune.objective.combine import as_ratings, value_of_pairs
-from preftune.objective.scores import Pairs
+from preftune.objective.responses import Pairs
+from preftune.objective.sum import as_ratings, value_of_pairs
 from preftune.pack.batch import collate
-from preftune.pack.memory import Memory
+from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Step
 from preftune.reference.reference import FrozenReference, NoReference, Reference
-from preftune.training.passes import passes, score_mismatched
-from preftune.training.step import Engine, Judge, given_scores, score
 
 STEP = 1e-6  # of the parameters, along one random direction
 HELD = {"bco", "mpo", "dro", "beta_dpo"}  # each has a number of the step that its formula holds fixed
@@ -50,12 +50,12 @@ def rows() -> list:
 class World:
     """A step's rows under a policy whose parameters can be moved along one direction."""
 
-    def __init__(self, policy: Policy, reference: Reference, judge: Judge) -> None:
-        self.engine, self.judge, self.rows = Engine(policy, reference, judge, Packing(60)), judge, rows()
+    def __init__(self, policy: Policy, reference: Reference, judge: Loss) -> None:
+        self.engine, self.judge, self.rows = Models(policy, reference, judge, Packing(60)), judge, rows()
         draw = torch.Generator().manual_seed(3)
         self.parameters = list(policy.module.parameters())
         self.way = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in self.parameters]
-        found = score_mismatched(self.engine, self.rows, Memory())
+        found = score_mismatched(self.engine, self.rows, OomRetry())
         self.mismatched = found and found.scores
 
     def pairs(self, by: float = 0.0, like: Pairs | None = None) -> Pairs:
@@ -64,7 +64,7 @@ class World:
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.add_(way, alpha=by)
             scores = replace(score(self.engine, collate(self.rows)).scores, score=given_scores(self.rows))
-            found = Views(self.rows, scores).pairs
+            found = Examples(self.rows, scores).pairs
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.sub_(way, alpha=by)
         if like is None:
@@ -83,14 +83,14 @@ class World:
 
     def along(self) -> float:
         """The engine's gradient along the way, from two packs of two rows."""
-        passes(self.engine, self.rows, Step(((0, 1), (2, 3))), Memory())
+        passes(self.engine, self.rows, Step(((0, 1), (2, 3))), OomRetry())
         both = zip(self.parameters, self.way, strict=True)
         return float(sum((p.grad * way).sum() for p, way in both if p.grad is not None))
 
 
 def world(case: Case, models: tuple[Policy, FrozenReference]) -> World:
     uses = any(part.reference for _, part in o.parts(case.objective))
-    return World(models[0], models[1] if uses else NoReference(), Judge(case.objective, "all", 200))
+    return World(models[0], models[1] if uses else NoReference(), Loss(case.objective, "all", 200))
 
 
 @every

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from preftune import objective as o
-from preftune.objective.combine import as_ratings, value_of_pairs
 from preftune.objective.presets import PRESETS
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
+from preftune.objective.sum import as_ratings, value_of_pairs
 
 DRIFT = 0.2
 
@@ -57,7 +57,7 @@ CASES = [
     Case("cdpo", o.DPO(flip=0.1), (0.600939419879, -0.033782350, 0.033782350), LN2, shift=True),
     Case("robust", o.RobustDPO(), (0.544689419879, -0.056282350, 0.056282350), LN2, shift=True),
     Case("hinge", o.Hinge(), (0.75, -0.1, 0.1), 1, shift=True),
-    Case("ln_dpo", o.LengthNormalisedDPO(), (0.303781334862, -0.130988886, 0.093563490), LN2, doubled=True),
+    Case("ln_dpo", o.LengthNormalizedDPO(), (0.303781334862, -0.130988886, 0.093563490), LN2, doubled=True),
     Case("ipo_sum", o.IPO(per_token=False), (6.25, -5.0, 5.0), 25, shift=True),
     Case("ipo", o.IPO(), (22.971479591837, -0.958571429, 0.684693878), 25, doubled=True),
     Case("slic", o.SLiC(), (1.2, -0.1, 0.0)),
@@ -121,7 +121,7 @@ def pairs_of(
     for own, ref, count, score, sharp in zip(logp, reference, tokens, (1.2, 0.4), (-0.2, -0.3), strict=True):
         values = torch.tensor(own, dtype=dtype)
         like = torch.ones_like(values)
-        sides.append(Scores(values, like * count, torch.tensor(ref, dtype=dtype), like * score, like * sharp))
+        sides.append(Responses(values, like * count, torch.tensor(ref, dtype=dtype), like * score, like * sharp))
     one = torch.ones_like(sides[0].logp)
     return Pairs(*sides, one, one * preferred)
 
@@ -137,7 +137,7 @@ def random_pairs(count: int, seed: int = 0, preferred: float = 1.0) -> Pairs:
     for better in (0.5, 0.0):
         tokens = torch.randint(5, 30, (count,), generator=draw).double()
         ref = -tokens * (1 + 0.2 * torch.rand(count, generator=draw, dtype=torch.float64))
-        sides.append(Scores(ref + normal(1.0), tokens, ref, better + normal(0.1), -normal(0.3).abs()))
+        sides.append(Responses(ref + normal(1.0), tokens, ref, better + normal(0.1), -normal(0.3).abs()))
     one = torch.ones(count, dtype=torch.float64)
     return Pairs(*sides, one, one * preferred)
 
@@ -174,7 +174,7 @@ def slopes(objective: o.Objective, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor
 def changed(pairs: Pairs, **fields: Callable[[Tensor], Tensor | None]) -> Pairs:
     """The pairs with the same fields of both responses replaced by functions of them."""
 
-    def side(scores: Scores) -> Scores:
+    def side(scores: Responses) -> Responses:
         return replace(scores, **{name: f(getattr(scores, name)) for name, f in fields.items()})
 
     return replace(pairs, chosen=side(pairs.chosen), rejected=side(pairs.rejected))

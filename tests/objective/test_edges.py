@@ -12,13 +12,13 @@ from objective.cases import CASES, changed, ones, pairs_of, random_pairs, sigmoi
 from torch import Tensor
 
 from preftune import objective as o
-from preftune.objective.aggregate import LD, Aggregate, Decay, Mean, Plain, SamPO
 from preftune.objective.base import PairFormula, RankingFormula, RatingFormula, by_votes, swapped
-from preftune.objective.combine import as_rankings, as_ratings
 from preftune.objective.coupled import LEAST
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.ratings import drift, middle
-from preftune.objective.scores import Pairs, Rankings, Ratings, Scores
+from preftune.objective.responses import Pairs, Rankings, Ratings, Responses
+from preftune.objective.sum import as_rankings, as_ratings
+from preftune.tokens.aggregate import LD, Aggregate, Decay, Mean, Plain, SamPO
 
 WORKED = pairs_of()
 
@@ -30,7 +30,7 @@ def doubles(*numbers: float) -> Tensor:
 def ratings_of(good: list[bool], weight: float = 1.0) -> Ratings:
     """Responses at the reference, and mismatched ones there too."""
     zero = torch.zeros(len(good), dtype=torch.float64)
-    at_reference = Scores(zero, zero + 1, zero, zero)
+    at_reference = Responses(zero, zero + 1, zero, zero)
     return Ratings(at_reference, torch.tensor(good, dtype=torch.bool), zero + weight, at_reference)
 
 
@@ -41,7 +41,7 @@ def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = No
     rank = torch.tensor([k for ratio in ratios for k in range(1, len(ratio) + 1)], dtype=torch.long)
     given = None if scores is None else doubles(*(x for score in scores for x in score))
     one = torch.ones_like(flat)
-    return Rankings(Scores(flat, one, one * 0, given), group, rank, torch.ones(len(ratios), dtype=torch.float64))
+    return Rankings(Responses(flat, one, one * 0, given), group, rank, torch.ones(len(ratios), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = No
         (lambda: RatingFormula()(ratings_of([True])), "RatingFormula has no formula of ratings"),
         (lambda: RankingFormula()(as_rankings(WORKED)), "RankingFormula has no formula of rankings"),
         (lambda: PairFormula()(WORKED), "PairFormula has no formula of pairs"),
-        (lambda: o.DPO().followed(WORKED), "DPO follows no number"),
+        (lambda: o.DPO().ema_input(WORKED), "DPO follows no number"),
     ],
 )
 def test_a_formula_without_an_equation(call: object, sentence: str) -> None:
@@ -162,7 +162,7 @@ def test_beta_dpo_around_a_mean_that_is_not_zero() -> None:
 
 
 def test_beta_dpo_never_turns_round() -> None:
-    pairs = replace(pairs_of(([-100.0], [0.0]), ([0.0], [0.0])), usual=0.0)
+    pairs = replace(pairs_of(([-100.0], [0.0]), ([0.0], [0.0])), ema=0.0)
     assert float(values(o.BetaDPO(), pairs)) == pytest.approx(soft(-100 * 0.1 * LEAST), rel=1e-12)
 
 
@@ -176,7 +176,7 @@ def test_dr_dpo_of_light_rows() -> None:
 def test_kto_of_one_class_only(good: bool) -> None:
     """Nothing to balance: each counts as it is."""
     assert o.KTO()(ratings_of([good, good])).tolist() == [0.5, 0.5]
-    assert o.KTO().settled(3.0 * good, 3.0 * (not good)) == o.KTO(good_weight=1.0, bad_weight=1.0)
+    assert o.KTO().with_data_defaults(3.0 * good, 3.0 * (not good)) == o.KTO(good_weight=1.0, bad_weight=1.0)
 
 
 def test_empty_steps() -> None:

@@ -15,10 +15,10 @@ from objective.cases import ones, pairs_of, random_pairs, slopes
 
 from preftune import objective as o
 from preftune.errors import UserError
-from preftune.objective.aggregate import LD, Decay, Mean, Plain, SamPO, scrambled, weighed
-from preftune.objective.combine import as_ratings
 from preftune.objective.rankings import by_group, ranking_pairs
-from preftune.objective.scores import Rankings, Ratings, Scores
+from preftune.objective.responses import Rankings, Ratings, Responses
+from preftune.objective.sum import as_ratings
+from preftune.tokens.aggregate import LD, Decay, Mean, Plain, SamPO, apply_aggregate, scrambled
 
 
 def ratings(
@@ -29,9 +29,9 @@ def ratings(
     mismatched = None
     if away is not None:
         other = torch.tensor(away, dtype=torch.float64)
-        mismatched = Scores(other, torch.ones_like(other), torch.zeros_like(other))
+        mismatched = Responses(other, torch.ones_like(other), torch.zeros_like(other))
     weights = torch.tensor(weight or [1.0] * len(u), dtype=torch.float64)
-    return Ratings(Scores(x, zero + 1, zero), torch.tensor(good), weights, mismatched)
+    return Ratings(Responses(x, zero + 1, zero), torch.tensor(good), weights, mismatched)
 
 
 def rankings(groups: list[list[float]], ranks: list[list[int]], score: list[list[float]] | None = None) -> Rankings:
@@ -40,7 +40,7 @@ def rankings(groups: list[list[float]], ranks: list[list[int]], score: list[list
     owner = torch.tensor([i for i, group in enumerate(groups) for _ in group])
     place = torch.tensor([r for group in ranks for r in group])
     one = torch.ones(len(groups), dtype=torch.float64)
-    return Rankings(Scores(x, torch.ones_like(x), torch.zeros_like(x), given), owner, place, one)
+    return Rankings(Responses(x, torch.ones_like(x), torch.zeros_like(x), given), owner, place, one)
 
 
 def test_kto_by_hand() -> None:
@@ -59,12 +59,17 @@ def test_kto_balances_the_classes() -> None:
     """Three times as many good rows in all: a bad one counts three times, in whichever step it stands."""
     four = ratings([0.3, 0.3, 0.3, -1.0], [True, True, True, False], away=[0.0])
     plain = o.KTO()(four)
-    assert o.KTO().settled(3.0, 1.0) == o.KTO(good_weight=1.0, bad_weight=3.0)
-    assert o.KTO().settled(1.0, 3.0) == o.KTO(good_weight=3.0, bad_weight=1.0)
-    assert torch.allclose(o.KTO().settled(3.0, 1.0)(four), plain * torch.tensor([1, 1, 1, 3.0]))
+    assert o.KTO().with_data_defaults(3.0, 1.0) == o.KTO(good_weight=1.0, bad_weight=3.0)
+    assert o.KTO().with_data_defaults(1.0, 3.0) == o.KTO(good_weight=3.0, bad_weight=1.0)
+    assert torch.allclose(o.KTO().with_data_defaults(3.0, 1.0)(four), plain * torch.tensor([1, 1, 1, 3.0]))
     assert torch.allclose(o.KTO(bad_weight=2.0)(four), plain * torch.tensor([1, 1, 1, 2.0]))
-    assert o.KTO(bad_weight=2.0).settled(3.0, 1.0) == o.KTO(good_weight=1.0, bad_weight=2.0), "given ones stay"
-    assert o.Sum((o.DPO(), o.KTO())).settled(3.0, 1.0).parts == (o.DPO(), o.KTO(good_weight=1.0, bad_weight=3.0))
+    assert o.KTO(bad_weight=2.0).with_data_defaults(3.0, 1.0) == o.KTO(good_weight=1.0, bad_weight=2.0), (
+        "given ones stay"
+    )
+    assert o.Sum((o.DPO(), o.KTO())).with_data_defaults(3.0, 1.0).parts == (
+        o.DPO(),
+        o.KTO(good_weight=1.0, bad_weight=3.0),
+    )
 
 
 def test_bco_holds_its_middle_fixed() -> None:
@@ -181,18 +186,18 @@ def test_beta_dpo_follows_the_mean_margin() -> None:
     assert torch.allclose(o.BetaDPO(keep=1.0, alpha=0.5)(pairs), o.DPO()(pairs)), (
         "nothing is usual before the first step"
     )
-    later = replace(pairs, usual=1.0)
+    later = replace(pairs, ema=1.0)
     beta = float(0.1 * (1 + 0.5 * (mean - 1)))
     assert torch.allclose(o.BetaDPO(keep=1.0, alpha=0.5)(later), o.DPO(beta)(pairs))
     _, chosen, _ = slopes(o.BetaDPO(keep=1.0, alpha=0.5), later)
     assert torch.allclose(chosen, slopes(o.DPO(beta), pairs)[1]), "beta is held fixed"
-    assert (o.BetaDPO(keep=1.0, alpha=1.0)(replace(pairs, usual=99.0)) > 0).all(), "beta stays above 0"
-    assert float(o.BetaDPO().followed(pairs)) == pytest.approx(float(mean))
+    assert (o.BetaDPO(keep=1.0, alpha=1.0)(replace(pairs, ema=99.0)) > 0).all(), "beta stays above 0"
+    assert float(o.BetaDPO().ema_input(pairs)) == pytest.approx(float(mean))
 
 
 def test_beta_dpo_keeps_what_is_near_to_the_usual() -> None:
     """Margins 0, 1, 2 and 3: those nearest to 3 are the last two, and their mean is half a nat below it."""
-    pairs = replace(pairs_of(([0.0, 1.0, 2.0, 3.0], [0.0] * 4), ([0.0] * 4, [0.0] * 4)), usual=3.0)
+    pairs = replace(pairs_of(([0.0, 1.0, 2.0, 3.0], [0.0] * 4), ([0.0] * 4, [0.0] * 4)), ema=3.0)
     found = o.BetaDPO(keep=0.5, alpha=0.6)(pairs)
     beta = 0.1 * (1 + 0.6 * (2.5 - 3.0))
     assert found.tolist() == pytest.approx([0, 0, 2 * np.log1p(np.exp(-beta * 2)), 2 * np.log1p(np.exp(-beta * 3))])
@@ -258,20 +263,20 @@ def test_aggregates_go_by_the_weights_that_rows_give() -> None:
 def test_weighing_rows() -> None:
     """A response stands against the shortest other one; what its row gives is kept; nothing at all is an error."""
     made = group([1], [5, 6, 7], [8], [9, 4], kind="ranking", ranks=(1, 2, 3))
-    (found,) = weighed([made], LD(0.5))
+    (found,) = apply_aggregate([made], LD(0.5))
     assert [w.tolist() for w in found.token_weights] == [[1, 0.5, 0.5], [1], [1, 0.5]]
     assert {w.dtype for w in found.token_weights} == {np.dtype(np.float32)}
-    assert weighed([made], Plain()) == [made]
+    assert apply_aggregate([made], Plain()) == [made]
     given = tuple(np.array(w, np.float32) for w in ([0, 2, 0], [1], [1, 1]))
-    (both,) = weighed([msgspec.structs.replace(made, token_weights=given)], LD(0.5))
+    (both,) = apply_aggregate([msgspec.structs.replace(made, token_weights=given)], LD(0.5))
     assert [w.tolist() for w in both.token_weights] == [[0, 1, 0], [1], [1, 0.5]]
     with pytest.raises(UserError) as raised:
-        weighed([msgspec.structs.replace(made, token_weights=given)], LD(0.0))
+        apply_aggregate([msgspec.structs.replace(made, token_weights=given)], LD(0.0))
     told = "made:1: nothing of a response counts. Its token weights and the aggregate together leave none."
     assert str(raised.value) == told
     alone = group([1], [5, 6, 7], kind="rating")
-    assert weighed([alone], LD(0.5))[0].token_weights[0].tolist() == [1, 1, 1]
-    drawn = [weighed([group([k], [5, 6, 7, 8], [9])], SamPO())[0].token_weights[0].tolist() for k in range(9)]
+    assert apply_aggregate([alone], LD(0.5))[0].token_weights[0].tolist() == [1, 1, 1]
+    drawn = [apply_aggregate([group([k], [5, 6, 7, 8], [9])], SamPO())[0].token_weights[0].tolist() for k in range(9)]
     assert len({str(d) for d in drawn}) > 1, "the draw goes by the tokens"
     assert all(sum(d) == 1 for d in drawn)
 

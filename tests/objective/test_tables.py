@@ -14,10 +14,10 @@ from preftune import objective as o
 from preftune.config.load import load
 from preftune.config.resolve import resolve
 from preftune.errors import UserError
-from preftune.objective.aggregate import Aggregate
 from preftune.objective.base import Formula
-from preftune.objective.combine import Sum, parts
 from preftune.objective.presets import NAMES, PRESETS
+from preftune.objective.sum import Sum, parts
+from preftune.tokens.aggregate import Aggregate
 
 TAGS = [
     "dpo",
@@ -171,7 +171,7 @@ READINGS = {
     "simpo, gamma": (o.SimPO(beta=10, gamma=3), "gamma = 3,", "gamma / beta = 0.3"),
     "simpo, ratio": (o.SimPO(beta=10, gamma_ratio=0.3), "gamma = 3,", "gamma / beta = 0.3"),
     "alpha_po": (o.AlphaPO(), "gamma = 0.25,", "gamma / beta = 0.1"),
-    "ln_dpo": (o.LengthNormalisedDPO(), "beta = 5", "per token"),
+    "ln_dpo": (o.LengthNormalizedDPO(), "beta = 5", "per token"),
     "dpo": (o.DPO(), "summed", "end token included"),
     "cdpo": (o.DPO(flip=0.1), "0.1", "cDPO"),
     "robust": (o.RobustDPO(), "1 - 2 flip", "not bounded below"),
@@ -188,7 +188,7 @@ READINGS = {
     "apo_down": (o.APODown(), "1 is added", ""),
     "f_dpo, alpha": (o.FDPO(divergence="alpha"), "the paper's", "1 minus"),
     "odpo": (o.ODPO(), "1 log(s_w - s_l)", ""),
-    "rpo": (o.RPO(), "scores || policy", "regularised_dpo"),
+    "rpo": (o.RPO(), "scores || policy", "regularized_dpo"),
     "rpo, reverse": (o.RPO(reverse=True), "policy || scores", "irpo"),
     "aot": (o.AOT(), "paired", "whole step"),
     "aot, unpaired": (o.AOT(paired=False), "unpaired", "whole step"),
@@ -211,16 +211,16 @@ PLAIN = {o.HyPO, o.ChiPO, o.REBEL, o.SimPER, o.DrDPO, o.Sum, o.FDPO}  # one form
 @pytest.mark.parametrize("name", READINGS)
 def test_a_name_with_several_meanings_says_which_it_has(name: str) -> None:
     objective, *parts_of_it = READINGS[name]
-    assert objective.reading.startswith(name.partition(",")[0].replace("cdpo", "dpo"))
-    assert all(part in objective.reading for part in parts_of_it), objective.reading
-    assert "\n" not in objective.reading
-    assert len(objective.reading) < 160
+    assert objective.variant.startswith(name.partition(",")[0].replace("cdpo", "dpo"))
+    assert all(part in objective.variant for part in parts_of_it), objective.variant
+    assert "\n" not in objective.variant
+    assert len(objective.variant) < 160
 
 
 def test_every_objective_has_a_reading_or_one_meaning() -> None:
     assert {type(objective) for objective, *_ in READINGS.values()} | PLAIN == set(EVERY)
-    assert {table for table in EVERY if table is not Sum and not table().reading} == PLAIN - {Sum}
-    assert Sum((o.IPO(), o.HyPO(), o.NLL())).reading == f"{o.IPO().reading} · {o.NLL().reading}"
+    assert {table for table in EVERY if table is not Sum and not table().variant} == PLAIN - {Sum}
+    assert Sum((o.IPO(), o.HyPO(), o.NLL())).variant == f"{o.IPO().variant} · {o.NLL().variant}"
 
 
 def test_aggregates_are_read() -> None:

@@ -28,7 +28,7 @@ def test_every_epoch_has_every_row_once(sizes: list[int], rows: int, tokens: int
 
 @given(SIZES, st.integers(1, 20), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_packs_and_neighbours_never_move_a_row_to_another_step(sizes: list[int], rows: int, seed: int) -> None:
+def test_packs_and_neighbors_never_move_a_row_to_another_step(sizes: list[int], rows: int, seed: int) -> None:
     a = make_plan(sizes, rows=rows, tokens=10**6, seed=seed)
     b = make_plan(sizes, rows=rows, tokens=50, seed=seed, near=sizes)
     flat = lambda plan: [sorted(i for pack in s.packs for i in pack) for s in plan.steps]  # noqa: E731
@@ -67,7 +67,7 @@ def test_ranks_share_the_packs_of_the_same_steps(
         assert len(step.packs) % ranks == 0 or all(len(pack) == 1 for pack in step.packs)
         assert all(sum(sizes[i] for i in pack) <= tokens or len(pack) == 1 for pack in step.packs)
         flat = [sizes[i] for pack in step.packs for i in pack]
-        assert flat == sorted(flat)  # neighbours stay together
+        assert flat == sorted(flat)  # neighbors stay together
         if len(step.packs) == ranks and sum(flat) <= tokens:
             work = [sum(costs[i] for i in pack) for pack in step.packs]
             assert max(work) <= sum(work) / ranks + max(costs)

@@ -11,8 +11,8 @@ from objective.cases import pairs_of, random_pairs, slopes
 from peers.theirs import liger
 
 from preftune import objective as o
-from preftune.objective.combine import as_ratings
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
+from preftune.objective.sum import as_ratings
 
 SAME = {
     "sigmoid": (o.DPO(), {}),
@@ -71,7 +71,7 @@ def test_kto() -> None:
     theirs = LigerFusedLinearKTOFunction.preference_loss_fn(
         own.logp, ratings.good, torch.zeros(10, 1), ref_log_prob_chunk=own.ref_logp, beta=0.1, kl=drift
     )[0]
-    away = Scores(own.ref_logp + drift, own.tokens, own.ref_logp)
+    away = Responses(own.ref_logp + drift, own.tokens, own.ref_logp)
     ours = o.KTO(good_weight=1.0, bad_weight=1.0)(type(ratings)(own, ratings.good, ratings.weight, away))
     assert torch.allclose(ours.mean(), theirs, rtol=1e-12)
 

@@ -13,9 +13,9 @@ from objective.cases import ones, random_pairs, slopes
 from peers.theirs import trl_cpo, trl_dpo, trl_kto, trl_orpo
 
 from preftune import objective as o
-from preftune.objective.aggregate import LD
-from preftune.objective.combine import as_ratings
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
+from preftune.objective.sum import as_ratings
+from preftune.tokens.aggregate import LD
 
 SAME = {
     "sigmoid": (o.DPO(), {}),
@@ -25,7 +25,7 @@ SAME = {
     "robust": (o.RobustDPO(), {"label_smoothing": 0.1}),
     "apo_zero": (o.APOZero(), {}),
     "apo_down": (o.APODown(), {}),
-    "sigmoid_norm": (o.LengthNormalisedDPO(), {"beta": 5.0}),
+    "sigmoid_norm": (o.LengthNormalizedDPO(), {"beta": 5.0}),
     "aot": (o.AOT(), {"beta": 0.01}),
     "aot_unpaired": (o.AOT(paired=False), {"beta": 0.01}),
 }
@@ -46,8 +46,8 @@ def check(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], digi
 def single(pairs: Pairs) -> Pairs:
     """The same in fp32."""
 
-    def side(s: Scores) -> Scores:
-        return Scores(*(None if x is None else x.float() for x in (s.logp, s.tokens, s.reference, s.score)))
+    def side(s: Responses) -> Responses:
+        return Responses(*(None if x is None else x.float() for x in (s.logp, s.tokens, s.reference, s.score)))
 
     return Pairs(side(pairs.chosen), side(pairs.rejected), pairs.weight.float(), pairs.preferred.float())
 

@@ -18,8 +18,8 @@ from objective.cases import pairs_of, random_pairs, slopes, soft
 from peers.theirs import bare, trl_cpo, trl_dpo, trl_kto, trl_orpo
 
 from preftune import objective as o
-from preftune.objective.combine import as_ratings
-from preftune.objective.scores import Pairs
+from preftune.objective.responses import Pairs
+from preftune.objective.sum import as_ratings
 
 WORKED = pairs_of()
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from preftune.objective.scores import Pairs, Ratings
+from preftune.objective.responses import Pairs, Ratings
 
 Slopes = tuple[Tensor, Tensor, Tensor]
 ALONE = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)

@@ -24,12 +24,12 @@ def precomputed(folder: Path, **fields: object) -> list[float]:
     data = load_dataset("json", data_files=str(rows), split="train", cache_dir=str(folder / "kept"))
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokeniser = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     )
     args = DPOConfig(output_dir=str(folder / "out"), use_cpu=True, report_to="none", precompute_ref_log_probs=True,
                      max_length=None, bf16=False, disable_tqdm=True, **fields)  # fmt: skip
-    trainer = DPOTrainer(model, args=args, train_dataset=data, processing_class=tokeniser)
+    trainer = DPOTrainer(model, args=args, train_dataset=data, processing_class=tokenizer)
     return list(trainer.train_dataset["ref_chosen_logps"])

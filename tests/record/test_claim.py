@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import UserError
-from preftune.record.record import claim
+from preftune.record.writer import claim
 
 
 def begun(path: Path) -> Path:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from making import group, groups, tiny
 
 from preftune.errors import UserError
-from preftune.model.check import plain_logp
 from preftune.model.load import weights_digest
 from preftune.model.policy import Policy, wrap
+from preftune.model.verify import plain_logp
 from preftune.pack.batch import Batch, collate
 from preftune.reference.reference import StoredReference, numerics, score
 from preftune.reference.store import Store, key_of

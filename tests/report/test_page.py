@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from preftune.errors import UserError
-from preftune.record.read import Extras, ExtraTable, Record, Rewrite
+from preftune.record.reader import Extras, ExtraTable, Record, Rewrite
 from preftune.report import page
 from preftune.report.compare import columns, differences, differing
 from preftune.report.page import inert

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import CORRUPT, USAGE, UserError
-from preftune.record.read import Record, standard_error
+from preftune.record.reader import Record, standard_error
 
 
 def test_whole_record(make_record: Callable[..., Path]) -> None:
@@ -81,13 +81,13 @@ def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
         ("extras.json", '{"tables": [{"title": "t"}]}', "extras.json"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, name: str, content: str | bytes, where: str) -> None:
+def test_damage_is_named(tmp_path: Path, name: str, content: str | bytes, location: str) -> None:
     (tmp_path / "run.toml").write_text("")
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
         Record.open(tmp_path)
     assert caught.value.code == CORRUPT
-    assert caught.value.problems[0].where.endswith(where)
+    assert caught.value.problems[0].location.endswith(location)
 
 
 def test_standard_error() -> None:

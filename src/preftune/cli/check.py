@@ -10,7 +10,7 @@ def check(*words: str) -> None:
 
     `preftune check run.toml [key=value ...]`
 
-    Without model.path, rows are read and counted; with it, they are also tokenised, three are shown with what is
+    Without model.path, rows are read and counted; with it, they are also tokenized, three are shown with what is
     scored, and steps, lengths and memory are worked out.
 
     Parameters
@@ -22,7 +22,7 @@ def check(*words: str) -> None:
     from rich.console import Console
 
     from preftune.cli import view
-    from preftune.data.prepare import read_rows
+    from preftune.run.prepare_rows import read_rows
 
     console = Console(highlight=False, soft_wrap=True)
     rows = read_rows(run.data)
@@ -32,16 +32,16 @@ def check(*words: str) -> None:
         console.print(view.kinds(rows.train))
         for row in rows.train[:3]:
             console.print(view.row(row))
-        console.print("[dim]No model.path: rows were read, and not tokenised.[/dim]")
+        console.print("[dim]No model.path: rows were read, and not tokenized.[/dim]")
         return
-    with console.status("loading the tokeniser"):
-        from preftune.training.preview import preview
+    with console.status("loading the tokenizer"):
+        from preftune.run.preview import preview
 
         found = preview(run, rows)
-    for part, tokenised in found.prepared.tokenised.items():
-        console.print(view.tokenised(part, tokenised))
+    for part, tokenized in found.prepared.tokenized.items():
+        console.print(view.tokenized(part, tokenized))
     for group in found.prepared.train[:3]:
-        console.print(view.group(group, found.tokeniser))
+        console.print(view.group(group, found.tokenizer))
     for sentence, _ in found.notes.values():
         console.print(sentence, markup=False)
     console.print(view.lengths(found.prepared.account))

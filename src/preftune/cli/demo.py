@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from preftune.world.measuring import Comparison
+    from preftune.demo.measure import Comparison
 
 
 def demo(*, out: str = "demo", seed: int = 0) -> None:
@@ -53,8 +53,8 @@ def _stages(place: Path, seed: int, told: Console) -> Comparison:
         show("loading torch and transformers")
         import torch
 
-        from preftune.world import demo as world
-        from preftune.world import readable
+        from preftune.demo import readable
+        from preftune.demo import stages as world
 
         torch.set_num_threads(1)  # for a model so small, waiting for other threads takes longer than the work
         world.make(place, seed)

@@ -30,7 +30,7 @@ def keys(*words: str, form: Annotated[Literal["text", "markdown", "schema"], Par
     chosen = [key for key in every() if not words or key.name.startswith(tuple(words)) or key.choice in words]
     if not chosen:
         names = [*{key.name for key in every()}, *{key.choice for key in every()}]
-        raise UserError(f'no key begins with "{words[0]}".', mend=nearest(words[0], names))
+        raise UserError(f'no key begins with "{words[0]}".', hint=nearest(words[0], names))
     if form == "markdown":
         print("| key | of | type | default | meaning |\n|---|---|---|---|---|")
         for key in chosen:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from preftune.record.meters import EVALUATION
+from preftune.record.schema import EVALUATION
 
 Numbers = Mapping[str, float | int | str | None]
 
@@ -39,7 +39,7 @@ def number(value: float | int | str | None) -> str:
 def outcome(out: Path) -> None:
     """After a run: held-out meters before and after, findings by title, and where the page is."""
     from preftune.diagnosis import diagnose
-    from preftune.record.read import Record
+    from preftune.record.reader import Record
 
     record, console = Record.open(out), Console(highlight=False)
     if record.evaluations:
@@ -51,7 +51,7 @@ def outcome(out: Path) -> None:
 
 def outcomes(records: list[Path]) -> None:
     """After a sweep: the last held-out meters of each run, a line a run."""
-    from preftune.record.read import Record
+    from preftune.record.reader import Record
 
     shown = {
         "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token",

@@ -22,7 +22,7 @@ from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from preftune.training.show import Show
+    from preftune.record.show import Show
 
 Numbers = Mapping[str, float | int | str | None]
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage

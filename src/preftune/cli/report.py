@@ -19,11 +19,11 @@ def report(*records: Path, out: Path | None = None) -> None:
     """
     from preftune import files
     from preftune.errors import UserError
-    from preftune.record.read import Record
+    from preftune.record.reader import Record
     from preftune.report import page
 
     if not records:
-        raise UserError("no run folder is named.", mend="preftune report run")
+        raise UserError("no run folder is named.", hint="preftune report run")
     path = out or (records[0] / "report.html" if len(records) == 1 else Path("compare.html"))
     files.write(path, page([Record.open(record) for record in records]))
     print(path)

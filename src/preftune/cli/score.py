@@ -21,20 +21,20 @@ def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
         JSON-lines file to write, one object a row.
     """
     if out.is_dir():
-        raise UserError("is a folder; a file is to be written.", where=f"--out {out}")
+        raise UserError("is a folder; a file is to be written.", location=f"--out {out}")
     run = run_of(words)
     from preftune.cli.progress import progress
 
     with progress() as show:
         show("loading torch and transformers")
-        from preftune.scoring import score as go
+        from preftune.run.score import score as go
 
         found = go(run, out, show=show)
     from rich.console import Console
 
     from preftune.cli.outcome import meters
-    from preftune.ranks import here
+    from preftune.distributed import current
 
-    if here().first:
+    if current().first:
         Console().print(meters(found))
         print(out)

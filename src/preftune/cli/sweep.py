@@ -31,18 +31,20 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
     """
     file, keys = file_of(words)
     if any(word.partition("=")[0].strip() == "out" for word in keys):
-        raise UserError("a sweep names the folders of its runs itself.", where="out", mend="Use --out for all of them.")
+        raise UserError(
+            "a sweep names the folders of its runs itself.", location="out", hint="Use --out for all of them."
+        )
     runs = combinations(parse(Path(file)) if file else {}, keys)
     from preftune.cli.progress import progress
 
     with progress() as show:
         show(f"{len(runs)} runs; loading torch and transformers")
-        from preftune.training.sweep import sweep as go
+        from preftune.run.sweep import sweep as go
 
         done = go(runs, out, resume=resume, show=show)
     from preftune.cli.outcome import outcomes
-    from preftune.ranks import here
+    from preftune.distributed import current
 
-    if here().first:
+    if current().first:
         outcomes(done)
         print(out / "compare.html")

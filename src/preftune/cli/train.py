@@ -37,13 +37,13 @@ def train(
 
     with progress() as show:
         show("loading torch and transformers")
-        from preftune.training import train as go
+        from preftune.training.loop import train as go
 
         out = go(
             run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key], show=show
         )
     from preftune.cli.outcome import outcome
-    from preftune.ranks import here
+    from preftune.distributed import current
 
-    if here().first:
+    if current().first:
         outcome(out)

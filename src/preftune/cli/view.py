@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from preftune.__main__ import safe
-from preftune.data.groups import TokenGroup
-from preftune.data.read import Reading
-from preftune.data.rows import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
-from preftune.data.tokens import Tokenised
 from preftune.errors import Problem
+from preftune.rows.read import Reading
+from preftune.rows.row import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
+from preftune.tokens.groups import TokenGroup
+from preftune.tokens.tokenizer import Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from preftune.training.preview import Preview
+    from preftune.run.preview import Preview
 
 WIDEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 PLACES = 3  # places named for each reason
@@ -38,7 +38,7 @@ def read(part: str, reading: Reading) -> Text:
     return _reasons(text, reading.skipped, reading.notes)
 
 
-def tokenised(part: str, done: Tokenised) -> Text:
+def tokenized(part: str, done: Tokenized) -> Text:
     """Counts of the rows that became groups."""
     text = Text(f"{part} in tokens: {len(done.groups)} kept, {done.cut} cut, {len(done.skipped)} skipped")
     return _reasons(text, done.skipped, done.notes)
@@ -49,7 +49,7 @@ def _reasons(text: Text, skipped: Sequence[Problem], notes: Sequence[Problem]) -
     for problem in skipped:
         by_reason.setdefault(problem.reason, []).append(problem)
     for reason, problems in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        places = ", ".join(p.where for p in problems[:PLACES]) + (" ..." if len(problems) > PLACES else "")
+        places = ", ".join(p.location for p in problems[:PLACES]) + (" ..." if len(problems) > PLACES else "")
         text.append(f"\n  skipped {len(problems):>6}  {reason}", style="yellow")
         text.append(f"  {safe(places)}", style="dim")
     for note in notes:
@@ -97,30 +97,30 @@ def _plain(value: Prompt | Response) -> str:
     return safe("\n".join(f"{m.role}: {m.content}" for m in value if isinstance(m, Message)))
 
 
-def group(one: TokenGroup, tokeniser: PreTrainedTokenizerBase) -> Text:
+def group(one: TokenGroup, tokenizer: PreTrainedTokenizerBase) -> Text:
     """A group as the model sees it: the prompt, and each response between marks; what is marked is scored."""
     text = Text(f"\n{one.place}  ", style="bold")
     text.append(f"prompt {len(one.prompt)} tokens, not scored\n", style="not bold dim")
-    text.append(_end(safe(_decode(tokeniser, one.prompt.tolist()))), style="not bold dim")
+    text.append(_end(safe(_decode(tokenizer, one.prompt.tolist()))), style="not bold dim")
     names = _called(one.kind, one.ranks, one.good, one.scores)
     for at, (name, response) in enumerate(zip(names, one.responses, strict=True)):
         text.append(f"\n{name}, {len(response)} tokens scored: ", style="bold")
-        marked = _runs(tokeniser, response, one.token_weights[at] if one.token_weights else None)
+        marked = _runs(tokenizer, response, one.token_weights[at] if one.token_weights else None)
         text.append(_beginning(safe(marked)), style="not bold green")
     return text
 
 
-def _runs(tokeniser: PreTrainedTokenizerBase, response: np.ndarray, weights: np.ndarray | None) -> str:
+def _runs(tokenizer: PreTrainedTokenizerBase, response: np.ndarray, weights: np.ndarray | None) -> str:
     """The response between marks, cut where what its tokens count changes, and that behind each part that is not 1."""
     if weights is None:
-        return f"⟦{_decode(tokeniser, response.tolist())}⟧"
+        return f"⟦{_decode(tokenizer, response.tolist())}⟧"
     cuts = [0, *(k for k in range(1, len(response)) if weights[k] != weights[k - 1]), len(response)]
-    parts = [(_decode(tokeniser, response[a:b].tolist()), float(weights[a])) for a, b in pairwise(cuts)]
+    parts = [(_decode(tokenizer, response[a:b].tolist()), float(weights[a])) for a, b in pairwise(cuts)]
     return "".join(f"⟦{part}⟧" + (f"×{weight:g}" if weight != 1 else "") for part, weight in parts)
 
 
-def _decode(tokeniser: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokeniser.decode(ids, skip_special_tokens=False))
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def _end(text: str) -> str:

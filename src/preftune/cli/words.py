@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from preftune.config.load import load
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.data.trust import refuse_unnamed
 from preftune.errors import UserError
+from preftune.trust import refuse_unnamed
 
 
 def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -16,7 +16,7 @@ def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise UserError(
-            f'"{files[1]}" is neither a flag nor key=value.', mend="Give one file, then words as optim.lr=1e-6."
+            f'"{files[1]}" is neither a flag nor key=value.', hint="Give one file, then words as optim.lr=1e-6."
         )
     return files[0] if files else None, [word for word in words if "=" in word]
 

@@ -51,17 +51,17 @@ def parse(path: Path) -> Tree:
         text = path.expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
-        raise UserError("there is no such file.", where=str(path), mend=near) from None
+        raise UserError("there is no such file.", location=str(path), hint=near) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 text: byte {error.start + 1}.", where=str(path)) from error
+        raise UserError(f"is not UTF-8 text: byte {error.start + 1}.", location=str(path)) from error
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}.", where=str(path)) from error
+        raise UserError(f"cannot be read: {error.strerror}.", location=str(path)) from error
     try:
         tree = _read(text, path.suffix)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid {path.suffix[1:].upper()}: {error}.", where=str(path)) from error
+        raise UserError(f"not valid {path.suffix[1:].upper()}: {error}.", location=str(path)) from error
     if not isinstance(tree, dict):
-        raise UserError("does not hold keys and values.", where=str(path), mend="See `preftune keys`.")
+        raise UserError("does not hold keys and values.", location=str(path), hint="See `preftune keys`.")
     return tree
 
 
@@ -84,7 +84,7 @@ def put(tree: Tree, word: str) -> None:
     """Set one `a.b=value` in the tree. Choosing another objective or reference drops the old one's keys."""
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise UserError(f'"{word}" is neither a flag nor key=value.', mend="Write it as optim.lr=1e-6.")
+        raise UserError(f'"{word}" is neither a flag nor key=value.', hint="Write it as optim.lr=1e-6.")
     *above, last = key.strip().split(".")
     if not above and last in CHOICES and not text.lstrip().startswith(("{", "[")):
         held = tree.get(last)
@@ -94,7 +94,7 @@ def put(tree: Tree, word: str) -> None:
     for name in above:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{name} is a single value and has no key {last}.", where=key)
+            raise UserError(f"{name} is a single value and has no key {last}.", location=key)
     named = len(above) == 1 and CHOICES.get(above[0]) == last  # "none" is a name there
     tree[last] = text.strip() if named else _value(text.strip())
 
@@ -131,7 +131,7 @@ def convert(tree: Tree, file: str = "") -> Run:
     tree = _preset(tree, file)
     for place, leaf in flatten(tree).items():
         if isinstance(leaf, float) and not math.isfinite(leaf):  # TOML and YAML have them; no bound stops infinity
-            raise UserError("must be a finite number.", where=": ".join(filter(None, (file, place))))
+            raise UserError("must be a finite number.", location=": ".join(filter(None, (file, place))))
     try:
         return msgspec.convert(_numbers(tree), Run, strict=True)
     except msgspec.ValidationError as error:
@@ -145,8 +145,8 @@ def _preset(tree: Tree, file: str) -> Tree:
     if not isinstance(table, dict) or not isinstance(name, str) or name not in PRESETS:
         return tree
     if more := next((key for key in table if key != "name"), None):
-        raise UserError(f"there is no such key in {name}, which is a sum.", mend="Write out its parts.",
-                        where=": ".join(filter(None, (file, f"objective.{more}"))))  # fmt: skip
+        raise UserError(f"there is no such key in {name}, which is a sum.", hint="Write out its parts.",
+                        location=": ".join(filter(None, (file, f"objective.{more}"))))  # fmt: skip
     return {**tree, "objective": msgspec.to_builtins(PRESETS[name].objective)}
 
 
@@ -162,20 +162,20 @@ def _numbers(value: object) -> object:
 
 
 def _explained(message: str, tree: Tree, file: str) -> UserError:
-    what, _, place = message.partition(" - at `")
+    message, _, place = message.partition(" - at `")
     place = place.rstrip("`").removeprefix("$").removeprefix(".")
-    mend = ""
-    if unknown := re.search(r"unknown field `(.*?)`", what):
+    hint = ""
+    if unknown := re.search(r"unknown field `(.*?)`", message):
         known = keys_below(place, tree)
         place = f"{place}.{unknown[1]}".lstrip(".")
-        what = "there is no such key."
-        mend = nearest(unknown[1], known) or nearest(unknown[1].partition("_")[2], known)
-        if not mend:
-            mend = f"Known here: {', '.join(known)}." if known else "It has none."
+        message = "there is no such key."
+        hint = nearest(unknown[1], known) or nearest(unknown[1].partition("_")[2], known)
+        if not hint:
+            hint = f"Known here: {', '.join(known)}." if known else "It has none."
             if 0 < len(others := owners(place)) <= FEW:
-                mend += f" It is a key of {CHOICES[place.rpartition('.')[0]]} = {' or '.join(others)}."
-    elif invalid := re.search(r"Invalid (?:enum )?value '(.*?)'", what):
-        what = f'"{invalid[1]}" is not one of them.'
+                hint += f" It is a key of {CHOICES[place.rpartition('.')[0]]} = {' or '.join(others)}."
+    elif invalid := re.search(r"Invalid (?:enum )?value '(.*?)'", message):
+        message = f'"{invalid[1]}" is not one of them.'
         choice = place.rpartition(".")[2]
         names = (
             keys_below(place.rpartition(".")[0], tree, tags=True)
@@ -184,13 +184,13 @@ def _explained(message: str, tree: Tree, file: str) -> UserError:
         )
         here = NAMES.get(invalid[1].lower().replace("-", "_")) if place == "objective.name" else None
         names += [*PRESETS] if place == "objective.name" else []
-        mend = f"Write {here}." if here else nearest(invalid[1], names) or f"Choose one of {', '.join(names)}."
+        hint = f"Write {here}." if here else nearest(invalid[1], names) or f"Choose one of {', '.join(names)}."
     else:
-        what = re.sub(r"^Expected", "must be", WORDS.sub(lambda found: PLAIN[found[1]], what)).rstrip(".") + "."
-        if what.startswith("must be a table") and (inner := keys_below(place, {})):
-            mend = f"Write {place}.{inner[0]} or another key of it."
-    where = ": ".join(part for part in (file, place) if part)
-    return UserError(what, where=where, mend=mend)
+        message = re.sub(r"^Expected", "must be", WORDS.sub(lambda found: PLAIN[found[1]], message)).rstrip(".") + "."
+        if message.startswith("must be a table") and (inner := keys_below(place, {})):
+            hint = f"Write {place}.{inner[0]} or another key of it."
+    location = ": ".join(part for part in (file, place) if part)
+    return UserError(message, location=location, hint=hint)
 
 
 def dump(run: Run) -> str:

@@ -9,16 +9,17 @@ from pathlib import Path
 import msgspec
 
 from preftune.config.load import convert
-from preftune.config.run import NoReference, Run, Stored
+from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.objective import parts
-from preftune.objective.aggregate import Mean
+from preftune.reference.config import NoReference, Stored
+from preftune.tokens.aggregate import Mean
 
 
 def _checked(run: object) -> Run:
     """The run as a file with the same values gives it."""
     if not isinstance(run, Run):
-        raise UserError(f"a Run is needed, not {type(run).__name__}.", mend='Use Run(...), or load("run.toml").')
+        raise UserError(f"a Run is needed, not {type(run).__name__}.", hint='Use Run(...), or load("run.toml").')
     return convert(msgspec.to_builtins(run, enc_hook=_plain))
 
 
@@ -42,21 +43,21 @@ def resolve(run: Run) -> Run:
     if needs and isinstance(kind, NoReference):
         raise UserError(
             "this objective needs a reference.",
-            where="reference",
-            mend='Use reference = "stored", or leave the key out.',
+            location="reference",
+            hint='Use reference = "stored", or leave the key out.',
         )
     if not needs and not isinstance(kind, NoReference):
         raise UserError(
-            "this objective uses no reference, so the key has no effect.", where="reference", mend="Remove it."
+            "this objective uses no reference, so the key has no effect.", location="reference", hint="Remove it."
         )
-    if isinstance(run.aggregate, Mean) and all(part.per_token_only for _, part in parts(run.objective)):
+    if isinstance(run.aggregate, Mean) and all(part.length_normalized for _, part in parts(run.objective)):
         raise UserError(
             "this objective takes means over tokens already, so the key has no effect.",
-            where="aggregate",
-            mend="Remove it.",
+            location="aggregate",
+            hint="Remove it.",
         )
     if run.optim.steps is not None and run.optim.epochs is not None:
-        raise UserError("steps and epochs are both given.", where="optim", mend="Remove one of the two.")
+        raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
     if run.model.revision and Path(run.model.path).expanduser().is_dir():
-        raise UserError("has no effect on a folder.", where="model.revision", mend="Remove it.")
+        raise UserError("has no effect on a folder.", location="model.revision", hint="Remove it.")
     return msgspec.structs.replace(run, reference=kind)

@@ -32,7 +32,7 @@ def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
     """
     names = [word.partition("=")[0] for word in words]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError("is given twice.", where=twice, mend="Write its values behind one =, with commas.")
+        raise UserError("is given twice.", location=twice, hint="Write its values behind one =, with commas.")
     each = [[f"{word.partition('=')[0]}={value}" for value in _values(word.partition("=")[2])] for word in words]
     fixed = [choice[0] for choice in each if len(choice) == 1]
     choices = [choice for choice in each if len(choice) > 1]
@@ -49,7 +49,7 @@ def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
     if unused := next((name for name in names if name not in used), None):
         raise refused[unused]
     if len(found) > MOST:
-        raise UserError(f"these are {len(found)} runs.", mend=f"A sweep may have {MOST}.")
+        raise UserError(f"these are {len(found)} runs.", hint=f"A sweep may have {MOST}.")
     return list(found.values())
 
 
@@ -85,7 +85,7 @@ def _fitting(tree: Tree, words: Sequence[str], refused: dict[str, UserError]) ->
     if run.reference is None or any(part.reference for _, part in parts(run.objective)):
         return kept, run
     idle = [word for word in kept if word.startswith("reference")]
-    refused |= {word.partition("=")[0]: UserError("these objectives use no reference.", where=word) for word in idle}
+    refused |= {word.partition("=")[0]: UserError("these objectives use no reference.", location=word) for word in idle}
     return [word for word in kept if word not in idle], msgspec.structs.replace(run, reference=None)
 
 

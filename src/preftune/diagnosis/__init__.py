@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from preftune.diagnosis import anchor, displacement, length, overfit, shift
 from preftune.diagnosis.finding import ORDER, Finding
-from preftune.record.read import Record
+from preftune.record.reader import Record
 
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.not_finite,

@@ -6,7 +6,7 @@ import math
 
 from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, Finding, number, share, share_error
-from preftune.record.read import Record
+from preftune.record.reader import Record
 
 # With the start as reference every margin is 0 by definition. fp32 sums differ by about 1e-4, bfloat16 by up to 0.1.
 RESIDUAL, LARGE_RESIDUAL = 0.1, 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from preftune.record.read import Record
+from preftune.record.reader import Record
 
 IMITATION = "nll"
 LIKELIHOOD = {IMITATION, "orpo", "slic", "cpo", "simper"}  # the likelihood of chosen is itself a part of the value

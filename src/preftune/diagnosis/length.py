@@ -9,7 +9,7 @@ import math
 
 from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share, share_error
-from preftune.record.read import Record
+from preftune.record.reader import Record
 
 # Rank correlations below this are also seen between length and true quality: longer is often a little better.
 CORRELATED, STRONGLY_CORRELATED = 0.3, 0.5
@@ -37,7 +37,7 @@ def reward_follows_length(record: Record) -> Finding | None:
         f"the number of tokens is {number(correlation, 2)} (0 would be no relation).",
         meaning=f"Part of what was learned is to prefer {liked} responses as such. The tuned model will tend to write "
         f"{liked}er responses whether or not they are better.",
-        remedy="Use an objective that divides by length (length-normalised DPO, SimPO)"
+        remedy="Use an objective that divides by length (length-normalized DPO, SimPO)"
         + (" or that subtracts it (R-DPO, LD-DPO)." if longer else "; balance the lengths of chosen and rejected."),
     )
 

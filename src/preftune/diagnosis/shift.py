@@ -6,7 +6,7 @@ import math
 
 from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, Finding, number, share
-from preftune.record.read import Record
+from preftune.record.reader import Record
 
 # What a language model samples has about -0.3 to -1.5 nats a token under itself, good human text about -2 to -2.5.
 # Below -3 (perplexity 20) it would practically never write the response.

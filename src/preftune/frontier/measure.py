@@ -2,7 +2,7 @@
 
 Of all policies at a given KL from the reference, none has more reward than the tilted reference
 pi_beta(y|x) = pi_ref(y|x) exp(r(x, y) / beta) / Z(x) of some beta (DPO, arXiv 2305.18290, eq. 4). Its reward and KL are
-sums over responses: exact where the responses can be listed, self-normalised importance sampling where they are drawn.
+sums over responses: exact where the responses can be listed, self-normalized importance sampling where they are drawn.
 Along the ceiling dR/dKL = beta.
 """
 
@@ -41,7 +41,7 @@ class Frontier:
     @classmethod
     def exact(cls, reward: np.ndarray, ref_logp: np.ndarray) -> Frontier:
         """From every response there is. ref_logp: (groups, responses), their log-probabilities, in nats."""
-        return cls(np.broadcast_to(reward, ref_logp.shape), _normalised(ref_logp))
+        return cls(np.broadcast_to(reward, ref_logp.shape), _normalized(ref_logp))
 
     @classmethod
     def sampled(cls, reward: np.ndarray, log_ratio: np.ndarray | None = None) -> Frontier:
@@ -49,7 +49,7 @@ class Frontier:
 
         reward, log_ratio: (groups, responses), log pi - log pi_ref of the drawn ones, in nats.
         """
-        return cls(reward, _normalised(np.zeros(reward.shape) if log_ratio is None else -log_ratio))
+        return cls(reward, _normalized(np.zeros(reward.shape) if log_ratio is None else -log_ratio))
 
     def at_beta(self, beta: float) -> Point:
         """The tilted reference at beta, 0 and infinity included."""
@@ -91,7 +91,7 @@ class Frontier:
         return Point(beta, float(gained.mean()), float((share * self.reward).sum(-1).mean()), float(effective))
 
 
-def _normalised(log_share: np.ndarray) -> np.ndarray:
+def _normalized(log_share: np.ndarray) -> np.ndarray:
     """Log-shares that sum to 1 in each group."""
     return log_share - _log_sum(log_share)
 

@@ -12,29 +12,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from preftune.data.trust import refuse_code, refuse_unnamed
-from preftune.errors import UserError, foreign
+from preftune.errors import UserError, third_party_message
 from preftune.files import Folder
+from preftune.trust import refuse_code, refuse_unnamed
 
 logging.disable_progress_bar()  # one line of progress is ours to show
 logging.set_verbosity_error()  # and what is wrong with a model folder is ours to tell
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(path: str, *, revision: str | None, weights: str, device: torch.device, where: str) -> PreTrainedModel:
+def load_model(
+    path: str, *, revision: str | None, weights: str, device: torch.device, location: str
+) -> PreTrainedModel:
     """A causal language model in evaluation mode, dropout off. where: the key that named it, for errors."""
-    refuse_unnamed(path, where)
+    refuse_unnamed(path, location)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        refuse_code(folder, where)
+        refuse_code(folder, location)
         if not list(folder.glob("*.safetensors")):
             raise UserError(
                 "has no *.safetensors file.",
-                where=f"{where}: {path}",
-                mend="Weights in pickle files are not read; save the model again as safetensors.",
+                location=f"{location}: {path}",
+                hint="Weights in pickle files are not read; save the model again as safetensors.",
             )
     elif folder.exists() or path.startswith((".", "/", "~")):
-        raise UserError("is not the folder of a model.", where=f"{where}: {path}")
+        raise UserError("is not the folder of a model.", location=f"{location}: {path}")
     try:
         module, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             str(folder) if folder.is_dir() else path,
@@ -46,41 +48,41 @@ def load_model(path: str, *, revision: str | None, weights: str, device: torch.d
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
-        raise UserError(f"cannot be loaded: {foreign(error)}", where=f"{where}: {path}") from error
+        raise UserError(f"cannot be loaded: {third_party_message(error)}", location=f"{location}: {path}") from error
     for name, held, wanted in sorted(info["mismatched_keys"]):
         raise UserError(f"{name} is {_shape(held)} in its weights, but {_shape(wanted)} by its config.json.",
-                        where=f"{where}: {path}", mend="Is it the config of another model?")  # fmt: skip
+                        location=f"{location}: {path}", hint="Is it the config of another model?")  # fmt: skip
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
-            where=f"{where}: {path}",
-            mend="Not the folder of a causal language model?",
+            location=f"{location}: {path}",
+            hint="Not the folder of a causal language model?",
         )
     odd = [key for key in info["unexpected_keys"] if "layers." in key]
     if odd:
         raise UserError(
             f"holds weights that its config.json has no place for, such as {min(odd)}.",
-            where=f"{where}: {path}",
-            mend="Is it the config of another model?",
+            location=f"{location}: {path}",
+            hint="Is it the config of another model?",
         )
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
-        raise UserError(f"{broken} holds NaN or infinity.", where=f"{where}: {path}")
+        raise UserError(f"{broken} holds NaN or infinity.", location=f"{location}: {path}")
     switch_dropout_off(module)
     return module.to(device).eval()
 
 
-def load_config(path: str, revision: str | None, where: str) -> PreTrainedConfig:
+def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
     """The model's config alone, without its weights."""
-    refuse_unnamed(path, where)
+    refuse_unnamed(path, location)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        refuse_code(folder, where)
+        refuse_code(folder, location)
     try:
         return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:
-        raise UserError(f"cannot be read: {foreign(error)}", where=f"{where}: {path}") from error
+        raise UserError(f"cannot be read: {third_party_message(error)}", location=f"{location}: {path}") from error
 
 
 def _shape(size: Sequence[int]) -> str:
@@ -110,10 +112,10 @@ def weights_digest(module: PreTrainedModel) -> str:
     return told.hexdigest()
 
 
-def export(into: Folder, module: PreTrainedModel, tokeniser: PreTrainedTokenizerBase) -> None:
+def export(into: Folder, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """The plain Hugging Face layout, in a folder being built."""
     name = str(module.config._attn_implementation)
     module.set_attn_implementation("eager")  # ours is not known elsewhere
     module.save_pretrained(into.path)
     module.set_attn_implementation(name)
-    tokeniser.save_pretrained(into.path)
+    tokenizer.save_pretrained(into.path)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from preftune.model.parts import product_type
+from preftune.model.fused import product_type
 
 KEEP = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of probabilities kept for the backward pass
 CHUNK = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time, where they are not kept
@@ -98,11 +98,11 @@ def _slices(count: int, other: int, least: int, device: str) -> list[slice]:
 
 
 class _Rows(NamedTuple):
-    """logp, normaliser: (rows,) of the targets, and log of the sum of exp(logits); pull: (rows, vocab) minus the
+    """logp, normalizer: (rows,) of the targets, and log of the sum of exp(logits); pull: (rows, vocab) minus the
     gradient of logp by scale * (weight @ hidden + bias), in the type of the products."""
 
     logp: Tensor
-    normaliser: Tensor
+    normalizer: Tensor
     pull: Tensor
     statistics: tuple[Tensor, ...]
 
@@ -124,11 +124,11 @@ def _rows(hidden: Tensor, head: Head, target: Tensor, told: bool) -> _Rows:
     return _Rows(logp, chosen.squeeze(1) - logp, pull.to(hidden.dtype), statistics)
 
 
-def _pull(hidden: Tensor, head: Head, target: Tensor, normaliser: Tensor, words: slice) -> Tensor:
+def _pull(hidden: Tensor, head: Head, target: Tensor, normalizer: Tensor, words: slice) -> Tensor:
     """The same pull as of `_rows`, of some words of the vocabulary."""
     logits = head.logits(hidden, words)
     slope = head.slope(logits)
-    pull = logits.sub_(normaliser[:, None]).exp_()
+    pull = logits.sub_(normalizer[:, None]).exp_()
     here = torch.nonzero((target >= words.start) & (target < words.stop)).squeeze(1)
     pull[here, target[here] - words.start] -= 1
     return (pull if slope is None else pull.mul_(slope)).to(hidden.dtype)
@@ -157,16 +157,16 @@ class _HeadLogp(torch.autograd.Function):
             if early:  # d logp / d hidden; the upstream number multiplies it in the backward pass
                 of_hidden.append(_product(part.pull, weight.to(hidden.dtype)).mul_(-head.scale))
             pull = part.pull if keep else None
-            found.append((part.logp, part.normaliser, *part.statistics))
-        logp, normaliser, *statistics = (torch.cat(numbers) for numbers in zip(*found, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, target, normaliser, torch.cat(of_hidden) if early else None)
+            found.append((part.logp, part.normalizer, *part.statistics))
+        logp, normalizer, *statistics = (torch.cat(numbers) for numbers in zip(*found, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, target, normalizer, torch.cat(of_hidden) if early else None)
         ctx.pull, ctx.head = pull, head
         ctx.mark_non_differentiable(*statistics)
         return logp, *statistics
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[override]
-        hidden, weight, bias, target, normaliser, early = ctx.saved_tensors
+        hidden, weight, bias, target, normalizer, early = ctx.saved_tensors
         if early is not None:
             return (early * grad[:, None]).to(hidden.dtype), *(None,) * 6
         head, kept, ctx.pull = ctx.head, ctx.pull, None
@@ -180,7 +180,7 @@ class _HeadLogp(torch.autograd.Function):
             _slices(len(weight), len(target), LEAST[1], hidden.device.type) if kept is None else [slice(0, len(weight))]
         )
         for words in parts:
-            pull = _pull(hidden, head, target, normaliser, words) if kept is None else kept
+            pull = _pull(hidden, head, target, normalizer, words) if kept is None else kept
             drawn = drawn + _product(pull, weight[words].to(pull.dtype))
             if into is not None:
                 _collect(into[words], pull.T, scaled, fresh=before is None)

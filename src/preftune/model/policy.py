@@ -13,9 +13,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import UserError
 from preftune.model import attention
+from preftune.model.fuse import add_in_place, fuse
 from preftune.model.logp import Head, Statistics, head_logp, head_logp_and_statistics
-from preftune.model.slim import add_in_place, slim
-from preftune.model.unread import leave_out_unread
+from preftune.model.prune import prune_last_layer
 from preftune.pack.batch import Batch
 
 NOISE = 1e-3  # nats at the worst token, in fp32
@@ -90,7 +90,7 @@ class Policy:
 
     @property
     def rounding(self) -> float:
-        """Relative distance of neighbouring numbers of the coarsest type that is used on the way."""
+        """Relative distance of neighboring numbers of the coarsest type that is used on the way."""
         return max(torch.finfo(dtype).eps for dtype in (self.compute, self.module.dtype))
 
     @property
@@ -117,16 +117,18 @@ def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.floa
     of a trie as time. What passes the gate is still held against separate forward passes before training
     (`check.checked`). Raises UserError where `wanted` is "trie" and the model cannot.
     """
-    slim(module)
+    fuse(module)
     why = "as asked" if wanted == "padded" else _not_plain(module)
     if not why:
         module.set_attn_implementation(attention.register())
-        leave_out_unread(module)
+        prune_last_layer(module)
         return Policy(module, "trie", compute), "one row a distinct token"
     module.set_attn_implementation("sdpa" if module._supports_sdpa else "eager")
     if wanted == "trie":
         raise UserError(
-            f"{module.config.model_type} cannot share prefixes: {why}.", where="model.layout", mend='Use layout="auto".'
+            f"{module.config.model_type} cannot share prefixes: {why}.",
+            location="model.layout",
+            hint='Use layout="auto".',
         )
     return Policy(module, "padded", compute), f"one padded row a response: {why}"
 

@@ -6,13 +6,13 @@ from preftune.objective.divergence import FDPO, ODPO, REBEL, RPO, ChiPO
 from preftune.objective.free import CPO, ORPO, AlphaPO, SimPER, SimPO, SLiC
 from preftune.objective.functional import dpo_loss
 from preftune.objective.margins import EXO, IPO, SPPO, APODown, CalDPO, Hinge
-from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalisedDPO, RobustDPO
+from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
 
 Single = (
     DPO | IPO | KTO | ORPO | SimPO | NLL
-    | RobustDPO | LengthNormalisedDPO | RDPO | DPOPositive | HyPO | Hinge | EXO | SPPO | CalDPO | APODown
+    | RobustDPO | LengthNormalizedDPO | RDPO | DPOPositive | HyPO | Hinge | EXO | SPPO | CalDPO | APODown
     | FDPO | ChiPO | ODPO | RPO | REBEL
     | SLiC | CPO | AlphaPO | SimPER
     | AOT | BetaDPO | DrDPO | WPO
@@ -20,12 +20,12 @@ Single = (
     | PlackettLuce | InfoNCA | NCA
 )  # fmt: skip
 
-from preftune.objective.combine import Sum, parts  # noqa: E402  a sum is made of the above
+from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
 
 Objective = Single | Sum
 __all__ = [
     "AOT", "BCO", "CPO", "DPO", "DRO", "EXO", "FDPO", "IPO", "KTO", "NCA", "NLL", "ODPO", "ORPO", "QRPO", "RDPO",
     "REBEL", "RPO", "SPPO", "WPO", "APODown", "APOZero", "AlphaPO", "BetaDPO", "CalDPO", "ChiPO", "DPOPositive",
-    "DrDPO", "Hinge", "HyPO", "InfoNCA", "LengthNormalisedDPO", "Objective", "PlackettLuce", "RobustDPO", "SLiC",
+    "DrDPO", "Hinge", "HyPO", "InfoNCA", "LengthNormalizedDPO", "Objective", "PlackettLuce", "RobustDPO", "SLiC",
     "SimPER", "SimPO", "Single", "Sum", "dpo_loss", "parts",
 ]  # fmt: skip

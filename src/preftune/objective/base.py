@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from msgspec import Struct
 
-from preftune.objective.scores import Pairs, Rankings, Ratings, Scores
+from preftune.objective.responses import Pairs, Rankings, Ratings, Responses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +30,11 @@ class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     fails: ClassVar[str]
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         """Which of the formulas that go by this name this is, in one line; empty where there is only one."""
         return ""
 
-    def settled(self, good: float, bad: float) -> Self:
+    def with_data_defaults(self, good: float, bad: float) -> Self:
         """The same with constants filled in that follow from all training rows: good, bad: weight of either class."""
         return self
 
@@ -64,7 +64,7 @@ class Formula(ObjectiveTable, frozen=True):
         return self.whole_step
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         """Whether it reads log-probs per token alone, so that a mean in place of the sum changes nothing."""
         return False
 
@@ -100,7 +100,7 @@ class PairFormula(Formula, frozen=True):
         """(pairs,) the paper's loss of each pair, the chosen response taken as truly the better one."""
         raise TypeError(f"{type(self).__name__} has no formula of pairs")
 
-    def followed(self, pairs: Pairs) -> Tensor:
+    def ema_input(self, pairs: Pairs) -> Tensor:
         """A scalar of the step, without gradient, whose running mean the next steps find in `Pairs.usual`."""
         raise TypeError(f"{type(self).__name__} follows no number")
 
@@ -122,7 +122,7 @@ def swapped(pairs: Pairs) -> Pairs:
     return Pairs(pairs.rejected, pairs.chosen, pairs.weight, pairs.preferred)
 
 
-def given(scores: Scores) -> Tensor:
+def given(scores: Responses) -> Tensor:
     """(responses,) the explicit scores. Raises ValueError where there are none."""
     if scores.score is None:
         raise ValueError("this objective needs an explicit score of each response and the rows give none")

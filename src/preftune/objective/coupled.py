@@ -12,7 +12,7 @@ from msgspec import Meta
 from preftune.objective.base import PairFormula, by_votes
 from preftune.objective.maths import logistic, weighted_mean
 from preftune.objective.pairs import DPO, Beta
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class AOT(PairFormula, frozen=True, tag="aot"):
     ] = True
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"aot {'paired' if self.paired else 'unpaired'}: sorted over the whole step, not over a pack"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -78,19 +78,19 @@ class BetaDPO(PairFormula, frozen=True, tag="beta_dpo"):
     ] = 0.8
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"beta_dpo: alpha = {self.alpha:g} a nat of margin above the running mean (momentum {self.momentum:g})"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """(pairs,) one value a pair, 0 for those left out, so scaled that the mean is over those kept."""
         margin = pairs.margin.detach()
-        usual = self.followed(pairs) if pairs.usual is None else pairs.usual
-        kept = self._kept((margin - usual).abs())
-        beta = self.beta * (1 + self.alpha * (weighted_mean(margin, pairs.weight * kept) - usual))
+        ema = self.ema_input(pairs) if pairs.ema is None else pairs.ema
+        kept = self._kept((margin - ema).abs())
+        beta = self.beta * (1 + self.alpha * (weighted_mean(margin, pairs.weight * kept) - ema))
         plain = _tempered(pairs, beta.clamp(min=LEAST * self.beta))
         return plain * kept * pairs.weight.sum() / (pairs.weight * kept).sum().clamp(min=1e-30)
 
-    def followed(self, pairs: Pairs) -> Tensor:
+    def ema_input(self, pairs: Pairs) -> Tensor:
         """The step's mean margin, in nats."""
         return weighted_mean(pairs.margin.detach(), pairs.weight)
 
@@ -145,7 +145,7 @@ class WPO(PairFormula, frozen=True, tag="wpo"):
     beta: Beta = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "wpo: weights stop at 1 and carry no gradient"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -153,7 +153,7 @@ class WPO(PairFormula, frozen=True, tag="wpo"):
         return sure.exp().clamp(max=1) * logistic(self.beta * pairs.margin)
 
 
-def sharpness(scores: Scores) -> Tensor:
+def sharpness(scores: Responses) -> Tensor:
     """(responses,) the mean over tokens of log pi(y_t) - log sum_v pi_v^2, without gradient, in nats a token."""
     if scores.sharpness is None:
         raise ValueError("this objective needs the sharpness of the policy on each response and was given none")

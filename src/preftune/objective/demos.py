@@ -1,4 +1,4 @@
-"""Imitation of demonstrations: what SFT minimises, and the usual companion of a preference objective."""
+"""Imitation of demonstrations: what SFT minimizes, and the usual companion of a preference objective."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from preftune.objective.base import Formula
 from preftune.objective.maths import weighted_mean
-from preftune.objective.scores import Demos
+from preftune.objective.responses import Demos
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class NLL(Formula, frozen=True, tag="nll"):
     ] = "sequence"
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         what = {
             "sequence": "the mean of each response's mean over its tokens, so rows count alike whatever their length",
             "token": "the mean over all tokens of the step, so a response counts by its length",
@@ -44,7 +44,7 @@ class NLL(Formula, frozen=True, tag="nll"):
         return self.norm == "token"  # by the tokens of the step, which is what a mean over them divides by
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return self.norm == "sequence"
 
     def __call__(self, demos: Demos) -> Tensor:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from preftune.objective.base import PairFormula, given
 from preftune.objective.maths import bounded_exp, box_cox, kl_from_coin, kl_to_coin, logistic, square
 from preftune.objective.pairs import Beta
-from preftune.objective.scores import Pairs
+from preftune.objective.responses import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ class FDPO(PairFormula, frozen=True, tag="f_dpo"):
 
     paper = "2309.16240"
     formula = r"-\log\sigma(\beta (f'(e^{u_w}) - f'(e^{u_l})))"
-    optimum = "beta f'(policy / reference) = reward + c, c fixed by normalisation"
+    optimum = "beta f'(policy / reference) = reward + c, c fixed by normalization"
     when = "Variety matters: the forward KL and Jensen-Shannon keep more of the reference than the reverse KL."
     fails = "Ratios of whole responses overflow: exponents stop at 80 and a pair beyond has no gradient there."
 
@@ -42,7 +42,7 @@ class FDPO(PairFormula, frozen=True, tag="f_dpo"):
             raise ValueError('alpha has an effect only with divergence = "alpha"')
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return (
             "f_dpo: alpha is the paper's, (1 - u^-alpha) / alpha; elsewhere it is 1 minus this"
             if self.divergence == "alpha"
@@ -66,8 +66,8 @@ class ChiPO(PairFormula, frozen=True, tag="chi_po"):
 
     paper = "2407.13399"
     formula = r"-\log\sigma(clip_{2R}(\beta (\phi(u_w) - \phi(u_l)))), \quad \phi(u) = e^u + u"
-    optimum = "beta (policy / reference + log of it) = reward + c, c fixed by normalisation"
-    when = "Few pairs, where DPO would over-optimise."
+    optimum = "beta (policy / reference + log of it) = reward + c, c fixed by normalization"
+    when = "Few pairs, where DPO would over-optimize."
     fails = "The pull of e^u stops at u = 20, and a `bound` below the true rewards stops learning early."
 
     beta: Beta = 0.1
@@ -106,7 +106,7 @@ class ODPO(ScoredFormula, frozen=True, tag="odpo"):
     alpha: Annotated[float, Meta(ge=0, description="Weight of the logarithm of the score difference.")] = 1.0
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"odpo: the offset is {self.alpha:g} log(s_w - s_l), so scores 1 apart ask for none"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -128,10 +128,10 @@ class RPO(ScoredFormula, frozen=True, tag="rpo"):
     reverse: Annotated[bool, Meta(description="Take the KL from the policy's preference to the scores'.")] = False
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return (
             f"rpo: NVIDIA's, KL({'policy || scores' if self.reverse else 'scores || policy'}) of preferences; "
-            "DPO with imitation is regularised_dpo or irpo"
+            "DPO with imitation is regularized_dpo or irpo"
         )
 
     def value(self, pairs: Pairs) -> Tensor:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from preftune.objective.base import PairFormula, only_one
 from preftune.objective.maths import box_cox, hinge, log_odds, logistic
-from preftune.objective.scores import Pairs
+from preftune.objective.responses import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +30,14 @@ class SLiC(PairFormula, frozen=True, tag="slic"):
     formula = r"\max(0, \delta - \log\pi_w + \log\pi_l) - \lambda \log\pi_w / n_w"
     optimum = "log-probs delta apart"
     when = "A baseline that is easy to reason about, with imitation as the only anchor."
-    fails = "It compares summed log-probs, so short responses are favoured from the start."
+    fails = "It compares summed log-probs, so short responses are favored from the start."
 
     reference = False
     gap: Annotated[float, Meta(ge=0, description="Difference of log-probs, in nats, that is enough.")] = 1.0
     nll_weight: Imitation = 1.0
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "slic: the hinge is on summed log-probs; imitation is of chosen, per token"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -59,7 +59,7 @@ class CPO(PairFormula, frozen=True, tag="cpo"):
     nll_weight: Imitation = 1.0
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "cpo: log-probs are summed over tokens in the comparison, and per token in the imitation"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -68,7 +68,7 @@ class CPO(PairFormula, frozen=True, tag="cpo"):
 
 
 class SimPO(PairFormula, frozen=True, tag="simpo"):
-    """Simple preference optimisation: the log-prob per token is the reward, and a margin gamma is asked for."""
+    """Simple preference optimization: the log-prob per token is the reward, and a margin gamma is asked for."""
 
     paper = "2405.14734, eq. 6"
     formula = r"-\log\sigma(\beta (\log\pi_w / n_w - \log\pi_l / n_l) - \gamma)"
@@ -90,11 +90,11 @@ class SimPO(PairFormula, frozen=True, tag="simpo"):
         return target(self.beta, self.gamma, self.gamma_ratio, 0.5)
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"simpo: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return True
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -125,11 +125,11 @@ class AlphaPO(PairFormula, frozen=True, tag="alpha_po"):
         return target(self.beta, self.gamma, self.gamma_ratio, 0.1)
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"alpha_po: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return True
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -150,11 +150,11 @@ class ORPO(PairFormula, frozen=True, tag="orpo"):
     odds_weight: Annotated[float, Meta(ge=0, description="Weight of the odds ratio against imitation.")] = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"orpo: {self.odds_weight:g} times the odds ratio; imitation is of the response alone, per token"
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return True
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -174,7 +174,7 @@ class SimPER(PairFormula, frozen=True, tag="simper"):
     reference = False
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return True
 
     def value(self, pairs: Pairs) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from preftune.objective.pairs import DPO
-from preftune.objective.scores import Pairs, Scores
+from preftune.objective.responses import Pairs, Responses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,5 +24,7 @@ def dpo_loss(
     if not beta > 0:
         raise ValueError(f"beta must be above 0, not {beta}")
     one = torch.ones_like(chosen_logp).detach()
-    pairs = Pairs(Scores(chosen_logp, one, ref_chosen_logp), Scores(rejected_logp, one, ref_rejected_logp), one, one)
+    pairs = Pairs(
+        Responses(chosen_logp, one, ref_chosen_logp), Responses(rejected_logp, one, ref_rejected_logp), one, one
+    )
     return DPO(beta=beta)(pairs).mean()

@@ -10,14 +10,14 @@ from msgspec import Meta
 from preftune.objective.base import PairFormula
 from preftune.objective.maths import hinge, kl_to_coin, logistic, square
 from preftune.objective.pairs import Beta
-from preftune.objective.scores import Pairs
+from preftune.objective.responses import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class IPO(PairFormula, frozen=True, tag="ipo"):
-    """Identity preference optimisation: the margin is led to a number, not to infinity."""
+    """Identity preference optimization: the margin is led to a number, not to infinity."""
 
     paper = "2310.12036, eq. 17; the norm per token: its authors in huggingface/trl issue 1265"
     formula = r"(h - 1/(2\tau))^2"
@@ -29,7 +29,7 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
     per_token: Annotated[bool, Meta(description="Log-ratios per token, as is common; false: summed.")] = True
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return (
             f"ipo per token: log-ratios are divided by their tokens and are led to 1 / (2 tau) = {0.5 / self.tau:g}"
             if self.per_token
@@ -37,7 +37,7 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
         )
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return self.per_token
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -57,7 +57,7 @@ class Hinge(PairFormula, frozen=True, tag="hinge"):
     beta: Beta = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "hinge: RSO's, on beta times the margin against the reference; SLiC's, without one, is slic"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -65,7 +65,7 @@ class Hinge(PairFormula, frozen=True, tag="hinge"):
 
 
 class EXO(PairFormula, frozen=True, tag="exo"):
-    """Exact optimisation: the reverse KL from the policy's preference to the smoothed label."""
+    """Exact optimization: the reverse KL from the policy's preference to the smoothed label."""
 
     paper = "2402.00856"
     formula = r"KL(\sigma(\beta h) \,\|\, (1-\epsilon, \epsilon))"
@@ -77,7 +77,7 @@ class EXO(PairFormula, frozen=True, tag="exo"):
     eps: Annotated[float, Meta(gt=0, lt=0.5, description="Probability that the label leaves to rejected.")] = 1e-3
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"exo: KL(policy || label), and the label leaves {self.eps:g} to rejected"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -96,7 +96,7 @@ class SPPO(PairFormula, frozen=True, tag="sppo"):
     beta: Annotated[float, Meta(gt=0, description="Inverse step of self-play; log-ratios go to 1 / (2 beta).")] = 1e-3
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"sppo: half of each square, so a mean of two responses, which are led to +-{0.5 / self.beta:g} nats"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -116,7 +116,7 @@ class CalDPO(PairFormula, frozen=True, tag="cal_dpo"):
     beta: Annotated[float, Meta(gt=0, description="Log-ratios are led to plus and minus 1 / (2 beta).")] = 1e-3
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "cal_dpo: half of each square, and beta stands in their target only, not before h"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -137,7 +137,7 @@ class APODown(PairFormula, frozen=True, tag="apo_down"):
     beta: Beta = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "apo_down: 1 is added, which changes no gradient"
 
     def value(self, pairs: Pairs) -> Tensor:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from preftune.objective.base import PairFormula, by_votes
 from preftune.objective.maths import logistic
-from preftune.objective.scores import Pairs
+from preftune.objective.responses import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ Flip = Annotated[float, Meta(ge=0, lt=0.5, description="Share of the labels take
 
 
 class DPO(PairFormula, frozen=True, tag="dpo"):
-    """Direct preference optimisation; with `flip` the conservative form (cDPO), for labels with noise."""
+    """Direct preference optimization; with `flip` the conservative form (cDPO), for labels with noise."""
 
     paper = "2305.18290, eq. 7; flip: ericmitchell.ai/cdpo.pdf"
     formula = r"-\log\sigma(\beta h), \quad h = u_w - u_l"
@@ -33,7 +33,7 @@ class DPO(PairFormula, frozen=True, tag="dpo"):
         check_flip(self.flip)
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return (
             f"dpo with flip {self.flip:g} is cDPO: (1 - flip) l(h) + flip l(-h), h of log-probs summed over tokens"
             if self.flip
@@ -56,7 +56,7 @@ class RobustDPO(PairFormula, frozen=True, tag="robust"):
     formula = r"\frac{-(1-\epsilon)\log\sigma(\beta h) + \epsilon\log\sigma(-\beta h)}{1-2\epsilon}"
     optimum = "on labels flipped with probability flip: what DPO reaches on the clean ones"
     when = "The share of flipped labels is known, and many pairs average its larger variance away."
-    fails = "Each pair's value is unbounded below: a memorised pair is pushed without end."
+    fails = "Each pair's value is unbounded below: a memorized pair is pushed without end."
 
     beta: Beta = 0.1
     flip: Flip = 0.1
@@ -65,7 +65,7 @@ class RobustDPO(PairFormula, frozen=True, tag="robust"):
         check_flip(self.flip)
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "robust: divided by 1 - 2 flip, and unlike cDPO (dpo with flip) not bounded below"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -73,23 +73,23 @@ class RobustDPO(PairFormula, frozen=True, tag="robust"):
         return ((1 - self.flip) * logistic(reward) - self.flip * logistic(-reward)) / (1 - 2 * self.flip)
 
 
-class LengthNormalisedDPO(PairFormula, frozen=True, tag="ln_dpo"):
+class LengthNormalizedDPO(PairFormula, frozen=True, tag="ln_dpo"):
     """DPO on log-ratios per token, the recipe of Tülu 3 and OLMo."""
 
     paper = "2411.15124"
     formula = r"-\log\sigma(\beta (u_w/n_w - u_l/n_l))"
-    optimum = "log-ratio of each response equal to n (reward / beta + c), c fixed by normalisation"
+    optimum = "log-ratio of each response equal to n (reward / beta + c), c fixed by normalization"
     when = "Chosen responses are longer than rejected ones for no good reason."
     fails = "beta is per token: 5 is usual, and 0.1 hardly trains at all."
 
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, per token; 5 is usual.")] = 5.0
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"ln_dpo: beta = {self.beta:g} multiplies log-ratios per token, for which 5 is usual; not sums"
 
     @property
-    def per_token_only(self) -> bool:
+    def length_normalized(self) -> bool:
         return True
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -102,14 +102,14 @@ class RDPO(PairFormula, frozen=True, tag="r_dpo"):
     paper = "2403.19159"
     formula = r"-\log\sigma(\beta h + \alpha (n_w - n_l))"
     optimum = "reference times exp((reward - alpha n) / beta)"
-    when = "Judges are known to favour length, and by about how much."
+    when = "Judges are known to favor length, and by about how much."
     fails = "alpha has to match the judges' bias: too much of it makes the policy terse."
 
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="Reward taken away per token; shortens.")] = 0.05
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"r_dpo: alpha = {self.alpha:g} is charged for each token more that chosen has, so it shortens"
 
     def value(self, pairs: Pairs) -> Tensor:
@@ -130,7 +130,7 @@ class DPOPositive(PairFormula, frozen=True, tag="dpo_positive"):
     penalty: Annotated[float, Meta(ge=0, description="Weight of the drop of chosen below the reference.")] = 50.0
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "dpo_positive: the penalty (lambda) stands inside beta, as in its paper"
 
     def value(self, pairs: Pairs) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from preftune.objective.combine import Sum
 from preftune.objective.demos import NLL
 from preftune.objective.free import SimPO
 from preftune.objective.pairs import DPO
 from preftune.objective.ratings import BCO
+from preftune.objective.sum import Sum
 
 
 class Preset(NamedTuple):
@@ -22,17 +22,17 @@ class Preset(NamedTuple):
 PRESETS = {
     "mpo": Preset(
         Sum(parts=(DPO(beta=0.1), BCO(beta=0.1), NLL()), weights=(0.8, 0.2, 1.0)),
-        "Mixed preference optimisation: which is better, whether it is good, and how to write it.",
+        "Mixed preference optimization: which is better, whether it is good, and how to write it.",
         "2411.10442",
     ),
     "irpo": Preset(
         Sum(parts=(DPO(beta=0.1), NLL()), weights=(1.0, 1.0)),
-        "Iterative reasoning preference optimisation: DPO and imitation of chosen, per token of the response.",
+        "Iterative reasoning preference optimization: DPO and imitation of chosen, per token of the response.",
         "2404.19733",
     ),
-    "regularised_dpo": Preset(
+    "regularized_dpo": Preset(
         Sum(parts=(DPO(beta=0.01), NLL()), weights=(1.0, 0.005)),
-        "DPO with imitation as a provable brake on over-optimisation; its paper calls it RPO.",
+        "DPO with imitation as a provable brake on over-optimization; its paper calls it RPO.",
         "2405.16436",
     ),
     "cpo_simpo": Preset(

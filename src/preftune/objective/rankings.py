@@ -10,7 +10,7 @@ from msgspec import Meta
 from preftune.objective.base import RankingFormula
 from preftune.objective.maths import logistic
 from preftune.objective.pairs import Beta
-from preftune.objective.scores import Rankings
+from preftune.objective.responses import Rankings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class PlackettLuce(RankingFormula, frozen=True, tag="plackett_luce"):
     beta: Beta = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "plackett_luce: tied responses are not set against each other"
 
     def __call__(self, rankings: Rankings) -> Tensor:
@@ -109,7 +109,7 @@ class InfoNCA(RankingFormula, frozen=True, tag="info_nca"):
     temperature: Temperature = 0.01
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"info_nca: targets are softmax(score / {self.temperature:g}), or the best ranks alike without scores"
 
     def __call__(self, rankings: Rankings) -> Tensor:
@@ -133,7 +133,7 @@ class NCA(RankingFormula, frozen=True, tag="nca"):
     temperature: Temperature = 0.01
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return (
             f"nca: targets are softmax(score / {self.temperature:g}), or the best ranks alike without scores; "
             "each of K responses is 1 / K of the noise"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from preftune.objective.base import RatingFormula, given
 from preftune.objective.maths import logistic, square, weighted_mean
 from preftune.objective.pairs import Beta
-from preftune.objective.scores import Ratings
+from preftune.objective.responses import Ratings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class KTO(RatingFormula, frozen=True, tag="kto"):
     )
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return (
             f"kto: weights {self.good_weight or 1:g} good, {self.bad_weight or 1:g} bad; drift of the whole step, from "
             "other prompts' responses; the mean is over all rows, not over each class"
@@ -57,7 +57,7 @@ class KTO(RatingFormula, frozen=True, tag="kto"):
         good, bad = self.good_weight or 1.0, self.bad_weight or 1.0
         return torch.where(ratings.good, good * (-away).sigmoid(), bad * away.sigmoid())
 
-    def settled(self, good: float, bad: float) -> KTO:
+    def with_data_defaults(self, good: float, bad: float) -> KTO:
         """Both weights given, so that one class as a whole weighs what the other does if none was."""
         weights = (self.good_weight or 1.0, self.bad_weight or 1.0)
         if self.good_weight is None and self.bad_weight is None and good > 0 and bad > 0:
@@ -88,7 +88,7 @@ class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
     beta: Beta = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "apo_zero: 1 is added, which changes no gradient"
 
     def __call__(self, ratings: Ratings) -> Tensor:
@@ -113,7 +113,7 @@ class BCO(RatingFormula, frozen=True, tag="bco"):
     beta: Beta = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "bco: delta is the step's own, halfway between the mean rewards of good and bad; no running mean"
 
     def __call__(self, ratings: Ratings) -> Tensor:
@@ -149,7 +149,7 @@ class QRPO(RatingFormula, frozen=True, tag="qrpo"):
     beta: Quantile = 0.1
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return f"qrpo: log Z = {self.log_z:.4g}, exact for scores that are quantiles"
 
     def __call__(self, ratings: Ratings) -> Tensor:
@@ -164,7 +164,7 @@ class QRPO(RatingFormula, frozen=True, tag="qrpo"):
 
 
 class DRO(RatingFormula, frozen=True, tag="dro"):
-    """Direct reward optimisation: the log-ratio is regressed on the score above its mean."""
+    """Direct reward optimization: the log-ratio is regressed on the score above its mean."""
 
     whole_step = True
     labels = False
@@ -178,10 +178,10 @@ class DRO(RatingFormula, frozen=True, tag="dro"):
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, in units of the score.")] = 1.0
 
     @property
-    def reading(self) -> str:
+    def variant(self) -> str:
         return "dro: one V for the whole step, in closed form"
 
     def __call__(self, ratings: Ratings) -> Tensor:
-        """(responses,) one value a response. The gradient is V's too, because V minimises what it stands in."""
+        """(responses,) one value a response. The gradient is V's too, because V minimizes what it stands in."""
         above = given(ratings.responses) - self.beta * ratings.responses.log_ratio
         return 0.5 * square(above, weighted_mean(above.detach(), ratings.weight))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.data.groups import TokenGroup
 from preftune.pack.trie import Trie, build
 from preftune.pack.visible import Block, blocks, visible
+from preftune.tokens.groups import TokenGroup
 
 T = TypeVar("T")
 WORTH = 0.9  # share of rows read above which moving rows about costs more than it saves
@@ -100,7 +100,7 @@ class Layout:
         return [kept for found in along if (kept := list(filter(holds, found)))]
 
     @cached_property
-    def of_read_rows(self) -> Layout:
+    def last_layer(self) -> Layout:
         """The same for a layer of which only the read rows matter; the others come out as zeros."""
         return replace(self, only_read=True, _kept={})
 

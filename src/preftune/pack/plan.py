@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preftune.data.groups import TokenGroup
+from preftune.tokens.groups import TokenGroup
 
 Pack = tuple[int, ...]
 

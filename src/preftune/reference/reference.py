@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from preftune import files
-from preftune.data.groups import TokenGroup
+from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.model.policy import Policy
 from preftune.pack.batch import Batch, collate
-from preftune.pack.memory import Memory
+from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack
 from preftune.pack.trie import common_prefix
-from preftune.ranks import ALONE, Ranks
 from preftune.reference.store import Key, Store, key_of
+from preftune.tokens.groups import TokenGroup
 
 CANARIES = 8
 FLUSH_SECONDS = 20.0
@@ -108,7 +108,7 @@ def score(
     seed: int,
     show: Callable[[int, int], None],
     stop: Callable[[], None],
-    ranks: Ranks = ALONE,
+    dist: Distributed = SINGLE_PROCESS,
 ) -> Scoring:
     """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
 
@@ -123,26 +123,26 @@ def score(
             wanted.setdefault(key_of(group.prompt, response), _single(group, response))
     keys = sorted(wanted)
     there = [store.get(key) is not None for key in keys]
-    _canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, there)}, seed + ranks.index)
+    _canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, there)}, seed + dist.rank)
     # of each entry: whether some rank lacks it, and the first rank that has it, counted from behind; 0 where none has
-    behind = ranks.count - ranks.index
-    lacked, having = ranks.most(torch.tensor([[not t for t in there], [t * behind for t in there]])).tolist()
-    givers = {key: ranks.count - place for key, place in zip(keys, having, strict=True) if place}
+    behind = dist.world_size - dist.rank
+    lacked, having = dist.all_reduce_max(torch.tensor([[not t for t in there], [t * behind for t in there]])).tolist()
+    givers = {key: dist.world_size - place for key, place in zip(keys, having, strict=True) if place}
     missing = {key: wanted[key] for key in keys if key not in givers}
     packs = _packs(wanted, tokens)  # the same packs however much is there, so that last digits repeat
     packs = [pack for pack in packs if any(key in missing for key in pack)]
-    givers |= {key: at % ranks.count for at, pack in enumerate(packs) for key in pack if key in missing}
+    givers |= {key: at % dist.world_size for at, pack in enumerate(packs) for key in pack if key in missing}
     computed = 0
     if missing:
         files.usable(store.folder)
     try:
-        for tokens_of_pack in _computed(policy, store, packs[ranks.index :: ranks.count], wanted, missing, show):
+        for tokens_of_pack in _computed(policy, store, packs[dist.rank :: dist.world_size], wanted, missing, show):
             computed += tokens_of_pack
             stop()
     finally:
         store.flush()
-    _exchange(store, {key: givers[key] for key in itertools.compress(keys, lacked)}, wanted, ranks)
-    naive, computed = sum(wanted[key].tokens for pack in packs for key in pack), int(ranks.sum(torch.tensor(computed)))
+    _exchange(store, {key: givers[key] for key in itertools.compress(keys, lacked)}, wanted, dist)
+    naive, computed = sum(wanted[key].tokens for pack in packs for key in pack), int(dist.sum(torch.tensor(computed)))
     return Scoring(len(missing), len(wanted) - len(missing), computed, naive, store.damaged, time.monotonic() - began)
 
 
@@ -155,7 +155,7 @@ def _computed(
     show: Callable[[int, int], None],
 ) -> Iterator[int]:
     """The tokens computed for each pack, after its missing entries are in the store."""
-    memory = Memory(mend=MEND)
+    memory = OomRetry(hint=MEND)
     flushed, done, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
     for pack in packs:
         values, tokens = _logp(policy, groups := [wanted[key] for key in pack], memory)
@@ -165,7 +165,9 @@ def _computed(
                 continue
             if not np.isfinite(part).all():
                 place = missing[key].place
-                raise UserError("the reference gives a response no finite probability.", where=str(place), code=CORRUPT)
+                raise UserError(
+                    "the reference gives a response no finite probability.", location=str(place), code=CORRUPT
+                )
             store.put(key, part)
             done += 1
         if time.monotonic() - flushed > FLUSH_SECONDS:
@@ -175,7 +177,7 @@ def _computed(
         yield tokens
 
 
-def _logp(policy: Policy, groups: Sequence[TokenGroup], memory: Memory) -> tuple[np.ndarray, int]:
+def _logp(policy: Policy, groups: Sequence[TokenGroup], memory: OomRetry) -> tuple[np.ndarray, int]:
     """(members,) of groups of one response, fp32, and tokens computed."""
 
     def work(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
@@ -187,15 +189,15 @@ def _logp(policy: Policy, groups: Sequence[TokenGroup], memory: Memory) -> tuple
     return memory.over(groups, [tuple(range(len(groups)))], work)
 
 
-def _exchange(store: Store, givers: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], ranks: Ranks) -> None:
+def _exchange(store: Store, givers: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], dist: Distributed) -> None:
     """Give every rank the entries that it lacks, each from the rank named, as sums with zeros."""
-    keys = list(givers) if ranks.count > 1 else []
+    keys = list(givers) if dist.world_size > 1 else []
     for some in (keys[at : at + TOGETHER] for at in range(0, len(keys), TOGETHER)):
         parts = torch.zeros(sum(tokens := [len(wanted[key].responses[0]) for key in some])).split(tokens)
         for key, part in zip(some, parts, strict=True):
-            if givers[key] == ranks.index and (held := store.get(key)) is not None:
+            if givers[key] == dist.rank and (held := store.get(key)) is not None:
                 part.copy_(torch.from_numpy(held))
-        for key, part in zip(some, ranks.sum(torch.cat(parts)).split(tokens), strict=True):
+        for key, part in zip(some, dist.sum(torch.cat(parts)).split(tokens), strict=True):
             if store.get(key) is None:
                 store.hold(key, part.numpy())
 
@@ -223,12 +225,12 @@ def _canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], s
     """Recompute a few entries: a store that answers otherwise than the model must not be used."""
     chosen = random.Random(seed).sample(sorted(present), min(CANARIES, len(present)))
     for key in chosen:
-        (now, _), held = _logp(policy, [present[key]], Memory(mend=MEND)), store[key]
+        (now, _), held = _logp(policy, [present[key]], OomRetry(hint=MEND)), store[key]
         off = float(np.abs(now - held).max()) if now.shape == held.shape else float("inf")
         if not off <= policy.noise:
             raise UserError(
                 f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.",
                 code=CORRUPT,
-                where=str(store.folder),
-                mend="Delete this folder; it will be scored again.",
+                location=str(store.folder),
+                hint="Delete this folder; it will be scored again.",
             )

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import number
-from preftune.record.read import Numbers, Record
+from preftune.record.reader import Numbers, Record
 from preftune.report.compare import of_one_kind
 from preftune.report.words import rows, sides, visible
 
@@ -84,7 +84,7 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
              _sides(runs, "incentive", "Incentives of the objective", "d loss / d logp",
                     "Negative pushes up, positive pushes down. Near zero the objective has nothing more to ask for."),
              _scatter(runs)]  # fmt: skip
-    optimiser = [
+    optimizer = [
         _trained(
             runs,
             "grad_norm",
@@ -97,7 +97,7 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     ]
     cost = [_tokens(runs[0][1]) if len(runs) == 1 else None, _speed(runs)]
     sections = [("Did it learn?", learned), ("Where did the probability go?", moved),
-                ("The optimiser", optimiser), ("Cost", cost)]  # fmt: skip
+                ("The optimizer", optimizer), ("Cost", cost)]  # fmt: skip
     if not of_one_kind([record for _, record in runs]):
         learned = [_trained(runs, "accuracy_of_change", "Accuracy since start", right,
                             f"How often {better} gained more than {worse}: means the same in all runs, where losses "
@@ -241,7 +241,7 @@ def _smooth(y: Sequence[float | None]) -> list[float | None]:
 
 
 def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
-    """At most about POINTS points: the means of neighbours."""
+    """At most about POINTS points: the means of neighbors."""
     every = math.ceil(len(x) / POINTS)
     if every <= 1:
         return list(x), list(y)

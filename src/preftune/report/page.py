@@ -18,7 +18,7 @@ import msgspec
 
 from preftune.diagnosis import CHECKS, diagnose
 from preftune.errors import UserError
-from preftune.record.read import Cell, Record
+from preftune.record.reader import Cell, Record
 from preftune.report import charts, compare, words
 from preftune.report.words import visible
 
@@ -33,7 +33,7 @@ REWRITES = 12  # rewrites shown; a page is no data set
 def page(records: Sequence[Record]) -> str:
     """One HTML document about one run, or about several side by side. Raises UserError for none."""
     if not records:
-        raise UserError("a report needs at least one record.", mend="Name the `out` folder of a run.")
+        raise UserError("a report needs at least one record.", hint="Name the `out` folder of a run.")
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 

@@ -10,11 +10,11 @@ from msgspec import Struct
 
 from preftune.diagnosis import asked
 from preftune.diagnosis.finding import number, share
-from preftune.record.meters import EVALUATION
-from preftune.record.read import Record
+from preftune.record.reader import Record
+from preftune.record.schema import EVALUATION
 
 SPELLED = {
-    "simpo": "SimPO", "ln_dpo": "length-normalised DPO", "robust": "robust DPO", "dpo_positive": "DPO-Positive",
+    "simpo": "SimPO", "ln_dpo": "length-normalized DPO", "robust": "robust DPO", "dpo_positive": "DPO-Positive",
     "cal_dpo": "Cal-DPO", "beta_dpo": "β-DPO", "dr_dpo": "Dr. DPO", "f_dpo": "f-DPO", "chi_po": "χPO", "hypo": "HyPO",
     "alpha_po": "AlphaPO", "simper": "SimPER", "slic": "SLiC", "hinge": "hinge loss", "apo_zero": "APO-zero",
     "apo_down": "APO-down", "info_nca": "InfoNCA", "plackett_luce": "Plackett-Luce", "nll": "imitation",
@@ -87,12 +87,12 @@ def headline(record: Record) -> str:
     if accuracy is not None and held:
         others = f"; {number(whole - held)} more have no right order" if whole > held else ""
         return f"{after} ranks {share(accuracy)} of {number(held)} held-out {rows(record)} right{others}."
-    before, now, where = record.start.get("loss"), record.end.get("loss"), "held-out"
+    before, now, location = record.start.get("loss"), record.end.get("loss"), "held-out"
     if before is None or now is None:
-        before, now, where = record.early("loss"), record.recent("loss"), "training"
+        before, now, location = record.early("loss"), record.recent("loss"), "training"
     if before is None or now is None:
         return f"{after} has no loss on record."
-    return f"{after} has a {where} loss of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
+    return f"{after} has a {location} loss of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
 
 
 def lede(record: Record) -> list[str]:

@@ -13,28 +13,28 @@ import torch
 from preftune import files
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.data.groups import TokenGroup
+from preftune.distributed import process_group
 from preftune.errors import CORRUPT, NON_FINITE, UserError
+from preftune.evaluate import baseline as begin
+from preftune.evaluate.evaluate import HeldOut, evaluate
+from preftune.evaluate.metrics import Sums, Values
+from preftune.forward.forward import dry_run, passes
+from preftune.forward.loss import score
 from preftune.model.load import export
-from preftune.pack.memory import Memory
+from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack, Step, halved
-from preftune.ranks import joined
-from preftune.record.meters import STEP
-from preftune.record.record import Record, claim
+from preftune.record.schema import STEP
+from preftune.record.show import Show, silent
+from preftune.record.writer import Record, claim
 from preftune.reference.reference import MovingReference
-from preftune.training import start as begin
-from preftune.training import state as checkpoints
-from preftune.training.evaluate import HeldOut, evaluate
-from preftune.training.material import Gather, gather
-from preftune.training.measure import Sums, Values
-from preftune.training.optimiser import adamw, learning_rate
-from preftune.training.passes import passes, there_and_back
-from preftune.training.resume import as_before, open_record
-from preftune.training.setup import Setup, set_up
-from preftune.training.show import Show, silent
-from preftune.training.signals import Stop, listening, stopped
-from preftune.training.state import State
-from preftune.training.step import score
+from preftune.run.dataset import Gather, gather
+from preftune.run.prepare import Setup, set_up
+from preftune.run.resume import begin_or_resume, with_recorded_budget
+from preftune.signals import Stop, listening, stopped
+from preftune.tokens.groups import TokenGroup
+from preftune.training import checkpoint as checkpoints
+from preftune.training.checkpoint import State
+from preftune.training.optimizer import adamw, learning_rate
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
 
@@ -51,29 +51,31 @@ def train(
     """Do a run and return the folder of its record.
 
     resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
-    force: replace a run that is there; gather: what reads and tokenises. Raises UserError with the exit code as `code`.
+    force: replace a run that is there; gather: what reads and tokenizes. Raises UserError with the exit code as `code`.
     """
     if resume and force:
-        raise UserError("contradict each other.", where="--resume --force", mend="Go on with the run, or replace it.")
+        raise UserError(
+            "contradict each other.", location="--resume --force", hint="Go on with the run, or replace it."
+        )
     run = resolve(run)
     out = Path(run.out).expanduser()
-    with joined() as ranks, files.lock(out / ".lock") if ranks.first else nullcontext(), listening() as stop:
-        show = show if ranks.first else silent
-        resuming = bool(ranks.of_first(ranks.first and claim(out, resume=resume, force=force)))
+    with process_group() as dist, files.lock(out / ".lock") if dist.first else nullcontext(), listening() as stop:
+        show = show if dist.first else silent
+        resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
         if resuming:
-            run = as_before(run, out, ranks)
-        setup = set_up(run, show, stop, gather, ranks)
+            run = with_recorded_budget(run, out, dist)
+        setup = set_up(run, show, stop, gather, dist)
         moving = setup.reference.policy.module if isinstance(setup.reference, MovingReference) else None
         state = State(setup.policy.module, adamw(setup.policy.module, run.optim), moving)
-        with closing(Record(out, writing=ranks.first)) as record:
-            if ranks.first:
-                open_record(setup, state, record, allow_change if resuming else None, show)
-            checkpoints.spread(state, ranks)
+        with closing(Record(out, writing=dist.first)) as record:
+            if dist.first:
+                begin_or_resume(setup, state, record, allow_change if resuming else None, show)
+            checkpoints.spread(state, dist)
             held_out = HeldOut.of(setup.prepared.evaluate, setup.engine)
             learn(setup, state, record, held_out, show, stop)
-            if ranks.first:
+            if dist.first:
                 _finish(setup, state, record, show)
-            ranks.highest(0)  # when this returns, on any rank, everything is written
+            dist.max(0)  # when this returns, on any rank, everything is written
     return out
 
 
@@ -83,7 +85,7 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
     stop.check()
     if state.step and held_out.groups and record.writing:
         begin.kept(record.path, held_out.groups)
-    rehearse(setup, state, record)
+    warm_up(setup, state, record)
     if state.step == 0:
         start_check(setup, state, record)
         measure(setup, state, record, held_out, show)
@@ -97,7 +99,7 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
         last = state.step == len(steps)
         if last or (run.evaluate.every and state.step % run.evaluate.every == 0):
             measure(setup, state, record, held_out, show)
-        asked = stop.agreed(setup.ranks)
+        asked = stop.agreed(setup.dist)
         if last or asked or (run.save.every and state.step % run.save.every == 0):
             keep(setup, state, record)
         if asked:
@@ -106,25 +108,25 @@ def learn(setup: Setup, state: State, record: Record, held_out: HeldOut, show: S
 
 def keep(setup: Setup, state: State, record: Record) -> None:
     """Write a checkpoint, after a look at whether there is one state to write. Ranks wait until it is on the disk."""
-    if checkpoints.drifted(state, setup.ranks):
-        mend = "Their machines compute unalike: use one kind."
-        raise UserError("the ranks no longer have the same weights.", mend=mend, code=CORRUPT)
-    if setup.ranks.first:
+    if checkpoints.drifted(state, setup.dist):
+        hint = "Their machines compute unalike: use one kind."
+        raise UserError("the ranks no longer have the same weights.", hint=hint, code=CORRUPT)
+    if setup.dist.first:
         record.sync()
         checkpoints.save(state, record.checkpoints, setup.run.save.keep)
-    setup.ranks.highest(0)
+    setup.dist.max(0)
 
 
 def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     """One update, or none where a number is not finite. Returns its meters (record.meters.STEP)."""
     began, run = time.monotonic(), setup.run
     rate = learning_rate(run.optim, state.step, len(setup.plan.steps))
-    for part in state.optimiser.param_groups:
+    for part in state.optimizer.param_groups:
         part["lr"] = rate
-    memory = Memory(state.halvings)
-    engine = setup.engine.following(state.usual)
+    memory = OomRetry(state.splits)
+    engine = setup.engine.with_ema(state.ema)
     done = passes(engine, setup.prepared.train, step, memory)
-    heed(setup, state, record, memory, setup.prepared.train, step.packs)
+    sync_pack_splits(setup, state, record, memory, setup.prepared.train, step.packs)
     trained = list(state.trained().values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if norm > run.optim.clip:  # a factor of 1 would still pass over every gradient
@@ -135,12 +137,12 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     sums.add(views, value, before, done.judgement.coefficients)
     numbers = sums.means(list(STEP))
     if math.isfinite(float(norm)) and math.isfinite(value):
-        state.optimiser.step()
+        state.optimizer.step()
         state.skipped = 0
-        state.usual = engine.judge.following(views)
+        state.ema = engine.judge.updated_ema(views)
     else:
         refuse(state, record, [g.id or str(g.place) for g in setup.groups(step)], float(norm), value)
-    state.optimiser.zero_grad()
+    state.optimizer.zero_grad()
     return numbers | {
         "step": state.step + 1,
         "epoch": step.epoch,
@@ -153,26 +155,26 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     }
 
 
-def heed(
-    setup: Setup, state: State, record: Record, memory: Memory, groups: Sequence[TokenGroup], packs: Sequence[Pack]
+def sync_pack_splits(
+    setup: Setup, state: State, record: Record, memory: OomRetry, groups: Sequence[TokenGroup], packs: Sequence[Pack]
 ) -> None:
     """Where memory did not suffice for packs of these groups on some rank, packs are cut in two on all from then on."""
-    before, state.halvings = state.halvings, setup.ranks.highest(memory.halvings)
-    if state.halvings > before:
+    before, state.splits = state.splits, setup.dist.max(memory.splits)
+    if state.splits > before:
         longest = max(sum(groups[i].tokens for i in pack) for pack in halved(packs, before))
         text = f"out of memory with packs of up to {longest} tokens; packs are cut in two from here"
         record.event(state.step, "out_of_memory", text)
 
 
-def rehearse(setup: Setup, state: State, record: Record) -> None:
+def warm_up(setup: Setup, state: State, record: Record) -> None:
     """Go through the costliest pack of the run once, on every rank, and forget it: want of memory shows now."""
     packs = [pack for step in setup.plan.steps[state.step :] for pack in step.packs]
     if packs:
-        rows, memory = setup.prepared.train, Memory(state.halvings)
+        rows, memory = setup.prepared.train, OomRetry(state.splits)
         largest = max(packs, key=lambda pack: sum(setup.engine.packing.cost(rows[i]) for i in pack))
-        there_and_back(setup.engine, rows, largest, memory)
-        state.optimiser.zero_grad()
-        heed(setup, state, record, memory, rows, [largest])
+        dry_run(setup.engine, rows, largest, memory)
+        state.optimizer.zero_grad()
+        sync_pack_splits(setup, state, record, memory, rows, [largest])
 
 
 def refuse(state: State, record: Record, ids: list[str], norm: float, value: float) -> None:
@@ -184,8 +186,8 @@ def refuse(state: State, record: Record, ids: list[str], norm: float, value: flo
         record.sync()
         raise UserError(
             f"{IN_A_ROW} updates in a row were not finite; the rows are in events.jsonl.",
-            where=str(record.path),
-            mend="Lower optim.lr, or look at these rows.",
+            location=str(record.path),
+            hint="Lower optim.lr, or look at these rows.",
             code=NON_FINITE,
         )
 
@@ -195,15 +197,15 @@ def start_check(setup: Setup, state: State, record: Record) -> None:
     if not setup.same_start:
         return
     rows, packs = setup.prepared.train, setup.plan.steps[0].packs[:1]
-    off = Memory(state.halvings).over(rows, packs, lambda cut: max(_margin(setup, pack) for pack in cut))
+    off = OomRetry(state.splits).over(rows, packs, lambda cut: max(_margin(setup, pack) for pack in cut))
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     record.event(0, "start_check", text, residual=off)
     if not off <= (4.0 if setup.policy.half else 0.02):
         raise UserError(
             f"the reference is {off:.3g} nats off the model it is a copy of.",
-            where="reference",
+            location="reference",
             code=CORRUPT,
-            mend="Delete its store and start again.",
+            hint="Delete its store and start again.",
         )
 
 
@@ -220,9 +222,9 @@ def measure(setup: Setup, state: State, record: Record, held_out: HeldOut, show:
         return
     show("evaluating", 0, 0)
     before = begin.kept(record.path, held_out.groups) if state.step and record.writing else None
-    memory = Memory(state.halvings)
-    found = evaluate(setup.engine.following(state.usual), held_out, memory, before)
-    heed(setup, state, record, memory, held_out.groups, held_out.step.packs)
+    memory = OomRetry(state.splits)
+    found = evaluate(setup.engine.with_ema(state.ema), held_out, memory, before)
+    sync_pack_splits(setup, state, record, memory, held_out.groups, held_out.step.packs)
     if state.step == 0 and record.writing:
         begin.keep(record.path, found.logp, held_out.groups)
     record.evaluation({"step": state.step, **found.values})
@@ -234,9 +236,9 @@ def _finish(setup: Setup, state: State, record: Record, show: Show) -> None:
     """Export the model and write the page."""
     show("writing the model and the page")
     with files.folder(record.path / "model") as folder:
-        export(folder, setup.policy.module, setup.tokeniser)
+        export(folder, setup.policy.module, setup.tokenizer)
     record.event(state.step, "finished", f"finished after {state.step} steps")
-    from preftune.record.read import Record as Written
+    from preftune.record.reader import Record as Written
     from preftune.report import page
 
     files.write(record.path / "report.html", page([Written.open(record.path)]))

@@ -1,0 +1,17 @@
+"""[evaluate] of a configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from preftune.table import Count, Table
+
+
+class Evaluate(Table, frozen=True):
+    """[evaluate] When to measure on the held-out rows; always at the start and at the end."""
+
+    every: Annotated[Count | None, Meta(description="Steps between evaluations; only start and end if not given.")] = (
+        None
+    )

@@ -1,0 +1,148 @@
+"""What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos.
+
+Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` carries a gradient. Examples have a `weight`;
+the step divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
+K responses shown as all its pairs gives each pair 1 / C(K, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """Responses under the policy and the reference; every field is (responses,).
+
+    logp: log-probability of each response summed over its tokens, each times its weight where tokens have weights, in
+        nats; the one field with a gradient.
+    tokens: how many tokens that sum has.
+    reference: the same log-probability under the reference, or None where there is none. Read `ref_logp`.
+    score: an explicit score of each response where the rows give one, else None.
+    sharpness: mean over tokens of log pi(y_t) - log sum_v pi_v^2 under the policy, in nats a token, without gradient;
+        None unless the objective asks for it (WPO, arXiv 2406.11827).
+    weighed: the sum of the tokens' weights, which is what a mean over tokens divides by; None where each counts 1.
+    """
+
+    logp: Tensor
+    tokens: Tensor
+    reference: Tensor | None = None
+    score: Tensor | None = None
+    sharpness: Tensor | None = None
+    weight_sum: Tensor | None = None
+
+    @property
+    def ref_logp(self) -> Tensor:
+        """Reference log-probability, detached: the one place where the reference loses its gradient."""
+        if self.reference is None:
+            raise ValueError("this objective needs a reference and none was given")
+        return self.reference.detach()
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log pi(y|x) - log pi_ref(y|x), in nats."""
+        return self.logp - self.ref_logp
+
+    @property
+    def mean_logp(self) -> Tensor:
+        """Log-probability per token, in nats."""
+        return self.logp / self.counted
+
+    @property
+    def mean_log_ratio(self) -> Tensor:
+        """Log-ratio per token, in nats."""
+        return self.log_ratio / self.counted
+
+    @property
+    def counted(self) -> Tensor:
+        """What a mean over tokens divides by: the weights of what is summed, so their number where each counts 1."""
+        return self.tokens if self.weight_sum is None else self.weight_sum
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Responses:
+        """The same with every field that is there replaced by a function of it."""
+        held = (getattr(self, field.name) for field in fields(self))
+        return Responses(*(None if value is None else change(value) for value in held))  # type: ignore[arg-type]
+
+    def __getitem__(self, index: Tensor) -> Responses:
+        """The responses at `index` (any shape), in that order."""
+        return self.each(lambda field: field[index])
+
+    def in_double(self) -> Responses:
+        """The same on the host in fp64, without gradient."""
+        return self.each(lambda field: field.detach().double().cpu())
+
+
+def joined(scores: Sequence[Responses]) -> Responses:
+    """The responses of several, one after the other; a field that one of them lacks is no field of all."""
+    import torch
+
+    if len(scores) == 1:
+        return scores[0]
+    columns = ([getattr(one, field.name) for one in scores] for field in fields(Responses))
+    return Responses(*(torch.cat(column) if all(f is not None for f in column) else None for column in columns))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Chosen against rejected. Fields of `chosen` and `rejected`, `weight` and `preferred` are (pairs,).
+
+    preferred: probability that chosen is truly the better one (1.0 unless the rows carry votes).
+    usual: running mean, over the steps before this one, of the number that the objective follows; None before the
+    first step, and for objectives that follow none (see `Formula.momentum`).
+    """
+
+    chosen: Responses
+    rejected: Responses
+    weight: Tensor
+    preferred: Tensor
+    ema: float | None = None
+
+    @property
+    def margin(self) -> Tensor:
+        """h_theta: chosen log-ratio minus rejected log-ratio (DPO, arXiv 2305.18290, eq. 7), in nats."""
+        return self.chosen.log_ratio - self.rejected.log_ratio
+
+    @property
+    def demos(self) -> Demos:
+        """The chosen responses as demonstrations."""
+        return Demos(self.chosen, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """Responses called good or bad. `good` (bool) and `weight` are (responses,).
+
+    mismatched: the same number of responses under prompts that they do not belong to, from which KTO
+    estimates the drift; None unless the objective asks for them.
+    """
+
+    responses: Responses
+    good: Tensor
+    weight: Tensor
+    mismatched: Responses | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """K responses a prompt. `group`, `rank` (1 best, equal for ties) are (responses,); `weight` is (groups,).
+
+    group: index 0..groups-1 of the prompt that each response belongs to; responses of one group stand together.
+    """
+
+    responses: Responses
+    group: Tensor
+    rank: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Demos:
+    """Responses to imitate; `weight` is (responses,)."""
+
+    responses: Responses
+    weight: Tensor

@@ -1,0 +1,118 @@
+"""What each token of a response counts. Applied alike to policy and reference, whatever the objective.
+
+`logp` is then the weighted sum, and a mean over tokens divides by the sum of the weights. Each part is called once a
+response, with the weights that its row gives (1 each where it gives none), float32 (tokens,), with the number of
+tokens that the response stands against, and with a seed; it returns the weights that count.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from preftune.errors import UserError
+from preftune.tokens.groups import TokenGroup
+
+
+class AggregateTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
+    """How the log-probabilities of a response's tokens become that of the response.
+
+    compares: whether it needs another response to the same prompt, and without one changes nothing.
+    """
+
+    paper: ClassVar[str]
+    compares: ClassVar[bool] = False
+
+
+class Plain(AggregateTable, frozen=True, tag="sum"):
+    """Every token counts 1, or what its row gives: the log-probability of the response itself."""
+
+    paper = "2305.18290; weights that rows give: 2410.04350"
+
+    def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
+        return weights
+
+
+class Mean(AggregateTable, frozen=True, tag="mean"):
+    """All tokens count alike and 1 in total: the mean, for objectives that take the sum (with dpo it is ln_dpo)."""
+
+    paper = "2411.15124"
+
+    def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
+        return weights / weights.sum()
+
+
+class LD(AggregateTable, frozen=True, tag="ld"):
+    """Length-desensitized: tokens beyond the other response's length count `alpha`."""
+
+    paper = "2409.06411"
+    compares = True
+
+    alpha: Annotated[float, Meta(ge=0, lt=1, description="Weight of the tokens beyond.")] = 0.5
+
+    def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
+        return weights * np.where(np.arange(len(weights)) < other, 1.0, self.alpha).astype(np.float32)
+
+
+class SamPO(AggregateTable, frozen=True, tag="sampo"):
+    """Of the longer response as many tokens as the other has, drawn evenly; one draw for policy and reference."""
+
+    paper = "2406.10957"
+    compares = True
+
+    def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
+        kept = np.argsort(scrambled(seed, len(weights)), kind="stable")[:other]
+        drawn = np.zeros(len(weights), np.float32)
+        drawn[kept] = 1
+        return weights * drawn
+
+
+class Decay(AggregateTable, frozen=True, tag="decay"):
+    """Later tokens count less: gamma^t."""
+
+    paper = "2502.14340"
+
+    gamma: Annotated[float, Meta(gt=0, lt=1, description="Factor from one token to the next.")] = 0.98
+
+    def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
+        return weights * (self.gamma ** np.arange(len(weights), dtype=np.float64)).astype(np.float32)
+
+
+Aggregate = Plain | Mean | LD | SamPO | Decay
+
+
+def apply_aggregate(groups: Sequence[TokenGroup], aggregate: Aggregate) -> list[TokenGroup]:
+    """The groups with what each of their tokens counts; a response stands against the shortest other of its group.
+
+    Raises UserError where nothing of a response counts.
+    """
+    if isinstance(aggregate, Plain):
+        return list(groups)
+    found = []
+    for group in groups:
+        given = group.token_weights or tuple(np.ones(len(response), np.float32) for response in group.responses)
+        weights = []
+        for at, response in enumerate(group.responses):
+            others = [len(r) for i, r in enumerate(group.responses) if i != at]
+            seed = zlib.crc32(group.prompt.tobytes() + response.tobytes())
+            weights.append(aggregate(given[at], min(others, default=len(response)), seed))
+        if not all(map(np.any, weights)):
+            raise UserError("nothing of a response counts.", location=str(group.place),
+                            hint="Its token weights and the aggregate together leave none.")  # fmt: skip
+        found.append(replace(group, token_weights=tuple(weights)))
+    return found
+
+
+def scrambled(seed: int, count: int) -> np.ndarray:
+    """uint64 (count,): hashes of seed and position (SplitMix64), the same on every machine and version."""
+    mask = (1 << 64) - 1
+    start = np.uint64((seed * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) & mask)
+    z = start + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    return z ^ (z >> np.uint64(31))

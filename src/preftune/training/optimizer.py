@@ -1,0 +1,31 @@
+"""AdamW and the course of its learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from preftune.training.config import Optim
+
+
+def adamw(module: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices only (decoupled: arXiv 1711.05101)."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+    )
+
+
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """Rate of update `step` (0-based) of `steps`: a rise over the warm-up, then constant, linear or cosine to 0."""
+    warmup = math.ceil(optim.warmup * steps)
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    course = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return optim.lr * course[optim.schedule]

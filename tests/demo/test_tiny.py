@@ -1,0 +1,100 @@
+"""The model made there, what it draws, and the stages of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from preftune.config.load import load
+from preftune.demo import readable
+from preftune.demo import stages as demo
+from preftune.demo.sampling import draw
+from preftune.demo.tiny import make_tiny, word_tokenizer
+from preftune.errors import UserError
+from preftune.files import digest, read_lines, verify
+from preftune.rows.row import Demo, Place
+from preftune.tokens.tokenizer import load_tokenizer, tokenize_row
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    make_tiny(path, readable.words(), width=16, layers=1, seed=3)
+    return path
+
+
+def test_it_loads_elsewhere_and_follows_from_the_seed(folder: Path, tmp_path: Path) -> None:
+    assert verify(folder) == ""
+    module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert module.config.vocab_size == len(tokenizer) == len(readable.words()) + 3
+    for seed, same in ((3, True), (4, False)):
+        make_tiny(tmp_path / "again", readable.words(), width=16, layers=1, seed=seed)
+        assert (digest(tmp_path / "again" / "model.safetensors") == digest(folder / "model.safetensors")) is same
+
+
+def test_a_review_is_its_words_and_goes_back_to_its_text(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    text = " The taste was very good, but the price was sad."
+    row = Demo(prompt=readable.prompt("soup"), response=text, place=Place("made", 1))
+    group = tokenize_row(row, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(group.prompt.tolist()) == ["Review", " of", " the", " soup", ":"]
+    assert tokenizer.convert_ids_to_tokens(group.responses[0].tolist())[-3:] == [" sad", ".", "<end>"]
+    assert tokenizer.decode(group.responses[0], skip_special_tokens=True) == text
+
+
+def test_the_tokenizer_knows_the_whole_world() -> None:
+    tokenizer, rng = word_tokenizer(readable.words()), np.random.default_rng(0)
+    for dish in readable.DISHES:
+        text = readable.prompt(dish) + readable.review(rng)
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.unk_token_id in tokenizer("Review of the moon:")["input_ids"]
+
+
+def test_draws_are_the_models_own_distribution_and_repeat(folder: Path) -> None:
+    module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+    before = torch.random.get_rng_state()
+    first, again = (draw(module, tokenizer, ["Review of the soup:"], 3000, longest=2, seed=5)[0] for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(np.array_equal(a, b) for a, b in zip(first.ids, again.ids, strict=True))
+    with torch.no_grad():
+        logits = module(torch.from_numpy(first.prompt_ids.astype(np.int64))[None]).logits[0, -1]
+    expected = logits.softmax(-1).numpy()
+    found = np.bincount([ids[0] for ids in first.ids], minlength=len(expected)) / 3000
+    assert np.abs(found - expected).max() < 4 * np.sqrt(expected.max() / 3000)
+
+
+def test_a_draw_ends_with_its_first_end_token_or_is_cut(folder: Path) -> None:
+    module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+    told: list[tuple[int, int]] = []
+    prompts = [readable.prompt(dish) for dish in readable.DISHES[:2]]
+    drawn = draw(module, tokenizer, prompts, 400, longest=30, seed=0, show=lambda at, of: told.append((at, of)))
+    assert told == [(400, 800), (800, 800)]
+    end = tokenizer.eos_token_id
+    ids = [one for some in drawn for one in some.ids]
+    assert all((end not in one[:-1]) and (one[-1] == end or len(one) == 30) for one in ids)
+    assert {bool(one[-1] == end) for one in ids} == {True, False}
+    assert all("<end>" not in text for some in drawn for text in some.texts)
+
+
+def test_the_demo_writes_run_files_that_anyone_can_train_with(tmp_path: Path) -> None:
+    demo.make(tmp_path / "demo", 0)
+    first, second = load(tmp_path / "demo" / "sft.toml"), load(tmp_path / "demo" / "dpo.toml", ["objective.beta=0.1"])
+    assert (first.objective.__class__.__name__, second.objective.beta) == ("NLL", 0.1)
+    rows = read_lines(tmp_path / "demo" / "reviews.jsonl")
+    assert len(rows) == 24 * demo.REVIEWS
+    assert not set(demo.ASKED) & set(demo.HELD_OUT)
+    demo.make(tmp_path / "demo", 1)  # its own folder is made again
+    assert read_lines(tmp_path / "demo" / "reviews.jsonl") != rows
+
+
+def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="other files"):
+        demo.make(tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,235 @@
+"""Our norm, rotation, gated MLP and tied embedding: the formulas in double, and swapped only for what they equal."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from making import groups, tiny
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from preftune.model import logp
+from preftune.model.fuse import fuse, original_modules
+from preftune.model.fused import GatedMLP, RMSNorm, Rotation
+from preftune.model.policy import trainable, wrap
+from preftune.model.verify import disagreement, plain_logp
+from preftune.pack.batch import collate
+
+
+def double(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def half_turned(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([-second, first], -1)
+
+
+ANGLES = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).repeat(1, 2)
+COS, SIN = ANGLES.cos(), ANGLES.sin()
+FORMULAS = {
+    "norm": (
+        lambda x, w: RMSNorm.apply(x, w, 1e-6, torch.float64),
+        lambda x, w: w * x / (x**2).mean(-1, keepdim=True).add(1e-6).sqrt(),
+        [double(2, 3, 7), double(7, seed=1)],
+    ),
+    "rotation": (
+        lambda x: Rotation.apply(x, COS, SIN),
+        lambda x: x * COS + half_turned(x) * SIN,
+        [double(1, 2, 5, 6)],
+    ),
+    "rotation of a part": (
+        lambda x: Rotation.apply(x, COS, SIN),
+        lambda x: torch.cat([x[..., :6] * COS + half_turned(x[..., :6]) * SIN, x[..., 6:]], -1),
+        [double(1, 2, 5, 10)],
+    ),
+    "mlp": (
+        GatedMLP.apply,
+        lambda x, gate, up, down: (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T,
+        [double(2, 3, 4), double(6, 4, seed=1), double(6, 4, seed=2), double(4, 6, seed=3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_value_and_gradient_in_double(name: str) -> None:
+    ours, plain, inputs = FORMULAS[name]
+    found, expected = ours(*inputs), plain(*inputs)
+    assert torch.allclose(found, expected, atol=1e-13, rtol=0)
+    upstream = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
+
+
+EXPECTED = {
+    "llama": ["mlp", "norm", "rotate"],
+    "qwen3": ["mlp", "norm", "rotate"],
+    "gemma": ["norm_from_zero", "rotate"],  # its MLP has another activation
+    "gpt_neox": ["rotate"],  # a quarter of each head
+    "gpt_oss": ["norm"],  # angles of another form
+    "gpt2": [],
+    "glm4": ["norm"],  # its halves are interleaved
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", EXPECTED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("gain", [0, 3])
+def test_what_is_swapped(family: str, dtype: torch.dtype, gain: int) -> None:
+    """Also in a type so coarse that at this gain w and 1 + w look alike."""
+    model = tiny(family, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(gain)
+    assert fuse(model) == EXPECTED[family]
+
+
+def test_another_model_of_the_family_stays_as_it_is() -> None:
+    model, other, ids = tiny("llama"), tiny("llama"), torch.tensor([[5, 6, 7]])
+    before = sys.modules[type(model).__module__].apply_rotary_pos_emb
+    fuse(model)
+    assert sys.modules[type(model).__module__].apply_rotary_pos_emb is before
+    assert not any("forward" in vars(part) for part in other.modules())
+    ours = [part for part in model.modules() if "forward" in vars(part)]
+    with original_modules(model):
+        assert not any("forward" in vars(part) for part in ours)
+        plain = model(input_ids=ids).logits
+    assert all("forward" in vars(part) for part in ours)
+    assert torch.allclose(model(input_ids=ids).logits, plain, atol=1e-6)
+
+
+def test_a_norm_in_half_precision_is_no_worse_than_theirs() -> None:
+    """1 + w would round away what a norm has learned."""
+    model = tiny("gemma", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(0.0035)
+    ids = torch.randint(3, 60, (8, 17), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = copy.deepcopy(model).float()(input_ids=ids).logits
+        theirs = model(input_ids=ids).logits - exact
+        fuse(model)
+        ours = model(input_ids=ids).logits - exact
+    assert float(ours.square().mean()) < 1.2 * float(theirs.square().mean())
+
+
+def tied(**keys: object) -> torch.nn.Module:
+    """A tiny Llama whose embedding is its head."""
+    model = tiny("llama", tie_word_embeddings=True, **keys)  # type: ignore[arg-type]
+    model.tie_weights()
+    return model
+
+
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    ids = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_slim_model_has_the_same_gradients(family: str) -> None:
+    made = [tiny(family, dtype=torch.float64) for _ in range(2)]
+    assert fuse(made[0])
+    for a, b in zip(*map(gradients, made), strict=True):
+        assert torch.allclose(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("padding", [None, 7])
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16], ids=str)
+def test_gradients_added_in_place_are_the_same(
+    tie: bool, padding: int | None, layout: str, compute: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two packs, one of them with the head's probabilities kept and one without."""
+    found = []
+    for in_place in (False, True):
+        dtype = compute if compute == torch.float64 else torch.float32
+        module = tied(dtype=dtype) if tie else tiny("llama", dtype=dtype)
+        module.get_input_embeddings().padding_idx = padding
+        policy = wrap(module, layout, torch.float32 if dtype == compute else compute)[0]
+        policy = trainable(policy, checkpointing=False) if in_place else policy
+        for seed, keep in ((3, 0), (4, 2**30)):
+            monkeypatch.setattr(logp, "KEEP", {"cpu": keep})
+            batch = collate(groups(4, seed=seed))
+            batch.sum(policy.token_logp(batch)).sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype == dtype
+        assert torch.allclose(a, b, atol=1e-12 if dtype == compute else 1e-4, rtol=1e-10)
+
+
+class Gated(nn.Module):
+    """A gated MLP, but for what a family may add: a limit to the gate, a factor."""
+
+    def __init__(self, most: float = torch.inf, factor: float = 1.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(32, 32, bias=False) for _ in range(3))
+        self.act_fn, self.most, self.factor = nn.SiLU(), most, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x).clamp(max=self.most)
+        return self.factor * self.down_proj(self.act_fn(gate) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("more", "swapped"), [({}, True), ({"most": 7.0}, False), ({"factor": 0.97}, False)])
+def test_an_mlp_that_does_more_stays(dtype: torch.dtype, more: dict[str, float], swapped: bool) -> None:
+    model = tiny("llama")
+    model.base_model.layers[0].mlp = part = Gated(**more).to(dtype)
+    fuse(model)
+    assert ("forward" in vars(part)) is swapped
+
+
+def test_a_norm_of_another_formula_stays() -> None:
+    class OddRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(32)), 1e-6
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
+
+    model = tiny("llama")
+    odd = OddRMSNorm()
+    model.base_model.norm = odd
+    fuse(model)
+    assert "forward" not in vars(odd)
+
+
+def test_a_copy_works_with_its_own_weights() -> None:
+    model = tiny("llama")
+    fuse(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+        assert float(other(input_ids=torch.tensor([[5, 6]])).logits.abs().max()) == 0
+        assert float(model(input_ids=torch.tensor([[5, 6]])).logits.abs().max()) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2", "gpt2", "gpt_oss", "qwen3_moe", "phi"])
+def test_half_precision_products_train(family: str) -> None:
+    """fp32 weights, products in bfloat16: agrees with its own plain pass, and its gradient points where fp32's does."""
+    found = []
+    for compute in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        module = AutoModelForCausalLM.from_config(tiny(family).config, attn_implementation="eager").eval()
+        policy, _ = wrap(module, "auto", compute)
+        batch = collate(groups(3, seed=4))
+        assert disagreement(policy, batch, plain_logp(policy, batch)).most < 0.1
+        (-batch.sum(policy.token_logp(batch))).sum().backward()
+        grads = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
+        assert all(g.dtype == torch.float32 for g in grads)
+        found.append(torch.cat(grads))
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.99

@@ -1,0 +1,202 @@
+"""Each form in which people keep preferences, as the row that it means."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preftune.rows.formats import FORMATS, detect_format
+from preftune.rows.parse import SkippedRow
+from preftune.rows.read import read
+from preftune.rows.row import KINDS, Demo, Message, Pair, Place, Ranking, Rating, Row
+from preftune.rows.transcripts import parse, render, response
+
+PLACE = Place("made", 1)
+ASK, SAY, NO = Message("user", "ask"), Message("assistant", "say"), Message("assistant", "no")
+SYSTEM = Message("system", "be kind")
+U, A, N = ({"role": m.role, "content": m.content} for m in (ASK, SAY, NO))
+H, G, B = ({"from": r, "value": v} for r, v in (("human", "ask"), ("gpt", "say"), ("gpt", "no")))
+
+
+def pair(prompt: object = (ASK,), chosen: object = (SAY,), rejected: object = (NO,), **more: object) -> Pair:
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=PLACE, **more)  # type: ignore[arg-type]
+
+
+FORMS: dict[str, tuple[dict[str, object], Row]] = {
+    "TRL, text": ({"prompt": "ask", "chosen": "say", "rejected": "no"}, pair("ask", "say", "no")),
+    "TRL, messages": ({"prompt": [U], "chosen": [A], "rejected": [N]}, pair()),
+    "TRL, prompt inside": ({"chosen": [U, A], "rejected": [U, N]}, pair()),
+    "prompt and whole conversations": ({"prompt": [U], "chosen": [U, A], "rejected": [U, N]}, pair()),
+    "UltraFeedback, binarised": (
+        {"prompt": "ask", "chosen": [U, A], "rejected": [U, N], "score_chosen": 8.5, "score_rejected": 7},
+        pair(scores=(8.5, 7.0)),
+    ),
+    "prompt text, response messages": ({"prompt": "ask", "chosen": [A], "rejected": [N]}, pair()),
+    "prompt messages, response text": ({"prompt": [U], "chosen": "say", "rejected": "no"}, pair()),
+    "hh-rlhf": (
+        {"chosen": "\n\nHuman: ask\n\nAssistant: say", "rejected": "\n\nHuman: ask\n\nAssistant: no"},
+        pair(),
+    ),
+    "hh-rlhf with its prompt stays text": (
+        {"prompt": "\n\nHuman: ask\n\nAssistant:", "chosen": " say", "rejected": " no"},
+        pair("\n\nHuman: ask\n\nAssistant:", " say", " no"),
+    ),
+    "axolotl, system and question": (
+        {"system": "be kind", "question": "ask", "chosen": "say", "rejected": "no"},
+        pair((SYSTEM, ASK)),
+    ),
+    "argilla": ({"instruction": "ask", "chosen_response": "say", "rejected_response": "no"}, pair()),
+    "axolotl, input": ({"input": "ask", "chosen": "say", "rejected": "no"}, pair()),
+    "LLaMA-Factory, sharegpt": ({"conversations": [H], "chosen": G, "rejected": B}, pair()),
+    "LLaMA-Factory, sharegpt with system": (
+        {"conversations": [H], "system": "be kind", "chosen": G, "rejected": B},
+        pair((SYSTEM, ASK)),
+    ),
+    "LLaMA-Factory, alpaca": (
+        {"instruction": "do", "input": "this", "chosen": "say", "rejected": "no"},
+        pair((Message("user", "do\nthis"),)),
+    ),
+    "OpenAI": (
+        {"input": {"messages": [U], "tools": []}, "preferred_output": [A], "non_preferred_output": [N]},
+        pair(),
+    ),
+    "soft label": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "preferred": 0.8},
+        pair("a", "b", "c", preferred=0.8),
+    ),
+    "id and weight": (
+        {"id": 7, "prompt": "a", "chosen": "b", "rejected": "c", "weight": "2"},
+        pair("a", "b", "c", id="7", weight=2.0),
+    ),
+    "votes": (
+        {"prompt": "a", "response_a": "b", "response_b": "c", "votes_a": 1, "votes_b": 2, "votes_equal": 1},
+        pair("a", "c", "b", preferred=0.625),
+    ),
+    "votes, tied": (
+        {"prompt": "a", "response_a": "b", "response_b": "c", "votes_a": 2, "votes_b": 2},
+        pair("a", "b", "c", preferred=0.5),
+    ),
+    "TRL KTO": (
+        {"prompt": "a", "completion": "b", "label": False},
+        Rating(prompt="a", response="b", good=False, place=PLACE),
+    ),
+    "LLaMA-Factory KTO, messages": (
+        {"messages": [U, A], "label": True},
+        Rating(prompt=(ASK,), response=(SAY,), good=True, place=PLACE),
+    ),
+    "LLaMA-Factory KTO, sharegpt": (
+        {"conversations": [H, G], "kto_tag": False, "system": "be kind"},
+        Rating(prompt=(SYSTEM, ASK), response=(SAY,), good=False, place=PLACE),
+    ),
+    "LLaMA-Factory KTO, alpaca": (
+        {"instruction": "ask", "input": "", "output": "say", "kto_tag": "true"},
+        Rating(prompt=(ASK,), response=(SAY,), good=True, place=PLACE),
+    ),
+    "ranks": (
+        {"prompt": "a", "responses": ["b", "c", "d"], "ranks": [3, 1, 3]},
+        Ranking(prompt="a", responses=("b", "c", "d"), ranks=(2, 1, 2), place=PLACE),
+    ),
+    "scores alone": (
+        {"prompt": "a", "responses": ["b", "c", "d"], "scores": [0.5, 2, 0.5]},
+        Ranking(prompt="a", responses=("b", "c", "d"), ranks=(2, 1, 2), scores=(0.5, 2.0, 0.5), place=PLACE),
+    ),
+    "ranked messages": (
+        {"prompt": [U], "responses": [[A], [N]], "ranks": [1, 2]},
+        Ranking(prompt=(ASK,), responses=((SAY,), (NO,)), ranks=(1, 2), place=PLACE),
+    ),
+    "UltraFeedback: the fine-grained score counts, not a misread 10": (
+        {
+            "instruction": "ask",
+            "completions": [
+                {"response": "say", "fine-grained_score": 4.5, "overall_score": 8},
+                {"response": "no", "fine-grained_score": "1.25", "overall_score": 10},
+            ],
+        },
+        Ranking(prompt=(ASK,), responses=((SAY,), (NO,)), ranks=(1, 2), scores=(4.5, 1.25), place=PLACE),
+    ),
+    "Nectar: rank 1 is the best": (
+        {"prompt": "a", "answers": [{"answer": "b", "rank": 2.0}, {"answer": "c", "rank": 1.0}]},
+        Ranking(prompt="a", responses=("b", "c"), ranks=(2, 1), place=PLACE),
+    ),
+    "prompt and completion": ({"prompt": "a", "completion": "b"}, Demo(prompt="a", response="b", place=PLACE)),
+    "alpaca": (
+        {"instruction": "ask", "input": "", "output": "say"},
+        Demo(prompt=(ASK,), response=(SAY,), place=PLACE),
+    ),
+    "messages alone": (
+        {"messages": [U, N, U, A]},
+        Demo(prompt=(ASK, NO, ASK), response=(SAY,), place=PLACE),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_form(form: str) -> None:
+    value, expected = FORMS[form]
+    assert detect_format(value).read(value, PLACE) == expected
+
+
+def test_every_dialect_has_a_form() -> None:
+    assert {detect_format(value).name for value, _ in FORMS.values()} == {dialect.name for dialect in FORMATS}
+
+
+def test_a_transcript_goes_there_and_back() -> None:
+    said = (Message("user", "a\n\nb"), Message("assistant", "c"), Message("user", "d"))
+    written = render(said) + response("e")
+    assert written == "\n\nHuman: a\n\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e"
+    assert parse(written) == (*said, Message("assistant", "e"))
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "turn.order"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", "turn.order"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "turn.last"),
+        ("\n\nHuman: a\n\nHumans: b\n\nAssistant: c", "turn.marker"),
+        ("\n\nHuman: a\n\nAssistant: Human: b", "turn.marker"),
+    ],
+)
+def test_a_transcript_in_doubt(written: str, reason: str) -> None:
+    with pytest.raises(SkippedRow) as caught:
+        parse(written)
+    assert caught.value.reason == reason
+
+
+REAL = {
+    "pairs/hh_helpful.test.jsonl": ("pair", 640, 0),
+    "pairs/hh_harmless.test.plain.jsonl": ("pair", 359, 0),
+    "pairs/evals_yesno.test.jsonl": ("pair", 460, 0),
+    "pairs/ukp_convarg.test.jsonl": ("pair", 1624, 0),
+    "votes/ukp_votes.train.jsonl": ("pair", 2496, 4),
+    "ranked/gsm8k_ranked.test.jsonl": ("ranking", 133, 0),
+    "ranked/oasst100_ranked.jsonl": ("ranking", 154, 0),
+    "ranked/ukp_ranked.train.jsonl": ("ranking", 67, 2),
+    "unpaired/gsm8k_thumbs.test.jsonl": ("rating", 612, 0),
+    "sft/gsm8k_sft.train.jsonl": ("demo", 2984, 0),
+    "formats/hh_raw_50.jsonl": ("pair", 49, 1),
+    "formats/llamafactory_dpo_en_demo.json": ("pair", 300, 0),
+    "formats/llamafactory_kto_en_demo.json": ("rating", 300, 0),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name: str, shared: Callable[[str], Path]) -> None:
+    kind, kept, skipped = REAL[name]
+    reading = read(str(shared(f"data/{name}")))
+    assert Counter(KINDS[type(row)] for row in reading.rows) == {kind: kept}
+    assert len(reading.skipped) == skipped
+
+
+def test_votes_agree_with_the_gold_label_where_it_is_clear(shared: Callable[[str], Path]) -> None:
+    path = shared("data/votes/ukp_votes.train.jsonl")
+    raw = {str(value["id"]): value for value in map(json.loads, path.read_text().splitlines())}
+    rows = [row for row in read(str(path)).rows if isinstance(row, Pair)]
+    clear = [row for row in rows if row.preferred > 0.8 and raw[row.id]["gold"] in ("a", "b")]
+    assert len(clear) > 500
+    agree = sum(row.chosen == raw[row.id][f"response_{raw[row.id]['gold']}"] for row in clear)
+    assert agree / len(clear) > 0.95

@@ -1,0 +1,209 @@
+"""The account of what was read, the rule on unusable rows, held-out prompts, and lengths."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from preftune.errors import Problem, UserError
+from preftune.rows.read import Reading, holdout, read, refuse_if_too_many
+from preftune.rows.row import Demo, Kind, Message, Pair, Place, Ranking, Rating
+from preftune.tokens.groups import TokenGroup
+from preftune.tokens.lengths import summarize
+
+PLACE = Place("made", 1)
+
+
+def pairs(*responses: tuple[str, str]) -> str:
+    return "".join(
+        json.dumps({"prompt": f"p{k}", "chosen": a, "rejected": b}) + "\n" for k, (a, b) in enumerate(responses)
+    )
+
+
+def test_places_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("\n" + pairs(("a", "b")) + "\n\n" + pairs(("", "b"), ("c", "d")))
+    reading = read("rows.jsonl")
+    assert [str(row.place) for row in reading.rows] == ["rows.jsonl:2", "rows.jsonl:6"]
+    assert [problem.location for problem in reading.skipped] == ["rows.jsonl:5"]
+    assert reading.read == 3
+
+
+def test_limit_takes_the_first_rows_of_each_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(pairs(*[(f"{name}{k}", "x") for k in range(9)]))
+    reading = read([str(tmp_path / "a"), str(tmp_path / "b")], limit=2)
+    assert [row.chosen for row in reading.rows if isinstance(row, Pair)] == ["a0", "a1", "b0", "b1"]
+
+
+WORDS = st.sampled_from(["", " ", "a", "a ", "b", "\u200b", "ä", "a\u0308", "<b>", "\x00"])
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20))
+def test_every_row_is_either_kept_or_accounted_for(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    (tmp_path / "rows.jsonl").write_text(pairs(*rows))
+    reading = read(str(tmp_path / "rows.jsonl"))
+    lines = [row.place.line for row in reading.rows] + [int(p.location.rpartition(":")[2]) for p in reading.skipped]
+    assert sorted(lines) == list(range(1, len(rows) + 1))
+    assert reading.read == len(rows)
+    for row in reading.rows:
+        assert isinstance(row, Pair)
+        assert (row.chosen, row.rejected) == rows[row.place.line - 1]
+        assert row.chosen != row.rejected
+
+
+class TestTooMany:
+    def reading(self, skipped: int, kept: int) -> Reading:
+        rows = [Demo(prompt="a", response="b", place=PLACE)] * kept
+        problems = [Problem("a response is empty.", f"f:{k}", reason="response.empty") for k in range(skipped)]
+        return Reading(list(rows), problems, [], skipped + kept, {"f": ""})
+
+    @pytest.mark.parametrize(("skipped", "kept", "allowed"), [(5, 95, 0.05), (0, 1, 0.0), (98, 2, 0.98)])
+    def test_as_many_as_allowed_and_not_one_more(self, skipped: int, kept: int, allowed: float) -> None:
+        refuse_if_too_many(self.reading(skipped, kept), allowed)
+        with pytest.raises(UserError, match="are allowed"):
+            refuse_if_too_many(self.reading(skipped + 1, kept - 1 or 1), allowed)
+
+    def test_all_but_one_may_go_where_all_are_allowed_to(self) -> None:
+        refuse_if_too_many(self.reading(99, 1), 1.0)
+        with pytest.raises(UserError, match="none is left"):
+            refuse_if_too_many(self.reading(99, 0), 1.0)
+
+    def test_refused_with_counts_places_and_the_key(self) -> None:
+        with pytest.raises(UserError) as caught:
+            refuse_if_too_many(self.reading(6, 94), 0.05)
+        assert "6 of 100 rows (6.0%) cannot be used; 5% are allowed." in str(caught.value)
+        assert "data.max_skipped=0.07" in str(caught.value)
+        assert "f:0: response.empty: a response is empty (6 rows; also f:1, f:2, ...)." in str(caught.value)
+
+    def test_the_share_it_proposes_is_enough(self) -> None:
+        for skipped in range(1, 40):
+            reading = self.reading(skipped, 100)
+            with pytest.raises(UserError) as caught:
+                refuse_if_too_many(reading, 0.0)
+            refuse_if_too_many(reading, float(caught.value.problems[0].hint.rpartition("=")[2].rstrip(".")))
+
+    def test_nothing_left_is_refused_whatever_is_allowed(self) -> None:
+        with pytest.raises(UserError, match="3 of 3 rows"):
+            refuse_if_too_many(self.reading(3, 0), 1.0)
+
+
+class TestHoldout:
+    rows = tuple(Demo(prompt=f"p{k % 40}", response=str(k), place=Place("f", k)) for k in range(100))
+
+    def test_no_prompt_crosses_and_no_row_is_lost(self) -> None:
+        train, held = holdout(self.rows, 0.25)
+        assert not {row.prompt for row in train} & {row.prompt for row in held}
+        assert sorted(row.place.line for row in [*train, *held]) == list(range(100))
+        assert len({row.prompt for row in held}) == 10
+        assert [row.place.line for row in train] == sorted(row.place.line for row in train)
+
+    def test_order_does_not_matter(self) -> None:
+        chosen = {row.prompt for row in holdout(self.rows, 0.25)[1]}
+        assert {row.prompt for row in holdout(self.rows[::-1], 0.25)[1]} == chosen
+
+    @pytest.mark.parametrize("share", [0.001, 0.999])
+    def test_both_parts_have_a_prompt(self, share: float) -> None:
+        assert all(holdout(self.rows[:2], share))
+
+    def test_one_prompt_cannot_be_split(self) -> None:
+        with pytest.raises(UserError, match="one prompt"):
+            holdout([self.rows[0]] * 5, 0.5)
+
+    def test_conversations(self) -> None:
+        said = [
+            Demo(prompt=(Message("user", f"q{k}"),), response=(Message("assistant", "a"),), place=PLACE)
+            for k in range(4)
+        ]
+        assert [len(part) for part in holdout(said, 0.5)] == [2, 2]
+
+
+def group(
+    prompt: int, *responses: int, kind: Kind = "pair", ranks: tuple[int, ...] = (1, 2), good: bool = True
+) -> TokenGroup:
+    first, *rest = (np.zeros(n, np.int32) for n in (prompt, *responses))
+    return TokenGroup(prompt=first, responses=tuple(rest), place=PLACE, kind=kind, ranks=ranks, good=good)
+
+
+def test_lengths() -> None:
+    groups = [group(10, 4, 2), group(20, 3, 3), group(5, 9, 2, 7, kind="ranking", ranks=(2, 1, 2))]
+    found = summarize(
+        [*groups, group(1, 6, kind="rating", ranks=(1,), good=False), group(1, 8, kind="demo", ranks=(1,))]
+    )
+    assert found.chosen_longer == 0.5
+    assert found.tokens_naive == (20 + 6) + (40 + 6) + (15 + 18) + 7 + 9
+    assert found.tokens_distinct == 16 + 26 + 23 + 7 + 9
+    assert found.lengths["prompt"].max == 20
+    assert found.lengths["chosen"].median == 3.5  # 4, 3, 2, 8
+    assert [(one.to, one.count) for one in found.lengths["rejected"].bins] == [(8, 4), (16, 1)]
+
+
+def test_lengths_without_pairs_or_groups() -> None:
+    assert summarize([]).lengths == {}
+    assert summarize([group(1, 2, kind="demo", ranks=(1,))]).chosen_longer is None
+
+
+def test_lengths_are_what_a_record_holds() -> None:
+    from preftune.record.reader import DataSummary
+
+    found = msgspec.convert(msgspec.to_builtins(summarize([group(10, 40, 20)])), DataSummary)
+    assert found.tokens_naive == 80
+    assert found.lengths["chosen"] is not None
+    assert found.lengths["chosen"].p90 == 40
+
+
+def test_reading_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(pairs(("a", "b")))
+    script = (
+        "import sys\nfrom preftune.rows.read import read\nfrom preftune.tokens import tokenizer, template, lengths\n"
+        "read(sys.argv[1])\nheavy = {'torch', 'transformers', 'tokenizers', 'pyarrow', 'datasets'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.check_output([sys.executable, "-c", script, str(tmp_path / "rows.jsonl")], text=True)
+    assert done.strip() == "[]"
+
+
+def test_a_score_stays_with_its_rating(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "completion": "b", "label": 1, "score": "0.5"}\n')
+    (found,) = read(str(tmp_path / "r.jsonl")).rows
+    assert isinstance(found, Rating)
+    assert found.score == 0.5
+
+
+def test_a_misspelt_field_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "completion": "b", "lable": 1, "source": "x"}\n')
+    (note,) = read(str(tmp_path / "r.jsonl")).notes
+    assert note.message == 'fields that are not used: lable (did you mean "label"?), source.'
+
+
+def test_rows_are_hashable_values() -> None:
+    row = Ranking(prompt="a", responses=("b", "c"), ranks=(1, 2), place=PLACE)
+    assert len({row, Ranking(prompt="a", responses=("b", "c"), ranks=(1, 2), place=PLACE)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "answer": "d"}, "answer."),
+        ({"prompt": "a", "completion": "b", "answer": "d"}, "answer."),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "scor_chosen": 1},
+            'scor_chosen (did you mean "score_chosen"?).',
+        ),
+        ({"prompt": "a", "completion": "b", "lable": 1}, 'lable (did you mean "label"?).'),
+    ],
+)
+def test_a_field_is_taken_for_another_only_where_that_would_be_read(
+    row: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert [note.message for note in read(str(tmp_path / "rows.jsonl")).notes] == [f"fields that are not used: {said}"]

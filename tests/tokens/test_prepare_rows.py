@@ -1,0 +1,61 @@
+"""From files to groups: every row is accounted for, and too few usable ones stop the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from preftune.errors import UserError
+from preftune.rows.config import Data
+from preftune.run.prepare_rows import prepare, read_rows
+
+
+def write(path: Path, rows: list[tuple[str, str, str]]) -> str:
+    names = ("prompt", "chosen", "rejected")
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    return str(path)
+
+
+GOOD = [(f"question {k}", " a good one", " a bad one") for k in range(9)]
+ONLY_END = ("another question", " a good one", "</s>")  # seen to be empty only by who knows the end token
+
+
+@pytest.mark.parametrize("part", ["train", "evaluate"])
+def test_rows_unusable_in_tokens_count_too(part: str, tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
+    bad, good = write(tmp_path / "bad.jsonl", [*GOOD, ONLY_END]), write(tmp_path / "good.jsonl", [("x", " y", " z")])
+    data = Data(train=bad if part == "train" else good, evaluate=good if part == "train" else bad)
+    with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) cannot be used; 5% are allowed.*max_skipped=0.11"):
+        prepare(read_rows(data), data, sentence, 200)
+    data = Data(train=data.train, evaluate=data.evaluate, max_skipped=0.1)
+    assert prepare(read_rows(data), data, sentence, 200).account[part]["skipped"] == {"response.empty": 1}
+
+
+def test_held_out_rows_count_with_their_file(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
+    data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, ONLY_END]), holdout=0.5)
+    with pytest.raises(UserError, match="1 of 10 rows"):
+        prepare(read_rows(data), data, sentence, 200)
+
+
+def test_rows_too_long_do_not_count(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
+    long = ("question", " a good one" * 999, " a bad one")
+    data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, long, long]))
+    account = prepare(read_rows(data), data, sentence, 200).account["train"]
+    assert (account["read"], account["kept"], account["skipped"]) == (11, 9, {"too_long": 2})
+
+
+def test_no_row_left_to_measure_on(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
+    long = write(tmp_path / "long.jsonl", [("question", " a good one" * 999, " a bad one")])
+    data = Data(train=write(tmp_path / "rows.jsonl", GOOD), evaluate=long)
+    with pytest.raises(UserError, match=r"data.evaluate: no row is left to measure on \(1 x too_long\)"):
+        prepare(read_rows(data), data, sentence, 200)
+
+
+def test_prompts_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
+    data = Data(train=write(tmp_path / "a.jsonl", GOOD),
+                evaluate=write(tmp_path / "b.jsonl", [*GOOD[:2], ("new", " y", " z")]))  # fmt: skip
+    notes = read_rows(data).readings["evaluate"].notes
+    assert [(note.reason, note.location[-9:]) for note in notes] == [("prompt.trained", "b.jsonl:1")]
+    assert "2 rows" in notes[0].message
