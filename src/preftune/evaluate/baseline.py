@@ -1,4 +1,4 @@
-"""What the model said of the held-out rows before training: what all changes are counted from."""
+"""What the model said of the held-out rows before training: all changes are counted from it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from preftune.tokens.groups import TokenGroup
 NAME = "start.safetensors"
 
 
-def keep(folder: Path, logp: np.ndarray, groups: Sequence[TokenGroup]) -> None:
+def save_baseline(folder: Path, logp: np.ndarray, groups: Sequence[TokenGroup]) -> None:
     """Write (responses,) log-probabilities, in the order of the groups, and which responses they are of."""
     # safetensors' writer for numpy takes an array's memory as it lies, whatever its strides
     files.write(folder / NAME, save({"logp": np.ascontiguousarray(logp), "rows": _digest(groups)}))
 
 
-def kept(folder: Path, groups: Sequence[TokenGroup]) -> np.ndarray:
+def load_baseline(folder: Path, groups: Sequence[TokenGroup]) -> np.ndarray:
     """The log-probabilities. Raises UserError where they are of other responses than those of the groups."""
     path = folder / NAME
-    found = load_file(path) if path.exists() else {}
-    if not np.array_equal(found.get("rows", ()), _digest(groups)):
+    baseline = load_file(path) if path.exists() else {}
+    if not np.array_equal(baseline.get("rows", ()), _digest(groups)):
         raise UserError(
-            "the held-out rows, or what their tokens count, are not those that the run began with: what changed since "
-            "then cannot be told.",
+            "the held-out rows, or the weights of their tokens, are not those that the run began with, so their changes "
+            "are unknown.",
             location=str(folder),
-            hint="Resume with those; measure others with `preftune score`.",
+            hint="Resume with the old ones; measure others with `preftune score`.",
         )
-    return found["logp"]
+    return baseline["logp"]
 
 
 def _digest(groups: Sequence[TokenGroup]) -> np.ndarray:
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for group in groups:
-        for at, response in enumerate(group.responses):
-            told.update(key_of(group.prompt, response))
-            told.update(b"" if group.token_weights is None else group.token_weights[at].tobytes())
-    return np.frombuffer(told.digest(), np.uint8)
+        weights = group.column("weight")
+        for index, response in enumerate(group.responses):
+            digest.update(key_of(group.prompt, response))
+            digest.update(b"" if weights is None else weights[index].tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)

@@ -1,172 +1,181 @@
-"""Measuring on held-out rows: the same packs, scores and objective as training, and no gradient."""
+"""Measuring on held-out rows: the same packs, loss and metrics as training, and no gradient."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from preftune.evaluate.metrics import TIE, Sums, Values, judged, margins, rank_correlation, ranked_right, right_of
+from preftune.distributed import Distributed
+from preftune.evaluate.metrics import (
+    TIE,
+    Metrics,
+    margins,
+    pair_accuracy,
+    rank_correlation,
+    ranked_right,
+    score_metrics,
+    uneven_weight,
+)
 from preftune.forward.examples import Examples
-from preftune.forward.forward import score_all, score_mismatched
-from preftune.forward.loss import Models, ask
+from preftune.forward.forward import Models, score_step
+from preftune.forward.loss import Loss
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Step
 from preftune.record.schema import SCORES
 from preftune.tokens.groups import TokenGroup
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Groups to measure on, in packs. groups: those of the rows first, `rows` of them, then mismatched responses."""
+
+    groups: Sequence[TokenGroup]
+    rows: int
+    step: Step
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """values: one line of evaluations.jsonl without its step; rows: one object a row (record.meters.ROW);
-    views: every response's scores in fp64, in the order of the groups."""
+    """metrics: one line of evaluations.jsonl without its step; rows: one object a row (record.schema.ROW);
+    examples: every response in fp64, in the order of the groups."""
 
-    values: Values
+    metrics: Metrics
     rows: list[dict[str, object]]
-    views: Examples
+    examples: Examples
 
     @property
     def logp(self) -> np.ndarray:
         """(responses,) fp64."""
-        return self.views.scores.logp.numpy()
+        return self.examples.responses.logp.numpy()
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Groups to measure on, cut into packs once."""
-
-    groups: Sequence[TokenGroup]
-    step: Step
-
-    @classmethod
-    def of(cls, groups: Sequence[TokenGroup], engine: Models) -> HeldOut:
-        return cls(groups, engine.packing.step(groups, engine.dist.world_size))
-
-
-def evaluate(engine: Models, held_out: HeldOut, memory: OomRetry, start: np.ndarray | None) -> Evaluation:
+def evaluate(
+    models: Models, loss: Loss, held_out: HeldOut, oom: OomRetry, dist: Distributed, start: np.ndarray | None = None
+) -> Evaluation:
     """Measure. start: (responses,) logp before training, or None where this is that measurement.
 
-    The objective is asked once about all rows, in fp64, so that no meter depends on how they were cut into packs.
+    The loss is called once about all rows, in fp64, so that no metric depends on how they were cut into packs.
     """
-    began = time.monotonic()
-    whole = score_all(engine, held_out.groups, held_out.step, memory)
-    mismatched = score_mismatched(engine, held_out.groups, memory)
-    judgement = ask(engine.judge, held_out.groups, whole.scores, mismatched and mismatched.scores)
-    views = judgement.views
-    before = views.scores.logp if start is None else torch.from_numpy(start)
-    sums = Sums(engine.judge.objective)
-    sums.add(views, judgement.value, before)
-    placed, since = placements(views, learned(views, before)), placements(views, views.scores.logp - before)
-    right, gained = right_of(views, engine.judge.objective), _gained(views, before)
-    values = sums.means(list(SCORES)) | _lengths(views, before, right)
-    values |= {"accuracy_of_change": _mean(gained, judged(views))} | _apart(views, placed, since, before)
-    values |= {"rows": len(held_out.groups), "responses": len(views.scores.logp)}
-    values |= {"seconds": round(time.monotonic() - began, 3)}
-    return Evaluation(values, _rows(views, before, placed, since, right, gained), views)
+    began, step = time.monotonic(), held_out.step
+    groups = models.with_reference(held_out.groups, step, oom, dist)
+    batch_of = partial(models.collate, groups)
+    scores = score_step(models.policy, batch_of, groups, step, loss.reads, oom, dist)
+    mismatched = None
+    if step.mismatched is not None:
+        mismatched = score_step(models.policy, batch_of, groups, step.mismatched, loss.reads, oom, dist).responses
+    output = loss([groups[i] for i in step.order], scores.responses, mismatched)
+    examples, logp = output.examples, scores.responses.logp
+    before = logp if start is None else torch.from_numpy(start)
+    metrics = score_metrics(loss.objective, examples, list(SCORES), loss=output.value, start=before)
+    by_row = _RowMetrics(examples, loss, before)
+    metrics |= by_row.length_metrics() | by_row.rating_metrics()
+    metrics |= {"rows": held_out.rows, "responses": len(logp), "seconds": round(time.monotonic() - began, 3)}
+    return Evaluation(metrics, by_row.rows(), examples)
 
 
-def learned(views: Examples, before: torch.Tensor) -> torch.Tensor:
-    """(responses,) log-ratio; without a reference, to the model that training began from."""
-    return views.scores.logp - before if views.scores.reference is None else views.scores.log_ratio
+class _RowMetrics:
+    """What is measured of each row, from which some metrics of all rows follow.
+
+    before: (responses,) logp before training. accuracy, accuracy_of_change: (pairs,); rating_auc, rating_auc_of_change:
+    of each rated response, by its place.
+    """
+
+    def __init__(self, examples: Examples, loss: Loss, before: Tensor) -> None:
+        self.examples, self.before = examples, before
+        self.change = examples.responses.logp - before
+        self.log_ratio = self.change if examples.responses.reference is None else examples.responses.log_ratio
+        better, worse, _, _ = examples.pair_index
+        self.accuracy = pair_accuracy(examples, loss.objective)
+        self.accuracy_of_change = ranked_right(self.change[better] - self.change[worse])
+        self.rating_auc = rating_auc(examples, self.log_ratio)
+        self.rating_auc_of_change = rating_auc(examples, self.change)
+
+    def length_metrics(self) -> Metrics:
+        """Metrics that tell whether the policy learned length, and the accuracy of change."""
+        responses, weight = self.examples.responses, uneven_weight(self.examples)
+        moved = bool((self.log_ratio.abs() > TIE).any())  # before that the ranks are those of rounding errors
+        correlation = rank_correlation(self.log_ratio.numpy(), responses.tokens.numpy()) if moved else None
+        metrics: Metrics = {"reward_length_correlation": correlation}
+        better, worse, _, _ = self.examples.pair_index
+        if len(better):
+            longer, even = responses.tokens[better] - responses.tokens[worse], weight == 0
+            for name, subset in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
+                metrics[f"accuracy_{name}"] = _mean(self.accuracy, (subset & ~even).to(self.accuracy))
+        return metrics | {"accuracy_of_change": _mean(self.accuracy_of_change, weight)}
+
+    def rating_metrics(self) -> Metrics:
+        """Accuracies and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
+        if len(self.examples.pair_index[0]) or not self.rating_auc:
+            return {}
+        classes = _rated(self.examples)
+        accuracy, of_change = (
+            sum(auc[place] for place in classes[True]) / len(classes[True])
+            for auc in (self.rating_auc, self.rating_auc_of_change)
+        )
+        margin = float(self.log_ratio[classes[True]].mean() - self.log_ratio[classes[False]].mean())
+        return {"accuracy": accuracy, "accuracy_of_change": of_change, "margin": margin}
+
+    def rows(self) -> list[dict[str, object]]:
+        """One object a row that has something to measure."""
+        rows: list[dict[str, object]] = []
+        margin, seen = margins(self.examples), 0
+        for start, group in zip(self.examples.starts, self.examples.groups, strict=True):
+            pairs = slice(seen, seen := seen + self.examples.pairs_of(group))
+            row: dict[str, object] = {"id": group.id or str(group.place)}
+            if len(margin[pairs]):
+                row["margin"] = float(margin[pairs].mean())
+                if group.preferred != 0.5:
+                    accuracy, of_change = self.accuracy[pairs].mean(), self.accuracy_of_change[pairs].mean()
+                    row |= {"accuracy": float(accuracy), "accuracy_of_change": float(of_change)}
+            elif start in self.rating_auc:
+                auc, of_change = self.rating_auc[start], self.rating_auc_of_change[start]
+                row |= {"accuracy": auc, "accuracy_of_change": of_change}
+            for side, place in _sides_of(group, start):
+                logp = float(self.examples.responses.logp[place])
+                row |= {
+                    f"{side}_logp": logp,
+                    f"{side}_logp_change": logp - float(self.before[place]),
+                    f"{side}_tokens": int(self.examples.responses.tokens[place]),
+                }
+            if len(row) > 1:
+                rows.append(row)
+        return rows
 
 
-def rated(views: Examples) -> dict[bool, list[int]]:
+def rating_auc(examples: Examples, values: Tensor) -> dict[int, float]:
+    """Place of each rated response -> share of the other class on whose right side its value, (responses,), stands.
+
+    The mean over the good ones, or over the bad ones, is how often a good one has the larger value.
+    """
+    array, classes, auc = values.numpy(), _rated(examples), {}
+    for good, places in classes.items():
+        others = np.sort(array[classes[not good]])
+        below = np.searchsorted(others, array[places] - TIE) + np.searchsorted(others, array[places] + TIE, "right")
+        share = below / (2 * len(others)) if good else 1 - below / (2 * len(others))
+        auc |= dict(zip(places, share.tolist(), strict=True))
+    return auc
+
+
+def _rated(examples: Examples) -> Mapping[bool, list[int]]:
     """Places of the responses called good (True) and bad (False); empty where one of the two is missing."""
-    called = [(at, g.good) for at, g in zip(views.starts, views.groups, strict=True) if g.kind == "rating"]
-    sides = {side: [at for at, good in called if good is side] for side in (True, False)}
-    return sides if all(sides.values()) else {}
+    rated = [(start, g.good) for start, g in zip(examples.starts, examples.groups, strict=True) if g.kind == "rating"]
+    classes = {called: [place for place, good in rated if good is called] for called in (True, False)}
+    return classes if all(classes.values()) else {}
 
 
-def placements(views: Examples, values: torch.Tensor) -> dict[int, float]:
-    """Place of each rated response -> share of those of the other class on whose right side its value stands.
-
-    values: (responses,). The mean over the good ones, or over the bad ones, is how often a good one has the larger.
-    """
-    ratio, sides, found = values.numpy(), rated(views), {}
-    for side, mine in sides.items():
-        others = np.sort(ratio[sides[not side]])
-        below = np.searchsorted(others, ratio[mine] - TIE) + np.searchsorted(others, ratio[mine] + TIE, "right")
-        share = below / (2 * len(others)) if side else 1 - below / (2 * len(others))
-        found |= dict(zip(mine, share.tolist(), strict=True))
-    return found
-
-
-def _apart(views: Examples, placed: dict[int, float], since: dict[int, float], before: torch.Tensor) -> Values:
-    """Accuracies and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
-    if len(views.pair_index[0]) or not placed:
-        return {}
-    ratio, sides = learned(views, before), rated(views)
-    accuracy, changed = (sum(each[at] for at in sides[True]) / len(sides[True]) for each in (placed, since))
-    return {
-        "accuracy": accuracy,
-        "accuracy_of_change": changed,
-        "margin": float(ratio[sides[True]].mean() - ratio[sides[False]].mean()),
-    }
-
-
-def _gained(views: Examples, before: torch.Tensor) -> torch.Tensor:
-    """(pairs,) 1 where the chosen response has gained more than the rejected one since the start, one half at a tie."""
-    change, (better, worse, _, _) = views.scores.logp - before, views.pair_index
-    return ranked_right(change[better] - change[worse])
-
-
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> float | None:
+def _mean(values: Tensor, weight: Tensor) -> float | None:
     total = float(weight.sum())
     return float((values * weight).sum()) / total if total else None
 
 
-def _lengths(views: Examples, before: torch.Tensor, right: torch.Tensor) -> Values:
-    """Meters that tell whether the policy learned length."""
-    scores, ratio = views.scores, learned(views, before)
-    moved = bool((ratio.abs() > TIE).any())  # before that the ranks are those of rounding errors
-    values: Values = {
-        "reward_length_correlation": rank_correlation(ratio.numpy(), scores.tokens.numpy()) if moved else None
-    }
-    better, worse, _, _ = views.pair_index
-    if len(better):
-        longer, fair = scores.tokens[better] - scores.tokens[worse], judged(views) > 0
-        for name, these in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
-            values[f"accuracy_{name}"] = _mean(right, (these & fair).to(right))
-    return values
-
-
-def _told(group: TokenGroup, start: int) -> list[tuple[str, int]]:
-    """Side and place of each response of a row, as meters call the sides; of a ranking, nothing."""
+def _sides_of(group: TokenGroup, start: int) -> list[tuple[str, int]]:
+    """Side and place of each response of a row, as metrics call the sides; of a ranking, nothing."""
     if group.kind == "pair":
         return [("chosen", start), ("rejected", start + 1)]
     return [("rejected" if group.good is False else "chosen", start)] if len(group.responses) == 1 else []
-
-
-def _rows(
-    views: Examples,
-    before: torch.Tensor,
-    placed: dict[int, float],
-    since: dict[int, float],
-    right: torch.Tensor,
-    gained: torch.Tensor,
-) -> list[dict[str, object]]:
-    margin = margins(views)
-    rows: list[dict[str, object]] = []
-    seen = 0
-    for start, group in zip(views.starts, views.groups, strict=True):
-        mine = slice(seen, seen := seen + views.pairs_of(group))
-        row: dict[str, object] = {"id": group.id or str(group.place)}
-        if len(margin[mine]):
-            row["margin"] = float(margin[mine].mean())
-            if group.preferred != 0.5:
-                row |= {"accuracy": float(right[mine].mean()), "accuracy_of_change": float(gained[mine].mean())}
-        elif start in placed:
-            row |= {"accuracy": placed[start], "accuracy_of_change": since[start]}
-        for side, at in _told(group, start):
-            logp = float(views.scores.logp[at])
-            row |= {
-                f"{side}_logp": logp,
-                f"{side}_logp_change": logp - float(before[at]),
-                f"{side}_tokens": int(views.scores.tokens[at]),
-            }
-        if len(row) > 1:
-            rows.append(row)
-    return rows

@@ -1,8 +1,8 @@
-"""Meters of a step or an evaluation: weighted sums over packs, one division at the end."""
+"""Metrics of a step or an evaluation: weighted means over the examples of all rows (record/schema.py has their meanings)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -12,102 +12,99 @@ from preftune.forward.examples import Examples
 from preftune.objective import Objective, parts
 from preftune.objective.responses import Responses
 
-Values = dict[str, float | None]
+Metrics = dict[str, float | None]
 TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
 
 
-def rewards(objective: Objective, scores: Responses) -> Tensor | None:
+def rewards(objective: Objective, responses: Responses) -> Tensor | None:
     """(responses,) beta times the log-ratio as the first part of the objective with a beta and a reference takes it.
 
     None where there is no such part, or no reference.
     """
     for _, part in parts(objective):
         beta = msgspec.structs.asdict(part).get("beta")
-        if part.reference and beta is not None and scores.reference is not None:
-            return beta * (scores.mean_log_ratio if part.length_normalized else scores.log_ratio)
+        if part.reference and beta is not None and responses.reference is not None:
+            return beta * (responses.mean_log_ratio if part.length_normalized else responses.log_ratio)
     return None
 
 
-@dataclass
-class Sums:
-    """Weighted sums of each meter and of its weights."""
+def score_metrics(
+    objective: Objective,
+    examples: Examples,
+    names: Sequence[str],
+    *,
+    loss: float,
+    start: Tensor | None = None,
+    d_logp: Tensor | None = None,
+) -> Metrics:
+    """The metrics of these names, None where there is nothing to measure.
 
-    objective: Objective
-    value: float = 0.0
-    rows: int = 0
-    sums: dict[str, list[float]] = field(default_factory=dict)
+    loss: sum of the examples' weighted values; start: (responses,) logp before training; d_logp: (responses,) derivative
+    of the loss.
+    """
+    metrics: Metrics = dict.fromkeys(names)
 
-    def add(self, views: Examples, value: float, start: Tensor | None = None, incentive: Tensor | None = None) -> None:
-        """A pack. value: sum of its examples' weighted values; start, incentive: (responses,) or None."""
-        self.value += value
-        self.rows += len(views.groups)
-        scores = views.scores
-        for side, (places, weight) in zip(("chosen", "rejected"), views.side_index, strict=True):
-            mine = scores[places]
-            measured = {"logp": mine.logp, "mean_logp": mine.mean_logp, "tokens": mine.tokens}
-            if (reward := rewards(self.objective, mine)) is not None:
-                measured["reward"] = reward
-            if start is not None:
-                measured["logp_change"] = mine.logp - start[places]
-            if incentive is not None:
-                measured["incentive"] = incentive[places]
-            for name, values in measured.items():
-                self._add(f"{side}_{name}", values, weight)
-        if len(views.pair_index[0]):
-            weight = judged(views)
-            self._add("margin", margins(views), views.pairs.weight)
-            self._add("accuracy", right_of(views, self.objective), weight)
-            self._add("accuracy_per_token", ranked_right(margins_per_token(views), TIE / 100), weight)
-        if views.mismatched is not None:
-            ratio = views.mismatched.log_ratio
-            if len(ratio):
-                self._add("drift", ratio.mean().clamp(min=0), ratio.new_ones(()))
-            if len(ratio) > 1:
-                self._add("drift_error", ratio.std() / len(ratio) ** 0.5, ratio.new_ones(()))
+    def put(name: str, values: Tensor, weight: Tensor) -> None:
+        if name in metrics and (total := float(weight.sum())):
+            metrics[name] = float((values * weight).sum()) / total
 
-    def _add(self, name: str, values: Tensor, weight: Tensor) -> None:
-        held = self.sums.setdefault(name, [0.0, 0.0])
-        held[0] += float((values * weight).sum())
-        held[1] += float(weight.sum())
-
-    def means(self, names: list[str]) -> Values:
-        """The meters of these names, null where nothing was measured."""
-        found: Values = dict.fromkeys(names)
-        found |= {name: total / weight for name, (total, weight) in self.sums.items() if weight and name in found}
-        if "loss" in found and self.rows:
-            found["loss"] = self.value / self.rows
-        return found
+    responses = examples.responses
+    for side, (index, weight) in zip(("chosen", "rejected"), examples.side_index, strict=True):
+        one_side = responses[index]
+        put(f"{side}_logp", one_side.logp, weight)
+        put(f"{side}_mean_logp", one_side.mean_logp, weight)
+        put(f"{side}_tokens", one_side.tokens, weight)
+        if (reward := rewards(objective, one_side)) is not None:
+            put(f"{side}_reward", reward, weight)
+        if start is not None:
+            put(f"{side}_logp_change", one_side.logp - start[index], weight)
+        if d_logp is not None:
+            put(f"{side}_incentive", d_logp[index], weight)
+    if len(examples.pair_index[0]):
+        weight = uneven_weight(examples)
+        put("margin", margins(examples), examples.pairs.weight)
+        put("accuracy", pair_accuracy(examples, objective), weight)
+        put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
+    if examples.mismatched is not None and len(examples.mismatched.logp):
+        log_ratio = examples.mismatched.log_ratio
+        one = log_ratio.new_ones(())
+        put("drift", log_ratio.mean().clamp(min=0), one)
+        if len(log_ratio) > 1:
+            put("drift_error", log_ratio.std() / len(log_ratio) ** 0.5, one)
+    if "loss" in metrics and examples.groups:
+        metrics["loss"] = loss / len(examples.groups)
+    return metrics
 
 
-def margins(views: Examples) -> Tensor:
+def margins(examples: Examples) -> Tensor:
     """(pairs,) log-ratio of the better minus the worse, in nats; of logp where there is no reference."""
-    pairs = views.pairs
+    pairs = examples.pairs
     return pairs.chosen.logp - pairs.rejected.logp if pairs.chosen.reference is None else pairs.margin
 
 
-def margins_per_token(views: Examples) -> Tensor:
-    """(pairs,) the same of means over tokens, in nats a token."""
-    a, b = (
+def margins_per_token(examples: Examples) -> Tensor:
+    """(pairs,) the difference of means over tokens, in nats a token."""
+    chosen, rejected = (
         side.mean_logp if side.reference is None else side.mean_log_ratio
-        for side in (views.pairs.chosen, views.pairs.rejected)
+        for side in (examples.pairs.chosen, examples.pairs.rejected)
     )
-    return a - b
+    return chosen - rejected
 
 
-def right_of(views: Examples, objective: Objective) -> Tensor:
-    """(pairs,) 1 where the number that the objective goes by ranks the pair right, one half at a tie."""
+def pair_accuracy(examples: Examples, objective: Objective) -> Tensor:
+    """(pairs,) 1 where the margin that the objective goes by ranks the pair right, one half at a tie."""
     if all(part.length_normalized for _, part in parts(objective)):
-        return ranked_right(margins_per_token(views), TIE / 100)
-    return ranked_right(margins(views))
+        return ranked_right(margins_per_token(examples), TIE / 100)
+    return ranked_right(margins(examples))
 
 
-def judged(views: Examples) -> Tensor:
+def uneven_weight(examples: Examples) -> Tensor:
     """(pairs,) weights, 0 where the votes are even: there neither order is right."""
-    return views.pairs.weight * (views.pairs.preferred != 0.5)
+    return examples.pairs.weight * (examples.pairs.preferred != 0.5)
 
 
 def ranked_right(margin: Tensor, tie: float = TIE) -> Tensor:
-    """1 where the margin is above 0, one half where it is 0 but for what `tie` allows."""
+    """1 where the margin is above 0, one half where it is within `tie` of 0."""
     return (margin > tie).to(margin) + 0.5 * (margin.abs() <= tie).to(margin)
 
 
@@ -115,10 +112,10 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's, ties sharing their mean rank; None where either is constant."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+    return float(np.corrcoef(_mean_ranks(a), _mean_ranks(b))[0, 1])
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

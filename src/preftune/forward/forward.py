@@ -1,176 +1,268 @@
-"""One update: the packs of a step through both models, on all ranks, and its gradient.
+"""A step's packs through the policy and back, on all ranks.
 
-An objective that couples the examples of a step is as exact as any other: every pack is scored without gradient, the
-objective is asked once, about the whole step, and then each pack goes through the model again. Packs may stand on
-several ranks: what these tell each other is a few numbers a response, and at the end the gradient.
+The loss never sees the model. It is given the log-probability of each response, and answers with the derivative of its
+value by each of them; `logp.backward(d_logp)` is where that enters the model. Everything else that the loss reads of a
+response (its tokens, its reference, its score) is a sum over columns of its group, known before the pass.
+
+A loss that needs the full step is as exact as any other: every pack is scored without gradient, the loss is called once,
+and then each pack goes through the model again. Ranks exchange a few numbers a response, and at the end the gradient.
+Held by tests/laws/test_packs.py and tests/laws/test_ranks.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.forward.loss import LossOutput, Models, Scored, ask, score, summed, token_weights
+from preftune.distributed import Distributed
+from preftune.forward.loss import Loss, LossOutput
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses
-from preftune.pack.batch import Batch
+from preftune.pack.batch import Batch, collate
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack, Step
-from preftune.reference.reference import NoReference
+from preftune.reference.moving import MovingReference
 from preftune.tokens.groups import TokenGroup
 
+Groups = Sequence[TokenGroup] | Mapping[int, TokenGroup]  # by the indices that a plan holds
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """All responses of a step, on every rank. scores: in the order of its rows, fp64, on the host; tokens: through the
-    model, of all ranks; shared: tokens that sharing saved them."""
 
-    scores: Responses
+@dataclass(frozen=True)
+class Models:
+    """The models of a run. reference: a model only where it moves with the policy; a reference that stays is the column
+    `reference` of the groups."""
+
+    policy: Policy
+    reference: MovingReference | None = None
+
+    def collate(self, groups: Groups, pack: Pack) -> Batch:
+        """The batch of a pack of these groups, where the policy is."""
+        return collate([groups[i] for i in pack], self.policy.device, self.policy.multiple)
+
+    def with_reference(self, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> Groups:
+        """The step's groups with the reference's numbers of now, where it moves; else the groups as they are."""
+        return groups if self.reference is None else self.reference.fill(groups, step, oom, dist)
+
+
+class PackScores(NamedTuple):
+    """A pack through the policy. logp: (responses,) in nats, with its gradient; sharpness: (responses,) or None, see
+    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved."""
+
+    logp: Tensor
+    sharpness: Tensor | None
     tokens: int
     shared: int
 
 
-def gathered(engine: Models, groups: Sequence[TokenGroup], step: Step, done: Sequence[tuple[Pack, Scored]]) -> Whole:
-    """Put together what each rank has done of a step. Zeros stand for the others' part, so the sum is exact."""
-    place = places(groups, step)
-    names = ["logp", "tokens"]
-    names += [] if isinstance(engine.reference, NoReference) else ["reference"]
-    names += ["sharpness"] if "sharpness" in engine.judge.needs else []
-    names += ["weight_sum"] if any(groups[i].token_weights is not None for i in step.order) else []
-    count = sum(len(groups[i].responses) for i in step.order)
-    table = torch.zeros(count + 1, len(names), dtype=torch.float64)
-    for pack, scored in done:
-        scores = (
-            scored.scores
-            if scored.scores.weight_sum is not None
-            else replace(scored.scores, weight_sum=scored.scores.tokens)
-        )
-        table[[at for i in pack for at in place[i]]] = torch.stack([getattr(scores, n) for n in names], 1)
-        table[count, :2] += torch.tensor([scored.tokens, scored.shared])
-    engine.dist.sum(table)
-    columns = table[:count].T.contiguous()
-    return Whole(Responses(**dict(zip(names, columns, strict=True))), int(table[count, 0]), int(table[count, 1]))
+def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScores:
+    """The forward pass of a pack. reads: what the loss reads."""
+    weights, sharpness = token_weights(batch.groups, policy.device), None
+    if "sharpness" in reads:
+        token_logp, log_squares = policy.token_logp_and_squares(batch)
+        counts = torch.ones_like(log_squares) if weights is None else weights.to(log_squares.dtype)
+        sharpness = batch.sum((token_logp.detach() - log_squares) * counts) / batch.sum(counts)
+    else:
+        token_logp = policy.token_logp(batch)
+    logp = batch.sum(token_logp if weights is None else token_logp * weights.to(token_logp.dtype))
+    return PackScores(logp, sharpness, batch.tokens, batch.tokens_naive - batch.tokens)
 
 
-def places(groups: Sequence[TokenGroup], step: Step) -> dict[int, range]:
+def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
+    """(members,) what each token counts; None where every one counts 1."""
+    if all(group.column("weight") is None for group in groups):
+        return None
+    weights = [w for group in groups for w in group.column("weight") or [np.ones(len(r), np.float32) for r in group.responses]]
+    return torch.from_numpy(np.concatenate(weights)).to(device)
+
+
+def responses_of(
+    groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor | None, dtype: torch.dtype
+) -> Responses:
+    """All that a loss may read of these groups' responses, (responses,) fp64 on the host.
+
+    logp: (responses,) fp64 on the host. dtype: that of the policy's log-probabilities. Sums of columns are rounded to it
+    as the policy's own sum is, so that a policy that equals its reference has a margin of exactly 0.
+    """
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    responses = [(group, index) for group in groups for index in range(len(group.responses))]
+
+    def total(name: str) -> Tensor:
+        sums = np.empty(len(responses), kind)
+        for place, (group, index) in enumerate(responses):
+            values, weights = group.column(name), group.column("weight")
+            if values is None:
+                sums[place] = len(group.responses[index])  # a weight of 1 a token
+                continue
+            tokens = values[index].astype(kind, copy=False)
+            if name != "weight" and weights is not None:
+                tokens = tokens * weights[index].astype(kind, copy=False)
+            sums[place] = tokens.sum(dtype=np.float64)
+        return torch.from_numpy(sums.astype(np.float64))
+
+    tokens = torch.tensor([len(group.responses[index]) for group, index in responses], dtype=torch.float64)
+    weighted = any(group.column("weight") is not None for group in groups)
+    referred = bool(groups) and groups[0].column("reference") is not None
+    return Responses(logp, tokens, total("reference") if referred else None, sharpness=sharpness,
+                     weight_sum=total("weight") if weighted else None)  # fmt: skip
+
+
+class StepScores(NamedTuple):
+    """All responses of a step, on every rank. tokens: through the policy on all ranks; shared: tokens that sharing saved."""
+
+    responses: Responses
+    tokens: int
+    shared: int
+
+
+def gather_step(
+    policy: Policy, groups: Groups, step: Step, scored: Sequence[tuple[Pack, PackScores]], dist: Distributed
+) -> StepScores:
+    """Put together what each rank has scored of a step, in the order of `step.order`.
+
+    Ranks sum one table, with zeros where others have scored, so the sum is exact.
+    """
+    places = response_places(groups, step)
+    count = sum(map(len, places.values()))
+    table = torch.zeros(count + 1, 2, dtype=torch.float64)
+    sharp = torch.zeros(1, dtype=torch.float64)
+    for pack, scores in scored:
+        rows = [place for i in pack for place in places[i]]
+        table[rows, 0] = scores.logp.detach().double().cpu()
+        if scores.sharpness is not None:
+            table[rows, 1] = scores.sharpness.detach().double().cpu()
+            sharp[0] = 1
+        table[count] += torch.tensor([scores.tokens, scores.shared])
+    dist.sum(table)
+    logp, sharpness = table[:count].T.contiguous()
+    rows_of_step = [groups[i] for i in step.order]
+    has_sharpness = bool(dist.sum(sharp))
+    responses = responses_of(rows_of_step, logp, sharpness if has_sharpness else None, policy.logp_dtype)
+    return StepScores(responses, int(table[count, 0]), int(table[count, 1]))
+
+
+def response_places(groups: Groups, step: Step) -> dict[int, range]:
     """Where the responses of each group of a step stand among all of the step."""
-    found: dict[int, range] = {}
+    places: dict[int, range] = {}
     start = 0
     for i in step.order:
-        found[i] = range(start, start + len(groups[i].responses))
-        start = found[i].stop
-    return found
+        places[i] = range(start, start + len(groups[i].responses))
+        start = places[i].stop
+    return places
 
 
-def score_all(
-    engine: Models,
-    groups: Sequence[TokenGroup],
-    step: Step,
-    memory: OomRetry,
-    batch: Callable[[Pack], Batch] | None = None,
-) -> Whole:
-    """Every row of a step under both models, without gradient; each rank its packs. batch: what makes or keeps them."""
-    made = batch or partial(engine.batch, groups)
+def score_step(
+    policy: Policy, batch_of: Callable[[Pack], Batch], groups: Groups, step: Step, reads: frozenset[str], oom: OomRetry,
+    dist: Distributed,
+) -> StepScores:  # fmt: skip
+    """Every row of a step through the policy without gradient, each rank its packs."""
 
-    def work(packs: Sequence[Pack]) -> list[tuple[Pack, Scored]]:
+    def score(packs: Sequence[Pack]) -> list[tuple[Pack, PackScores]]:
         with torch.no_grad():
-            return [(pack, score(engine, made(pack))) for pack in packs]
+            return [(pack, score_pack(policy, batch_of(pack), reads)) for pack in packs]
 
-    return gathered(engine, groups, step, memory.over(groups, step.of(engine.dist.rank), work))
-
-
-def score_mismatched(engine: Models, groups: Sequence[TokenGroup], memory: OomRetry) -> Whole | None:
-    """The mismatched responses of these rows, if judging takes such; there may be none, as where prompts are equal."""
-    if "mismatched" not in engine.judge.needs:
-        return None
-    extra = engine.judge.extra(groups)
-    return score_all(engine, extra, engine.packing.step(extra, engine.dist.world_size), memory)
+    scored = oom.run(groups, step.packs_of_rank(dist.rank), score)
+    return gather_step(policy, groups, step, scored, dist)
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What was computed for a step: the objective's word on it, tokens through the model in all passes of all ranks,
-    and tokens that one pass saved by sharing."""
+class StepGradient(NamedTuple):
+    """A step after its backward pass. tokens: through the policy in all passes of all ranks; shared: saved in one."""
 
-    judgement: LossOutput
+    output: LossOutput
     tokens: int
     shared: int
 
 
-def passes(engine: Models, groups: Sequence[TokenGroup], step: Step, memory: OomRetry) -> Pass:
-    """Put the whole step's gradient into the policy's parameters, on every rank the same. groups: those of the plan."""
-    rows = [groups[i] for i in step.order]
-    run = _coupled if engine.judge.coupled else _uncoupled
-    done = run(engine, groups, step, rows, memory)
-    engine.dist.sum_gradients(engine.policy.module.parameters())
-    return done
+def step_gradient(
+    models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRetry, dist: Distributed
+) -> StepGradient:
+    """Put the gradient of the step's mean loss into the policy's parameters, on every rank the same."""
+    groups = models.with_reference(groups, step, oom, dist)
+    backward = _two_passes if loss.needs_full_step else _one_pass
+    gradient = backward(models, groups, step, loss, oom, dist)
+    dist.sum_gradients(models.policy.module.parameters())
+    return gradient
 
 
-def dry_run(engine: Models, groups: Sequence[TokenGroup], pack: Pack, memory: OomRetry) -> None:
-    """One pack through both models and back, with a gradient that means nothing: what a pass takes, on this rank alone.
+def _one_pass(
+    models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRetry, dist: Distributed
+) -> StepGradient:
+    """Each pack has its own loss, and goes back at once."""
+    policy, rows = models.policy, [groups[i] for i in step.order]
 
-    It is not judged, because its rows alone might take mismatched responses that no reference has scored.
-    """
-
-    def work(packs: Sequence[Pack]) -> None:
-        for part in packs:
-            logp = score(engine, engine.batch(groups, part)).logp
-            logp.backward(torch.zeros_like(logp))
-
-    memory.over(groups, [pack], work)
-
-
-def _uncoupled(
-    engine: Models, groups: Sequence[TokenGroup], step: Step, rows: Sequence[TokenGroup], memory: OomRetry
-) -> Pass:
-    """Each pack is judged by itself and goes back at once."""
-
-    def work(packs: Sequence[Pack]) -> list[tuple[Pack, Scored]]:
-        engine.policy.module.zero_grad()
-        done = []
+    def forward_and_backward(packs: Sequence[Pack]) -> list[tuple[Pack, PackScores]]:
+        policy.module.zero_grad()
+        scored = []
         for pack in packs:
-            batch = engine.batch(groups, pack)
-            scored = score(engine, batch)
-            coefficients = ask(engine.judge, batch.groups, scored.scores).coefficients / len(rows)
-            scored.logp.backward(coefficients.to(scored.logp))
-            done.append((pack, replace(scored, logp=scored.logp.detach())))
-        return done
+            batch = models.collate(groups, pack)
+            scores = score_pack(policy, batch, loss.reads)
+            sharpness = None if scores.sharpness is None else scores.sharpness.double().cpu()
+            responses = responses_of(batch.groups, scores.logp.detach().double().cpu(), sharpness, scores.logp.dtype)
+            d_logp = loss(batch.groups, responses).d_logp / len(rows)
+            scores.logp.backward(d_logp.to(scores.logp))
+            scored.append((pack, scores._replace(logp=scores.logp.detach())))
+        return scored
 
-    whole = gathered(engine, groups, step, memory.over(groups, step.of(engine.dist.rank), work))
-    return Pass(ask(engine.judge, rows, whole.scores), whole.tokens, whole.shared)
+    scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+    total = gather_step(policy, groups, step, scored, dist)
+    return StepGradient(loss(rows, total.responses), total.tokens, total.shared)
 
 
-def _coupled(
-    engine: Models, groups: Sequence[TokenGroup], step: Step, rows: Sequence[TokenGroup], memory: OomRetry
-) -> Pass:
-    """All packs are scored, the objective is asked about the whole step, and each pack goes through the model again."""
-    batch = cache(partial(engine.batch, groups))
-    whole = score_all(engine, groups, step, memory, batch)
-    mismatched = score_mismatched(engine, rows, memory)
-    judgement = ask(engine.judge, rows, whole.scores, mismatched and mismatched.scores)
-    place = places(groups, step)
+def _two_passes(
+    models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRetry, dist: Distributed
+) -> StepGradient:
+    """All packs are scored, the loss is called about the whole step, and each pack goes through the model again."""
+    policy, rows = models.policy, [groups[i] for i in step.order]
+    batch_of = cache(partial(models.collate, groups))  # both passes go through the same batches
+    total = score_step(policy, batch_of, groups, step, loss.reads, oom, dist)
+    mismatched = None
+    if step.mismatched is not None:
+        mismatched = score_step(policy, partial(models.collate, groups), groups, step.mismatched, loss.reads, oom, dist)
+    output = loss(rows, total.responses, mismatched and mismatched.responses)
+    places = response_places(groups, step)
 
-    def work(packs: Sequence[Pack]) -> None:
-        engine.policy.module.zero_grad()
+    def forward_and_backward(packs: Sequence[Pack]) -> None:
+        policy.module.zero_grad()
         for pack in packs:
-            weights = token_weights(batch(pack).groups, engine.policy.device)
-            logp = summed(batch(pack), engine.policy.token_logp(batch(pack)), weights)
-            mine = [at for i in pack for at in place[i]]
-            _unchanged(engine.policy, whole.scores, logp.detach(), mine)
-            logp.backward(judgement.coefficients[mine].to(logp) / len(rows))
+            logp = score_pack(policy, batch_of(pack), frozenset()).logp
+            rows_of_pack = [place for i in pack for place in places[i]]
+            _check_repeated(policy, total.responses, logp.detach(), rows_of_pack)
+            logp.backward(output.d_logp[rows_of_pack].to(logp) / len(rows))
 
-    memory.over(groups, step.of(engine.dist.rank), work)
-    extra = mismatched.tokens if mismatched else 0
-    return Pass(judgement, 2 * whole.tokens + extra, whole.shared)
+    oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+    return StepGradient(output, 2 * total.tokens + (mismatched.tokens if mismatched else 0), total.shared)
 
 
-def _unchanged(policy: Policy, first: Responses, again: Tensor, mine: Sequence[int]) -> None:
-    """Raise UserError where a second pass gives other numbers than those that the objective was asked about."""
-    off = float(((again.double().cpu() - first.logp[mine]).abs() / first.tokens[mine]).max())
+def _check_repeated(policy: Policy, first: Responses, logp: Tensor, rows: Sequence[int]) -> None:
+    """Raise UserError where a second pass gives other numbers than those that the loss was computed from."""
+    off = float(((logp.double().cpu() - first.logp[rows]).abs() / first.tokens[rows]).max())
     if off > policy.noise:  # what is not finite is refused with the update
         raise draws_at_random(off)
+
+
+def dry_run(models: Models, groups: Groups, step: Step, pack: Pack, oom: OomRetry, dist: Distributed) -> float:
+    """One pack through the models and back on this rank, with a gradient of 0: whether memory suffices for it.
+
+    Returns the largest |log-ratio| of its responses, in nats, which is 0 where the policy is its reference; NaN without
+    a reference. The loss is not called: it could ask for responses that this pack does not have.
+    """
+    groups = models.with_reference(groups, step, oom, dist)
+
+    def forward_and_backward(packs: Sequence[Pack]) -> float:
+        largest = float("nan")
+        for part in packs:
+            batch = models.collate(groups, part)
+            logp = score_pack(models.policy, batch, frozenset()).logp
+            responses = responses_of(batch.groups, logp.detach().double().cpu(), None, logp.dtype)
+            if responses.reference is not None:
+                largest = max(float(responses.log_ratio.abs().max()), 0.0 if largest != largest else largest)
+            logp.backward(torch.zeros_like(logp))
+        return largest
+
+    return oom.run(groups, [pack], forward_and_backward)

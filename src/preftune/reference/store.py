@@ -21,53 +21,54 @@ Key = bytes  # 32 bytes
 
 def key_of(prompt: np.ndarray, response: np.ndarray) -> Key:
     """SHA-256 of the token ids of a prompt and a response, and of where one ends."""
-    told = hashlib.sha256(len(prompt).to_bytes(8, "little"))
-    told.update(np.asarray(prompt, "<i4").tobytes())
-    told.update(np.asarray(response, "<i4").tobytes())
-    return told.digest()
+    digest = hashlib.sha256(len(prompt).to_bytes(8, "little"))
+    digest.update(np.asarray(prompt, "<i4").tobytes())
+    digest.update(np.asarray(response, "<i4").tobytes())
+    return digest.digest()
 
 
 class Store:
-    """The entries of one reference. damaged: entries or files found broken on opening; they count as absent."""
+    """The entries of one reference. root: None keeps them in memory only; damaged: entries or files found broken on
+    opening, which count as absent."""
 
-    def __init__(self, root: Path, weights: str, numerics: str) -> None:
-        self.folder = root.expanduser() / f"{weights[:32]}-{numerics}"
+    def __init__(self, root: Path | None, weights: str, numerics: str) -> None:
+        self.folder = None if root is None else root.expanduser() / f"{weights[:32]}-{numerics}"
         self.damaged = 0
-        self._held: dict[Key, np.ndarray] = {}
+        self._entries: dict[Key, np.ndarray] = {}
         self._new: dict[Key, np.ndarray] = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
+        for file in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             self._read(file)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
-    def get(self, key: Key) -> np.ndarray | None:
-        """(tokens of the response,) fp32, or None."""
-        return self._held.get(key)
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
 
     def __getitem__(self, key: Key) -> np.ndarray:
         """(tokens of the response,) fp32, of an entry that is there."""
-        return self._held[key]
+        return self._entries[key]
 
     def hold(self, key: Key, token_logp: np.ndarray) -> None:
         """Add an entry that another process has on its disk."""
-        self._held[key] = np.ascontiguousarray(token_logp, np.float32)
+        self._entries[key] = np.ascontiguousarray(token_logp, np.float32)
 
     def put(self, key: Key, token_logp: np.ndarray) -> None:
         """Add an entry; it is on disk after the next `flush`."""
         self.hold(key, token_logp)
-        self._new[key] = self._held[key]
+        if self.folder is not None:
+            self._new[key] = self._entries[key]
 
     def flush(self) -> None:
         """Write what is new as one more file."""
-        if not self._new:
+        if self.folder is None or not self._new:
             return
         keys = sorted(self._new)
         values = [self._new[key] for key in keys]
         data = save(
             {
                 "key": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
-                "sum": np.stack([_sum(k, v) for k, v in zip(keys, values, strict=True)]),
+                "sum": np.stack([_checksum(k, v) for k, v in zip(keys, values, strict=True)]),
                 "tokens": np.array([len(v) for v in values], np.int64),
                 "logp": np.concatenate(values),
             }
@@ -85,12 +86,12 @@ class Store:
         except Exception:  # safetensors raises its own class; whatever is wrong, the file cannot be used
             self.damaged += 1
             return
-        for key, values, told in entries:
-            if np.array_equal(_sum(key, values), told) and np.isfinite(values).all():
-                self._held[key] = values
+        for key, values, checksum in entries:
+            if np.array_equal(_checksum(key, values), checksum) and np.isfinite(values).all():
+                self._entries[key] = values
             else:
                 self.damaged += 1
 
 
-def _sum(key: Key, values: np.ndarray) -> np.ndarray:
+def _checksum(key: Key, values: np.ndarray) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(key + values.tobytes()).digest()[:8], np.uint8)

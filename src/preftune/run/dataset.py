@@ -1,73 +1,139 @@
-"""What a run learns from, in tokens: the part of its preparation that runs of a sweep share."""
+"""The rows of a run in token ids, with an account of every row: what the runs of a sweep share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import Problem, UserError
+from preftune.events import Note, emit
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
-from preftune.record.show import Show
-from preftune.run.prepare_rows import Prepared, Rows, prepare, read_rows
+from preftune.rows.account import TOO_LONG, Account, Counts
+from preftune.rows.config import Data
+from preftune.rows.split import Rows, read_rows
+from preftune.rows.tally import refuse_too_many
+from preftune.tokens.groups import TokenGroup
+from preftune.tokens.lengths import summarize
+from preftune.tokens.tokenize import Tokenized, tokenize
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PURPOSES = {"train": "train on", "evaluate": "measure on"}
+MAX_TOKENS = 1024  # of a prompt with one response, where neither the run nor the model says otherwise
 
-@dataclass(frozen=True)
-class Material:
-    """config: the model's; digests: of the rows' files and of the tokenizer."""
 
+class Dataset(Struct, frozen=True):
+    """train, held_out: the groups to learn from and to measure on; account: what data.json holds; config: the model's;
+    max_tokens: of a prompt with one response; digests: of the rows' files and of the tokenizer; tokenized: by part."""
+
+    train: list[TokenGroup]
+    held_out: list[TokenGroup]
+    account: Account
     tokenizer: PreTrainedTokenizerBase
     config: PreTrainedConfig
-    prepared: Prepared
+    max_tokens: int
     digests: dict[str, str]
+    tokenized: dict[str, Tokenized]
 
 
-Gather = Callable[[Run, Show], Material]
+Loader = Callable[[Run], Dataset]
 
 
-def gather(run: Run, show: Show) -> Material:
+def load_dataset(run: Run) -> Dataset:
     """Read and tokenize, and say what is odd about the rows. Raises UserError."""
-    show("reading rows")
-    found = in_tokens(run, read_rows(run.data))
-    for part in ("train", "evaluate"):
-        for note in (found.prepared.account[part] or {}).get("notes", ()):
-            show(note)
-    return found
+    emit(Note("reading rows"))
+    dataset = tokenize_rows(run, read_rows(run.data))
+    for counts in (dataset.account.train, dataset.account.evaluate):
+        for note in counts.notes if counts else ():
+            emit(Note(note))
+    return dataset
 
 
-def in_tokens(run: Run, rows: Rows) -> Material:
-    """The same of rows that were read. Raises UserError."""
+def cached_loader() -> Loader:
+    """`load_dataset` that gives one dataset to every run with the same rows and model."""
+    datasets: dict[bytes, Dataset] = {}
+
+    def load(run: Run) -> Dataset:
+        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model), )
+        if key not in datasets:
+            datasets[key] = load_dataset(run)
+        return datasets[key]
+
+    return load
+
+
+def tokenize_rows(run: Run, rows: Rows) -> Dataset:
+    """Rows that were read, in token ids. Raises UserError where too many are unusable, or none is left."""
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path, run.model.revision, run.data.template)
     config = load_config(run.model.path, run.model.revision, "model.path")
-    prepared = prepare(rows, run.data, tokenizer, longest(run, config))
-    return Material(tokenizer, config, prepared, {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)})
+    max_tokens = _max_tokens(run.data, config)
+    parts = {"train": rows.train, "evaluate": rows.evaluate}
+    tokenized = {
+        part: tokenize(given, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long)
+        for part, given in parts.items()
+        if given
+    }
+    _refuse_skipped(rows, tokenized, run.data)
+    for part, done in tokenized.items():
+        if not done.groups:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in _by_reason(done.skipped).items())
+            raise UserError(f"no row is left to {PURPOSES[part]} ({reasons}).", location=f"data.{part}",
+                            hint=f"max_tokens is {max_tokens}; see `preftune check`.")  # fmt: skip
+    groups = {part: done.groups for part, done in tokenized.items()}
+    account = replace(
+        summarize(groups["train"]),
+        train=_counts("train", tokenized, rows),
+        evaluate=_counts("evaluate", tokenized, rows),
+        max_tokens=max_tokens,
+        files={part: reading.files for part, reading in rows.readings.items()},
+    )
+    digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
+    held_out = groups.get("evaluate", [])
+    return Dataset(groups["train"], held_out, account, tokenizer, config, max_tokens, digests, tokenized)
 
 
-def gather_once() -> Gather:
-    """`gather` that keeps what it made, and gives it to every run with the same rows and model."""
-    kept: dict[bytes, Material] = {}
-
-    def gather_or_take(run: Run, show: Show) -> Material:
-        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model))
-        if key not in kept:
-            kept[key] = gather(run, show)
-        return kept[key]
-
-    return gather_or_take
+def _refuse_skipped(rows: Rows, tokenized: Mapping[str, Tokenized], data: Data) -> None:
+    """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
+    for part, reading in rows.readings.items():
+        of_source = [done for name, done in tokenized.items() if name == part or name not in rows.readings]
+        skipped = [problem for done in of_source for problem in done.skipped if problem.reason not in TOO_LONG]
+        if skipped:
+            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], data.max_skipped)
 
 
-def longest(run: Run, config: PreTrainedConfig) -> int:
+def _counts(part: str, tokenized: Mapping[str, Tokenized], rows: Rows) -> Counts | None:
+    if part not in tokenized:
+        return None
+    done, reading = tokenized[part], rows.readings.get(part)
+    skipped_before = reading.skipped if reading else []
+    notes = [*(reading.notes if reading else []), *done.notes]
+    given = rows.train if part == "train" else rows.evaluate
+    return Counts(
+        read=len(given) + len(skipped_before),
+        kept=len(done.groups),
+        cut=done.cut,
+        kinds=dict(Counter(group.kind for group in done.groups)),
+        skipped=_by_reason([*skipped_before, *done.skipped]),
+        notes=tuple(map(str, notes)),
+    )
+
+
+def _by_reason(problems: Sequence[Problem]) -> dict[str, int]:
+    return dict(Counter(problem.reason for problem in problems).most_common())
+
+
+def _max_tokens(data: Data, config: PreTrainedConfig) -> int:
     """Tokens that a prompt with a response may have. Raises UserError where the model has fewer positions."""
     limit = positions(config)
-    if run.data.max_tokens is not None and run.data.max_tokens > limit:
+    if data.max_tokens is not None and data.max_tokens > limit:
         raise UserError(f"the model has {limit} positions.", location="data.max_tokens", hint=f"Use {limit} or less.")
-    return run.data.max_tokens or min(1024, limit)
+    return data.max_tokens or min(MAX_TOKENS, limit)

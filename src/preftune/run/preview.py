@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.model import load
-from preftune.model.budget import LARGEST, Expected, expected
+from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.reference.config import Frozen
-from preftune.run.dataset import in_tokens
-from preftune.run.match_rows import Notes, fit
-from preftune.run.prepare import device_of, in_vocabulary, plan_of, scale_of
-from preftune.run.prepare_rows import Prepared, Rows
+from preftune.reference.config import Moving
+from preftune.rows.split import Rows
+from preftune.run.dataset import Dataset, tokenize_rows
+from preftune.run.match_rows import Notes, match_rows
+from preftune.run.models import check_vocabulary, device_of
+from preftune.run.plan_steps import plan_steps
 
-SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
+COUNTED_STEPS = 20  # steps whose packs are counted to the token; the others are taken to be alike
 
 
 @dataclass(frozen=True)
 class Preview:
-    """tokens and naive: of one average step, with sharing and with one pass a response."""
+    """tokens, naive: of an average step, with sharing and with one pass a response."""
 
     run: Run
-    prepared: Prepared
+    dataset: Dataset
     notes: Notes
-    tokenizer: load.PreTrainedTokenizerBase
     plan: Plan
     parameters: int
     memory: Expected
@@ -38,29 +40,23 @@ class Preview:
 
 def preview(run: Run, rows: Rows) -> Preview:
     """Tokenize and plan as `train` would. Raises UserError."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM
-
-    run = resolve(run)
-    material = in_tokens(run, rows)
-    config = material.config
-    run, prepared, notes = fit(run, material.prepared)
+    run, dataset, notes = match_rows(run, tokenize_rows(run := resolve(run), rows))
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config)
-    in_vocabulary(module.get_input_embeddings().get_parameter("weight").shape[0], prepared)
-    parameters = sum(p.numel() for p in module.parameters())
+        module = AutoModelForCausalLM.from_config(dataset.config)
+    vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
+    check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
+    parameters = sum(parameter.numel() for parameter in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST[device_of(run).type]
-    plan = plan_of(run, prepared.train, Packing(budget, scale_of(config)))
+    plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
     counts = []
-    for step in plan.steps[:SHOWN_STEPS]:
-        packs = [
-            [np.concatenate([g.prompt, r]) for g in map(prepared.train.__getitem__, p) for r in g.responses]
-            for p in step.packs
-        ]
+    for step in plan.steps[:COUNTED_STEPS]:
+        packs = [[np.concatenate([dataset.train[i].prompt, r]) for i in pack for r in dataset.train[i].responses]
+                 for pack in step.packs]  # fmt: skip
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
-    memory = expected(config, parameters, tokens=budget, weight_bytes=size, checkpointing=run.model.checkpointing)
-    if isinstance(run.reference, Frozen):
+    checkpointing = run.model.checkpointing
+    memory = expected(dataset.config, parameters, tokens=budget, weight_bytes=size, checkpointing=checkpointing)
+    if isinstance(run.reference, Moving):
         memory = Expected(memory.weights + parameters * size, memory.gradients, memory.moments, memory.activations)
-    return Preview(run, prepared, notes, material.tokenizer, plan, parameters, memory, float(tokens), float(naive))
+    return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))

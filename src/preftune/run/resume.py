@@ -1,4 +1,4 @@
-"""A record begun, or taken up where its newest whole checkpoint stands."""
+"""A record begun, or resumed where its newest whole checkpoint stands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 import torch
 
+from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
-from preftune.record.show import Show
-from preftune.record.writer import Record, environment, other_environment, start
+from preftune.events import Happened, Note, emit
+from preftune.record.writer import RecordWriter, environment, environment_changes
 from preftune.run.identity import compare, identity
-from preftune.run.prepare import Setup
-from preftune.training import checkpoint as checkpoints
+from preftune.run.prepare import Prepared
+from preftune.training import checkpoint
 from preftune.training.checkpoint import State
 
 
@@ -28,43 +29,54 @@ def with_recorded_budget(run: Run, out: Path, dist: Distributed) -> Run:
     return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
 
 
-def begin_or_resume(setup: Setup, state: State, record: Record, allow_change: Sequence[str] | None, show: Show) -> None:
-    """Write down what run this is. allow_change: keys in which it may differ from what is there; None: it is new.
+def begin_or_resume(
+    prepared: Prepared, state: State, record: RecordWriter, allow_change: Sequence[str] | None
+) -> None:
+    """Record which run this is. allow_change: keys in which it may differ from the one that is there; None: it is new.
 
-    Raises UserError, with nothing written, where what is there cannot be gone on with.
+    Raises UserError, with nothing written, where the run that is there cannot be resumed.
     """
-    now = identity(setup.run, setup.digests)
-    around = environment(
-        setup.run, setup.digests, str(setup.policy.device), torch.get_num_threads(), setup.dist.world_size
+    run, training = prepared.run, prepared.training
+    run_identity = identity(run, prepared.digests)
+    surroundings = environment(
+        prepared.digests,
+        device=str(training.models.policy.device),
+        threads=torch.get_num_threads(),
+        world_size=training.dist.world_size,
+        seed=run.seed,
     )
     if allow_change is not None:
-        restore(setup, state, record, now, allow_change, show)
-    record.json("identity.json", now)
-    if allow_change is not None and (moved := other_environment(record.path, around)):
-        record.event(state.step, "note", f"bits may differ from before: {', '.join(moved)}")
-    record.json("environment.json", around)
-    record.json("data.json", setup.prepared.account)
-    start(record.path, setup.run)
-    for kind, (text, details) in setup.notes.items():
-        record.event(state.step, kind, text, **details)
+        restore(prepared, state, record, run_identity, allow_change)
+    record.json("identity.json", run_identity)
+    if allow_change is not None and (changes := environment_changes(record.path, surroundings)):
+        emit(Happened(state.step, "note", f"bits may differ from before: {', '.join(changes)}"))
+    record.json("environment.json", surroundings)
+    record.json("data.json", msgspec.to_builtins(prepared.dataset.account))
+    record.text("run.toml", dump(run))
+    for kind, (text, details) in prepared.notes.items():
+        emit(Happened(state.step, kind, text, details))
 
 
 def restore(
-    setup: Setup, state: State, record: Record, now: Mapping[str, object], allow_change: Sequence[str], show: Show
+    prepared: Prepared,
+    state: State,
+    record: RecordWriter,
+    run_identity: Mapping[str, object],
+    allow_change: Sequence[str],
 ) -> None:
     """Load the newest whole checkpoint, cut the record back to it, and say so."""
-    changes = compare(record.path / "identity.json", now, allow_change)
-    found, passed = checkpoints.newest(record.checkpoints)
-    if found is not None:
-        checkpoints.load(state, found)
-    elif passed:
-        raise UserError(f"no checkpoint is whole: {'; '.join(passed)}.", location=str(record.checkpoints), code=CORRUPT,
-                        hint="Start again from the beginning with --force, or take another `out`.")  # fmt: skip
-    if changes and state.step == len(setup.plan.steps):
+    changes = compare(record.path / "identity.json", run_identity, allow_change)
+    newest, passed_over = checkpoint.newest(record.checkpoints)
+    if newest is not None:
+        checkpoint.load(state, newest)
+    elif passed_over:
+        raise UserError(f"no checkpoint is whole: {'; '.join(passed_over)}.", location=str(record.checkpoints),
+                        hint="Start again with --force, or take another `out`.", code=CORRUPT)  # fmt: skip
+    if changes and state.step == prepared.training.source.steps:
         raise UserError(f"this run is done, and would not become another one: {', '.join(changes)}.",
                         location=str(record.path), hint="Set it back, or start anew in another `out`.")  # fmt: skip
-    record.rewind(state.step if found is not None else -1)
+    record.rewind(state.step if newest is not None else -1)
     text = f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else "")
-    record.event(state.step, "resumed", text, passed_over=passed)
-    for sentence in (text, *(f"passed over {why}" for why in passed)):
-        show(sentence)
+    emit(Happened(state.step, "resumed", text, {"passed_over": passed_over}))
+    for sentence in (text, *(f"passed over {reason}" for reason in passed_over)):
+        emit(Note(sentence))

@@ -1,0 +1,193 @@
+"""Fill the column `reference`: log-probabilities under a model that never learns, each distinct response scored once.
+
+What was scored is kept in a store, on disk or in memory. Held by tests/reference/test_store.py and tests/laws/test_ranks.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from preftune import events, files, signals
+from preftune.distributed import SINGLE_PROCESS, Distributed
+from preftune.errors import CORRUPT, UserError
+from preftune.model.policy import Policy
+from preftune.pack.batch import collate
+from preftune.pack.oom import OomRetry
+from preftune.pack.plan import Pack
+from preftune.pack.trie import common_prefix
+from preftune.reference.store import Key, Store, key_of
+from preftune.tokens.groups import TokenGroup
+
+CANARIES = 8  # stored entries that are computed again, to see whether the store can be trusted
+FLUSH_SECONDS = 20.0
+HINT = "Lower data.max_tokens."
+EXCHANGED = 4096  # entries that ranks send each other in one call
+
+
+def numerics(policy: Policy) -> str:
+    """Numeric settings that change rounding; stored entries are reused only under the same ones."""
+    compute = str(policy.compute).removeprefix("torch.")
+    version = ".".join(torch.__version__.split(".")[:2])
+    return f"{compute}-{policy.device.type}-{policy.layout}-torch{version}-1"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePass:
+    """What a reference pass did. scored, reused: responses; tokens_naive: what one forward pass a response of its packs
+    would have computed; damaged: entries of the store that could not be read."""
+
+    scored: int
+    reused: int
+    tokens_computed: int
+    tokens_naive: int
+    damaged: int
+    seconds: float
+
+
+def filled(groups: Sequence[TokenGroup], store: Store) -> list[TokenGroup]:
+    """The groups with the column `reference`, a view of what the store holds. Each response must be in it."""
+    return [group.with_column("reference", tuple(store[key_of(group.prompt, r)] for r in group.responses)) for group in groups]
+
+
+def score_missing(
+    policy: Policy, store: Store, groups: Sequence[TokenGroup], *, tokens: int, seed: int,
+    dist: Distributed = SINGLE_PROCESS,
+) -> ReferencePass:  # fmt: skip
+    """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
+
+    tokens: budget of a pack. A few entries that were there already are computed again; UserError where they differ: then
+    the store is not trusted. Each rank computes and writes its packs; in the end all hold every entry, without a disk in
+    common. A stop signal takes effect after what is computed is kept.
+    """
+    began = time.monotonic()
+    wanted: dict[Key, TokenGroup] = {}
+    for group in groups:
+        for response in group.responses:
+            wanted.setdefault(key_of(group.prompt, response), _single(group, response))
+    keys = sorted(wanted)
+    present = [key in store for key in keys]
+    _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)}, seed + dist.rank)
+    lacked, senders = _who_has(keys, present, dist)
+    missing = {key: wanted[key] for key in keys if key not in senders}
+    packs = _packs(wanted, tokens)  # the same packs however much is stored, so that last digits repeat
+    packs = [pack for pack in packs if any(key in missing for key in pack)]
+    senders |= {key: number % dist.world_size for number, pack in enumerate(packs) for key in pack if key in missing}
+    computed = 0
+    if missing and store.folder is not None:
+        files.usable(store.folder)
+    try:
+        for tokens_of_pack in _computed(policy, store, packs[dist.rank :: dist.world_size], wanted, missing):
+            computed += tokens_of_pack
+            signals.check()
+    finally:
+        store.flush()
+    _exchange(store, {key: senders[key] for key in lacked}, wanted, dist)
+    naive, computed = sum(wanted[key].tokens for pack in packs for key in pack), int(dist.sum(torch.tensor(computed)))
+    seconds = time.monotonic() - began
+    return ReferencePass(len(missing), len(wanted) - len(missing), computed, naive, store.damaged, seconds)
+
+
+def _who_has(keys: Sequence[Key], present: Sequence[bool], dist: Distributed) -> tuple[list[Key], dict[Key, int]]:
+    """The entries that some rank lacks, and the first rank that has each entry that some rank has.
+
+    Each rank that has an entry gives world_size - rank, so that the largest number names the first of them.
+    """
+    number = dist.world_size - dist.rank
+    table = torch.tensor([[not there for there in present], [there * number for there in present]])
+    lacked, highest = dist.all_reduce_max(table).tolist()
+    senders = {key: dist.world_size - number for key, number in zip(keys, highest, strict=True) if number}
+    return list(itertools.compress(keys, lacked)), senders
+
+
+def _computed(
+    policy: Policy,
+    store: Store,
+    packs: Sequence[Sequence[Key]],
+    wanted: Mapping[Key, TokenGroup],
+    missing: Mapping[Key, TokenGroup],
+) -> Iterator[int]:
+    """The tokens computed for each pack, after its missing entries are in the store."""
+    oom = OomRetry(hint=HINT)
+    flushed, scored, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
+    for pack in packs:
+        values, tokens = _token_logp(policy, groups := [wanted[key] for key in pack], oom)
+        stops = np.cumsum([len(group.responses[0]) for group in groups])[:-1]
+        for key, token_logp in zip(pack, np.split(values, stops), strict=True):
+            if key not in missing:
+                continue
+            if not np.isfinite(token_logp).all():
+                location = str(missing[key].place)
+                raise UserError("the reference gives a response no finite probability.", location=location, code=CORRUPT)
+            store.put(key, token_logp)
+            scored += 1
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            store.flush()
+            flushed = time.monotonic()
+        events.emit(events.Progress("scoring the reference", scored, total))
+        yield tokens
+
+
+def _token_logp(policy: Policy, groups: Sequence[TokenGroup], oom: OomRetry) -> tuple[np.ndarray, int]:
+    """(members,) of groups of one response, fp32, and tokens computed."""
+
+    def score(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
+        batches = [collate([groups[i] for i in pack], policy.device, policy.multiple) for pack in packs]
+        with torch.no_grad():
+            parts = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
+        return np.concatenate(parts), sum(batch.tokens for batch in batches)
+
+    return oom.run(groups, [tuple(range(len(groups)))], score)
+
+
+def _exchange(store: Store, senders: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], dist: Distributed) -> None:
+    """Send missing entries to the ranks that lack them: a sum over all ranks, with zeros from those who do not send."""
+    keys = list(senders) if dist.world_size > 1 else []
+    for some in (keys[first : first + EXCHANGED] for first in range(0, len(keys), EXCHANGED)):
+        counts = [len(wanted[key].responses[0]) for key in some]
+        parts = torch.zeros(sum(counts)).split(counts)
+        for key, part in zip(some, parts, strict=True):
+            if senders[key] == dist.rank:
+                part.copy_(torch.from_numpy(store[key]))
+        for key, part in zip(some, dist.sum(torch.cat(parts)).split(counts), strict=True):
+            if key not in store:
+                store.hold(key, part.numpy())
+
+
+def _single(group: TokenGroup, response: np.ndarray) -> TokenGroup:
+    return TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place, id=group.id)
+
+
+def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
+    """All keys in lexicographic order of their sequences, cut where the distinct tokens exceed the budget."""
+    sequences = {key: np.concatenate([g.prompt, g.responses[0]]).astype(">u4") for key, g in groups.items()}
+    packs: list[list[Key]] = []
+    size, last = 0, np.empty(0, ">u4")
+    for key in sorted(sequences, key=lambda key: sequences[key].tobytes()):
+        new = len(sequences[key]) - common_prefix(last, sequences[key])
+        if not packs or size + new > tokens:
+            packs.append([])
+            size, new = 0, len(sequences[key])
+        packs[-1].append(key)
+        size, last = size + new, sequences[key]
+    return packs
+
+
+def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], seed: int) -> None:
+    """Compute a few entries again. Raises UserError where the store says something else than the model."""
+    for key in random.Random(seed).sample(sorted(present), min(CANARIES, len(present))):
+        (computed, _), stored = _token_logp(policy, [present[key]], OomRetry(hint=HINT)), store[key]
+        off = float(np.abs(computed - stored).max()) if computed.shape == stored.shape else float("inf")
+        if not off <= policy.noise:
+            raise UserError(
+                f"entry {key.hex()[:16]} differs from the model by {off:.3g} nats a token.",
+                code=CORRUPT,
+                location=str(store.folder),
+                hint="Delete this folder; it will be scored again.",
+            )

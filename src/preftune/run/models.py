@@ -1,0 +1,123 @@
+"""The policy and the reference of a run: loaded, checked against their own forward passes, and the reference scored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from preftune.config.run import Run
+from preftune.distributed import Distributed
+from preftune.errors import UserError
+from preftune.model import load
+from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.verify import sample, verify_layout
+from preftune.reference.config import Moving, NoReference, Stored
+from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
+from preftune.reference.store import Store
+from preftune.run.dataset import Dataset
+from preftune.run.match_rows import Notes
+from preftune.tokens.groups import TokenGroup
+
+MEMORY = "memory"  # as `reference.store`: keep the reference's numbers for this run alone
+
+
+def device_of(run: Run, local_rank: int = 0) -> torch.device:
+    """The device of the run, for this process of the machine. Raises UserError where it does not exist."""
+    if run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here.", location="device", hint='Use device = "auto".')
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU for rank {local_rank} of this machine.", hint="Start one process a GPU.")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> Policy:
+    """The model that is trained, in the layout that is right for it, which is tried on some training rows.
+
+    Raises UserError where the model cannot be used, or disagrees with its own forward pass.
+    """
+    module = load.load_model(
+        run.model.path,
+        revision=run.model.revision,
+        weights=run.model.weights,
+        device=device_of(run, dist.local),
+        location="model.path",
+    )
+    policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
+    check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
+    wanted = policy.layout
+    policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
+    if policy.layout != wanted:
+        reason = "one padded row a response, because sharing prefixes changes what this model says"
+    text = f"layout {policy.layout}: {reason}; {off:.1e} nats a token off plain forward passes, rounding may give " \
+        f"{policy.noise:.1e}"  # fmt: skip
+    notes["layout"] = (text, {"layout": policy.layout, "off": off})
+    return trainable(policy, checkpointing=run.model.checkpointing)
+
+
+def check_vocabulary(vocab: int, groups: Sequence[TokenGroup]) -> None:
+    """Raise UserError where a row has a token beyond the `vocab` ones of the model."""
+    for group in groups:
+        largest = max(int(ids.max()) for ids in (group.prompt, *group.responses))
+        if largest >= vocab:
+            raise UserError(
+                f"token {largest} of this row is unknown to the model, which has {vocab}.",
+                location=str(group.place),
+                hint="Is this the model's tokenizer?",
+            )
+
+
+def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:
+    """The model that the reference is, which may be the policy itself; None where there is no reference."""
+    kind = run.reference
+    if kind is None or isinstance(kind, NoReference):
+        return None
+    path = kind.path if isinstance(kind, Stored) else None
+    if path is None and isinstance(kind, Stored):
+        return policy
+    module = load.load_model(
+        path or run.model.path,
+        revision=None if path else run.model.revision,
+        weights=run.model.weights,
+        device=policy.device,
+        location="reference.path",
+    )
+    model = wrap(module, run.model.layout, policy.compute)[0]
+    if model.vocab != policy.vocab:
+        raise UserError("the reference has another vocabulary than the policy.", location=f"reference.path: {path}")
+    model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
+    module.requires_grad_(False)
+    return model
+
+
+def fill_reference(
+    run: Run, model: Policy | None, digest: str, groups: Sequence[TokenGroup], notes: Notes, dist: Distributed
+) -> list[TokenGroup]:
+    """The groups with the column `reference`, where the reference is one that stays; what is stored is not scored."""
+    if model is None or isinstance(run.reference, Moving):
+        return list(groups)
+    assert isinstance(run.reference, Stored)
+    store = Store(store_folder(run.reference), digest, numerics(model))
+    reference_pass = score_missing(model, store, groups, tokens=run.batch.tokens or 0, seed=run.seed, dist=dist)
+    notes["reference"] = _pass_note(reference_pass, store)
+    return filled(groups, store)
+
+
+def _pass_note(done: ReferencePass, store: Store) -> tuple[str, dict[str, object]]:
+    text = (
+        f"{done.scored} responses scored by the reference, {done.reused} taken from the store; {done.tokens_computed} "
+        f"tokens computed where one pass a response needs {done.tokens_naive}"
+    )
+    details: dict[str, object] = {name: getattr(done, name) for name in done.__slots__}
+    return text, details | {"store": MEMORY if store.folder is None else str(store.folder)}
+
+
+def store_folder(kind: Stored) -> Path | None:
+    """Where the reference's numbers are kept; None where in memory only."""
+    folder = kind.store or os.environ.get("PREFTUNE_STORE", "~/.cache/preftune/reference")
+    return None if folder == MEMORY else Path(folder).expanduser()

@@ -1,0 +1,86 @@
+"""A run, from its configuration to its record. All of training is `fit` in training/loop.py.
+
+Held by tests/laws/test_trajectory.py and tests/golden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from preftune import events, files, signals
+from preftune.config.resolve import resolve
+from preftune.config.run import Run
+from preftune.distributed import process_group
+from preftune.errors import UserError
+from preftune.record.reader import Record
+from preftune.record.terminal import default_progress
+from preftune.record.trackers import guarded, trackers
+from preftune.record.writer import RecordWriter, claim
+from preftune.report import page
+from preftune.run.dataset import Loader, load_dataset
+from preftune.run.prepare import Prepared, prepare
+from preftune.run.resume import begin_or_resume, with_recorded_budget
+from preftune.training import checkpoint
+from preftune.training.checkpoint import State
+from preftune.training.loop import fit
+from preftune.training.optimizer import adamw
+
+
+def train(
+    run: Run,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    allow_change: Sequence[str] = (),
+    sinks: Sequence[events.Sink] = (),
+    load: Loader = load_dataset,
+) -> Path:
+    """Do a run and return the folder of its record.
+
+    resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
+    force: replace a run that is there. sinks: callables that receive each event of the run (see preftune.events); one
+    that raises is dropped. load: what reads and tokenizes. Raises UserError with the exit code as `code`.
+    """
+    if resume and force:
+        raise UserError("--resume and --force cannot be combined.", hint="Go on with the run, or replace it.")
+    run = resolve(run)
+    out = Path(run.out).expanduser()
+    with ExitStack() as stack:
+        dist = stack.enter_context(process_group())
+        if dist.first:
+            stack.enter_context(files.lock(out / ".lock"))
+        stack.enter_context(default_progress() if dist.first else events.silence())
+        stack.enter_context(signals.listening())
+        resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
+        if resuming:
+            run = with_recorded_budget(run, out, dist)
+        prepared = prepare(run, dist, load)
+        models = prepared.training.models
+        state = State(
+            weights=models.policy.weights,
+            optimizer=adamw(models.policy.module, run.optim),
+            reference=models.reference.policy.module if models.reference else None,
+        )
+        record = None
+        if dist.first:
+            record = stack.enter_context(closing(RecordWriter(out)))
+            stack.enter_context(events.listening(record, *map(guarded, sinks)))
+            begin_or_resume(prepared, state, record, allow_change if resuming else None)
+            stack.enter_context(trackers(run.track, prepared.run, out, state.step))
+        checkpoint.broadcast(state, dist)
+        fit(prepared.training, state, record)
+        if record is not None:
+            finish(prepared, state, record)
+        dist.barrier()  # when this returns, on any rank, everything is written
+    return out
+
+
+def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
+    """Export the model and write the page."""
+    events.emit(events.Note("writing the model and the page"))
+    with files.folder(record.path / "model") as folder:
+        state.weights.export(folder, prepared.tokenizer)
+    events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
+    files.write(record.path / "report.html", page([Record.open(record.path)]))

@@ -1,0 +1,47 @@
+"""Where the groups of a run come from: a phase after the other, each with its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from preftune.pack.plan import Plan, Step
+from preftune.tokens.groups import TokenGroup
+
+
+@dataclass(frozen=True)
+class Phase:
+    """groups, with their columns, and the plan over them; first: updates done before its first step."""
+
+    groups: Sequence[TokenGroup]
+    plan: Plan
+    first: int = 0
+
+    def after(self, step: int) -> tuple[Step, ...]:
+        """The steps that are left after `step` updates of the run."""
+        return self.plan.steps[step - self.first :]
+
+
+class Source(Protocol):
+    """Gives the phases of a run that are left after `step` updates. How many steps they have together is known before
+    the first of them: `steps`."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def phases(self, step: int) -> Iterator[Phase]: ...
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Rows that were there before training: one phase."""
+
+    phase: Phase
+
+    @property
+    def steps(self) -> int:
+        return len(self.phase.plan.steps)
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        yield self.phase

@@ -1,0 +1,113 @@
+"""One update: the gradient of a step, clipped, and AdamW. Held by tests/numbers/test_step.py."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from preftune import events
+from preftune.distributed import Distributed
+from preftune.errors import NON_FINITE, UserError
+from preftune.evaluate.config import Evaluate
+from preftune.evaluate.evaluate import HeldOut
+from preftune.evaluate.metrics import Metrics, score_metrics
+from preftune.forward.forward import Models, step_gradient
+from preftune.forward.loss import Loss
+from preftune.pack.plan import Pack, Packing, Step, halved
+from preftune.record.schema import STEP
+from preftune.tokens.groups import TokenGroup
+from preftune.training.checkpoint import State
+from preftune.training.config import Optim, Save
+from preftune.training.optimizer import learning_rate
+from preftune.training.source import Phase, Source
+
+IN_A_ROW = 3  # updates that are not finite before a run gives up
+
+
+@dataclass(frozen=True)
+class Training:
+    """What stays the same during training; what changes is `State`.
+
+    packing: how groups become packs, for their cost; starts_at_reference: the reference is the model that training
+    begins from.
+    """
+
+    models: Models
+    loss: Loss
+    source: Source
+    packing: Packing
+    held_out: HeldOut
+    optim: Optim
+    evaluate: Evaluate
+    save: Save
+    starts_at_reference: bool
+    dist: Distributed
+
+
+def update(training: Training, state: State, phase: Phase, step: Step) -> Metrics:
+    """One update, or none where a number is not finite. Returns its metrics (record.schema.STEP)."""
+    began, optim, dist = time.monotonic(), training.optim, training.dist
+    rate = learning_rate(optim, state.step, training.source.steps)
+    for part in state.optimizer.param_groups:
+        part["lr"] = rate
+    splits, loss = state.oom.splits, training.loss.with_ema(state.ema)
+    gradient = step_gradient(training.models, phase.groups, step, loss, state.oom, dist)
+    sync_pack_splits(state, splits, phase.groups, step.packs, dist)
+    output, parameters = gradient.output, list(state.weights.trained().values())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > optim.clip:  # a factor of 1 would still pass over every gradient
+        torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip, norm)
+    start_is_known = training.starts_at_reference and training.models.reference is None
+    start = output.examples.responses.reference if start_is_known else None
+    metrics = score_metrics(
+        loss.objective, output.examples, list(STEP), loss=output.value, start=start, d_logp=output.d_logp
+    )
+    if math.isfinite(float(norm)) and math.isfinite(output.value):
+        state.optimizer.step()
+        state.skipped = 0
+        state.ema = loss.updated_ema(output.examples)
+    else:
+        skip_update(state, output.examples.groups, float(norm), output.value)
+    state.optimizer.zero_grad()
+    return metrics | {
+        "step": state.step + 1,
+        "epoch": step.epoch,
+        "grad_norm": float(norm),
+        "lr": rate,
+        "examples": step.rows,
+        "tokens_computed": gradient.tokens,
+        "tokens_shared": gradient.shared,
+        "seconds": round(time.monotonic() - began, 4),
+    }
+
+
+def sync_pack_splits(
+    state: State, before: int, groups: Sequence[TokenGroup], packs: Sequence[Pack], dist: Distributed
+) -> None:
+    """If any rank ran out of memory on packs of these groups, every rank halves its packs from now on.
+
+    before: how often packs were halved when they were begun.
+    """
+    state.oom.splits = dist.max(state.oom.splits)
+    if state.oom.splits > before:
+        longest = max(sum(groups[i].tokens for i in pack) for pack in halved(packs, before))
+        text = f"out of memory with packs of up to {longest} tokens; packs are cut in two from here"
+        events.emit(events.Happened(state.step, "out_of_memory", text))
+
+
+def skip_update(state: State, groups: Sequence[TokenGroup], norm: float, value: float) -> None:
+    """Record an update that was not applied. Raises UserError after several in a row."""
+    state.skipped += 1
+    text = f"loss {value} and gradient norm {norm}: this update was not applied"
+    rows = [group.id or str(group.place) for group in groups]
+    events.emit(events.Happened(state.step + 1, "non_finite", text, {"rows": rows}))
+    if state.skipped == IN_A_ROW:
+        raise UserError(
+            f"{IN_A_ROW} updates in a row were not finite; the rows are in events.jsonl.",
+            hint="Lower optim.lr, or look at these rows.",
+            code=NON_FINITE,
+        )
