@@ -18,10 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from preftune.config.load import load
-from preftune.run.dataset import longest
-from preftune.run.prepare_rows import prepare, read_rows
+from preftune.rows.split import read_rows
+from preftune.run.dataset import tokenize_rows
 from preftune.run.score import score
-from preftune.tokens.tokenizer import load_tokenizer
 
 TARGET = 1e-4  # nats a response
 
@@ -35,8 +34,7 @@ def compare(model: Path, pairs: Path, rows: int, words: list[str]) -> tuple[floa
         run = load(None, [f"model.path={model}", f"data.train={few}", f"reference.store={place}", *words])
         score(run, out)
         plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
-        tokenizer = load_tokenizer(str(run.model.tokenizer or model))
-        groups = prepare(read_rows(run.data, 0), run.data, tokenizer, longest(run, plain.config)).train
+        groups = tokenize_rows(run, read_rows(run.data)).train
         worst, relative, count = 0.0, 0.0, 0
         for line, group in zip(out.read_text().splitlines(), groups, strict=True):
             told = json.loads(line)

@@ -22,12 +22,14 @@ import torch
 from preftune.config.load import load
 from preftune.config.resolve import resolve
 from preftune.model import attention
+from preftune.model.policy import Policy
 from preftune.pack import batch as packed
 from preftune.pack.batch import Batch, collate
-from preftune.record.show import silent
-from preftune.run.prepare import Setup, set_up
-from preftune.signals import Stop
-from preftune.training.loop import State, adamw, update
+from preftune.run.prepare import Prepared
+from preftune.run.prepare import prepare as prepare_run
+from preftune.training.checkpoint import State
+from preftune.training.optimizer import adamw
+from preftune.training.update import update
 
 ROWS = (32, 48, 64, 96, 128)
 
@@ -51,53 +53,58 @@ def peak(dtype: torch.dtype, rows: int, shapes: list[tuple[int, int]], repeat: i
     return max(rates)
 
 
-def layer_weights(setup: Setup) -> tuple[int, int]:
+def policy_of(prepared: Prepared) -> Policy:
+    return prepared.training.models.policy
+
+
+def layer_weights(prepared: Prepared) -> tuple[int, int]:
     """Weights of all layers, and of the last one those that work a row by itself after keys and values."""
-    layers = setup.policy.module.base_model.layers
+    layers = policy_of(prepared).module.base_model.layers
     matrices = {name: p.numel() for name, p in layers[-1].named_parameters() if p.dim() == 2}
     own = sum(n for name, n in matrices.items() if "k_proj" not in name and "v_proj" not in name)
     return sum(p.numel() for p in layers.parameters() if p.dim() == 2), own
 
 
-def useful(setup: Setup, batch: Batch) -> dict[str, float]:
+def useful(prepared: Prepared, batch: Batch) -> dict[str, float]:
     """FLOPs of one pack's forward and backward pass, and rows of the last layer that no loss sees."""
-    config = setup.policy.module.config
-    body, own = layer_weights(setup)
+    config = policy_of(prepared).module.config
+    body, own = layer_weights(prepared)
     seen = int(np.unique(batch.source.numpy()).size)
     pairs = float((batch.layout.trie.position + 1).sum())  # (query, key): a row sees its path
     width = config.num_attention_heads * config.head_dim
     return {
         "body": 6.0 * body * batch.tokens,
-        "head": 6.0 * setup.policy.head.weight.numel() * len(batch.target),
+        "head": 6.0 * policy_of(prepared).head.weight.numel() * len(batch.target),
         "attention": 14.0 * pairs * width * config.num_hidden_layers,
         "unseen": 6.0 * own * (batch.tokens - seen),
         "rows": batch.tokens, "rows_unseen_in_last_layer": batch.tokens - seen,
     }  # fmt: skip
 
 
-def prepare(place: Path, regime: str, vocab: int, dtype: str, steps: int) -> Setup:
+def prepare(place: Path, regime: str, vocab: int, dtype: str, steps: int) -> Prepared:
     """A run of ours up to its first update."""
     rows, _, _ = speed.files(place, regime, vocab, steps)
     spec = speed.ours(place, vocab, rows, steps, **{"model.compute": dtype})
     run = resolve(load(None, [f"{key}={value}" for key, value in spec["run"].items()]))
-    return set_up(run, silent, Stop())
+    return prepare_run(run)
 
 
-def of_the_peak(setup: Setup, regime: str, dtype: str) -> dict:
+def of_the_peak(prepared: Prepared, regime: str, dtype: str) -> dict:
     """One update after another: useful FLOPs over its CPU time and the peak."""
-    state = State(setup.policy.module, adamw(setup.policy.module, setup.run.optim))
+    (phase,) = prepared.training.source.phases(0)
+    state = State(policy_of(prepared).weights, adamw(policy_of(prepared).module, prepared.run.optim))
     shares, computed, sums, shapes = [], [], [], []
-    for layer in setup.policy.module.base_model.layers[0].modules():
+    for layer in policy_of(prepared).module.base_model.layers[0].modules():
         if isinstance(layer, torch.nn.Linear):
             shapes.append((layer.in_features, layer.out_features))
-    for at, step in enumerate(setup.plan.steps):
-        batches = [collate([setup.prepared.train[i] for i in pack]) for pack in step.packs]
+    for at, step in enumerate(phase.plan.steps):
+        batches = [collate([phase.groups[i] for i in pack]) for pack in step.packs]
         began = time.process_time()
-        update(setup, state, None, step)  # type: ignore[arg-type]  # a record is for updates that fail
+        update(prepared.training, state, phase, step)
         spent = time.process_time() - began
         state.step += 1
         if at:
-            flops = {key: sum(useful(setup, b)[key] for b in batches) for key in useful(setup, batches[0])}
+            flops = {key: sum(useful(prepared, b)[key] for b in batches) for key in useful(prepared, batches[0])}
             top = peak(getattr(torch, dtype), 1024, shapes)
             matmul = flops["body"] + flops["head"]
             shares.append(matmul / spent / top)
@@ -112,11 +119,12 @@ def of_the_peak(setup: Setup, regime: str, dtype: str) -> dict:
     }  # fmt: skip
 
 
-def blocks(setup: Setup, regime: str, repeat: int = 5) -> dict:
+def blocks(prepared: Prepared, regime: str, repeat: int = 5) -> dict:
     """CPU milliseconds of attention in one layer, forward and backward, for blocks of so many rows."""
-    config = setup.policy.module.config
+    (phase,) = prepared.training.source.phases(0)
+    config = policy_of(prepared).module.config
     sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-    held, found, groups = packed.BLOCK, {}, [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
+    held, found, groups = packed.BLOCK, {}, [phase.groups[i] for i in phase.plan.steps[0].packs[0]]
     for rows in ROWS:
         packed.BLOCK = rows
         batch = collate(groups)
@@ -139,9 +147,9 @@ def main() -> None:
     cells, cuts = [], []
     with common.workshop() as made:
         for regime in ["hh"] if args.quick else common.LENGTHS:
-            setup = prepare(Path(made), regime, 8192, args.dtype, args.steps)
-            cells.append(of_the_peak(setup, regime, args.dtype))
-            cuts.append(blocks(setup, regime))
+            prepared = prepare(Path(made), regime, 8192, args.dtype, args.steps)
+            cells.append(of_the_peak(prepared, regime, args.dtype))
+            cuts.append(blocks(prepared, regime))
     print(common.table(
         ["rows", "type", "FLOPs of distinct tokens over peak", "computed, with attention", "last layer's rows unseen",
          "share of all FLOPs"],

@@ -14,7 +14,7 @@ from meter import Steps, cuda_peak, forget, memory, warmed
 import preftune
 
 
-class Enough(Exception):
+class Enough(BaseException):
     """The first updates of a longer run were all that was asked for."""
 
 
@@ -32,36 +32,39 @@ def main(spec: dict) -> dict:
     import transformers
 
     import preftune.report  # noqa: F401  loaded before anything is measured
+    from preftune import events
     from preftune.config.load import load
-    from preftune.reference import reference
-    from preftune.training.loop import train
+    from preftune.events import StepDone
+    from preftune.run import models
+    from preftune.run.train import train
 
     torch.set_num_threads(1)
     began = memory("VmRSS")
     empty = warmed(spec["model"]) if spec.get("memory") else began
     forget()
     steps, scoring = Steps(spec.get("cuda", False)), {"cpu": 0.0}
-    plain = reference.score
+    score_missing = models.score_missing
 
-    def timed(*given, **named):
+    def timed(*args, **named):
         before = time.process_time()
-        done = plain(*given, **named)
-        scoring.update(cpu=time.process_time() - before, tokens=done.tokens_computed, scored=done.scored)
+        reference_pass = score_missing(*args, **named)
+        spent = time.process_time() - before
+        scoring.update(cpu=spent, tokens=reference_pass.tokens_computed, scored=reference_pass.scored)
         steps.begin()
-        return done
+        return reference_pass
 
-    reference.score = timed
+    models.score_missing = timed
 
-    def show(stage, done=0, total=0, numbers=None):
-        if stage == "training":
-            kept = ("loss", "grad_norm", "tokens_computed", "tokens_shared")
-            steps.end(**{name: numbers[name] for name in kept})
+    def listen(event):
+        if isinstance(event, StepDone):
+            names = ("loss", "grad_norm", "tokens_computed", "tokens_shared")
+            steps.end(**{name: event.metrics[name] for name in names})
             if len(steps.found) == spec.get("updates"):
                 raise Enough
 
     words = [f"{key}={value}" for key, value in spec["run"].items()]
-    with suppress(Enough):
-        train(load(None, words), force=True, show=show)
+    with suppress(Enough), events.listening(listen):
+        train(load(None, words), force=True)
     return {
         "steps": steps.found,
         "reference": scoring,

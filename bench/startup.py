@@ -13,11 +13,10 @@ import common
 import speed
 
 
-def command(python: str, script: str, spec: dict) -> float:
-    """CPU seconds of one whole child process."""
+def command(python: str, script: str, spec: dict, source: Path | str = "") -> float:
+    """CPU seconds of one whole child process. source: what it imports preftune from."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    env = {**os.environ, **common.QUIET, "OMP_NUM_THREADS": "1",
-           "PYTHONPATH": str(common.HERE.parent / "src") if python == sys.executable else ""}  # fmt: skip
+    env = {**os.environ, **common.QUIET, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
     done = subprocess.run([python, script, json.dumps(spec)], capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
@@ -39,7 +38,7 @@ def main() -> None:
             updates["ours"].append(told["steps"][0]["cpu"] + told["reference"]["cpu"])
             store = {"reference.store": place / f"again-{at}"}
             spec = speed.ours(place, 8192, mine, 1, **store)
-            found["ours"].append(command(sys.executable, str(common.HERE / "ours.py"), spec))
+            found["ours"].append(command(sys.executable, str(common.HERE / "ours.py"), spec, common.HERE.parent / "src"))
             spec = speed.peer(place, 8192, planned, 1, "best")
             told = common.child("peer", spec)
             updates["best"].append(told["steps"][0]["cpu"] + told["reference"]["cpu"])

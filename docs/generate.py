@@ -227,10 +227,38 @@ def record_page() -> str:
     return "\n".join(lines)
 
 
+def tree() -> str:
+    """The folders of the source in the order of imports, a line a file: the first sentence of each module."""
+    source, lines = HERE.parent / "src" / "preftune", ["```"]
+    order = (HERE.parent / "CONTRIBUTING.md").read_text().partition("<!-- order of imports -->\n```\n")[2]
+    for name in order.partition("```")[0].split():
+        folder = source / name
+        files = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+        lines += [f"  {name}/ "] if folder.is_dir() else []
+        for path in files:
+            if sentence := first_sentence(path):
+                indent = "    " if folder.is_dir() else "  "
+                lines.append(f"{indent}{path.stem:<{20 - len(indent)}} {sentence}")
+    return "\n".join([*lines, "```"])
+
+
+def first_sentence(path: Path) -> str:
+    """Of a module's docstring, in one line; empty where it has none."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
+
+
+def readme() -> str:
+    """README.md with the tree of today."""
+    text = (HERE.parent / "README.md").read_text()
+    before, begin, rest = text.partition("<!-- tree: begin (made by docs/generate.py) -->\n")
+    return before + begin + tree() + "\n" + rest[rest.index("<!-- tree: end -->") :]
+
+
 def pages() -> dict[str, str]:
-    """Every generated file below docs/, by its name."""
+    """Every generated file, by its path from docs/."""
     objectives, pictures = objectives_page()
-    named = {"keys.md": keys_page(), "objectives.md": objectives, "record.md": record_page()}
+    named = {"keys.md": keys_page(), "objectives.md": objectives, "record.md": record_page(), "../README.md": readme()}
     return named | {f"img/{name}": text for name, text in pictures.items()}
 
 

@@ -2,14 +2,8 @@
 
 import sys
 
-from preftune.rows.config import Data
-from preftune.model.config import Model
-from preftune.training.config import Optim
-from preftune.config.run import Run
-from preftune.diagnosis import diagnose
-from preftune.objective import DPO
-from preftune.record.reader import Record
-from preftune.training.loop import train
+import preftune
+from preftune import DPO, Data, Model, Optim, Run
 
 
 def tune(model: str, pairs: str, out: str = "run") -> None:
@@ -21,9 +15,9 @@ def tune(model: str, pairs: str, out: str = "run") -> None:
         optim=Optim(lr=1e-5, epochs=1),
         out=out,
     )
-    record = Record.open(train(run))
+    record = preftune.Record.open(preftune.train(run))
     print(f"accuracy on held-out pairs {record.start['accuracy']:.1%} -> {record.end['accuracy']:.1%}")
-    for finding in diagnose(record):
+    for finding in preftune.diagnose(record):
         print(f"{finding.severity}: {finding.title}. {finding.evidence}")
     print(record.path / "report.html")
 

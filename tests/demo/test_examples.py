@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import preftune
 from preftune import files
 from preftune.config.load import load
 from preftune.demo import readable
@@ -29,7 +31,9 @@ def test_the_frontier(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(told[6].split()[-4]) > 0
 
 
-def test_tuning_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and pairs of the readable world."""
     monkeypatch.setenv("PREFTUNE_STORE", str(tmp_path / "store"))
     rng = np.random.default_rng(0)
     make_tiny(tmp_path / "model", readable.words(), width=16, layers=1)
@@ -39,8 +43,25 @@ def test_tuning_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         for pair in readable.judged_pairs(readable.prompt(dish), texts, rng):
             lines.append(f'{{"prompt": "{pair.prompt}", "chosen": "{pair.chosen}", "rejected": "{pair.rejected}"}}\n')
     files.write(tmp_path / "pairs.jsonl", "".join(lines))
-    tune = runpy.run_path(str(EXAMPLES / "tune.py"))["tune"]
-    tune(str(tmp_path / "model"), str(tmp_path / "pairs.jsonl"), str(tmp_path / "run"))
-    told = capsys.readouterr().out
-    assert told.startswith("accuracy on held-out pairs 50.0% -> ")
-    assert (tmp_path / "run" / "report.html").stat().st_size > 1e6
+    return tmp_path
+
+
+@pytest.mark.parametrize(("example", "function"), [("tune", "tune"), ("own_objective", "main")])
+def test_tuning_in_python(example: str, function: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = runpy.run_path(str(EXAMPLES / f"{example}.py"))[function]
+    tune(str(place / "model"), str(place / "pairs.jsonl"), str(place / "run"))
+    assert capsys.readouterr().out.startswith("accuracy on held-out pairs 50.0% -> ")
+    assert (place / "run" / "report.html").stat().st_size > 1e6
+
+
+def test_a_loop_of_your_own_gives_the_bits_of_a_run(place: Path) -> None:
+    main = runpy.run_path(str(EXAMPLES / "dpo_loop.py"))["main"]
+    main(str(place / "model"), str(place / "pairs.jsonl"), str(place / "own"))
+    words = {"model.path": place / "model", "data.train": place / "pairs.jsonl", "data.max_tokens": 64, "batch.rows": 8,
+             "optim.lr": 1e-4, "out": place / "run"}  # fmt: skip
+    preftune.train(load(None, [f"{key}={value}" for key, value in words.items()]))
+    own, trained = (load_file(place / folder / "model.safetensors") for folder in ("own", "run/model"))
+    start = load_file(place / "model" / "model.safetensors")
+    assert own.keys() == trained.keys()
+    assert all(np.array_equal(own[name], trained[name]) for name in trained)
+    assert not np.array_equal(own["model.embed_tokens.weight"], start["model.embed_tokens.weight"])

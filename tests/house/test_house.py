@@ -13,12 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = sorted((ROOT / "src" / "preftune").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-GROUND = ["errors", "files", "trust", "distributed", "signals", "table"]
-FOLDERS = [
-    "objective", "rows", "tokens", "pack", "model", "reference", "record", "diagnosis", "report",
-    "forward", "evaluate", "training", "config", "run", "frontier", "demo", "cli",
-]  # fmt: skip
-LEFT_TO_RIGHT = [*GROUND, *FOLDERS]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+_, _, ORDER = CONTRIBUTING.partition("<!-- order of imports -->\n```\n")
+LEFT_TO_RIGHT = ORDER.partition("```")[0].split()
+LOCALS = {"found", "told", "mine", "one", "given", "held", "kept", "done", "theirs"}
+LINES, FUNCTION_LINES = 260, 48
 BANNED = re.compile(
     r"\b(logps|logprobs?|log_probs|logratios?|ref_model|completions?|micro_?batch\w*|loss_type|winner|loser|lens)\b"
 )
@@ -32,10 +31,10 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", SOURCE, ids=name)
 def test_a_screenful(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) < 300
+    assert len(text.splitlines()) <= LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 50, node.name  # type: ignore[operator]
+            assert node.end_lineno - node.lineno < FUNCTION_LINES, node.name  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("path", SOURCE, ids=name)
@@ -51,6 +50,26 @@ def test_words(path: Path) -> None:
 def test_words_of_the_pages(path: Path) -> None:
     told = [line for line in path.read_text().splitlines() if BANNED.search(line) and "`" not in line]
     assert told == []
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=name)
+def test_locals_are_named_by_what_they_hold(path: Path) -> None:
+    bound = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name | ast.arg)]
+    names = [
+        (node.lineno, node.arg if isinstance(node, ast.arg) else node.id)
+        for node in bound
+        if isinstance(node, ast.arg) or isinstance(node.ctx, ast.Store)
+    ]
+    assert [(line, local) for line, local in names if local in LOCALS] == []
+
+
+def test_every_module_stands_in_the_order_of_imports() -> None:
+    root = ROOT / "src" / "preftune"
+    modules = {path.stem for path in root.glob("*.py")} - {"__init__", "__main__"}
+    folders = {path.parent.name for path in SOURCE if path.parent.parent == root}
+    assert sorted(LEFT_TO_RIGHT) == sorted(modules | folders)
+    readme = re.findall(r"^  (\w+)/ ", (ROOT / "README.md").read_text(), re.M)
+    assert readme == [each for each in LEFT_TO_RIGHT if each in folders], "README's tree has another order"
 
 
 @pytest.mark.parametrize("path", SOURCE, ids=name)
