@@ -9,13 +9,16 @@ import torch
 from making import group
 
 from preftune import objective as o
-from preftune.evaluate.evaluate import _apart, _gained, _rows, learned, placements
-from preftune.evaluate.metrics import Sums, ranked_right, rewards, right_of
+from preftune.evaluate.evaluate import RowMetrics, rating_auc
+from preftune.evaluate.metrics import ranked_right, rewards, score_metrics
 from preftune.forward.examples import Examples
 from preftune.objective.responses import Responses
 from preftune.record.schema import SCORES
 
-NAMES = list(SCORES)
+
+
+def metrics_of(objective: o.Objective, examples: Examples) -> dict:
+    return score_metrics(objective, examples, list(SCORES), loss=0.0)
 
 
 def scores(logp: list[float], tokens: list[float], reference: float | None = 0.0) -> Responses:
@@ -31,32 +34,24 @@ def test_a_thousandth_of_a_nat_is_a_tie() -> None:
 def test_accuracy_per_token() -> None:
     """Three nats over ten tokens against two over two: the sum prefers the first, the mean the second."""
     pair = [group([1], list(range(5, 15)), [5, 6])]
-    sums = Sums(o.DPO())
-    sums.add(Examples(pair, scores([3.0, 2.0], [10, 2])), 0.0)
-    found = sums.means(NAMES)
+    found = metrics_of(o.DPO(), Examples(pair, scores([3.0, 2.0], [10, 2])))
     assert (found["accuracy"], found["accuracy_per_token"], found["margin"]) == (1, 0, 1)
     for objective, right in ((o.CPO(), 0), (o.SimPO(), 1)):  # accuracy is of what the objective goes by
-        free = Sums(objective)
-        free.add(Examples(pair, scores([-30.0, -2.0], [100, 2], None)), 0.0)
-        found = free.means(NAMES)
+        found = metrics_of(objective, Examples(pair, scores([-30.0, -2.0], [100, 2], None)))
         assert (found["accuracy"], found["accuracy_per_token"], found["margin"]) == (right, 1, -28)
 
 
 def test_even_votes_have_no_right_order() -> None:
     rows = [group([1], [5], [6], preferred=p, id=str(p)) for p in (0.5, 0.75)]
     views = Examples(rows, scores([3.0, 1.0, 1.0, 2.0], [1] * 4))
-    sums = Sums(o.DPO())
-    sums.add(views, 0.0)
-    assert (sums.means(NAMES)["accuracy"], sums.means(NAMES)["margin"]) == (0, 0.5)
-    assert [row.get("accuracy") for row in rows_of(views)] == [None, 0]
-    even = Sums(o.DPO())
-    even.add(Examples(rows[:1], scores([3.0, 1.0], [1] * 2)), 0.0)
-    assert even.means(NAMES)["accuracy"] is None
+    found = metrics_of(o.DPO(), views)
+    assert (found["accuracy"], found["margin"]) == (0, 0.5)
+    assert [row.get("accuracy") for row in by_row(views).rows()] == [None, 0]
+    assert metrics_of(o.DPO(), Examples(rows[:1], scores([3.0, 1.0], [1] * 2)))["accuracy"] is None
 
 
-def rows_of(views: Examples, placed: dict[int, float] | None = None) -> list[dict]:
-    before = torch.zeros_like(views.scores.logp)
-    return _rows(views, before, placed or {}, placed or {}, right_of(views, o.DPO()), _gained(views, before))
+def by_row(examples: Examples, start: float = 0.0) -> RowMetrics:
+    return RowMetrics(examples, o.DPO(), torch.full_like(examples.responses.logp, start))
 
 
 def test_rewards_are_in_the_unit_of_their_objective() -> None:
@@ -73,49 +68,39 @@ def test_rewards_are_in_the_unit_of_their_objective() -> None:
 RATED = [
     group([n], [n], kind="rating", good=good, id=f"r{n}") for n, good in enumerate((True, False, True, False, True))
 ]
-BEFORE = torch.zeros(5, dtype=torch.float64)
 
 
 def test_ratings_are_right_as_often_as_a_good_one_stands_above_a_bad_one() -> None:
     """Good at 2, 0 and -1, bad at 1 and 0: six comparisons, of which 2, 0.5 and 0 go right."""
-    views = Examples(RATED, scores([2.0, 1.0, 0.0, 0.0, -1.0], [1] * 5))
-    placed = placements(views, learned(views, BEFORE))
-    assert placed == {0: 1, 2: 0.25, 4: 0, 1: pytest.approx(1 / 3), 3: pytest.approx(0.5)}
-    apart = _apart(views, placed, placed, BEFORE)
-    assert apart == {
-        "accuracy": pytest.approx(2.5 / 6),
-        "accuracy_of_change": pytest.approx(2.5 / 6),
-        "margin": pytest.approx(1 / 3 - 1 / 2),
-    }
-    assert sum(placed[at] for at in (1, 3)) / 2 == pytest.approx(apart["accuracy"]), "seen from either class"
-    assert [(row["id"], row["accuracy"]) for row in rows_of(views, placed)] == [
-        (f"r{at}", placed[at]) for at in range(5)
-    ]
+    measured = by_row(Examples(RATED, scores([2.0, 1.0, 0.0, 0.0, -1.0], [1] * 5)))
+    auc = measured.rating_auc
+    assert auc == {0: 1, 2: 0.25, 4: 0, 1: pytest.approx(1 / 3), 3: pytest.approx(0.5)}
+    accuracy = pytest.approx(2.5 / 6)
+    expected = {"accuracy": accuracy, "accuracy_of_change": accuracy, "margin": pytest.approx(1 / 3 - 1 / 2)}
+    assert measured.rating_metrics() == expected
+    assert sum(auc[place] for place in (1, 3)) / 2 == accuracy, "seen from either class"
+    assert [(row["id"], row["accuracy"]) for row in measured.rows()] == [(f"r{n}", auc[n]) for n in range(5)]
     level = Examples(RATED, scores([1e-4, 0.0, 0.0, 5e-4, -4e-4], [1] * 5))
-    assert set(placements(level, BEFORE).values()) == {0.5}
+    assert set(rating_auc(level, level.responses.logp).values()) == {0.5}
 
 
-def test_one_class_or_pairs_have_no_placements() -> None:
-    only = Examples(RATED[::2], scores([1.0, 2.0, 3.0], [1] * 3))
-    assert placements(only, BEFORE[:3]) == {}
-    assert _apart(only, {}, {}, BEFORE[:3]) == {}
-    both = [*RATED[:2], group([9], [5], [6])]
-    mixed = Examples(both, scores([2.0, 1.0, 0.0, 0.0], [1] * 4))
-    placed = placements(mixed, BEFORE[:4])
-    assert _apart(mixed, placed, placed, BEFORE[:4]) == {}
+def test_one_class_or_pairs_have_no_accuracy_of_ratings() -> None:
+    only = by_row(Examples(RATED[::2], scores([1.0, 2.0, 3.0], [1] * 3)))
+    assert (only.rating_auc, only.rating_metrics()) == ({}, {})
+    mixed = by_row(Examples([*RATED[:2], group([9], [5], [6])], scores([2.0, 1.0, 0.0, 0.0], [1] * 4)))
+    assert mixed.rating_metrics() == {}
 
 
 def test_ratings_without_a_reference_are_measured_from_the_start() -> None:
-    views = Examples(RATED[:2], scores([-5.0, -4.0], [1, 1], None))
-    start = torch.tensor([-9.0, -4.0], dtype=torch.float64)
-    placed = placements(views, learned(views, start))
-    assert _apart(views, placed, placed, start) == {"accuracy": 1, "accuracy_of_change": 1, "margin": 4}
+    examples = Examples(RATED[:2], scores([-5.0, -4.0], [1, 1], None))
+    measured = RowMetrics(examples, o.DPO(), torch.tensor([-9.0, -4.0], dtype=torch.float64))
+    assert measured.rating_metrics() == {"accuracy": 1, "accuracy_of_change": 1, "margin": 4}
 
 
 def test_a_ranking_is_one_row_of_the_mean_of_its_pairs() -> None:
     ranked = [group([1], [5], [6], [7], kind="ranking", ranks=(1, 2, 3), id="k"), group([1], [5], [6], id="p")]
     views = Examples(ranked, scores([1.0, 2.0, 0.0, 3.0, 1.0], [1] * 5))
-    rows = rows_of(views)
+    rows = by_row(views).rows()
     assert [(row["id"], row["margin"], row["accuracy"]) for row in rows] == [
         ("k", pytest.approx(2 / 3), pytest.approx(2 / 3)),
         ("p", 2, 1),

@@ -16,7 +16,7 @@ from preftune.config.load import load
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.training.loop import train
+from preftune.run.train import train
 
 TAGS = [table.__struct_config__.tag for table in get_args(o.Single)]
 UNSET = msgspec.UNSET
@@ -98,7 +98,7 @@ def test_what_beta_dpo_follows_goes_on_over_a_resume(run_of: Callable[..., Run],
     keys = {"objective__name": "beta_dpo", "save__every": 3, "optim__epochs": 2, "data__evaluate": UNSET}
     whole, cut = (train(run_of(out=str(tmp_path / name), **keys)) for name in ("whole", "cut"))
     states = sorted((cut / "checkpoints").glob("step-*"))
-    held = json.loads((states[0] / "state.json").read_text())["usual"][0]
+    held = json.loads((states[0] / "state.json").read_text())["ema"][0]
     margins = [line["margin"] for line in told(whole)][: int(states[0].name[-8:])]
     mean = margins[0]
     for margin in margins[1:]:

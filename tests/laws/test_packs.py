@@ -8,19 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import group, tiny
-from msgspec.structs import replace
 from objective.cases import CASES
+from steps import one_step, step_of
 
 from preftune import objective as o
 from preftune.errors import UserError
-from preftune.forward.examples import row_kinds
-from preftune.forward.forward import Pass, passes
-from preftune.forward.loss import Loss, Models, score
+from preftune.forward.examples import mismatch, row_kinds
 from preftune.model.policy import Policy, wrap
 from preftune.pack.batch import collate
-from preftune.pack.oom import OomRetry
-from preftune.pack.plan import Packing, Step
-from preftune.reference.reference import FrozenReference, NoReference
 from preftune.tokens.aggregate import LD, Aggregate, Decay, Mean, SamPO, apply_aggregate
 
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
@@ -44,119 +39,98 @@ def rows(kind: str, count: int = 6) -> list:
     return made
 
 
-def one_step(policy: Policy, reference: object, judge: Loss, packs: list[list]) -> Pass:
-    """Packs of rows as one step whose order is theirs."""
-    made = [row for pack in packs for row in pack]
-    order = iter(range(len(made)))
-    step = Step(tuple(tuple(next(order) for _ in pack) for pack in packs))
-    return passes(Models(policy, reference, judge, Packing(60)), made, step, OomRetry())
-
-
-def gradient(policy: Policy, reference: object, judge: Loss, packs: list[list]) -> torch.Tensor:
-    one_step(policy, reference, judge, packs)
+def gradient(models: tuple[Policy, Policy], objective: o.Objective, packs: list[list]) -> torch.Tensor:
+    policy, reference = models
+    one_step(policy, reference, objective, *step_of(packs))
     return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[Policy, FrozenReference]:
-    return wrap(tiny(dtype=torch.float64), "auto")[0], FrozenReference(
-        wrap(tiny(dtype=torch.float64, seed=1), "auto")[0]
-    )
+def models() -> tuple[Policy, Policy]:
+    """A policy and a reference."""
+    policy, reference = (wrap(tiny(dtype=torch.float64, seed=seed), "auto")[0] for seed in (0, 1))
+    return policy, reference
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @given(data=st.data())
 @settings(max_examples=6, deadline=None)
 def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.DataObject) -> None:
-    policy, reference = models
     objective = OBJECTIVES[name]
     fitting = [kind for kind in KINDS if all(kind in row_kinds(part) for _, part in o.parts(objective))]
-    kind = data.draw(st.sampled_from(fitting))
-    anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-    judge = Loss(objective, "all", 200)
-    made = rows(kind)
-    whole = gradient(policy, anchor, judge, [made])
+    made = rows(data.draw(st.sampled_from(fitting)))
+    whole = gradient(models, objective, [made])
     order = data.draw(st.permutations(range(len(made))))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(made) - 1), max_size=4)))
     packs = [[made[i] for i in order[a:b]] for a, b in zip([0, *cuts], [*cuts, len(made)], strict=True)]
-    split = gradient(policy, anchor, judge, packs)
+    split = gradient(models, objective, packs)
     assert float(whole.abs().max()) > 0
     assert float((whole - split).abs().max()) <= 1e-12 * max(1.0, float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("aggregate", [Mean(), LD(alpha=0.3), SamPO(), Decay(gamma=0.9)], ids=repr)
 def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate: Aggregate) -> None:
-    policy, reference = models
-    judge = Loss(o.DPO(), "all", 200)
+    policy, _ = models
     made = rows("pair")
     other = apply_aggregate(made, aggregate)
-    assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, judge, [other]))
-    one = one_step(policy, FrozenReference(policy), judge, [other]).judgement
-    assert float(one.views.scores.log_ratio.abs().max()) < 1e-12
-    split = gradient(policy, reference, judge, [other[:2], other[2:]])
-    assert torch.allclose(gradient(policy, reference, judge, [other]), split, atol=1e-12)
+    assert not torch.allclose(gradient(models, o.DPO(), [made]), gradient(models, o.DPO(), [other]))
+    output = one_step(policy, policy, o.DPO(), *step_of([other])).output
+    assert float(output.examples.responses.log_ratio.abs().max()) < 1e-12
+    split = gradient(models, o.DPO(), [other[:2], other[2:]])
+    assert torch.allclose(gradient(models, o.DPO(), [other]), split, atol=1e-12)
 
 
 def with_weights(made: list) -> list:
     """Three rows of four say what their tokens count, some of which count nothing."""
     rng = np.random.default_rng(6)
-    given = [
-        tuple(rng.integers(0, 3, len(r)).astype(np.float32) + (np.arange(len(r)) == 0) for r in g.responses)
+    weights = [
+        tuple((rng.integers(0, 3, len(r)) + (np.arange(len(r)) == 0)).astype(np.float32) for r in g.responses)
         for g in made
     ]
-    return [replace(g, token_weights=w) if n % 4 else g for n, (g, w) in enumerate(zip(made, given, strict=True))]
+    return [g.with_column("weight", w) if n % 4 else g for n, (g, w) in enumerate(zip(made, weights, strict=True))]
 
 
 def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
     """logp and reference are the sums of weight times log-probability of each token, whatever the packs."""
     policy, reference = models
-    judge = Loss(o.SimPO(), "all", 200)
     made = with_weights(rows("pair"))
+    by_hand: dict[str, list[float]] = {"logp": [], "ref_logp": [], "mean_logp": []}
+    for g in made:
+        batch = collate([g])
+        token_logp, token_reference = policy.token_logp(batch).detach(), reference.token_logp(batch).detach()
+        for k, response in enumerate(g.responses):
+            weights = torch.from_numpy(g.column("weight")[k]) if g.column("weight") else torch.ones(len(response))
+            first = 0 if k == 0 else len(g.responses[0])
+            tokens = slice(first, first + len(response))
+            by_hand["logp"].append(float((weights.double() * token_logp[tokens]).sum()))
+            by_hand["ref_logp"].append(float((weights.double() * token_reference[tokens]).sum()))
+            by_hand["mean_logp"].append(by_hand["logp"][-1] / float(weights.sum()))
     for packs in ([made], [made[:1], made[1:4], made[4:]]):
-        engine = Models(policy, reference, judge, Packing(60))
-        found = [score(engine, collate(pack)).scores for pack in packs]
-        together = {
-            name: torch.cat([getattr(one, name).detach() for one in found])
-            for name in ("logp", "ref_logp", "mean_logp")
-        }
-        at = 0
-        for g in made:
-            batch = collate([g])
-            own, theirs = policy.token_logp(batch).detach(), reference.token_logp(batch)
-            for k, response in enumerate(g.responses):
-                weights = torch.from_numpy(g.token_weights[k]) if g.token_weights else torch.ones(len(response))
-                first = 0 if k == 0 else len(g.responses[0])
-                logp = sum(float(w) * float(own[first + t]) for t, w in enumerate(weights))
-                ref_logp = sum(float(w) * float(theirs[first + t]) for t, w in enumerate(weights))
-                assert float(together["logp"][at]) == pytest.approx(logp, rel=1e-12)
-                assert float(together["ref_logp"][at]) == pytest.approx(ref_logp, rel=1e-12)
-                assert float(together["mean_logp"][at]) == pytest.approx(logp / float(weights.sum()), rel=1e-12)
-                at += 1
+        responses = one_step(policy, reference, o.DPO(), *step_of(packs)).output.examples.responses
+        for name, expected in by_hand.items():
+            assert getattr(responses, name).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("objective", [o.DPO(), o.SimPO(), o.WPO(), o.KTO(), o.NLL("token")], ids=repr)
 def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Objective) -> None:
-    policy, reference = models
-    anchor = reference if objective.reference else NoReference()
-    judge, plain, made = Loss(objective, "all", 200), rows("pair"), with_weights(rows("pair"))
-    whole = gradient(policy, anchor, judge, [made])
-    assert torch.allclose(whole, gradient(policy, anchor, judge, [made[:2], made[2:3], made[3:]]), atol=1e-12)
-    assert not torch.allclose(whole, gradient(policy, anchor, judge, [plain]))
-    ones = [replace(g, token_weights=tuple(np.ones(len(r), np.float32) for r in g.responses)) for g in plain]
-    assert torch.equal(gradient(policy, anchor, judge, [ones]), gradient(policy, anchor, judge, [plain]))
+    plain, made = rows("pair"), with_weights(rows("pair"))
+    whole = gradient(models, objective, [made])
+    assert torch.allclose(whole, gradient(models, objective, [made[:2], made[2:3], made[3:]]), atol=1e-12)
+    assert not torch.allclose(whole, gradient(models, objective, [plain]))
+    ones = [g.with_column("weight", tuple(np.ones(len(r), np.float32) for r in g.responses)) for g in plain]
+    assert torch.equal(gradient(models, objective, [ones]), gradient(models, objective, [plain]))
 
 
 def test_the_incentive_is_the_slope_by_the_weighted_sum(models: tuple) -> None:
-    policy, reference = models
-    found = one_step(policy, reference, Loss(o.DPO(), "all", 200), [with_weights(rows("pair"))]).judgement
-    pairs = found.views.pairs
+    output = one_step(*models, o.DPO(), *step_of([with_weights(rows("pair"))])).output
+    pairs = output.examples.pairs
     expected = -0.1 * torch.sigmoid(-0.1 * pairs.margin) * pairs.preferred
     expected += 0.1 * torch.sigmoid(0.1 * pairs.margin) * (1 - pairs.preferred)
-    assert torch.allclose(found.coefficients[::2], expected, rtol=1e-9)
+    assert torch.allclose(output.d_logp[::2], expected, rtol=1e-9)
 
 
 def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Coefficients of one pass must not be put on the numbers of another."""
+    """Derivatives of one pass must not be put on the numbers of another."""
     policy, reference = models
     right, calls = Policy.token_logp, []
 
@@ -165,30 +139,27 @@ def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pyt
         return right(self, batch) + 0.01 * len(calls)
 
     monkeypatch.setattr(Policy, "token_logp", drawing)
-    one_step(policy, NoReference(), Loss(o.SimPO(), "all", 200), [rows("pair")])  # one pass: nothing to compare
+    one_step(policy, reference, o.SimPO(), *step_of([rows("pair")]))  # one pass: nothing to compare
     with pytest.raises(UserError, match="nats a token off from those of a moment before"):
-        one_step(policy, reference, Loss(o.AOT(), "all", 200), [rows("pair")])
+        one_step(policy, reference, o.AOT(), *step_of([rows("pair")]))
 
 
 def test_a_ranking_is_all_its_pairs_each_with_its_share(models: tuple) -> None:
     """One row of four responses against its pairs one by one: the same gradient, and each response computed once."""
-    policy, reference = models
-    judge = Loss(o.DPO(), "all", 200)
     ranking = rows("ranking", 1)[0]
     places = [(i, j) for i, a in enumerate(ranking.ranks) for j, b in enumerate(ranking.ranks) if a < b]
     apart = [
         group(ranking.prompt, ranking.responses[i], ranking.responses[j], preferred=ranking.preferred)
         for i, j in places
     ]
-    together = gradient(policy, reference, judge, [[ranking]])
-    one_by_one = gradient(policy, reference, judge, [[pair] for pair in apart])
+    together = gradient(models, o.DPO(), [[ranking]])
+    one_by_one = gradient(models, o.DPO(), [[pair] for pair in apart])
     assert torch.allclose(together, one_by_one, atol=1e-12)
-    assert one_step(policy, reference, judge, [[ranking]]).tokens == one_step(policy, reference, judge, [apart]).tokens
+    tokens = [one_step(*models, o.DPO(), *step_of([packs])).tokens for packs in ([ranking], apart)]
+    assert tokens[0] == tokens[1]
 
 
 def test_the_drift_is_measured_on_other_prompts_only(models: tuple) -> None:
-    from preftune.forward.examples import mismatch
-
     made = rows("pair", 5) + rows("pair", 2)
     pairs = {(g.prompt.tobytes(), r.tobytes()) for g in made for r in g.responses}
     found = mismatch(made, 200)

@@ -13,23 +13,21 @@ import torch
 from making import group, groups, save_model, tiny
 from safetensors.torch import load_file, save_file
 from several import on_ranks
+from steps import one_step
 
 from preftune import distributed as ranks_module
 from preftune import objective as o
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.files import read_lines
-from preftune.forward.forward import passes
-from preftune.forward.loss import Loss, Models
 from preftune.model.policy import wrap
 from preftune.pack import plan
-from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Step
-from preftune.reference.reference import FrozenReference, NoReference, score
+from preftune.reference.fill import score_missing
 from preftune.reference.store import Store
 from preftune.run.score import score as score_rows
+from preftune.run.train import train
 from preftune.tokens.aggregate import LD, apply_aggregate
-from preftune.training.loop import train
 
 CLOCKS = {"seconds", "time"}
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
@@ -46,30 +44,20 @@ def rows(count: int) -> list:
     ]
 
 
-def engines(dtype: torch.dtype, ranks: Distributed) -> list[Models]:
-    """Each objective's, over one policy and one reference."""
-    policy = wrap(tiny(dtype=dtype), "auto")[0]
-    reference = FrozenReference(wrap(tiny(dtype=dtype, seed=1), "auto")[0])
-    found = []
-    for objective in OBJECTIVES:
-        anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-        found.append(Models(policy, anchor, Loss(objective, "all", 200), Packing(60, scale=50), ranks))
-    return found
-
-
-def gradients(dtype: torch.dtype, ranks: Distributed, count: int, packs_for: int) -> dict[str, torch.Tensor]:
-    """Gradient, loss and coefficients of one step of so many rows in packs for so many ranks, by objective."""
-    plain, told = rows(count), {}
-    for at, engine in enumerate(engines(dtype, ranks)):
-        made = apply_aggregate(plain, LD(alpha=0.3)) if at % 2 else plain
-        step = engine.packing.step(made, packs_for)
-        step = step if ranks.world_size > 1 else Step(step.packs)
-        done = passes(engine, made, step, OomRetry())
-        found = [p.grad.flatten() for p in engine.policy.module.parameters() if p.grad is not None]
-        told[f"{at} gradient"] = torch.cat(found)
-        told[f"{at} value"] = torch.tensor([done.judgement.value])
-        told[f"{at} coefficients"] = done.judgement.coefficients
-    return told
+def gradients(dtype: torch.dtype, dist: Distributed, count: int, packs_for: int) -> dict[str, torch.Tensor]:
+    """Gradient, loss and derivatives of one step of so many rows in packs for so many ranks, by objective."""
+    policy, reference = (wrap(tiny(dtype=dtype, seed=seed), "auto")[0] for seed in (0, 1))
+    plain, packing, results = rows(count), Packing(60, attention_crossover=50), {}
+    for number, objective in enumerate(OBJECTIVES):
+        made = apply_aggregate(plain, LD(alpha=0.3)) if number % 2 else plain
+        step = packing.step(made, packs_for)
+        step = step if dist.world_size > 1 else Step(step.packs)
+        output = one_step(policy, reference, objective, made, step, packing, dist).output
+        gradient = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
+        results[f"{number} gradient"] = torch.cat(gradient)
+        results[f"{number} value"] = torch.tensor([output.value])
+        results[f"{number} d_logp"] = output.d_logp
+    return results
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 9), (2, 1), (3, 9), (3, 2)])
@@ -122,7 +110,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def entries(root: Path) -> dict[bytes, np.ndarray]:
     """All of a reference store."""
     weights, _, numerics = next(root.iterdir()).name.partition("-")
-    return Store(root, weights, numerics)._held
+    return Store(root, weights, numerics)._entries
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
@@ -192,8 +180,8 @@ def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None
     def work(ranks: Distributed) -> tuple[int, int, float, int]:
         store = Store(tmp_path / f"disk {ranks.rank}", "w" * 64, "n")
         there = len(store)
-        done = score(policy, store, made, tokens=60, seed=0, show=quiet, stop=quiet, ranks=ranks)
-        total = math.fsum(float(store.get(key).sum()) for key in sorted(store._held))
+        done = score_missing(policy, store, made, tokens=60, seed=0, dist=ranks)
+        total = math.fsum(float(store[key].sum()) for key in sorted(store._entries))
         return there, done.scored, total, len(store)
 
     first = on_ranks(2, tmp_path / "a", work)
@@ -206,6 +194,3 @@ def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None
     assert lost[0][0] == 0
     assert 0 < lost[0][1] < 18
     assert len({one[2] for one in (*first, *again, *lost)}) == 1
-
-
-def quiet(*_: int) -> None: ...

@@ -21,11 +21,11 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import BUG, CORRUPT, NON_FINITE, STOPPED, UserError
 from preftune.files import read_lines
-from preftune.forward import forward as passes
-from preftune.forward.loss import Loss
+from preftune.forward import forward
+from preftune.forward.loss import Loss, LossOutput
 from preftune.model.policy import Policy
+from preftune.run.train import train
 from preftune.training import loop
-from preftune.training.loop import train
 
 CLOCKS = {"seconds", "time"}
 
@@ -101,12 +101,12 @@ def test_a_signal_stops_all_ranks_at_one_step_and_one_rank_goes_on(
     assert train(run, resume=True) == out
     assert [line["step"] for line in lines(out)] == list(range(1, 211))
     assert events(out, "resumed")[0]["step"] == done
-    assert "ranks 2 -> 1" in events(out, "note")[0]["text"]
+    assert "world_size 2 -> 1" in events(out, "note")[0]["text"]
 
 
 def test_more_ranks_may_take_over(run_of: Callable[..., Run], tmp_path: Path) -> None:
     """A moving reference and moments reach ranks that have no checkpoint on their disk."""
-    keys = {"reference": {"kind": "moving", "share": 0.5, "every": 2}, "data__evaluate": None, "optim__lr": 1e-5}
+    keys = {"reference": {"kind": "moving", "alpha": 0.5, "update_every": 2}, "data__evaluate": None, "optim__lr": 1e-5}
     whole = train(run_of(**keys, out=str(tmp_path / "whole")))
     cut = run_of(**keys, out=str(tmp_path / "cut"), save__every=4)
     train(cut)
@@ -127,17 +127,17 @@ def test_out_of_memory_on_one_rank_halves_packs_on_all_and_changes_nothing(
     keys = {"objective__name": objective, "batch__tokens": 5000, "optim__epochs": 1, "optim__lr": 1e-5}
     keys |= {"data__evaluate": None}
     whole, cut = (run_of(**keys, out=str(tmp_path / name)) for name in ("whole", "cut"))
-    place, name = (Policy, "token_logp") if with_gradient else (passes, "score")
+    place, name = (Policy, "token_logp") if with_gradient else (forward, "score_pack")
     right = getattr(place, name)
 
     def work(ranks: Distributed) -> int:
         failed: list[int] = []
 
-        def small(policy_or_engine, batch) -> object:
+        def small(policy, batch, *reads) -> object:
             if ranks.rank == 1 and torch.is_grad_enabled() == with_gradient and batch.tokens > 40:
                 failed.append(batch.tokens)
                 raise torch.OutOfMemoryError
-            return right(policy_or_engine, batch)
+            return right(policy, batch, *reads)
 
         monkeypatch.setattr(place, name, small)
         train(cut)
@@ -208,15 +208,15 @@ def test_an_error_of_the_first_rank_ends_the_others(run_of: Callable[..., Run], 
 def test_a_failing_disk_or_a_bug_on_one_rank_ends_all(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    right = Loss.total
+    right = Loss.__call__
 
     def work(ranks: Distributed) -> None:
-        def total(judge: Loss, views: object) -> torch.Tensor:
+        def planted(loss: Loss, *args: object) -> LossOutput:
             if ranks.rank == rank and (tmp_path / "run" / "metrics.jsonl").stat().st_size > 500:
                 raise ValueError("planted")
-            return right(judge, views)
+            return right(loss, *args)
 
-        monkeypatch.setattr(Loss, "total", total)
+        monkeypatch.setattr(Loss, "__call__", planted)
         try:
             train(run_of())
         except ValueError as error:
@@ -231,12 +231,12 @@ def test_weights_that_are_not_those_of_the_others_are_never_saved(
     right = loop.update
 
     def work(ranks: Distributed) -> None:
-        def drifting(setup, state, record, step) -> dict:
-            done = right(setup, state, record, step)
+        def drifting(training, state, phase, step) -> dict:
+            metrics = right(training, state, phase, step)
             if ranks.rank == 1:
                 with torch.no_grad():
-                    next(state.module.parameters()).view(-1)[7] += 1e-6
-            return done
+                    next(state.weights.module.parameters()).view(-1)[7] += 1e-6
+            return metrics
 
         monkeypatch.setattr(loop, "update", drifting)
         train(run_of(save__every=2))
@@ -262,7 +262,7 @@ def test_torchrun_trains_and_one_rank_speaks(run_of: Callable[..., Run], tmp_pat
     assert told.count("writing the model and the page") == 1
     assert said.count("page   ") == 1
     assert len(lines(Path(run.out))) == 7
-    assert (tmp_path / "run" / "environment.json").read_text().count('"ranks": 2') == 1
+    assert (tmp_path / "run" / "environment.json").read_text().count('"world_size": 2') == 1
 
 
 @pytest.mark.slow

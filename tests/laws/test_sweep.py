@@ -19,10 +19,11 @@ from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune.run import dataset as material
+from preftune import events
+from preftune.run import dataset
+from preftune.run import train as run_train
 from preftune.run.sweep import sweep
-from preftune.training import loop
-from preftune.training.loop import train
+from preftune.run.train import train
 
 
 def tree_of(run: Run) -> dict:
@@ -42,8 +43,8 @@ def reference(out: Path) -> dict | None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """The runs whose rows were read and made tokens."""
     made: list[Run] = []
-    right = material.gather
-    monkeypatch.setattr(material, "gather", lambda run, show: made.append(run) or right(run, show))
+    right = dataset.load_dataset
+    monkeypatch.setattr(dataset, "load_dataset", lambda run: made.append(run) or right(run))
     return made
 
 
@@ -51,12 +52,13 @@ def test_one_tokenization_one_reference_pass_and_each_run_its_own(
     run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]
 ) -> None:
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective=dpo,ipo,ln_dpo,nca,hinge", "objective.beta=0.3"])
-    said: list[str] = []
-    done = sweep(runs, tmp_path / "sweep", show=lambda stage, *_: said.append(stage))
+    said: list[events.Event] = []
+    with events.listening(said.append):
+        done = sweep(runs, tmp_path / "sweep")
     assert [path.name for path in done] == [f"objective={name}" for name in ("dpo", "ipo", "ln_dpo", "nca", "hinge")]
     assert len(counted) == 1
     assert [(e["scored"], e["reused"]) for e in map(reference, done) if e] == [(124, 0)] + [(0, 124)] * 4
-    assert "run 2 of 5: objective=ipo (it has no objective.beta)" in said
+    assert events.Note("run 2 of 5: objective=ipo (it has no objective.beta)") in said
     alone = train(msgspec.structs.replace(runs[1].run, out=str(tmp_path / "alone")))
     assert told(alone) == told(done[1])
     one, two = (load_file(path / "model" / "model.safetensors") for path in (alone, done[1]))
@@ -107,8 +109,8 @@ def test_folders_are_looked_at_before_the_first_run(run_of: Callable[..., Run], 
 def test_a_signal_that_came_too_late_for_a_run_ends_the_sweep(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = loop._finish
-    monkeypatch.setattr(loop, "_finish", lambda *given: (os.kill(os.getpid(), signal.SIGINT), right(*given)))
+    right = run_train.finish
+    monkeypatch.setattr(run_train, "finish", lambda *args: (os.kill(os.getpid(), signal.SIGINT), right(*args)))
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["seed=0,1"])
     with pytest.raises(UserError, match="stopped by SIGINT") as raised:
         sweep(runs, tmp_path / "s")

@@ -12,18 +12,14 @@ import pytest
 import torch
 from making import group, tiny
 from objective.cases import CASES, Case
+from steps import one_step
 
 from preftune import objective as o
-from preftune.forward.examples import Examples
-from preftune.forward.forward import passes, score_mismatched
-from preftune.forward.loss import Loss, Models, given_scores, score
+from preftune.forward.forward import StepGradient
 from preftune.model.policy import Policy, wrap
-from preftune.objective.responses import Pairs
+from preftune.objective.responses import Pairs, Responses
 from preftune.objective.sum import as_ratings, value_of_pairs
-from preftune.pack.batch import collate
-from preftune.pack.oom import OomRetry
-from preftune.pack.plan import Packing, Step
-from preftune.reference.reference import FrozenReference, NoReference, Reference
+from preftune.pack.plan import Step
 
 STEP = 1e-6  # of the parameters, along one random direction
 HELD = {"bco", "mpo", "dro", "beta_dpo"}  # each has a number of the step that its formula holds fixed
@@ -31,9 +27,10 @@ every = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[Policy, FrozenReference]:
-    made = [wrap(tiny("gpt2", n_layer=2, seed=seed, dtype=torch.float64), "auto")[0] for seed in (0, 1)]
-    return made[0], FrozenReference(made[1])
+def models() -> tuple[Policy, Policy]:
+    """A policy and a reference."""
+    policy, reference = (wrap(tiny("gpt2", n_layer=2, seed=seed, dtype=torch.float64), "auto")[0] for seed in (0, 1))
+    return policy, reference
 
 
 def rows() -> list:
@@ -50,21 +47,21 @@ def rows() -> list:
 class World:
     """A step's rows under a policy whose parameters can be moved along one direction."""
 
-    def __init__(self, policy: Policy, reference: Reference, judge: Loss) -> None:
-        self.engine, self.judge, self.rows = Models(policy, reference, judge, Packing(60)), judge, rows()
+    def __init__(self, policy: Policy, reference: Policy, objective: o.Objective) -> None:
+        self.models, self.objective, self.rows = (policy, reference), objective, rows()
         draw = torch.Generator().manual_seed(3)
         self.parameters = list(policy.module.parameters())
         self.way = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in self.parameters]
-        found = score_mismatched(self.engine, self.rows, OomRetry())
-        self.mismatched = found and found.scores
+        self.mismatched: Responses | None = None  # of the parameters as they are
 
     def pairs(self, by: float = 0.0, like: Pairs | None = None) -> Pairs:
         """At the parameters moved `by`; what carries no gradient is that of `like`."""
         with torch.no_grad():
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.add_(way, alpha=by)
-            scores = replace(score(self.engine, collate(self.rows)).scores, score=given_scores(self.rows))
-            found = Examples(self.rows, scores).pairs
+        examples = self.gradient(((0, 1, 2, 3),)).output.examples
+        found, self.mismatched = examples.pairs, self.mismatched or examples.mismatched
+        with torch.no_grad():
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.sub_(way, alpha=by)
         if like is None:
@@ -72,9 +69,13 @@ class World:
         sides = [replace(a, logp=b.logp) for a, b in ((like.chosen, found.chosen), (like.rejected, found.rejected))]
         return replace(like, chosen=sides[0], rejected=sides[1])
 
+    def gradient(self, packs: tuple[tuple[int, ...], ...]) -> StepGradient:
+        """Of the rows as one step of these packs."""
+        return one_step(*self.models, self.objective, self.rows, Step(packs))
+
     def loss(self, pairs: Pairs) -> torch.Tensor:
         """The formula on the pairs, without the engine."""
-        objective = self.judge.objective
+        objective = self.objective
         if isinstance(objective, o.KTO):
             value = objective(replace(as_ratings(pairs), mismatched=self.mismatched)).view(2, -1).mean(0)
         else:
@@ -83,14 +84,13 @@ class World:
 
     def along(self) -> float:
         """The engine's gradient along the way, from two packs of two rows."""
-        passes(self.engine, self.rows, Step(((0, 1), (2, 3))), OomRetry())
+        self.gradient(((0, 1), (2, 3)))
         both = zip(self.parameters, self.way, strict=True)
         return float(sum((p.grad * way).sum() for p, way in both if p.grad is not None))
 
 
-def world(case: Case, models: tuple[Policy, FrozenReference]) -> World:
-    uses = any(part.reference for _, part in o.parts(case.objective))
-    return World(models[0], models[1] if uses else NoReference(), Loss(case.objective, "all", 200))
+def world(case: Case, models: tuple[Policy, Policy]) -> World:
+    return World(*models, case.objective)
 
 
 @every

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import group, groups, tiny
+from transformers import PreTrainedModel
 
+from preftune import events, signals
 from preftune.errors import UserError
-from preftune.model.load import weights_digest
 from preftune.model.policy import Policy, wrap
 from preftune.model.verify import plain_logp
+from preftune.model.weights import WholeModel
 from preftune.pack.batch import Batch, collate
-from preftune.reference.reference import StoredReference, numerics, score
+from preftune.reference.fill import filled, numerics, score_missing
 from preftune.reference.store import Store, key_of
 
 IDS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
-
-
-def quiet(*_: int) -> None: ...
 
 
 @given(IDS, IDS, IDS, IDS)
@@ -39,9 +40,9 @@ def test_what_is_put_comes_back_after_a_flush_and_from_several_writers(tmp_path:
     one.flush(), two.flush(), one.flush()
     again = Store(tmp_path, "w" * 64, "n")
     assert len(again) == 2
-    assert again.get(b"a" * 32).tolist() == [1.0, 2.0]
-    assert Store(tmp_path, "v" * 64, "n").get(b"a" * 32) is None
-    assert Store(tmp_path, "w" * 64, "m").get(b"a" * 32) is None
+    assert again[b"a" * 32].tolist() == [1.0, 2.0]
+    assert b"a" * 32 not in Store(tmp_path, "v" * 64, "n")
+    assert b"a" * 32 not in Store(tmp_path, "w" * 64, "m")
 
 
 @given(st.data())
@@ -60,15 +61,14 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, da
     file.write_bytes(raw)
     again = Store(folder, "w" * 64, "n")
     for key in truth:
-        held = again.get(key)
-        assert held is None or np.array_equal(held, truth[key])
+        assert key not in again or np.array_equal(again[key], truth[key])
     assert again.damaged or len(again) == 4
 
 
 def scored(tmp_path: Path, made: list, tokens: int = 60):
     policy, _ = wrap(tiny(), "auto")
-    store = Store(tmp_path, weights_digest(policy.module), numerics(policy))
-    return policy, store, score(policy, store, made, tokens=tokens, seed=0, show=quiet, stop=quiet)
+    store = Store(tmp_path, policy.weights.digest(), numerics(policy))
+    return policy, store, score_missing(policy, store, made, tokens=tokens, seed=0)
 
 
 def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path)
     policy, store, first = scored(tmp_path, made)
     assert first.scored == 12
     assert first.tokens_computed < first.tokens_naive
-    batch = collate(made)
-    assert torch.allclose(StoredReference(store).token_logp(batch), plain_logp(policy, batch), atol=1e-4)
+    columns = np.concatenate([values for g in filled(made, store) for values in g.column("reference")])
+    assert np.allclose(columns, plain_logp(policy, collate(made)).numpy(), atol=1e-4)
     again = scored(tmp_path, [*made, *groups(1, seed=9)])[2]
     assert (again.scored, again.reused) == (2, 12)
 
@@ -116,18 +116,26 @@ def test_a_store_that_cannot_be_written_is_found_before_anything_is_scored(
     assert str(tmp_path / "file") in str(caught.value)
 
 
+def test_a_store_in_memory_holds_the_same_numbers(tmp_path: Path) -> None:
+    made = groups(3, seed=1)
+    policy, on_disk, _ = scored(tmp_path, made)
+    in_memory = Store(None, policy.weights.digest(), numerics(policy))
+    score_missing(policy, in_memory, made, tokens=60, seed=0)
+    for one, other in zip(filled(made, in_memory), filled(made, on_disk), strict=True):
+        assert all(np.array_equal(*both) for both in zip(one.column("reference"), other.column("reference"), strict=True))
+
+
 def test_a_stopped_pass_keeps_what_it_did(tmp_path: Path) -> None:
     policy, _ = wrap(tiny(), "auto")
-    store = Store(tmp_path, "w" * 64, "n")
-    calls: list[int] = []
+    store, calls = Store(tmp_path, "w" * 64, "n"), []
 
-    def stop() -> None:
-        calls.append(1)
+    def stop(event: object) -> None:
+        calls.append(event)
         if len(calls) == 2:
-            raise UserError("stopped")
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(UserError):
-        score(policy, store, groups(8, seed=3), tokens=60, seed=0, show=quiet, stop=stop)
+    with signals.listening(), events.listening(stop), pytest.raises(UserError, match="SIGTERM"):
+        score_missing(policy, store, groups(8, seed=3), tokens=60, seed=0)
     assert 0 < len(Store(tmp_path, "w" * 64, "n")) < 16
 
 
@@ -144,14 +152,17 @@ def test_a_store_that_answers_otherwise_than_the_model_is_refused(tmp_path: Path
 
 
 def test_the_digest_sees_weights_names_and_config() -> None:
-    base = weights_digest(tiny())
-    assert base == weights_digest(tiny())
+    def digest(model: PreTrainedModel) -> str:
+        return WholeModel(model).digest()
+
+    base = digest(tiny())
+    assert base == digest(tiny())
     changed = tiny()
     with torch.no_grad():
         next(changed.parameters()).view(-1)[0] += 1e-6
     others = {
-        weights_digest(m)
-        for m in (changed, tiny(rope_theta=5e5), tiny(rms_norm_eps=1e-5), tiny().bfloat16(), tiny("qwen2"))
+        digest(model)
+        for model in (changed, tiny(rope_theta=5e5), tiny(rms_norm_eps=1e-5), tiny().bfloat16(), tiny("qwen2"))
     }
     assert base not in others
     assert len(others) == 5
@@ -163,6 +174,4 @@ def test_a_response_without_finite_probability_is_named(tmp_path: Path) -> None:
         model.get_output_embeddings().weight[9] = float("nan")
     policy, _ = wrap(model, "auto")
     with pytest.raises(UserError, match="made:1"):
-        score(
-            policy, Store(tmp_path, "w" * 64, "n"), [group([3, 4], [5], [6])], tokens=99, seed=0, show=quiet, stop=quiet
-        )
+        score_missing(policy, Store(tmp_path, "w" * 64, "n"), [group([3, 4], [5], [6])], tokens=99, seed=0)

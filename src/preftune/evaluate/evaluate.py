@@ -25,6 +25,7 @@ from preftune.evaluate.metrics import (
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models, score_step
 from preftune.forward.loss import Loss
+from preftune.objective import Objective
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Step
 from preftune.record.schema import SCORES
@@ -73,25 +74,25 @@ def evaluate(
     examples, logp = output.examples, scores.responses.logp
     before = logp if start is None else torch.from_numpy(start)
     metrics = score_metrics(loss.objective, examples, list(SCORES), loss=output.value, start=before)
-    by_row = _RowMetrics(examples, loss, before)
+    by_row = RowMetrics(examples, loss.objective, before)
     metrics |= by_row.length_metrics() | by_row.rating_metrics()
     metrics |= {"rows": held_out.rows, "responses": len(logp), "seconds": round(time.monotonic() - began, 3)}
     return Evaluation(metrics, by_row.rows(), examples)
 
 
-class _RowMetrics:
+class RowMetrics:
     """What is measured of each row, from which some metrics of all rows follow.
 
     before: (responses,) logp before training. accuracy, accuracy_of_change: (pairs,); rating_auc, rating_auc_of_change:
     of each rated response, by its place.
     """
 
-    def __init__(self, examples: Examples, loss: Loss, before: Tensor) -> None:
+    def __init__(self, examples: Examples, objective: Objective, before: Tensor) -> None:
         self.examples, self.before = examples, before
         self.change = examples.responses.logp - before
         self.log_ratio = self.change if examples.responses.reference is None else examples.responses.log_ratio
         better, worse, _, _ = examples.pair_index
-        self.accuracy = pair_accuracy(examples, loss.objective)
+        self.accuracy = pair_accuracy(examples, objective)
         self.accuracy_of_change = ranked_right(self.change[better] - self.change[worse])
         self.rating_auc = rating_auc(examples, self.log_ratio)
         self.rating_auc_of_change = rating_auc(examples, self.change)
