@@ -12,6 +12,10 @@ from preftune.table import Count, Table
 class Evaluate(Table, frozen=True):
     """[evaluate] When to measure on the held-out rows; always at the start and at the end."""
 
-    every: Annotated[Count | None, Meta(description="Steps between evaluations; only start and end if not given.")] = (
-        None
-    )
+    every: Annotated[
+        Count | None,
+        Meta(
+            description="Steps between evaluations; only at the start and the end if not given.",
+            extra={"identity": False, "also": ("eval_steps", "eval_strategy", "evaluation_strategy")},
+        ),
+    ] = None

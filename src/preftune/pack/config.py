@@ -8,11 +8,19 @@ from msgspec import Meta
 
 from preftune.table import Count, Table
 
+PEERS_ROWS = ("batch_size", "train_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+
 
 class Batch(Table, frozen=True):
-    """[batch] Examples of one update (the mathematics) and tokens of one forward pass (the memory)."""
+    """[batch] Rows of one update (the mathematics) and tokens of one forward pass (the memory)."""
 
-    rows: Annotated[int, Meta(ge=1, description="Rows that make one update, on all ranks together.")] = 64
+    rows: Annotated[
+        int, Meta(ge=1, description="Rows of one update, of all processes together.", extra={"also": PEERS_ROWS})
+    ] = 64
     tokens: Annotated[
-        Count | None, Meta(description="Distinct tokens of one forward pass; found from the free memory if not given.")
+        Count | None,
+        Meta(
+            description="Distinct tokens of one forward pass; chosen to fit the free memory if not given.",
+            extra={"also": ("micro_batch_size", "max_tokens_per_batch")},
+        ),
     ] = None

@@ -8,38 +8,51 @@ from msgspec import Meta
 
 from preftune.table import Count, Table
 
+ELSEWHERE = {
+    "frozen": 'reference=stored: it gives the same numbers, and reference.store = "memory" keeps them in memory',
+}
+"""Kinds of earlier versions -> what to write here."""
+
 
 class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
-    """The reference is scored once per response into a store that all runs share."""
+    """A fixed reference: it scores each response once, into a store that all runs share."""
 
     path: Annotated[
-        str | None, Meta(description="Folder or hub name of the reference; the policy's start if not given.")
+        str | None,
+        Meta(
+            description="Folder or hub name of the reference; the policy's start if not given.",
+            extra={"location": True, "also": ("ref_model", "ref_model_name_or_path", "reference_model")},
+        ),
     ] = None
     store: Annotated[
         str | None,
-        Meta(description="Folder of the store; $PREFTUNE_STORE or ~/.cache/preftune/reference if not given."),
-    ] = None
-
-
-class Frozen(Table, frozen=True, tag_field="kind", tag="frozen"):
-    """A second model in memory, asked in every step."""
-
-    path: Annotated[
-        str | None, Meta(description="Folder or hub name of the reference; the policy's start if not given.")
+        Meta(
+            description='Folder of the store, or "memory" to keep the numbers in memory only; $PREFTUNE_STORE or '
+            "~/.cache/preftune/reference if not given.",
+            extra={"identity": False},
+        ),
     ] = None
 
 
 class Moving(Table, frozen=True, tag_field="kind", tag="moving"):
     """A second model in memory that follows the policy (TR-DPO, arXiv 2404.09656)."""
 
-    share: Annotated[
-        float, Meta(gt=0, le=1, description="Share of the policy's weights at each move; 1 copies the policy.")
+    alpha: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="At each move, reference <- lerp(reference, policy, alpha); 1 copies the policy.",
+            extra={"also": ("share", "ref_model_mixup_alpha")},
+        ),
     ] = 0.6
-    every: Annotated[Count, Meta(description="Updates between two moves.")] = 64
+    update_every: Annotated[
+        Count, Meta(description="Updates between two moves.", extra={"also": ("every", "ref_model_sync_steps")})
+    ] = 64
 
 
 class NoReference(Table, frozen=True, tag_field="kind", tag="none"):
     """No reference: for objectives that do not use one."""
 
 
-Reference = Stored | Frozen | Moving | NoReference
+Reference = Stored | Moving | NoReference

@@ -21,7 +21,7 @@ from preftune.model.verify import sample, verify_layout
 from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_rank
 from preftune.record.show import Show
 from preftune.reference import reference as anchors
-from preftune.reference.config import Frozen, Moving, Stored
+from preftune.reference.config import Moving, Stored
 from preftune.reference.store import Store
 from preftune.run.dataset import Gather, gather
 from preftune.run.identity import assert_same_on_all_ranks, identity
@@ -186,7 +186,7 @@ def in_vocabulary(known: int, prepared: Prepared) -> None:
 def anchor_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:
     """The model that the reference is, which may be the policy itself; None where there is no reference."""
     kind = run.reference
-    if not isinstance(kind, Stored | Frozen | Moving):
+    if not isinstance(kind, Stored | Moving):
         return None
     path = None if isinstance(kind, Moving) else kind.path
     if path is None and isinstance(kind, Stored):
@@ -220,7 +220,7 @@ def anchored(
     if model is None:
         return anchors.NoReference(), None
     if isinstance(kind, Moving):
-        return anchors.MovingReference(model, kind.share, kind.every), None
+        return anchors.MovingReference(model, kind.alpha, kind.update_every), None
     if not isinstance(kind, Stored):
         return anchors.FrozenReference(model), None
     store = Store(store_folder(kind), digests["reference"], anchors.numerics(model))

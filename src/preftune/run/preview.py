@@ -12,7 +12,7 @@ from preftune.model import load
 from preftune.model.budget import LARGEST, Expected, expected
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.reference.config import Frozen
+from preftune.reference.config import Moving
 from preftune.run.dataset import in_tokens
 from preftune.run.match_rows import Notes, fit
 from preftune.run.prepare import device_of, in_vocabulary, plan_of, scale_of
@@ -61,6 +61,6 @@ def preview(run: Run, rows: Rows) -> Preview:
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
     memory = expected(config, parameters, tokens=budget, weight_bytes=size, checkpointing=run.model.checkpointing)
-    if isinstance(run.reference, Frozen):
+    if isinstance(run.reference, Moving):
         memory = Expected(memory.weights + parameters * size, memory.gradients, memory.moments, memory.activations)
     return Preview(run, prepared, notes, material.tokenizer, plan, parameters, memory, float(tokens), float(naive))
