@@ -1,13 +1,4 @@
-"""What all tables of a configuration share. Each table stands in the folder that reads it; `config/run.py` joins them.
-
-What the code asks of a key stands on the key, in `Meta(extra={...})`, and on a table's key holds for all keys in it:
-
-- `"identity": False`: a resumed run may differ in this key, because it does not change the result.
-- `"location": True`: the key says where something is; the identity of a run has a digest of what is there instead.
-- `"also": (...)`: earlier names of this key and names that other libraries give it; an error answers them with this one.
-- `"python": FromPython(...)`: what the key may hold in Python, besides what it may hold in a file.
-- `"presets": {...}`, `"elsewhere": {...}`: of a table that is one of several, further names for its `name` or `kind`.
-"""
+"""What all tables of a configuration share. Each stands in the folder that reads it; `config/run.py` joins them."""
 
 from __future__ import annotations
 
@@ -16,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct
 
+DEFAULTS = {"also": (), "identity": True, "location": False, "python": None}
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -34,3 +26,19 @@ class FromPython(NamedTuple):
     meaning: str
     accepts: Callable[[Any], bool]
     recorded: Callable[[Any], object] = type_given
+
+
+def about(
+    description: str, *, also: str = "", identity: bool = True, location: bool = False,
+    python: FromPython | None = None,
+    gt: float | None = None, ge: float | None = None, lt: float | None = None, le: float | None = None,
+) -> Meta:  # fmt: skip
+    """All that the code asks of a key: description, bounds and the facts that `config/explain.py` reads from it.
+
+    also: earlier names of the key and its names in other libraries; an error answers them with the name here.
+    identity: False if a resumed run may differ in it, because it does not change the result. location: it says where
+    something is, and the identity of a run has a digest of what is there instead. python: what it may hold in Python.
+    """
+    facts = {"also": tuple(also.split()), "identity": identity, "location": location, "python": python}
+    facts = {name: fact for name, fact in facts.items() if fact != DEFAULTS[name]}  # else a table's own facts hold
+    return Meta(description=description, extra=facts, gt=gt, ge=ge, lt=lt, le=le)

@@ -63,7 +63,7 @@ class Choice(NamedTuple):
 def choices() -> dict[str, Choice]:
     """The tables of a run that are one of several, by their key."""
     by_key = {}
-    for field in _table_of(Run).fields:
+    for field in _run().fields:
         kind, _, facts = _open(field.type)
         tables = _tables(kind)
         if tables and (tag := tables[0].tag_field):
@@ -74,7 +74,7 @@ def choices() -> dict[str, Choice]:
 @cache
 def keys() -> tuple[Key, ...]:
     """All keys in the order of the file."""
-    return tuple(_keys(_table_of(Run), "", {}))
+    return tuple(_keys(_run(), "", {}))
 
 
 def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], choice: str = "") -> Iterator[Key]:
@@ -136,7 +136,7 @@ def values_at(place: str, tree: Mapping[str, Any]) -> list[str]:
 
 def _at(place: str, tree: Mapping[str, Any]) -> tuple[inspect.Type, Any]:
     """The type of what stands at a place, and what the user wrote there; NoneType where a run has no such place."""
-    kind, value = inspect.type_info(Run), tree
+    kind, value = _run(), tree
     for step in filter(None, place.split(".")):
         name, _, index = step.rstrip("]").partition("[")
         types = {field.encode_name: field.type for table in _tables(kind) for field in table.fields}
@@ -157,10 +157,11 @@ def _open(kind: inspect.Type) -> tuple[inspect.Type, str, dict[str, Any]]:
     return kind, meaning, facts
 
 
-def _table_of(kind: type[Struct]) -> inspect.StructType:
-    table = inspect.type_info(kind)
-    assert isinstance(table, inspect.StructType)
-    return table
+@cache
+def _run() -> inspect.StructType:
+    run = inspect.type_info(Run)
+    assert isinstance(run, inspect.StructType)
+    return run
 
 
 def _tables(kind: inspect.Type) -> tuple[inspect.StructType, ...]:

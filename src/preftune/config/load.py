@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from preftune.config.explain import choices
-from preftune.config.mistakes import explained, located
+from preftune.config.mistakes import UNKNOWN_KEY, explained, located
 from preftune.config.run import Run
 from preftune.config.tree import Tree, flatten, tree_of
-from preftune.errors import UserError, nearest
+from preftune.errors import Problem, UserError, nearest
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -129,8 +129,8 @@ def _spelled_out(tree: Tree, file: str) -> Tree:
         name = table[choice.tag]
         if isinstance(name, str) and name in choice.presets:
             if extra := next((inner for inner in table if inner != choice.tag), None):
-                raise UserError(f"there is no such key in {name}, which is a sum.", hint="Write out its parts.",
-                                location=located(file, f"{key}.{extra}"))  # fmt: skip
+                message, place = f"there is no such key in {name}, which is a sum.", located(file, f"{key}.{extra}")
+                raise UserError([Problem(message, place, "Write out its parts.", UNKNOWN_KEY)])
             table = msgspec.to_builtins(choice.presets[name].objective)
         tree = {**tree, key: table}
     return tree

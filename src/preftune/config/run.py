@@ -17,7 +17,7 @@ from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
 from preftune.reference.config import ELSEWHERE, Reference
 from preftune.rows.config import Data
-from preftune.table import FromPython, Table
+from preftune.table import FromPython, Table, about
 from preftune.tokens.aggregate import Aggregate, Plain
 from preftune.training.config import Optim, Save
 
@@ -41,24 +41,20 @@ def own_objective_given(objective: OwnObjective) -> dict[str, str]:
     return objective.recorded()
 
 
+OWN = FromPython("a callable that says what it `reads`", is_own_objective, own_objective_given)
+RECORD = "Folder of the record that this run writes, with the metrics of every step."
+
+
 class Run(Table, frozen=True):
     """A run: everything that decides its result, and where it is written.
 
-    Of tables that are one of several (objective, aggregate, reference), the first is meant where none is named.
+    objective, aggregate and reference are one of several tables each: the first of them where none is named.
     """
 
     model: Model = Model()
     data: Data = Data()
     objective: Annotated[
-        AnyObjective,
-        Meta(
-            extra={
-                "presets": PRESETS,
-                "elsewhere": NAMES,
-                "also": ("loss_type", "pref_loss"),
-                "python": FromPython("a callable that says what it `reads`", is_own_objective, own_objective_given),
-            }
-        ),
+        AnyObjective, Meta(extra={"presets": PRESETS, "elsewhere": NAMES, "also": ("loss_type",), "python": OWN})
     ] = DPO()
     aggregate: Aggregate = Plain()
     reference: Annotated[
@@ -72,15 +68,8 @@ class Run(Table, frozen=True):
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Decides the order of rows.")] = 0
-    out: Annotated[
-        str,
-        Meta(
-            description="Folder of the record that this run writes, with the metrics of every step.",
-            extra={"identity": False, "also": ("output_dir", "logging_dir", "logging_steps")},
-        ),
-    ] = "run"
+    seed: Annotated[int, about("Decides the order of rows.", ge=0, le=2**63 - 1)] = 0
+    out: Annotated[str, about(RECORD, also="output_dir logging_dir logging_steps", identity=False)] = "run"
     device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Meta(description="Where to compute; auto takes a GPU if there is one.", extra={"also": ("device_map",)}),
+        Literal["auto", "cpu", "cuda"], about("Where to compute; auto takes a GPU if there is one.", also="device_map")
     ] = "auto"

@@ -45,8 +45,10 @@ def python_values(run: Run) -> dict[str, Any]:
         if key.accepts(value):
             values[name] = value
         elif not isinstance(value, FILE_TYPES) and type(value) is not dict:
-            hint = f"Write {value.__name__}(...)." if isinstance(value, type) else f"It may also be {key.meaning}."
-            raise UserError(f"is a {type(value).__name__}.", location=name, hint=hint)
+            if isinstance(value, type):
+                raise UserError(f"is the class {value.__name__}.", location=name, hint=f"Write {value.__name__}(...).")
+            hint = f"In Python it may be {key.meaning}."
+            raise UserError(f"cannot be of type {type(value).__name__}.", location=name, hint=hint)
     return values
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
-
-from preftune.table import Count, Table
+from preftune.table import Count, Table, about
 
 
 class Evaluate(Table, frozen=True):
@@ -14,8 +12,5 @@ class Evaluate(Table, frozen=True):
 
     every: Annotated[
         Count | None,
-        Meta(
-            description="Steps between evaluations; only at the start and the end if not given.",
-            extra={"identity": False, "also": ("eval_steps", "eval_strategy", "evaluation_strategy")},
-        ),
+        about("Steps between evaluations; only at start and end if not given.", also="eval_steps", identity=False),
     ] = None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
-
-from preftune.table import Count, Table
+from preftune.table import Count, Table, about
 
 ELSEWHERE = {
     "frozen": 'reference=stored: it gives the same numbers, and reference.store = "memory" keeps them in memory',
 }
 """Kinds of earlier versions -> what to write here."""
+STORE = """Folder of the store, or "memory" to keep the numbers in memory only; $PREFTUNE_STORE or
+~/.cache/preftune/reference if not given.""".replace("\n", " ")
 
 
 class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
@@ -19,19 +19,13 @@ class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
 
     path: Annotated[
         str | None,
-        Meta(
-            description="Folder or hub name of the reference; the policy's start if not given.",
-            extra={"location": True, "also": ("ref_model", "ref_model_name_or_path", "reference_model")},
+        about(
+            "Folder or hub name of the reference; the policy's start if not given.",
+            also="ref_model ref_model_name_or_path",
+            location=True,
         ),
     ] = None
-    store: Annotated[
-        str | None,
-        Meta(
-            description='Folder of the store, or "memory" to keep the numbers in memory only; $PREFTUNE_STORE or '
-            "~/.cache/preftune/reference if not given.",
-            extra={"identity": False},
-        ),
-    ] = None
+    store: Annotated[str | None, about(STORE, identity=False)] = None
 
 
 class Moving(Table, frozen=True, tag_field="kind", tag="moving"):
@@ -39,16 +33,9 @@ class Moving(Table, frozen=True, tag_field="kind", tag="moving"):
 
     alpha: Annotated[
         float,
-        Meta(
-            gt=0,
-            le=1,
-            description="At each move, reference <- lerp(reference, policy, alpha); 1 copies the policy.",
-            extra={"also": ("share", "ref_model_mixup_alpha")},
-        ),
+        about("At a move: reference <- lerp(reference, policy, alpha); 1 copies the policy.", also="share", gt=0, le=1),
     ] = 0.6
-    update_every: Annotated[
-        Count, Meta(description="Updates between two moves.", extra={"also": ("every", "ref_model_sync_steps")})
-    ] = 64
+    update_every: Annotated[Count, about("Updates between two moves.", also="every")] = 64
 
 
 class NoReference(Table, frozen=True, tag_field="kind", tag="none"):

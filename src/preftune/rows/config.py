@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from preftune.table import FromPython, Table
+from preftune.table import FromPython, Table, about
 
 if TYPE_CHECKING:
     Source = str | Sequence[str] | Iterable[Mapping[str, object]]
-else:  # what a file may hold
-    Source = str | tuple[str, ...]
+else:
+    Source = str | tuple[str, ...]  # what a file may hold
 
 
 def is_rows(value: object) -> bool:
@@ -29,60 +29,29 @@ def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
+FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
+HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
+MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
+TOO_LONG = "skip: leave longer rows out; cut: drop the response's end, and then no end token is added."
+RANKINGS = "Pairs of a ranking: all of different rank, or the best against each other response."
+MAX_SKIPPED = "Largest share of unusable rows (too long ones aside) before the run refuses."
 
 
 class Data(Table, frozen=True):
     """[data] Rows to learn from and how they become tokens."""
 
-    train: Annotated[
-        Source,
-        Meta(
-            description="File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz.",
-            extra={"location": True, "python": ROWS, "also": ("train_file", "train_dataset", "dataset_name")},
-        ),
-    ] = ""
+    train: Annotated[Source, about(FILES, also="train_dataset dataset_name", location=True, python=ROWS)] = ""
     evaluate: Annotated[
         Source | None,
-        Meta(
-            description="Held-out rows, in any of the same forms.",
-            extra={"location": True, "python": ROWS, "also": ("eval_file", "eval_dataset", "validation_file")},
-        ),
+        about("Held-out rows, in the same forms.", also="eval_dataset", location=True, python=ROWS),
     ] = None
-    holdout: Annotated[
-        float,
-        Meta(
-            ge=0,
-            lt=1,
-            description="Share of the prompts to hold out if `evaluate` is not given; the seed does not change which.",
-            extra={"also": ("test_size", "val_size", "eval_split")},
-        ),
-    ] = 0.0
+    holdout: Annotated[float, about(HOLDOUT, also="test_size val_size", ge=0, lt=1)] = 0.0
     template: Annotated[
-        str | None,
-        Meta(
-            description="File with a chat template (Jinja), if it is not the tokenizer's own.",
-            extra={"location": True, "also": ("chat_template",)},
-        ),
+        str | None, about("File with a chat template (Jinja), if it is not the tokenizer's own.", location=True)
     ] = None
     max_tokens: Annotated[
-        Annotated[int, Meta(ge=2)] | None,
-        Meta(
-            description="Longest prompt with one response, in tokens; 1024, or the model's positions if fewer.",
-            extra={"also": ("max_length", "max_seq_length", "cutoff_len")},
-        ),
+        Annotated[int, Meta(ge=2)] | None, about(MAX_TOKENS, also="max_length max_seq_length cutoff_len")
     ] = None
-    rankings: Annotated[
-        Literal["all", "best"],
-        Meta(description="Pairs of a ranking: all of different rank, or the best against each other response."),
-    ] = "all"
-    too_long: Annotated[
-        Literal["skip", "cut"],
-        Meta(
-            description="skip: leave longer rows out; cut: drop the response's end, and then no end token is added.",
-            extra={"also": ("truncation_mode", "truncation")},
-        ),
-    ] = "skip"
-    max_skipped: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Largest share of unusable rows (too long ones aside) before the run refuses."),
-    ] = 0.05
+    rankings: Annotated[Literal["all", "best"], about(RANKINGS)] = "all"
+    too_long: Annotated[Literal["skip", "cut"], about(TOO_LONG, also="truncation_mode")] = "skip"
+    max_skipped: Annotated[float, about(MAX_SKIPPED, ge=0, le=1)] = 0.05
