@@ -41,4 +41,4 @@ def about(
     """
     facts = {"also": tuple(also.split()), "identity": identity, "location": location, "python": python}
     facts = {name: fact for name, fact in facts.items() if fact != DEFAULTS[name]}  # else a table's own facts hold
-    return Meta(description=description, extra=facts, gt=gt, ge=ge, lt=lt, le=le)
+    return Meta(description=description, extra=facts, gt=gt, ge=ge, lt=lt, le=le)  # pyright: ignore[reportCallIssue]

@@ -25,6 +25,8 @@ def test_a_type_checker_sees_the_names_that_are_there() -> None:
 def test_a_first_script_needs_one_import() -> None:
     from preftune import DPO, Batch, Data, Evaluate, Model, Moving, Optim, Run, Save, Stored
 
-    run = Run(model=Model(path="m"), data=Data(train="rows.jsonl"), objective=DPO(beta=0.2), optim=Optim(lr=1e-6),
-              batch=Batch(rows=8), evaluate=Evaluate(every=5), save=Save(every=5), reference=Stored(store="memory"))  # fmt: skip
+    run = Run(
+        model=Model(path="m"), data=Data(train="rows.jsonl"), objective=DPO(beta=0.2), reference=Stored(store="memory"),
+        optim=Optim(lr=1e-6), batch=Batch(rows=8), evaluate=Evaluate(every=5), save=Save(every=5),
+    )  # fmt: skip
     assert run != Run(reference=Moving())
