@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
-from types import SimpleNamespace
 
 import pytest
 from making import tiny
@@ -12,6 +10,7 @@ from making import tiny
 from preftune import DPO, Data, Model, Run, UserError
 from preftune.config.load import dump
 from preftune.config.resolve import resolve
+from preftune.objective.responses import Pairs
 from preftune.run.identity import identity
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 40
@@ -58,33 +57,24 @@ def test_a_loaded_model_needs_its_tokenizer_and_has_no_revision(loaded: Model, f
         resolve(Run(model=replace(loaded, **{field: value})))
 
 
-class Own(SimpleNamespace):
-    reference, length_normalized, reads = True, False, frozenset({"reference"})
+def test_an_objective_of_ones_own_is_recorded_by_name_and_source() -> None:
+    own = pytest.importorskip("preftune.objective.own")
 
-    def __call__(self, pairs: object) -> object:
-        return self.function(pairs)
+    def half_margin(pairs: Pairs) -> object:
+        return -pairs.margin / 2
 
-    def recorded(self) -> dict[str, str]:
-        return {"name": self.function.__name__, "source": "5e1f"}
-
-
-def test_an_objective_of_ones_own_is_recorded_by_name_and_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = SimpleNamespace(OwnObjective=Own, own_objective=lambda function: Own(function=function))
-    monkeypatch.setitem(sys.modules, "preftune.objective.own", stand_in)
-
-    def mine(pairs: object) -> object:
-        return pairs
-
-    run = resolve(resolve(Run(objective=mine)))
-    assert run.objective == Own(function=mine)
-    assert tomllib.loads(dump(run))["objective"] == {"name": "mine", "source": "5e1f"}
-    known = identity(run, {"model": "1"})
-    assert (known["objective.name"], known["objective.source"]) == ("mine", "5e1f")
+    half_margin.reads = {"reference"}
+    run = resolve(resolve(Run(objective=half_margin)))
+    assert run.objective == own.own_objective(half_margin)
+    recorded = tomllib.loads(dump(run))["objective"]
+    assert recorded == {"name": "half_margin", "source": run.objective.source}
+    known = identity(run, {})
+    assert {key: known[f"objective.{key}"] for key in recorded} == recorded
 
 
 def test_the_identity_of_a_run_is_what_decides_its_result() -> None:
     left_out = {"model.path", "model.revision", "model.tokenizer", "data.train", "data.evaluate", "data.template",
-                "reference.path", "reference.store", "evaluate.every", "save.every", "save.keep", "out"}  # fmt: skip
+                "reference.path", "reference.store", "evaluate.every", "save.every", "save.keep", "track", "out"}  # fmt: skip
     known = identity(resolve(Run(objective=DPO(beta=0.2))), {"model": "1"})
     assert not left_out & known.keys()
     assert {"objective.name", "reference.kind", "optim.lr", "seed", "batch.tokens"} <= known.keys()

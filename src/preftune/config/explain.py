@@ -32,6 +32,11 @@ class Key(Struct, frozen=True):
     python: FromPython | None = None
 
     @property
+    def decides(self) -> bool:
+        """Whether its value is part of what identifies a run."""
+        return self.identity and not self.location
+
+    @property
     def table(self) -> str:
         """The table it is in: "" for a key of the run itself."""
         return self.name.rpartition(".")[0]
@@ -128,10 +133,8 @@ def values_at(place: str, tree: Mapping[str, Any]) -> list[str]:
     table, _, key = place.rpartition(".")
     if table in choices() and choices()[table].tag == key:
         return choices()[table].names
-    kind, _ = _at(place, tree)
-    if isinstance(kind, inspect.LiteralType):
-        return list(map(str, kind.values))
-    return [str(inner.tag) for inner in _tables(_at(table, tree)[0]) if inner.tag_field == key]
+    tags = [str(inner.tag) for inner in _tables(_at(table, tree)[0]) if inner.tag_field == key]
+    return tags or _literals(_at(place, tree)[0])
 
 
 def _at(place: str, tree: Mapping[str, Any]) -> tuple[inspect.Type, Any]:
@@ -169,6 +172,15 @@ def _tables(kind: inspect.Type) -> tuple[inspect.StructType, ...]:
     if isinstance(kind, inspect.UnionType):
         return tuple(table for part in kind.types for table in _tables(part))
     return (kind,) if isinstance(kind, inspect.StructType) else ()
+
+
+def _literals(kind: inspect.Type) -> list[str]:
+    kind = _open(kind)[0]
+    if isinstance(kind, inspect.UnionType):
+        return list(dict.fromkeys(value for part in kind.types for value in _literals(part)))
+    if isinstance(kind, inspect.VarTupleType):
+        return _literals(kind.item_type)
+    return list(map(str, kind.values)) if isinstance(kind, inspect.LiteralType) else []
 
 
 def _type_name(kind: inspect.Type) -> str:

@@ -19,7 +19,8 @@ from preftune.errors import Problem, UserError, nearest
 
 def identity(run: Run, digests: Mapping[str, str]) -> dict[str, Any]:
     """Every key of the run that decides its result, and the digests of data, template, tokenizer and models."""
-    left_out = {key.name for key in keys() if key.location or not key.identity}
+    left_out = {name for key in keys() if not key.decides for name in (key.name, key.table)}
+    left_out -= {key.table for key in keys() if key.decides}  # the others are tables of which nothing decides it
     values = flatten(json.loads(msgspec.json.encode(tree_of(run))))
     return {key: value for key, value in values.items() if key not in left_out} | dict(digests)
 
