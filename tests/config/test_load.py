@@ -110,42 +110,32 @@ def test_wrong_keys_are_named_with_the_mend(word: str) -> None:
         assert part in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("r.toml", "seed = 1\nseed = 2\n"),
-        ("r.toml", "seed = = 1"),
-        ("r.yaml", "a: &x [1]\nb: *x"),
-        ("r.yaml", "!!python/object:os.x {}"),
-        ("r.json", "[1]"),
-        ("r.json", "[" * 100000),
-        ("r.yaml", "- 1"),
-    ],
-)
-def test_broken_files_are_one_error(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=name):
+BROKEN = [
+    ("r.toml", b"seed = 1\nseed = 2\n", "is not valid TOML"),
+    ("r.toml", b"seed = = 1", "is not valid TOML"),
+    ("r.toml", b"seed = 1\n\xff", "is not UTF-8 text: byte 10"),
+    ("r.toml", b"[optim]\nclip = inf\n", "optim.clip: must be a finite number"),
+    ("r.yaml", b"a: &x [1]\nb: *x", "aliases are not allowed"),
+    ("r.yaml", b"!!python/object:os.x {}", "is not valid YAML"),
+    ("r.yaml", b"- 1", "does not hold keys and values"),
+    ("r.json", b"[1]", "does not hold keys and values"),
+    ("r.json", b"[" * 100000, "is not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), BROKEN)
+def test_broken_files_are_one_error(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: {re.escape(sentence)}"):
         load(tmp_path / name)
 
 
-def test_infinity_is_no_number_here(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text("[optim]\nclip = inf\n")
-    with pytest.raises(UserError, match=r"r\.toml: optim\.clip: must be a finite number"):
-        load(tmp_path / "r.toml")
-
-
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_bytes(b"seed = 1\n\xff")
-    with pytest.raises(UserError, match=r"r\.toml: is not UTF-8 text: byte 10"):
-        load(tmp_path / "r.toml")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        load(tmp_path)
-
-
-def test_a_missing_file_names_its_neighbor(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("")
     with pytest.raises(UserError, match=r'Did you mean "run\.toml"'):
         load(tmp_path / "rum.toml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load(tmp_path)
 
 
 def test_every_key_says_what_it_means() -> None:

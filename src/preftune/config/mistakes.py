@@ -56,8 +56,7 @@ def _plain_type(types: re.Match[str]) -> str:
 def _right_key(word: str, place: str, tree: Mapping[str, Any]) -> str:
     """A hint for an unknown key of the table at `place`."""
     known = names_at(place, tree)
-    hint = _elsewhere(word, place) or nearest(word, known) or nearest(word.partition("_")[2], known)
-    if hint:
+    if hint := _elsewhere(word, place) or nearest(word, known) or nearest(word.partition("_")[2], known):
         return hint
     hint = f"Known here: {', '.join(known)}." if known else "It has none."
     owners = [f'"{key.choice}"' for key in keys() if key.name == f"{place}.{word}"]
@@ -70,12 +69,10 @@ def _elsewhere(word: str, place: str) -> str:
     """A hint where another library, an earlier version or another table has a key of this name; else empty."""
     word = word.lower().replace("-", "_")
     named = [key for key in keys() if word in key.also or (not place and key.name.endswith(f".{word}"))]
-    meanings = {
-        key.path: "" if key.choice else key.meaning for key in [key for key in named if key.table == place] or named
-    }
-    if not 0 < len(meanings) <= FEW:
-        return ""
-    return f"Here it is {' or '.join(meanings)}. {''.join(meanings.values()) if len(meanings) == 1 else ''}".rstrip()
+    named = [key for key in named if key.table == place] or named
+    meanings = {key.path: "" if key.choice else key.meaning for key in named}
+    names = " or ".join(meanings)
+    return f"Here it is {names}. {meanings.get(names, '')}".rstrip() if 0 < len(meanings) <= FEW else ""
 
 
 def _right_value(word: str, place: str, tree: Mapping[str, Any]) -> str:

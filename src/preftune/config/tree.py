@@ -41,7 +41,8 @@ def python_values(run: Run) -> dict[str, Any]:
     """What a run holds that no file can, by key: {"data.train": rows}. Raises UserError where a key cannot hold it."""
     values = {}
     for name, key in _from_python().items():
-        value = value_at(run, name)
+        table, _, field = name.rpartition(".")
+        value: Any = getattr(getattr(run, table, None) if table else run, field, None)  # a table may be anything yet
         if key.accepts(value):
             values[name] = value
         elif not isinstance(value, FILE_TYPES) and type(value) is not dict:
@@ -50,12 +51,6 @@ def python_values(run: Run) -> dict[str, Any]:
             hint = f"In Python it may be {key.meaning}."
             raise UserError(f"cannot be of type {type(value).__name__}.", location=name, hint=hint)
     return values
-
-
-def value_at(run: Run, name: str) -> Any:
-    """The value of a key such as "data.train"; None where something else stands in the place of its table."""
-    table, _, key = name.rpartition(".")
-    return getattr(getattr(run, table, None) if table else run, key, None)
 
 
 def with_values(run: Run, values: Mapping[str, Any]) -> Run:

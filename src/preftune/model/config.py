@@ -24,6 +24,7 @@ def _is_a(value: object, name: str) -> bool:
 
 MODEL = FromPython("a loaded model of transformers", lambda value: _is_a(value, "PreTrainedModel"))
 TOKENIZER = FromPython("a loaded tokenizer of transformers", lambda value: _is_a(value, "PreTrainedTokenizerBase"))
+OTHER_TOKENIZER = "Folder or hub name of the tokenizer, if it is not the model's."
 LAYOUT = "auto: share prefixes if the model allows it; trie: always share; padded: one row a response."
 Precision = Literal["float32", "bfloat16"]
 
@@ -33,29 +34,18 @@ class Model(Table, frozen=True):
 
     path: Annotated[
         ModelPath,
-        about(
-            "Folder or hub name of the model.",
-            also="model_name_or_path model_name",
-            location=True,
-            python=MODEL,
-        ),
+        about("Folder or hub name of the model.", also="model_name_or_path model_name", location=True, python=MODEL),
     ] = ""
     revision: Annotated[str | None, about("Branch, tag or commit of a hub model.", location=True)] = None
     tokenizer: Annotated[
         TokenizerPath | None,
-        about(
-            "Folder or hub name of the tokenizer, if it is not the model's.",
-            also="tokeniser tokenizer_name_or_path processing_class",
-            location=True,
-            python=TOKENIZER,
-        ),
+        about(OTHER_TOKENIZER, also="tokeniser tokenizer_name processing_class", location=True, python=TOKENIZER),
     ] = None
     weights: Annotated[
         Precision, about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype")
     ] = "float32"
     compute: Annotated[
-        Precision,
-        about("Type of the matrix products; bfloat16 halves time on a GPU.", also="bf16 mixed_precision"),
+        Precision, about("Type of the matrix products; bfloat16 halves time on a GPU.", also="bf16 mixed_precision")
     ] = "float32"
     checkpointing: Annotated[
         bool, about("Recompute activations in the backward pass to save memory.", also="gradient_checkpointing")

@@ -19,11 +19,7 @@ class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
 
     path: Annotated[
         str | None,
-        about(
-            "Folder or hub name of the reference; the policy's start if not given.",
-            also="ref_model ref_model_name_or_path",
-            location=True,
-        ),
+        about("Folder or hub name of the reference; the policy's start if not given.", also="ref_model", location=True),
     ] = None
     store: Annotated[str | None, about(STORE, identity=False)] = None
 
