@@ -115,7 +115,7 @@ BROKEN = [
     ("r.toml", b"seed = = 1", "is not valid TOML"),
     ("r.toml", b"seed = 1\n\xff", "is not UTF-8 text: byte 10"),
     ("r.toml", b"[optim]\nclip = inf\n", "optim.clip: must be a finite number"),
-    ("r.yaml", b"a: &x [1]\nb: *x", "aliases are not allowed"),
+    ("r.yaml", b"a: &x [1]\nb: *x", "is not valid YAML: aliases are not allowed"),
     ("r.yaml", b"!!python/object:os.x {}", "is not valid YAML"),
     ("r.yaml", b"- 1", "does not hold keys and values"),
     ("r.json", b"[1]", "does not hold keys and values"),

@@ -73,21 +73,10 @@ def test_an_objective_of_ones_own_is_recorded_by_name_and_source() -> None:
 
 
 def test_the_identity_of_a_run_is_what_decides_its_result() -> None:
-    left_out = [
-        "model.path",
-        "model.revision",
-        "model.tokenizer",
-        "data.train",
-        "data.evaluate",
-        "data.template",
-        "reference.path",
-        "reference.store",
-        "evaluate.every",
-        "save.every",
-        "save.keep",
-        "track",
-        "out",
-    ]
+    left_out = {
+        "model.path", "model.revision", "model.tokenizer", "data.train", "data.evaluate", "data.template", "out",
+        "reference.path", "reference.store", "evaluate.every", "save.every", "save.keep", "track",
+    }  # fmt: skip
     known = identity(resolve(Run(objective=DPO(beta=0.2))), {"model": "1"})
     assert not known.keys() & left_out
     assert {"objective.name", "reference.kind", "optim.lr", "seed", "batch.tokens"} <= known.keys()
