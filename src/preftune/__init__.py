@@ -14,32 +14,48 @@ if TYPE_CHECKING:
     from preftune.config.run import Run
     from preftune.diagnosis import diagnose
     from preftune.errors import UserError
-    from preftune.objective import dpo_loss
+    from preftune.evaluate.config import Evaluate
+    from preftune.model.config import Model
+    from preftune.objective import DPO, dpo_loss
+    from preftune.pack.config import Batch
     from preftune.record.reader import Record
+    from preftune.reference.config import Moving, NoReference, Stored
     from preftune.report import page
+    from preftune.rows.config import Data
     from preftune.run.score import score
+    from preftune.training.config import Optim, Save
     from preftune.training.loop import train
 
-_PLACES = {
-    "Run": "preftune.config.run",
-    "load": "preftune.config.load",
-    "train": "preftune.training.loop",
-    "score": "preftune.run.score",
-    "dpo_loss": "preftune.objective",
-    "objective": "preftune.objective",
-    "Record": "preftune.record.reader",
-    "page": "preftune.report",
-    "diagnose": "preftune.diagnosis",
-    "UserError": "preftune.errors",
+_MODULES = {
+    "config.load": ["load"],
+    "config.run": ["Run"],
+    "diagnosis": ["diagnose"],
+    "errors": ["UserError"],
+    "evaluate.config": ["Evaluate"],
+    "model.config": ["Model"],
+    "objective": ["DPO", "dpo_loss"],
+    "pack.config": ["Batch"],
+    "record.reader": ["Record"],
+    "reference.config": ["Moving", "NoReference", "Stored"],
+    "report": ["page"],
+    "rows.config": ["Data"],
+    "run.score": ["score"],
+    "training.config": ["Optim", "Save"],
+    "training.loop": ["train"],
 }
-__all__ = ["Record", "Run", "UserError", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train"]
+_MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
+__all__ = [
+    "DPO", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Run", "Save", "Stored",
+    "UserError", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
+    if name == "objective":
+        return import_module("preftune.objective")
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
-    module = import_module(_PLACES[name])
-    return module if name == "objective" else getattr(module, name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -10,8 +10,8 @@ from preftune.errors import UserError
 FORBIDDEN = {"auto_map", "trust_remote_code", "_attn_implementation_internal", "auto_mapping"}
 
 
-def refuse_unnamed(path: str, location: str) -> None:
-    """Raise UserError where there is no name. where: the key that would hold it."""
+def refuse_unnamed(path: object, location: str) -> None:
+    """Raise UserError where no model is named. location: the key that would hold it."""
     if not path:
         table, _, key = location.rpartition(".")
         hint = f'Write {location}=my-model, or {key} = "my-model" below [{table}]: a folder or a hub name.'

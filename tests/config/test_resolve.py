@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,17 @@ FROM_PYTHON = {
     "a type": (lambda: Run(optim=Optim(lr="x")), "optim.lr: must be a number, got text"),  # type: ignore[arg-type]
     "no name": (lambda: Run(objective="dop"), 'objective.name: "dop" is not one of them. Did you mean "dpo"'),
     "no table": (lambda: Run(optim=3), "optim: must be a table"),  # type: ignore[arg-type]
-    "a function": (lambda: Run(objective=print), "a run holds text, numbers, lists and tables; it has <built-in"),
+    "a function": (lambda: Run(out=print), "a run holds text, numbers, lists and tables; it has <built-in"),  # type: ignore[arg-type]
+    "a class": (lambda: Run(objective=DPO), "objective: is the class DPO. Write DPO(...)."),
+    "all splits": (
+        lambda: Run(data=Data(train=Counter())),
+        "data.train: cannot be of type Counter. In Python it may be a list",
+    ),
+    "no model": (lambda: Run(model=Model(path=[1])), "model.path: must be text, got a list"),  # type: ignore[arg-type]
+    "a model object": (
+        lambda: Run(model=Model(path=object())),
+        "model.path: cannot be of type object. In Python it may be a",
+    ),  # type: ignore[arg-type]
     "text": (lambda: "x", "a Run is needed, not str"),
 }
 

@@ -7,6 +7,7 @@ import pytest
 from preftune import objective as o
 from preftune.config.vary import combinations
 from preftune.errors import UserError
+from preftune.reference.config import Moving, Stored
 
 
 def told(*words: str, tree: dict | None = None) -> list[tuple[list[str], o.Objective, list[str]]]:
@@ -20,6 +21,12 @@ def test_every_combination_once_and_keys_that_an_objective_lacks_left_out() -> N
         (["objective=ipo"], o.IPO(), ["objective.beta"]),
         (["objective=mpo"], told("objective=mpo")[0][1], ["objective.beta"]),
     ]
+
+
+def test_a_key_that_another_kind_of_reference_lacks_is_left_out_too() -> None:
+    runs = combinations({}, ["reference=stored,moving", "reference.alpha=0.2,0.3"])
+    assert [run.reference for _, run, _ in runs] == [Stored(), Moving(alpha=0.2), Moving(alpha=0.3)]
+    assert [lacks for _, _, lacks in runs] == [["reference.alpha"], [], []]
 
 
 def test_the_order_of_words_decides_nothing_but_the_order_of_runs() -> None:
@@ -51,7 +58,7 @@ def test_a_list_is_one_value() -> None:
         (["objective=dpo,cdpo"], "Write objective=dpo objective.flip=0.1"),
         (["objective.beta=0.1,0"], "objective.beta"),
         (["optm.lr=1,2"], "optm"),
-        ([f"seed={','.join(map(str, range(201)))}"], "these are 201 runs"),
+        ([f"seed={','.join(map(str, range(201)))}"], "this sweep has 201 runs; the limit is 200."),
     ],
 )
 def test_refused(words: list[str], sentence: str) -> None:

@@ -1,22 +1,24 @@
-"""Every key of a run with type, default, bound and meaning: what help, docs, editors and error messages print."""
+"""Every key of a run with its type, default, bound, meaning and facts, for help, docs, editors and error messages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct, inspect
 
 from preftune.config.run import Run
-from preftune.objective.presets import PRESETS
+from preftune.objective.presets import Preset
+from preftune.table import FromPython
 
-CHOICES = {"objective": "name", "reference": "kind", "aggregate": "name"}  # tables that are chosen by one of their keys
-USUAL = {"objective": "dpo", "reference": "stored", "aggregate": "sum"}  # where only other keys of the table are given
+NAMES = {"Str": "text", "Int": "whole number", "Float": "number", "Bool": "true | false", "Struct": "table"}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 class Key(Struct, frozen=True):
-    """One key. choice: for a key of one objective or reference, its name; empty otherwise."""
+    """One key. choice: for a key of one objective or reference, its name. The last four are its facts (table.py)."""
 
     name: str
     type: str
@@ -24,127 +26,186 @@ class Key(Struct, frozen=True):
     bound: str
     meaning: str
     choice: str = ""
+    identity: bool = True
+    location: bool = False
+    also: tuple[str, ...] = ()
+    python: FromPython | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether its value is part of what identifies a run."""
+        return self.identity and not self.location
+
+    @property
+    def table(self) -> str:
+        """The table it is in: "" for a key of the run itself."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def path(self) -> str:
+        """How a run names it: `objective` for `objective.name`, which chooses the whole table."""
+        return self.table if self.type == "choice" else self.name
+
+
+class Choice(NamedTuple):
+    """A table that is one of several. tag: the key that says which; the first of the tables is the usual one."""
+
+    tag: str
+    tables: tuple[inspect.StructType, ...]
+    presets: Mapping[str, Preset]
+    elsewhere: Mapping[str, str]
+
+    @property
+    def usual(self) -> str:
+        return str(self.tables[0].tag)
+
+    @property
+    def names(self) -> list[str]:
+        return [*(str(table.tag) for table in self.tables), *self.presets]
+
+
+@cache
+def choices() -> dict[str, Choice]:
+    """The tables of a run that are one of several, by their key."""
+    by_key = {}
+    for field in _run().fields:
+        kind, _, facts = _open(field.type)
+        tables = _tables(kind)
+        if tables and (tag := tables[0].tag_field):
+            by_key[field.name] = Choice(tag, tables, facts.get("presets", {}), facts.get("elsewhere", {}))
+    return by_key
+
+
+@cache
+def keys() -> tuple[Key, ...]:
+    """All keys in the order of the file."""
+    return tuple(_keys(_run(), "", {}))
+
+
+def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], choice: str = "") -> Iterator[Key]:
+    for field in table.fields:
+        kind, meaning, facts = _open(field.type)
+        facts = {**inherited, **{name: facts[name] for name in facts if name in Key.__struct_fields__}}
+        name = above + field.encode_name
+        tables = _tables(kind)
+        if not tables:
+            default = "" if field.default is None or field.default is msgspec.NODEFAULT else _json(field.default)
+            yield Key(name, _type_name(kind), default, _bound(kind), meaning, choice, **facts)
+        handed_down = {fact: value for fact, value in facts.items() if fact in ("identity", "location")}
+        for inner in tables:
+            if inner.tag_field:
+                summary = (inner.cls.__doc__ or "").strip().partition("\n")[0]
+                yield Key(f"{name}.{inner.tag_field}", "choice", _json(inner.tag), "", summary, str(inner.tag), **facts)
+            yield from _keys(inner, f"{name}.", handed_down, str(inner.tag or ""))
+        if name in choices():
+            for preset, (_, summary, *_) in choices()[name].presets.items():
+                yield Key(f"{name}.{choices()[name].tag}", "choice", _json(preset), "", summary, preset)
 
 
 def schema() -> dict[str, Any]:
     """JSON schema of what a file may hold, for editors: of a run, and of the short forms that `load` writes out."""
-    found = msgspec.json.schema(Run)
-    tables, run = found["$defs"], found["$defs"]["Run"]["properties"]
-    for key, choice in CHOICES.items():
-        names = keys_below(key, {}, tags=True)
-        usual = next(t for t in tables.values() if t["properties"].get(choice, {}).get("enum") == [USUAL[key]])
-        short = [{**usual, "required": []}]  # its name may be left out
-        if key == "objective":
-            names += PRESETS
-            short.append({"type": "object", "properties": {choice: {"enum": [*PRESETS]}}, "required": [choice],
-                          "additionalProperties": False})  # fmt: skip
-        facts = {name: run[key].pop(name) for name in ("description", "default") if name in run[key]}
-        run[key] = {**facts, "anyOf": [{"enum": names}, *short, run[key]]}
-    return found
+    whole = msgspec.json.schema(Run)
+    tables, run = whole["$defs"], whole["$defs"]["Run"]["properties"]
+    for key, choice in choices().items():
+        usual = next(t for t in tables.values() if t["properties"].get(choice.tag, {}).get("enum") == [choice.usual])
+        short = [{"enum": choice.names}, {**usual, "required": []}]  # the usual one's name may be left out
+        if choice.presets:
+            short.append({"type": "object", "properties": {choice.tag: {"enum": [*choice.presets]}},
+                          "required": [choice.tag], "additionalProperties": False})  # fmt: skip
+        about = {name: run[key].pop(name) for name in ("description", "default") if name in run[key]}
+        run[key] = {**about, "anyOf": [*short, run[key]]}
+    return whole
 
 
-def owners(place: str) -> list[str]:
-    """Names of the choices that have a key, such as `objective.parts`."""
-    return [f'"{key.choice}"' for key in keys() if key.name == place]
+def names_at(place: str, tree: Mapping[str, Any]) -> list[str]:
+    """The keys of the table at a place such as "objective" or "".
+
+    tree: what the user wrote; it decides which of several tables is meant.
+    """
+    kind, value = _at(place, tree)
+    tables = _tables(kind)
+    chosen = [t for t in tables if t.tag_field and isinstance(value, dict) and value.get(t.tag_field) == t.tag]
+    return [field.encode_name for table in chosen or tables[:1] for field in table.fields]
 
 
-def keys() -> list[Key]:
-    """All keys in the order of the file."""
-    found = list(_keys(inspect.type_info(Run), ""))
-    last = max(place for place, key in enumerate(found) if key.name.startswith("objective."))
-    mixtures = [Key("objective.name", "choice", f'"{name}"', "", one.meaning, name) for name, one in PRESETS.items()]
-    return [*found[: last + 1], *mixtures, *found[last + 1 :]]
+def values_at(place: str, tree: Mapping[str, Any]) -> list[str]:
+    """The values of a key such as "model.layout" that may have but a few, among them the names of tables."""
+    table, _, key = place.rpartition(".")
+    if table in choices() and choices()[table].tag == key:
+        return choices()[table].names
+    tags = [str(inner.tag) for inner in _tables(_at(table, tree)[0]) if inner.tag_field == key]
+    return tags or _literals(_at(place, tree)[0])
 
 
-def _keys(table: inspect.Type, above: str, choice: str = "") -> Iterator[Key]:
-    assert isinstance(table, inspect.StructType)
-    if table.tag_field is not None:
-        meaning = (table.cls.__doc__ or "").strip().split("\n")[0]
-        yield Key(f"{above}{table.tag_field}", "choice", f'"{table.tag}"', "", meaning, str(table.tag))
-    for field in table.fields:
-        inner, facts = _open(field.type)
-        tables = _structs(inner)
-        if not tables or field.name == "parts":
-            default = "" if field.default is msgspec.NODEFAULT else _show(field.default)
-            yield Key(above + field.encode_name, _name(inner), default, _bound(inner), facts, choice)
-        for one in tables if field.name != "parts" else ():
-            yield from _keys(one, f"{above}{field.encode_name}.", str(one.tag) if one.tag_field else choice)
+def _at(place: str, tree: Mapping[str, Any]) -> tuple[inspect.Type, Any]:
+    """The type of what stands at a place, and what the user wrote there; NoneType where a run has no such place."""
+    kind, value = _run(), tree
+    for step in filter(None, place.split(".")):
+        name, _, index = step.rstrip("]").partition("[")
+        types = {field.encode_name: field.type for table in _tables(kind) for field in table.fields}
+        kind = _open(types.get(name, inspect.NoneType()))[0]
+        value = value.get(name, {}) if isinstance(value, dict) else {}
+        if index and isinstance(kind, inspect.VarTupleType):
+            kind, value = _open(kind.item_type)[0], value[int(index)] if isinstance(value, list) else {}
+    return kind, value
 
 
-def _open(kind: inspect.Type) -> tuple[inspect.Type, str]:
-    """The type without its description, and the description."""
-    meaning = ""
+def _open(kind: inspect.Type) -> tuple[inspect.Type, str, dict[str, Any]]:
+    """The type without what describes it, the description, and the facts."""
+    meaning, facts = "", {}
     while isinstance(kind, inspect.Metadata):
         meaning = (kind.extra_json_schema or {}).get("description", meaning)
+        facts |= kind.extra or {}
         kind = kind.type
-    return kind, meaning
+    return kind, meaning, facts
 
 
-def _structs(kind: inspect.Type) -> list[inspect.StructType]:
-    kind, _ = _open(kind)
+@cache
+def _run() -> inspect.StructType:
+    run = inspect.type_info(Run)
+    assert isinstance(run, inspect.StructType)
+    return run
+
+
+def _tables(kind: inspect.Type) -> tuple[inspect.StructType, ...]:
+    kind = _open(kind)[0]
     if isinstance(kind, inspect.UnionType):
-        return [found for part in kind.types for found in _structs(part)]
-    return [kind] if isinstance(kind, inspect.StructType) else []
+        return tuple(table for part in kind.types for table in _tables(part))
+    return (kind,) if isinstance(kind, inspect.StructType) else ()
 
 
-def _name(kind: inspect.Type) -> str:
-    kind, _ = _open(kind)
+def _literals(kind: inspect.Type) -> list[str]:
+    kind = _open(kind)[0]
     if isinstance(kind, inspect.UnionType):
-        return " or ".join(_name(part) for part in kind.types if not isinstance(part, inspect.NoneType))
-    if isinstance(kind, inspect.LiteralType):
-        return " | ".join(f'"{value}"' for value in kind.values)
-    if isinstance(kind, inspect.TupleType):
-        return f"({', '.join(_name(part) for part in kind.item_types)})"
+        return list(dict.fromkeys(value for part in kind.types for value in _literals(part)))
     if isinstance(kind, inspect.VarTupleType):
-        if len(_structs(kind.item_type)) > 1:
-            return "list of objectives"
-        return f"list of {_name(kind.item_type)}"
-    names = {"Str": "text", "Int": "whole number", "Float": "number", "Bool": "true | false", "Struct": "table"}
-    return names.get(type(kind).__name__.removesuffix("Type"), type(kind).__name__)
+        return _literals(kind.item_type)
+    return list(map(str, kind.values)) if isinstance(kind, inspect.LiteralType) else []
+
+
+def _type_name(kind: inspect.Type) -> str:
+    kind = _open(kind)[0]
+    if isinstance(kind, inspect.UnionType):
+        return " or ".join(_type_name(part) for part in kind.types if not isinstance(part, inspect.NoneType))
+    if isinstance(kind, inspect.LiteralType):
+        return " | ".join(map(_json, kind.values))
+    if isinstance(kind, inspect.TupleType):
+        return f"({', '.join(map(_type_name, kind.item_types))})"
+    if isinstance(kind, inspect.VarTupleType):
+        return "list of objectives" if len(_tables(kind.item_type)) > 1 else f"list of {_type_name(kind.item_type)}"
+    name = type(kind).__name__.removesuffix("Type")
+    return NAMES.get(name, name)
 
 
 def _bound(kind: inspect.Type) -> str:
-    kind, _ = _open(kind)
+    kind = _open(kind)[0]
     if isinstance(kind, inspect.UnionType):
         return " ".join(filter(None, map(_bound, kind.types)))
     if not isinstance(kind, inspect.IntType | inspect.FloatType):
         return ""
-    signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-    return ", ".join(f"{sign} {getattr(kind, name):g}" for name, sign in signs if getattr(kind, name) is not None)
+    limits = {sign: getattr(kind, name) for name, sign in SIGNS.items()}
+    return ", ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if limit is not None)
 
 
-def _show(value: object) -> str:
-    return "" if value is None else msgspec.json.encode(value).decode()
-
-
-def keys_below(place: str, tree: dict[str, Any], tags: bool = False) -> list[str]:
-    """Names that may stand at a place such as "objective" or "": keys of the table, or the names of its choices.
-
-    tree: what the user wrote; it decides which of several tables is meant.
-    """
-    tables = [_struct(Run)]
-    here: Any = tree
-    for step in filter(None, place.split(".")):
-        name, _, index = step.rstrip("]").partition("[")
-        here = here.get(name, {}) if isinstance(here, dict) else {}
-        if index and isinstance(here, list):
-            here = here[int(index)]
-        fields = {f.encode_name: f.type for table in tables for f in table.fields}
-        if name not in fields:
-            return []
-        inner, _ = _open(fields[name])
-        if index and isinstance(inner, inspect.VarTupleType):
-            inner = inner.item_type
-        tables = _structs(inner)
-        if isinstance(inner, inspect.LiteralType):
-            return [str(value) for value in inner.values]
-    if tags:
-        return [str(table.tag) for table in tables]
-    chosen = [t for t in tables if t.tag_field and isinstance(here, dict) and here.get(t.tag_field) == t.tag]
-    return [f.encode_name for table in chosen or tables[:1] for f in table.fields]
-
-
-def _struct(kind: type[Struct]) -> inspect.StructType:
-    found = inspect.type_info(kind)
-    assert isinstance(found, inspect.StructType)
-    return found
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

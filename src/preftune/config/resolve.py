@@ -1,63 +1,70 @@
-"""What a configuration means as a whole, before anything is loaded."""
+"""Check a run as a whole and fill in its reference, before anything is loaded."""
 
 from __future__ import annotations
 
-import os
-from numbers import Integral, Real
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from preftune.config.load import convert
 from preftune.config.run import Run
+from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
-from preftune.objective import parts
+from preftune.objective import Objective, parts
 from preftune.reference.config import NoReference, Stored
 from preftune.tokens.aggregate import Mean
-
-
-def _checked(run: object) -> Run:
-    """The run as a file with the same values gives it."""
-    if not isinstance(run, Run):
-        raise UserError(f"a Run is needed, not {type(run).__name__}.", hint='Use Run(...), or load("run.toml").')
-    return convert(msgspec.to_builtins(run, enc_hook=_plain))
-
-
-def _plain(value: object) -> object:
-    """A number of numpy or a path as what a file would hold."""
-    if isinstance(value, Integral | Real):
-        return int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise UserError(f"a run holds text, numbers, lists and tables; it has {value!r:.60}.")
 
 
 def resolve(run: Run) -> Run:
     """Hold the run against types and bounds, refuse keys that contradict each other and fill in the reference.
 
-    A run may come from Python, where nothing has looked at it yet. Nothing is loaded. Raises UserError.
+    A run may come from Python, where nothing has checked it yet. Nothing is loaded. Raises UserError.
     """
     run = _checked(run)
-    needs = any(part.reference for _, part in parts(run.objective))
-    kind = run.reference or (Stored() if needs else NoReference())
-    if needs and isinstance(kind, NoReference):
-        raise UserError(
-            "this objective needs a reference.",
-            location="reference",
-            hint='Use reference = "stored", or leave the key out.',
-        )
-    if not needs and not isinstance(kind, NoReference):
-        raise UserError(
-            "this objective uses no reference, so the key has no effect.", location="reference", hint="Remove it."
-        )
+    needed = uses_reference(run.objective)
+    reference = run.reference or (Stored() if needed else NoReference())
+    if needed and isinstance(reference, NoReference):
+        hint = 'Use reference = "stored", or leave the key out.'
+        raise UserError("this objective needs a reference.", location="reference", hint=hint)
+    if not needed and not isinstance(reference, NoReference):
+        raise _without_effect("this objective uses no reference", "reference")
     if isinstance(run.aggregate, Mean) and all(part.length_normalized for _, part in parts(run.objective)):
-        raise UserError(
-            "this objective takes means over tokens already, so the key has no effect.",
-            location="aggregate",
-            hint="Remove it.",
-        )
+        raise _without_effect("this objective takes means over tokens already", "aggregate")
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
-    if run.model.revision and Path(run.model.path).expanduser().is_dir():
-        raise UserError("has no effect on a folder.", location="model.revision", hint="Remove it.")
-    return msgspec.structs.replace(run, reference=kind)
+    if not isinstance(run.model.path, str):
+        if run.model.revision:
+            raise _without_effect("the model is loaded already", "model.revision")
+        if run.model.tokenizer is None:
+            hint = "Use Model(path=model, tokenizer=tokenizer)."
+            raise UserError("a loaded model needs its tokenizer.", location="model.tokenizer", hint=hint)
+    elif run.model.revision and Path(run.model.path).expanduser().is_dir():
+        raise _without_effect("a folder has no revisions", "model.revision")
+    return replace(run, reference=reference)
+
+
+def uses_reference(objective: Objective) -> bool:
+    """Whether any part of it reads the reference."""
+    return any(part.reference for _, part in parts(objective))
+
+
+def _without_effect(why: str, key: str) -> UserError:
+    return UserError(f"{why}, so the key has no effect.", location=key, hint="Remove it.")
+
+
+def _checked(run: object) -> Run:
+    """The run as a file with the same values gives it; values that only Python can hold are kept as they are."""
+    if not isinstance(run, Run):
+        raise UserError(f"a Run is needed, not {type(run).__name__}.", hint='Use Run(...), or load("run.toml").')
+    values = python_values(run)
+    if "objective" in values:
+        from preftune.objective.own import OwnObjective, own_objective
+
+        if not isinstance(values["objective"], OwnObjective):
+            values["objective"] = own_objective(values["objective"])
+    values |= {name: list(rows) for name, rows in values.items() if isinstance(rows, Iterator)}
+    tree = tree_of(with_values(run, values))
+    if "objective" in values:
+        del tree["objective"]  # it stands in no union of types
+    return with_values(convert(tree), values)

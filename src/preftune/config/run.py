@@ -6,38 +6,70 @@ Unknown keys are errors, bounds stand in the types, and `preftune keys` prints w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
 from preftune.evaluate.config import Evaluate
 from preftune.model.config import Model
 from preftune.objective import DPO, Objective
+from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
-from preftune.reference.config import Reference
+from preftune.reference.config import ELSEWHERE, Reference
 from preftune.rows.config import Data
-from preftune.table import Table
+from preftune.table import FromPython, Table, about
 from preftune.tokens.aggregate import Aggregate, Plain
 from preftune.training.config import Optim, Save
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from preftune.objective.own import OwnObjective
+
+    AnyObjective = Any  # in Python also a callable that says what it reads; `resolve` makes an objective of it
+else:
+    AnyObjective = Objective  # what a file may hold
+
+
+def is_own_objective(value: object) -> bool:
+    """Whether it is a formula that the package does not have."""
+    return callable(value) and not isinstance(value, Objective | type)
+
+
+def own_objective_given(objective: OwnObjective) -> dict[str, str]:
+    """What a record says in place of it: its name and a digest of its source."""
+    return objective.recorded()
+
+
+OWN = FromPython("a callable that says what it `reads`", is_own_objective, own_objective_given)
+RECORD = "Folder of the record that this run writes, with the metrics of every step."
+
 
 class Run(Table, frozen=True):
-    """A run: everything that decides its result, and where it is written."""
+    """A run: everything that decides its result, and where it is written.
+
+    objective, aggregate and reference are one of several tables each: the first of them where none is named.
+    """
 
     model: Model = Model()
     data: Data = Data()
-    objective: Objective = DPO()
+    objective: Annotated[
+        AnyObjective, Meta(extra={"presets": PRESETS, "elsewhere": NAMES, "also": ("loss_type",), "python": OWN})
+    ] = DPO()
     aggregate: Aggregate = Plain()
     reference: Annotated[
         Reference | None,
-        Meta(description="stored, frozen, moving or none; by default stored if the objective needs one."),
+        Meta(
+            description="stored, moving or none; by default stored if the objective needs one.",
+            extra={"elsewhere": ELSEWHERE},
+        ),
     ] = None
     batch: Batch = Batch()
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Decides the order of rows.")] = 0
-    out: Annotated[str, Meta(description="Folder of the record that this run writes.")] = "run"
+    seed: Annotated[int, about("Decides the order of rows.", ge=0, le=2**63 - 1)] = 0
+    out: Annotated[str, about(RECORD, also="output_dir logging_dir logging_steps", identity=False)] = "run"
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Meta(description="Where to compute; auto takes a GPU where there is one.")
+        Literal["auto", "cpu", "cuda"], about("Where to compute; auto takes a GPU if there is one.", also="device_map")
     ] = "auto"

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import product
 from typing import NamedTuple
 
 import msgspec
 
-from preftune.config.load import Tree, convert, put
+from preftune.config.explain import choices
+from preftune.config.load import convert, put
+from preftune.config.mistakes import UNKNOWN_KEY
+from preftune.config.resolve import uses_reference
 from preftune.config.run import Run
+from preftune.config.tree import Tree
 from preftune.errors import UserError
-from preftune.objective import parts
 
-MOST = 200  # runs of one sweep; more is most likely a slip
+MOST_RUNS = 200  # more is most likely a mistake
 
 
 class Variant(NamedTuple):
-    """One run of a sweep, the words that set it apart, and the keys that were left out because it has none such."""
+    """One run of a sweep. words: what sets it apart; lacks: keys that were left out because the run has none such."""
 
     words: list[str]
     run: Run
@@ -27,67 +31,67 @@ class Variant(NamedTuple):
 def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
     """Every combination of words such as `objective.beta=0.05,0.1` on top of a tree.
 
-    A key that the objective of a combination lacks, or a reference that it does not use, is left out there, and
-    combinations that then come out equal are one run. Raises UserError, also for a key that no combination has.
+    A key that the objective, aggregate or reference of a combination lacks is left out there, and so is a reference
+    that its objective does not use. Combinations that then are equal are one run. Raises UserError, also for a key
+    that no combination has.
     """
-    names = [word.partition("=")[0] for word in words]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError("is given twice.", location=twice, hint="Write its values behind one =, with commas.")
-    each = [[f"{word.partition('=')[0]}={value}" for value in _values(word.partition("=")[2])] for word in words]
-    fixed = [choice[0] for choice in each if len(choice) == 1]
-    choices = [choice for choice in each if len(choice) > 1]
-    found: dict[bytes, Variant] = {}
+    names = [_name(word) for word in words]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError("is given twice.", location=repeated, hint="Write its values behind one =, with commas.")
+    alternatives = [[f"{_name(word)}={value}" for value in _values(word.partition("=")[2])] for word in words]
+    fixed = [values[0] for values in alternatives if len(values) == 1]
+    variants: dict[bytes, Variant] = {}
     used: set[str] = set()
     refused: dict[str, UserError] = {}
-    for chosen in product(*choices):
-        kept, run = _fitting(tree, [*fixed, *chosen], refused)
-        used |= {word.partition("=")[0] for word in kept}
-        lacks = [word.partition("=")[0] for word in (*fixed, *chosen) if word not in kept]
+    for varied in product(*(values for values in alternatives if len(values) > 1)):
+        fitting, run = _fitting(tree, [*fixed, *varied], refused)
+        used |= {_name(word) for word in fitting}
+        lacks = [_name(word) for word in (*fixed, *varied) if word not in fitting]
         if "reference" in tree and run.reference is None:
             lacks.append("reference")
-        found.setdefault(msgspec.json.encode(run), Variant([word for word in chosen if word in kept], run, lacks))
+        variant = Variant([word for word in varied if word in fitting], run, lacks)
+        variants.setdefault(msgspec.json.encode(run), variant)
     if unused := next((name for name in names if name not in used), None):
         raise refused[unused]
-    if len(found) > MOST:
-        raise UserError(f"these are {len(found)} runs.", hint=f"A sweep may have {MOST}.")
-    return list(found.values())
+    if len(variants) > MOST_RUNS:
+        raise UserError(f"this sweep has {len(variants)} runs; the limit is {MOST_RUNS}.", hint="Vary fewer keys.")
+    return list(variants.values())
+
+
+def _name(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _values(text: str) -> list[str]:
-    """What commas part, those inside of brackets aside."""
-    found, depth = [""], 0
+    """The values that commas separate; commas inside of brackets separate none."""
+    values, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")
         if letter == "," and not depth:
-            found.append("")
+            values.append("")
         else:
-            found[-1] += letter
-    return found
+            values[-1] += letter
+    return values
 
 
 def _fitting(tree: Tree, words: Sequence[str], refused: dict[str, UserError]) -> tuple[list[str], Run]:
-    """The words that fit together, and the run they give; refused: where what an objective lacks is put down."""
-    kept: list[str] = []
-    made = _copy(tree)
-    for word in sorted(words, key=lambda word: word.partition("=")[0].count(".")):  # the objective before its keys
-        trial = _copy(made)
+    """The words that fit together and their run. refused: gets the errors of the words that do not, by key."""
+    fitting: list[str] = []
+    for word in sorted(words, key=lambda word: _name(word).count(".")):  # the objective before its keys
+        trial = deepcopy(tree)
         put(trial, word)
         try:
             convert(trial)
         except UserError as error:
-            if not word.startswith(("objective.", "aggregate.")) or "no such key" not in str(error):
+            if _name(word).partition(".")[0] not in choices() or error.problems[0].reason != UNKNOWN_KEY:
                 raise
-            refused.setdefault(word.partition("=")[0], error)
-            continue
-        made = trial
-        kept.append(word)
-    run = convert(made)
-    if run.reference is None or any(part.reference for _, part in parts(run.objective)):
-        return kept, run
-    idle = [word for word in kept if word.startswith("reference")]
-    refused |= {word.partition("=")[0]: UserError("these objectives use no reference.", location=word) for word in idle}
-    return [word for word in kept if word not in idle], msgspec.structs.replace(run, reference=None)
-
-
-def _copy(tree: Tree) -> Tree:
-    return msgspec.json.decode(msgspec.json.encode(tree))
+            refused.setdefault(_name(word), error)
+        else:
+            tree = trial
+            fitting.append(word)
+    run = convert(tree)
+    if run.reference is None or uses_reference(run.objective):
+        return fitting, run
+    idle = [word for word in fitting if word.startswith("reference")]
+    refused |= {_name(word): UserError("these objectives use no reference.", location=word) for word in idle}
+    return [word for word in fitting if word not in idle], msgspec.structs.replace(run, reference=None)

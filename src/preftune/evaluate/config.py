@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
-
-from preftune.table import Count, Table
+from preftune.table import Count, Table, about
 
 
 class Evaluate(Table, frozen=True):
     """[evaluate] When to measure on the held-out rows; always at the start and at the end."""
 
-    every: Annotated[Count | None, Meta(description="Steps between evaluations; only start and end if not given.")] = (
-        None
-    )
+    every: Annotated[
+        Count | None,
+        about("Steps between evaluations; only at start and end if not given.", also="eval_steps", identity=False),
+    ] = None

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta
+from preftune.table import FromPython, Table, about
 
-from preftune.table import Table
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    ModelPath = str | PreTrainedModel
+    TokenizerPath = str | PreTrainedTokenizerBase
+else:
+    ModelPath = TokenizerPath = str  # what a file may hold
+
+
+def _is_a(value: object, name: str) -> bool:
+    """Whether it is an instance of this class of transformers, which is imported if there is one."""
+    transformers = sys.modules.get("transformers")
+    return not isinstance(value, str) and transformers is not None and isinstance(value, getattr(transformers, name))
+
+
+MODEL = FromPython("a loaded model of transformers", lambda value: _is_a(value, "PreTrainedModel"))
+TOKENIZER = FromPython("a loaded tokenizer of transformers", lambda value: _is_a(value, "PreTrainedTokenizerBase"))
+OTHER_TOKENIZER = "Folder or hub name of the tokenizer, if it is not the model's."
+LAYOUT = "auto: share prefixes if the model allows it; trie: always share; padded: one row a response."
+Precision = Literal["float32", "bfloat16"]
 
 
 class Model(Table, frozen=True):
     """[model] The policy: the model that is trained."""
 
-    path: Annotated[str, Meta(description="Folder or hub name of the model to tune.")] = ""
-    revision: Annotated[str | None, Meta(description="Branch, tag or commit of a hub model.")] = None
+    path: Annotated[
+        ModelPath,
+        about("Folder or hub name of the model.", also="model_name_or_path model_name", location=True, python=MODEL),
+    ] = ""
+    revision: Annotated[str | None, about("Branch, tag or commit of a hub model.", location=True)] = None
     tokenizer: Annotated[
-        str | None, Meta(description="Folder or hub name of the tokenizer, where not the model's.")
+        TokenizerPath | None,
+        about(OTHER_TOKENIZER, also="tokeniser tokenizer_name processing_class", location=True, python=TOKENIZER),
     ] = None
     weights: Annotated[
-        Literal["float32", "bfloat16"], Meta(description="Type in which weights and optimizer state are kept.")
+        Precision, about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype")
     ] = "float32"
     compute: Annotated[
-        Literal["float32", "bfloat16"], Meta(description="Type of the matrix products; bfloat16 halves time on a GPU.")
+        Precision, about("Type of the matrix products; bfloat16 halves time on a GPU.", also="bf16 mixed_precision")
     ] = "float32"
-    checkpointing: Annotated[bool, Meta(description="Recompute activations in the backward pass to save memory.")] = (
-        False
-    )
-    layout: Annotated[
-        Literal["auto", "trie", "padded"],
-        Meta(description="auto: share prefixes where the model allows it; trie: insist; padded: one row a response."),
-    ] = "auto"
+    checkpointing: Annotated[
+        bool, about("Recompute activations in the backward pass to save memory.", also="gradient_checkpointing")
+    ] = False
+    layout: Annotated[Literal["auto", "trie", "padded"], about(LAYOUT, also="padding_free packing")] = "auto"

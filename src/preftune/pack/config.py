@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from preftune.table import Count, Table, about
 
-from preftune.table import Count, Table
+PEERS = "batch_size train_batch_size per_device_train_batch_size gradient_accumulation_steps"
 
 
 class Batch(Table, frozen=True):
-    """[batch] Examples of one update (the mathematics) and tokens of one forward pass (the memory)."""
+    """[batch] Rows of one update (the mathematics) and tokens of one forward pass (the memory)."""
 
-    rows: Annotated[int, Meta(ge=1, description="Rows that make one update, on all ranks together.")] = 64
+    rows: Annotated[int, about("Rows of one update, of all processes together.", also=PEERS, ge=1)] = 64
     tokens: Annotated[
-        Count | None, Meta(description="Distinct tokens of one forward pass; found from the free memory if not given.")
+        Count | None,
+        about(
+            "Distinct tokens of one forward pass; chosen to fit the free memory if not given.", also="micro_batch_size"
+        ),
     ] = None

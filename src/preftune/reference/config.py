@@ -4,42 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from preftune.table import Count, Table, about
 
-from preftune.table import Count, Table
+ELSEWHERE = {
+    "frozen": 'reference=stored: it gives the same numbers, and reference.store = "memory" keeps them in memory',
+}
+"""Kinds of earlier versions -> what to write here."""
+STORE = """Folder of the store, or "memory" to keep the numbers in memory only; $PREFTUNE_STORE or
+~/.cache/preftune/reference if not given.""".replace("\n", " ")
 
 
 class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
-    """The reference is scored once per response into a store that all runs share."""
+    """A fixed reference: it scores each response once, into a store that all runs share."""
 
     path: Annotated[
-        str | None, Meta(description="Folder or hub name of the reference; the policy's start if not given.")
-    ] = None
-    store: Annotated[
         str | None,
-        Meta(description="Folder of the store; $PREFTUNE_STORE or ~/.cache/preftune/reference if not given."),
+        about("Folder or hub name of the reference; the policy's start if not given.", also="ref_model", location=True),
     ] = None
-
-
-class Frozen(Table, frozen=True, tag_field="kind", tag="frozen"):
-    """A second model in memory, asked in every step."""
-
-    path: Annotated[
-        str | None, Meta(description="Folder or hub name of the reference; the policy's start if not given.")
-    ] = None
+    store: Annotated[str | None, about(STORE, identity=False)] = None
 
 
 class Moving(Table, frozen=True, tag_field="kind", tag="moving"):
     """A second model in memory that follows the policy (TR-DPO, arXiv 2404.09656)."""
 
-    share: Annotated[
-        float, Meta(gt=0, le=1, description="Share of the policy's weights at each move; 1 copies the policy.")
+    alpha: Annotated[
+        float,
+        about("At a move: reference <- lerp(reference, policy, alpha); 1 copies the policy.", also="share", gt=0, le=1),
     ] = 0.6
-    every: Annotated[Count, Meta(description="Updates between two moves.")] = 64
+    update_every: Annotated[Count, about("Updates between two moves.", also="every")] = 64
 
 
 class NoReference(Table, frozen=True, tag_field="kind", tag="none"):
     """No reference: for objectives that do not use one."""
 
 
-Reference = Stored | Frozen | Moving | NoReference
+Reference = Stored | Moving | NoReference

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from preftune.table import Table
+from preftune.table import FromPython, Table, about
+
+if TYPE_CHECKING:
+    Source = str | Sequence[str] | Iterable[Mapping[str, object]]
+else:
+    Source = str | tuple[str, ...]  # what a file may hold
+
+
+def is_rows(value: object) -> bool:
+    """Whether it is an iterable of something else than names of files; what each row holds is not looked at."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        return False
+    return not isinstance(value, list | tuple) or not all(isinstance(item, str | PathLike) for item in value)
+
+
+def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
+    """What a record says in place of them."""
+    return f"({len(rows)} rows given in Python)" if isinstance(rows, Sized) else "(rows given in Python)"
+
+
+ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
+FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
+HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
+MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
+TOO_LONG = "skip: leave longer rows out; cut: drop the response's end, and then no end token is added."
+RANKINGS = "Pairs of a ranking: all of different rank, or the best against each other response."
+MAX_SKIPPED = "Largest share of unusable rows (too long ones aside) before the run refuses."
 
 
 class Data(Table, frozen=True):
     """[data] Rows to learn from and how they become tokens."""
 
-    train: Annotated[
-        str | tuple[str, ...],
-        Meta(description="File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."),
-    ] = ""
-    evaluate: Annotated[str | tuple[str, ...] | None, Meta(description="Held-out rows, in any of the same forms.")] = (
-        None
-    )
-    holdout: Annotated[
-        float,
-        Meta(
-            ge=0,
-            lt=1,
-            description="Share of the prompts held out where `evaluate` is not given, whatever the seed.",
-        ),
-    ] = 0.0
+    train: Annotated[Source, about(FILES, also="train_dataset dataset_name", location=True, python=ROWS)] = ""
+    evaluate: Annotated[
+        Source | None,
+        about("Held-out rows, in the same forms.", also="eval_dataset", location=True, python=ROWS),
+    ] = None
+    holdout: Annotated[float, about(HOLDOUT, also="test_size val_size", ge=0, lt=1)] = 0.0
     template: Annotated[
-        str | None, Meta(description="File with a chat template (Jinja), where not the tokenizer's own.")
+        str | None, about("File with a chat template (Jinja), if it is not the tokenizer's own.", location=True)
     ] = None
     max_tokens: Annotated[
-        Annotated[int, Meta(ge=2)] | None,
-        Meta(description="Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."),
+        Annotated[int, Meta(ge=2)] | None, about(MAX_TOKENS, also="max_length max_seq_length cutoff_len")
     ] = None
-    rankings: Annotated[
-        Literal["all", "best"],
-        Meta(
-            description="Pairs that a ranking gives: every two of different rank, or the best against each other one."
-        ),
-    ] = "all"
-    too_long: Annotated[
-        Literal["skip", "cut"],
-        Meta(description="skip: leave longer rows out; cut: drop the response's end, and then no end token is added."),
-    ] = "skip"
-    max_skipped: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Largest share of unusable rows (too long ones aside) before the run refuses."),
-    ] = 0.05
+    rankings: Annotated[Literal["all", "best"], about(RANKINGS)] = "all"
+    too_long: Annotated[Literal["skip", "cut"], about(TOO_LONG, also="truncation_mode")] = "skip"
+    max_skipped: Annotated[float, about(MAX_SKIPPED, ge=0, le=1)] = 0.05

@@ -1,0 +1,76 @@
+"""A run as a tree of plain values, with a readable text in place of what no file can hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from numbers import Integral, Real
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from preftune.config.explain import keys
+from preftune.config.run import Run
+from preftune.errors import UserError
+from preftune.table import FromPython
+
+Tree = dict[str, Any]
+FILE_TYPES = (type(None), str, Real, os.PathLike, list, tuple, Struct)  # left to the check of types and bounds
+
+
+def flatten(value: Any, above: str = "") -> Tree:
+    """{"optim.lr": 1e-6, ...}: every leaf of a tree under its dotted key."""
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in flatten(item, f"{above}{name}.").items()}
+    return {above[:-1]: value}
+
+
+def tree_of(run: Run) -> Tree:
+    """The tree that a file with this run holds, where `(40 rows given in Python)` stands in place of rows.
+
+    Raises UserError where a key holds what it cannot.
+    """
+    texts = {name: _from_python()[name].recorded(value) for name, value in python_values(run).items()}
+    return msgspec.to_builtins(with_values(run, texts), enc_hook=_plain)
+
+
+def python_values(run: Run) -> dict[str, Any]:
+    """What a run holds that no file can, by key: {"data.train": rows}. Raises UserError where a key cannot hold it."""
+    values = {}
+    for name, key in _from_python().items():
+        table, _, field = name.rpartition(".")
+        value: Any = getattr(getattr(run, table, None) if table else run, field, None)  # a table may be anything yet
+        if key.accepts(value):
+            values[name] = value
+        elif not isinstance(value, FILE_TYPES) and type(value) is not dict:
+            if isinstance(value, type):
+                raise UserError(f"is the class {value.__name__}.", location=name, hint=f"Write {value.__name__}(...).")
+            hint = f"In Python it may be {key.meaning}."
+            raise UserError(f"cannot be of type {type(value).__name__}.", location=name, hint=hint)
+    return values
+
+
+def with_values(run: Run, values: Mapping[str, Any]) -> Run:
+    """The run with these values at these keys."""
+    for name, value in values.items():
+        table, _, key = name.rpartition(".")
+        run = replace(run, **{table: replace(getattr(run, table), **{key: value})} if table else {key: value})
+    return run
+
+
+@cache
+def _from_python() -> dict[str, FromPython]:
+    """The keys that may hold more in Python than in a file."""
+    return {key.path: key.python for key in keys() if key.python is not None}
+
+
+def _plain(value: object) -> object:
+    """A number of numpy or a path as what a file would hold."""
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise UserError(f"a run holds text, numbers, lists and tables; it has {value!r:.60}.")
