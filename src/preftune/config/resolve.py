@@ -38,7 +38,7 @@ def resolve(run: Run) -> Run:
     A run may come from Python, where nothing has looked at it yet. Nothing is loaded. Raises UserError.
     """
     run = _checked(run)
-    needs = any(part.reference for _, part in parts(run.objective))
+    needs = any("reference" in part.reads for _, part in parts(run.objective))
     kind = run.reference or (Stored() if needs else NoReference())
     if needs and isinstance(kind, NoReference):
         raise UserError(

@@ -82,7 +82,7 @@ def _fitting(tree: Tree, words: Sequence[str], refused: dict[str, UserError]) ->
         made = trial
         kept.append(word)
     run = convert(made)
-    if run.reference is None or any(part.reference for _, part in parts(run.objective)):
+    if run.reference is None or any("reference" in part.reads for _, part in parts(run.objective)):
         return kept, run
     idle = [word for word in kept if word.startswith("reference")]
     refused |= {word.partition("=")[0]: UserError("these objectives use no reference.", location=word) for word in idle}

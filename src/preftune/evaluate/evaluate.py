@@ -12,7 +12,7 @@ import torch
 from preftune.evaluate.metrics import TIE, Sums, Values, judged, margins, rank_correlation, ranked_right, right_of
 from preftune.forward.examples import Examples
 from preftune.forward.forward import score_all, score_mismatched
-from preftune.forward.loss import Models, ask
+from preftune.forward.loss import Models
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Step
 from preftune.record.schema import SCORES
@@ -31,7 +31,7 @@ class Evaluation:
     @property
     def logp(self) -> np.ndarray:
         """(responses,) fp64."""
-        return self.views.scores.logp.numpy()
+        return self.views.responses.logp.numpy()
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,23 @@ def evaluate(engine: Models, held_out: HeldOut, memory: OomRetry, start: np.ndar
     began = time.monotonic()
     whole = score_all(engine, held_out.groups, held_out.step, memory)
     mismatched = score_mismatched(engine, held_out.groups, memory)
-    judgement = ask(engine.judge, held_out.groups, whole.scores, mismatched and mismatched.scores)
-    views = judgement.views
-    before = views.scores.logp if start is None else torch.from_numpy(start)
+    judgement = engine.judge(held_out.groups, whole.scores, mismatched and mismatched.scores)
+    views = judgement.examples
+    before = views.responses.logp if start is None else torch.from_numpy(start)
     sums = Sums(engine.judge.objective)
     sums.add(views, judgement.value, before)
-    placed, since = placements(views, learned(views, before)), placements(views, views.scores.logp - before)
+    placed, since = placements(views, learned(views, before)), placements(views, views.responses.logp - before)
     right, gained = right_of(views, engine.judge.objective), _gained(views, before)
     values = sums.means(list(SCORES)) | _lengths(views, before, right)
     values |= {"accuracy_of_change": _mean(gained, judged(views))} | _apart(views, placed, since, before)
-    values |= {"rows": len(held_out.groups), "responses": len(views.scores.logp)}
+    values |= {"rows": len(held_out.groups), "responses": len(views.responses.logp)}
     values |= {"seconds": round(time.monotonic() - began, 3)}
     return Evaluation(values, _rows(views, before, placed, since, right, gained), views)
 
 
 def learned(views: Examples, before: torch.Tensor) -> torch.Tensor:
     """(responses,) log-ratio; without a reference, to the model that training began from."""
-    return views.scores.logp - before if views.scores.reference is None else views.scores.log_ratio
+    return views.responses.logp - before if views.responses.reference is None else views.responses.log_ratio
 
 
 def rated(views: Examples) -> dict[bool, list[int]]:
@@ -109,7 +109,7 @@ def _apart(views: Examples, placed: dict[int, float], since: dict[int, float], b
 
 def _gained(views: Examples, before: torch.Tensor) -> torch.Tensor:
     """(pairs,) 1 where the chosen response has gained more than the rejected one since the start, one half at a tie."""
-    change, (better, worse, _, _) = views.scores.logp - before, views.pair_index
+    change, (better, worse, _, _) = views.responses.logp - before, views.pair_index
     return ranked_right(change[better] - change[worse])
 
 
@@ -120,7 +120,7 @@ def _mean(values: torch.Tensor, weight: torch.Tensor) -> float | None:
 
 def _lengths(views: Examples, before: torch.Tensor, right: torch.Tensor) -> Values:
     """Meters that tell whether the policy learned length."""
-    scores, ratio = views.scores, learned(views, before)
+    scores, ratio = views.responses, learned(views, before)
     moved = bool((ratio.abs() > TIE).any())  # before that the ranks are those of rounding errors
     values: Values = {
         "reward_length_correlation": rank_correlation(ratio.numpy(), scores.tokens.numpy()) if moved else None
@@ -161,11 +161,11 @@ def _rows(
         elif start in placed:
             row |= {"accuracy": placed[start], "accuracy_of_change": since[start]}
         for side, at in _told(group, start):
-            logp = float(views.scores.logp[at])
+            logp = float(views.responses.logp[at])
             row |= {
                 f"{side}_logp": logp,
                 f"{side}_logp_change": logp - float(before[at]),
-                f"{side}_tokens": int(views.scores.tokens[at]),
+                f"{side}_tokens": int(views.responses.tokens[at]),
             }
         if len(row) > 1:
             rows.append(row)

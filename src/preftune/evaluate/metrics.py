@@ -23,7 +23,7 @@ def rewards(objective: Objective, scores: Responses) -> Tensor | None:
     """
     for _, part in parts(objective):
         beta = msgspec.structs.asdict(part).get("beta")
-        if part.reference and beta is not None and scores.reference is not None:
+        if "reference" in part.reads and beta is not None and scores.reference is not None:
             return beta * (scores.mean_log_ratio if part.length_normalized else scores.log_ratio)
     return None
 
@@ -41,7 +41,7 @@ class Sums:
         """A pack. value: sum of its examples' weighted values; start, incentive: (responses,) or None."""
         self.value += value
         self.rows += len(views.groups)
-        scores = views.scores
+        scores = views.responses
         for side, (places, weight) in zip(("chosen", "rejected"), views.side_index, strict=True):
             mine = scores[places]
             measured = {"logp": mine.logp, "mean_logp": mine.mean_logp, "tokens": mine.tokens}

@@ -14,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from preftune.forward.loss import LossOutput, Models, Scored, ask, score, summed, token_weights
+from preftune.forward.loss import LossOutput, Models, Scored, score, summed, token_weights
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses
@@ -40,7 +40,7 @@ def gathered(engine: Models, groups: Sequence[TokenGroup], step: Step, done: Seq
     place = places(groups, step)
     names = ["logp", "tokens"]
     names += [] if isinstance(engine.reference, NoReference) else ["reference"]
-    names += ["sharpness"] if "sharpness" in engine.judge.needs else []
+    names += ["sharpness"] if "sharpness" in engine.judge.reads else []
     names += ["weight_sum"] if any(groups[i].token_weights is not None for i in step.order) else []
     count = sum(len(groups[i].responses) for i in step.order)
     table = torch.zeros(count + 1, len(names), dtype=torch.float64)
@@ -86,7 +86,7 @@ def score_all(
 
 def score_mismatched(engine: Models, groups: Sequence[TokenGroup], memory: OomRetry) -> Whole | None:
     """The mismatched responses of these rows, if judging takes such; there may be none, as where prompts are equal."""
-    if "mismatched" not in engine.judge.needs:
+    if "mismatched" not in engine.judge.reads:
         return None
     extra = engine.judge.extra(groups)
     return score_all(engine, extra, engine.packing.step(extra, engine.dist.world_size), memory)
@@ -105,7 +105,7 @@ class Pass:
 def passes(engine: Models, groups: Sequence[TokenGroup], step: Step, memory: OomRetry) -> Pass:
     """Put the whole step's gradient into the policy's parameters, on every rank the same. groups: those of the plan."""
     rows = [groups[i] for i in step.order]
-    run = _coupled if engine.judge.coupled else _uncoupled
+    run = _coupled if engine.judge.needs_full_step else _uncoupled
     done = run(engine, groups, step, rows, memory)
     engine.dist.sum_gradients(engine.policy.module.parameters())
     return done
@@ -136,13 +136,13 @@ def _uncoupled(
         for pack in packs:
             batch = engine.batch(groups, pack)
             scored = score(engine, batch)
-            coefficients = ask(engine.judge, batch.groups, scored.scores).coefficients / len(rows)
+            coefficients = engine.judge(batch.groups, scored.scores).d_logp / len(rows)
             scored.logp.backward(coefficients.to(scored.logp))
             done.append((pack, replace(scored, logp=scored.logp.detach())))
         return done
 
     whole = gathered(engine, groups, step, memory.over(groups, step.of(engine.dist.rank), work))
-    return Pass(ask(engine.judge, rows, whole.scores), whole.tokens, whole.shared)
+    return Pass(engine.judge(rows, whole.scores), whole.tokens, whole.shared)
 
 
 def _coupled(
@@ -152,7 +152,7 @@ def _coupled(
     batch = cache(partial(engine.batch, groups))
     whole = score_all(engine, groups, step, memory, batch)
     mismatched = score_mismatched(engine, rows, memory)
-    judgement = ask(engine.judge, rows, whole.scores, mismatched and mismatched.scores)
+    judgement = engine.judge(rows, whole.scores, mismatched and mismatched.scores)
     place = places(groups, step)
 
     def work(packs: Sequence[Pack]) -> None:
@@ -162,7 +162,7 @@ def _coupled(
             logp = summed(batch(pack), engine.policy.token_logp(batch(pack)), weights)
             mine = [at for i in pack for at in place[i]]
             _unchanged(engine.policy, whole.scores, logp.detach(), mine)
-            logp.backward(judgement.coefficients[mine].to(logp) / len(rows))
+            logp.backward(judgement.d_logp[mine].to(logp) / len(rows))
 
     memory.over(groups, step.of(engine.dist.rank), work)
     extra = mismatched.tokens if mismatched else 0

@@ -25,7 +25,7 @@ from preftune.reference.config import Frozen, Moving, Stored
 from preftune.reference.store import Store
 from preftune.run.dataset import Gather, gather
 from preftune.run.identity import assert_same_on_all_ranks, identity
-from preftune.run.match_rows import Notes, fit
+from preftune.run.match_rows import Notes, match_rows
 from preftune.run.prepare_rows import Prepared
 from preftune.signals import Stop
 from preftune.tokens.groups import TokenGroup
@@ -85,7 +85,7 @@ def set_up(
     """Read, tokenize, load, check, score the reference and plan; as_one: the rows will be judged all together and not
     step by step. Raises UserError."""
     material = gather(run, show)
-    run, prepared, notes = fit(run, material.prepared, whole=as_one)
+    run, prepared, notes = match_rows(run, material.prepared, full_batch=as_one)
     for sentence, _ in notes.values():
         show(sentence)
     show("loading the model")
@@ -131,7 +131,7 @@ def mismatched(judge: Loss, prepared: Prepared, plan: Plan, notes: Notes, show: 
 
     Raises UserError where no step has any; where some have none, a note says how many.
     """
-    if "mismatched" not in judge.needs:
+    if "mismatched" not in judge.reads:
         return []
     found = [judge.extra([prepared.train[i] for i in step.order]) for step in plan.steps]
     alone = sum(not extra for extra in found)

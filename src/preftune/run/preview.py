@@ -14,7 +14,7 @@ from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.reference.config import Frozen
 from preftune.run.dataset import in_tokens
-from preftune.run.match_rows import Notes, fit
+from preftune.run.match_rows import Notes, match_rows
 from preftune.run.prepare import device_of, in_vocabulary, plan_of, scale_of
 from preftune.run.prepare_rows import Prepared, Rows
 
@@ -44,7 +44,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     run = resolve(run)
     material = in_tokens(run, rows)
     config = material.config
-    run, prepared, notes = fit(run, material.prepared)
+    run, prepared, notes = match_rows(run, material.prepared)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     in_vocabulary(module.get_input_embeddings().get_parameter("weight").shape[0], prepared)

@@ -36,7 +36,7 @@ def score(run: Run, out: str | Path | None = None, *, show: Show = silent) -> Va
 
 def rows(found: Evaluation, run: Run) -> list[dict[str, object]]:
     """One object a row: id, each response's logp, ref_logp, tokens and reward, and a pair's margin."""
-    views, scores = found.views, found.views.scores
+    views, scores = found.views, found.views.responses
     reward = rewards(run.objective, scores)
     margin = margins(views).tolist() if len(views.pair_index[0]) else []
     written: list[dict[str, object]] = []

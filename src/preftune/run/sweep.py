@@ -17,7 +17,7 @@ from preftune.record.show import Show, silent
 from preftune.record.writer import free
 from preftune.report import page
 from preftune.run.dataset import gather_once
-from preftune.run.match_rows import fit
+from preftune.run.match_rows import match_rows
 from preftune.signals import listening, stopped
 from preftune.training.loop import train
 
@@ -41,7 +41,7 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False, show:
             if dist.first:
                 free(folder, resume, AGAIN)
             run = resolve(variant.run)
-            fit(run, gather(run, tell).prepared)
+            match_rows(run, gather(run, tell).prepared)
         for number, ((_, run, lacks), folder) in enumerate(zip(variants, folders, strict=True), 1):
             if asked := stop.agreed(dist):
                 raise stopped(asked)

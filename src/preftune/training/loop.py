@@ -131,10 +131,10 @@ def update(setup: Setup, state: State, record: Record, step: Step) -> Values:
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if norm > run.optim.clip:  # a factor of 1 would still pass over every gradient
         torch.nn.utils.clip_grads_with_norm_(trained, run.optim.clip, norm)
-    views, value = done.judgement.views, done.judgement.value
-    before = views.scores.reference if setup.same_start and state.follower is None else None
+    views, value = done.judgement.examples, done.judgement.value
+    before = views.responses.reference if setup.same_start and state.follower is None else None
     sums = Sums(run.objective)
-    sums.add(views, value, before, done.judgement.coefficients)
+    sums.add(views, value, before, done.judgement.d_logp)
     numbers = sums.means(list(STEP))
     if math.isfinite(float(norm)) and math.isfinite(value):
         state.optimizer.step()

@@ -1,0 +1,115 @@
+"""Any callable that says what it reads, as an objective. Held by tests/objective/test_own.py."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args
+
+from preftune.errors import UserError, nearest
+from preftune.objective.base import READS, Formula, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ONLY: dict[str, tuple[Kind, ...]] = {  # what not every kind of example has
+    "votes": ("pairs",),
+    "label": ("ratings", "rankings"),
+    "mismatched": ("ratings",),
+}
+
+
+class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
+    """An objective that stands outside of this package.
+
+    function: what is called with the examples; source: SHA-256 of its source text and of the numbers and texts that it
+    holds. A record keeps `recorded()`.
+    """
+
+    function: Callable[[Any], Tensor]
+    written: str  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    source: str
+    kind: Kind  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    reads: frozenset[str]  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    needs_full_step: bool = False  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    anchor_keys = ()
+
+    @property
+    def name(self) -> str:
+        return self.written
+
+    @property
+    def variant(self) -> str:
+        return f"{self.name}: an objective from outside of preftune, source {self.source[:12]}"
+
+    def recorded(self) -> dict[str, str]:
+        """What a record says in place of the keys of a built-in objective."""
+        return {"name": self.name, "source": self.source}
+
+    def __call__(self, examples: Any) -> Tensor:
+        """(examples,) one value an example."""
+        return self.function(examples)
+
+
+def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
+    """Make an objective of a function or callable object that has the attribute `reads`, names out of READS.
+
+    `kind` ("pairs" by default) says which table it is called with: Pairs, Ratings, Rankings or Demos. It returns one
+    value an example. `needs_full_step = True` says that a value depends on the other examples of the step; a pair's
+    votes are then left to the function, and applied to its values otherwise.
+    Raises UserError where these attributes are missing or have no meaning.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def refuse(message: str, hint: str) -> UserError:
+        return UserError(f"{name} {message}", location="objective", hint=hint)
+
+    if not callable(function):
+        raise refuse("cannot be called.", "An objective takes examples and returns one value for each.")
+    known = [read for read in READS if read != "ema"]
+    reads = getattr(function, "reads", None)
+    if reads is None or isinstance(reads, str):
+        hint = f'Give it an attribute such as reads = {{"reference"}}; the names are {", ".join(known)}.'
+        raise refuse("does not say what it reads.", hint)
+    kind = getattr(function, "kind", "pairs")
+    if kind not in KINDS:
+        raise refuse(f'has the kind "{kind}", which is unknown.', nearest(str(kind), KINDS) or f"One of {KINDS}.")
+    for read in map(str, reads):
+        if read not in known:
+            raise refuse(f'reads "{read}", which is unknown.', nearest(read, known) or f"Known: {', '.join(known)}.")
+        if kind not in ONLY.get(read, KINDS):
+            raise refuse(f'reads "{read}", which {kind} do not have.', f"Only {' and '.join(ONLY[read])} have it.")
+    return OwnObjective(
+        function=function,
+        written=name,
+        source=_source_digest(function, name),
+        kind=kind,
+        reads=frozenset(reads) | ({"score"} if "quantile" in reads else frozenset()),
+        needs_full_step=bool(getattr(function, "needs_full_step", False)) or "mismatched" in reads,
+    )
+
+
+def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
+    """SHA-256 of the source text, or of the bytecode where there is no text, and of the constants it was made with."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    code = inner if inspect.isroutine(inner) else type(inner)
+    held = dict(getattr(inner, "__dict__", {}))
+    if inspect.isfunction(inner):
+        held |= inspect.getclosurevars(inner).nonlocals
+    if isinstance(function, functools.partial):
+        held |= function.keywords | {str(place): value for place, value in enumerate(function.args)}
+    constants = {key: value for key, value in held.items() if isinstance(value, bool | int | float | str)}
+    try:
+        text = inspect.getsource(code).encode()
+    except (OSError, TypeError):
+        called = code if inspect.isroutine(code) else code.__call__
+        if not hasattr(called, "__code__"):
+            raise UserError(
+                f"{name} has no source to record.", location="objective", hint="Wrap it in a function of your own."
+            ) from None
+        text = called.__code__.co_code + repr(called.__code__.co_consts).encode()
+    return hashlib.sha256(text + json.dumps(constants, sort_keys=True).encode()).hexdigest()
