@@ -9,14 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from preftune.forward.examples import Examples
-from preftune.objective import Objective, parts
+from preftune.objective import parts
+from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Responses
 
 Values = dict[str, float | None]
 TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
 
 
-def rewards(objective: Objective, scores: Responses) -> Tensor | None:
+def rewards(objective: ObjectiveTable, scores: Responses) -> Tensor | None:
     """(responses,) beta times the log-ratio as the first part of the objective with a beta and a reference takes it.
 
     None where there is no such part, or no reference.
@@ -32,7 +33,7 @@ def rewards(objective: Objective, scores: Responses) -> Tensor | None:
 class Sums:
     """Weighted sums of each meter and of its weights."""
 
-    objective: Objective
+    objective: ObjectiveTable
     value: float = 0.0
     rows: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
@@ -94,7 +95,7 @@ def margins_per_token(views: Examples) -> Tensor:
     return a - b
 
 
-def right_of(views: Examples, objective: Objective) -> Tensor:
+def right_of(views: Examples, objective: ObjectiveTable) -> Tensor:
     """(pairs,) 1 where the number that the objective goes by ranks the pair right, one half at a tie."""
     if all(part.length_normalized for _, part in parts(objective)):
         return ranked_right(margins_per_token(views), TIE / 100)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from preftune.objective import Formula
-from preftune.objective.base import Kind
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
 from preftune.tokens.groups import TokenGroup

@@ -29,8 +29,9 @@ from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of th
 Objective = Single | Sum
 BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
 __all__ = [
-    "AOT", "BCO", "BY_NAME", "CPO", "DPO", "DRO", "EXO", "FDPO", "IPO", "KTO", "NCA", "NLL", "ODPO", "ORPO", "QRPO", "RDPO",
-    "REBEL", "RPO", "SPPO", "WPO", "APODown", "APOZero", "AlphaPO", "BetaDPO", "CalDPO", "ChiPO", "DPOPositive",
-    "DrDPO", "Hinge", "HyPO", "InfoNCA", "LengthNormalizedDPO", "Objective", "OwnObjective", "PlackettLuce", "RobustDPO", "SLiC",
-    "SimPER", "SimPO", "Single", "Sum", "dpo_loss", "expected", "loss_of", "own_objective", "parts",
+    "AOT", "BCO", "BY_NAME", "CPO", "DPO", "DRO", "EXO", "FDPO", "IPO", "KTO", "NCA", "NLL", "ODPO", "ORPO", "QRPO",
+    "RDPO", "REBEL", "RPO", "SPPO", "WPO", "APODown", "APOZero", "AlphaPO", "BetaDPO", "CalDPO", "ChiPO",
+    "DPOPositive", "DrDPO", "Formula", "Hinge", "HyPO", "InfoNCA", "LengthNormalizedDPO", "Objective", "OwnObjective",
+    "PlackettLuce", "RobustDPO", "SLiC", "SimPER", "SimPO", "Single", "Sum", "dpo_loss", "expected", "loss_of",
+    "own_objective", "parts",
 ]  # fmt: skip

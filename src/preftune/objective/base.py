@@ -5,6 +5,7 @@ Held by tests/objective/test_reads.py: a formula touches what its `reads` names 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from msgspec import Struct
@@ -80,10 +81,20 @@ class Formula(ObjectiveTable, frozen=True):
         if "written" not in vars(cls):
             cls.written = cls.__name__
 
+    @abstractmethod
+    def __call__(self, examples: Any, /) -> Tensor:
+        """(examples,) one value an example, not reduced."""
+        raise NotImplementedError
+
     @property
     def name(self) -> str:
         """Its name in a configuration."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def falls_back_on_labels(self) -> bool:
+        """Whether it reads scores only where all rows have them, and labels otherwise."""
+        return {"score", "label"} <= self.reads
 
 
 class PairFormula(Formula, frozen=True):
@@ -105,9 +116,10 @@ class EmaFormula(PairFormula, frozen=True):
 
     momentum: ClassVar[float]
 
+    @abstractmethod
     def ema_input(self, pairs: Pairs) -> Tensor:
         """The step's number, a scalar without gradient."""
-        ...
+        raise NotImplementedError
 
 
 class RatingFormula(Formula, frozen=True):
@@ -124,16 +136,15 @@ class RankingFormula(Formula, frozen=True):
     reads = frozenset({"reference", "label"})
 
 
-def loss_of(objective: Callable[..., Tensor], examples: Pairs | Ratings | Rankings | Demos) -> Tensor:
+def loss_of(part: Formula, examples: Pairs | Ratings | Rankings | Demos) -> Tensor:
     """(examples,) the value of each example, not reduced; for pairs, the expected value under their votes.
 
     An objective that needs the full step gives no pair a value of its own, so there the formula itself reads the votes.
     """
-    formula: Any = objective
-    if isinstance(examples, Pairs) and "votes" in formula.reads and not formula.needs_full_step:
-        preferred = formula.vote(examples.preferred) if isinstance(formula, PairFormula) else examples.preferred
-        return expected(formula, examples, preferred)
-    return formula(examples)
+    if isinstance(examples, Pairs) and "votes" in part.reads and not part.needs_full_step:
+        preferred = part.vote(examples.preferred) if isinstance(part, PairFormula) else examples.preferred
+        return expected(part, examples, preferred)
+    return part(examples)
 
 
 def expected(loss: Callable[[Pairs], Tensor], pairs: Pairs, preferred: Tensor) -> Tensor:

@@ -44,11 +44,11 @@ class NLL(Formula, frozen=True, tag="nll"):
         return f"nll: {reduction[self.norm]}"
 
     @property
-    def needs_full_step(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needs_full_step(self) -> bool:
         return self.norm == "token"  # its mean divides by the tokens of the whole step
 
     @property
-    def length_normalized(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def length_normalized(self) -> bool:
         return self.norm == "sequence"
 
     def __call__(self, demos: Demos) -> Tensor:

@@ -38,7 +38,7 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
         )
 
     @property
-    def length_normalized(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def length_normalized(self) -> bool:
         return self.per_token
 
     def __call__(self, pairs: Pairs) -> Tensor:

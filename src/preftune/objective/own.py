@@ -31,11 +31,11 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
     """
 
     function: Callable[[Any], Tensor]
-    written: str  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    written: str
     source: str
-    kind: Kind  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-    reads: frozenset[str]  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-    needs_full_step: bool = False  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    kind: Kind
+    reads: frozenset[str]
+    needs_full_step: bool = False
     anchor_keys = ()
 
     @property
@@ -94,22 +94,21 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
 
 
 def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
-    """SHA-256 of the source text, or of the bytecode where there is no text, and of the constants it was made with."""
-    inner = function.func if isinstance(function, functools.partial) else function
-    code = inner if inspect.isroutine(inner) else type(inner)
-    held = dict(getattr(inner, "__dict__", {}))
-    if inspect.isfunction(inner):
-        held |= inspect.getclosurevars(inner).nonlocals
+    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and texts held."""
+    state = dict(getattr(function, "__dict__", {}))
     if isinstance(function, functools.partial):
-        held |= function.keywords | {str(place): value for place, value in enumerate(function.args)}
-    constants = {key: value for key, value in held.items() if isinstance(value, bool | int | float | str)}
+        state |= function.keywords | {str(position): value for position, value in enumerate(function.args)}
+        function = function.func
+    if inspect.isfunction(function):
+        state |= inspect.getclosurevars(function).nonlocals
+    constants = {key: value for key, value in state.items() if isinstance(value, bool | int | float | str)}
+    source: Any = function if inspect.isroutine(function) else type(function)
     try:
-        text = inspect.getsource(code).encode()
+        text = inspect.getsource(source).encode()
     except (OSError, TypeError):
-        called = code if inspect.isroutine(code) else code.__call__
-        if not hasattr(called, "__code__"):
-            raise UserError(
-                f"{name} has no source to record.", location="objective", hint="Wrap it in a function of your own."
-            ) from None
-        text = called.__code__.co_code + repr(called.__code__.co_consts).encode()
+        code = getattr(source if inspect.isroutine(source) else source.__call__, "__code__", None)
+        if code is None:
+            hint = "Wrap it in a function of your own."
+            raise UserError(f"{name} has no source to record.", location="objective", hint=hint) from None
+        text = code.co_code + repr([const for const in code.co_consts if not inspect.iscode(const)]).encode()
     return hashlib.sha256(text + json.dumps(constants, sort_keys=True).encode()).hexdigest()
