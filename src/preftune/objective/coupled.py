@@ -53,7 +53,7 @@ class AOT(PairFormula, frozen=True, tag="aot"):
 
 
 class BetaDPO(EmaFormula, frozen=True, tag="beta_dpo"):
-    """DPO whose beta grows with the step's mean margin, and which drops the pairs furthest from its running mean."""
+    """DPO whose beta grows with the step's mean margin, without the pairs furthest from the running mean of margins."""
 
     written = "β-DPO"
     reads = frozenset({"reference", "votes", "ema"})

@@ -44,11 +44,11 @@ class NLL(Formula, frozen=True, tag="nll"):
         return f"nll: {reduction[self.norm]}"
 
     @property
-    def needs_full_step(self) -> bool:
+    def needs_full_step(self) -> bool:  # type: ignore[override]
         return self.norm == "token"  # its mean divides by the tokens of the whole step
 
     @property
-    def length_normalized(self) -> bool:
+    def length_normalized(self) -> bool:  # type: ignore[override]
         return self.norm == "sequence"
 
     def __call__(self, demos: Demos) -> Tensor:

@@ -38,7 +38,7 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
         )
 
     @property
-    def length_normalized(self) -> bool:
+    def length_normalized(self) -> bool:  # type: ignore[override]
         return self.per_token
 
     def __call__(self, pairs: Pairs) -> Tensor:
@@ -102,7 +102,8 @@ class SPPO(PairFormula, frozen=True, tag="sppo"):
         return f"sppo: half of each square, so a mean of two responses, which are led to +-{0.5 / self.beta:g} nats"
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        return half_squares(pairs, 0.5 / self.beta)
+        target = 0.5 / self.beta
+        return 0.5 * square(pairs.chosen.log_ratio, target) + 0.5 * square(pairs.rejected.log_ratio, -target)
 
 
 class CalDPO(PairFormula, frozen=True, tag="cal_dpo"):
@@ -122,13 +123,9 @@ class CalDPO(PairFormula, frozen=True, tag="cal_dpo"):
         return "cal_dpo: half of each square, and beta stands in their target only, not before h"
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        tied = half_squares(pairs, 0.5 / self.beta)
+        target = 0.5 / self.beta
+        tied = 0.5 * square(pairs.chosen.log_ratio, target) + 0.5 * square(pairs.rejected.log_ratio, -target)
         return logistic(pairs.margin) + tied
-
-
-def half_squares(pairs: Pairs, target: float) -> Tensor:
-    """(pairs,) half of each squared distance: of chosen from `target`, of rejected from its negative."""
-    return 0.5 * square(pairs.chosen.log_ratio, target) + 0.5 * square(pairs.rejected.log_ratio, -target)
 
 
 class APODown(PairFormula, frozen=True, tag="apo_down"):

@@ -31,11 +31,11 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
     """
 
     function: Callable[[Any], Tensor]
-    written: str
+    written: str  # type: ignore[override]
     source: str
-    kind: Kind
-    reads: frozenset[str]
-    needs_full_step: bool = False
+    kind: Kind  # type: ignore[override]
+    reads: frozenset[str]  # type: ignore[override]
+    needs_full_step: bool = False  # type: ignore[override]
     anchor_keys = ()
 
     @property
