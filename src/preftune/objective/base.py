@@ -34,7 +34,8 @@ class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     """[objective] A formula and its constants.
 
     paper: arXiv id and equation; formula: one line, in the paper's letters (u is a log-ratio, h the margin of two, s an
-    explicit score, n tokens); optimum: where endless data lead; when: whom it serves; fails: its trap.
+    explicit score, n tokens); optimum: where endless data lead; when: whom it serves; fails: its trap; states: which of
+    the formulas that share its name it is, with places such as {0.beta} for its constants.
     """
 
     paper: ClassVar[str]
@@ -42,11 +43,12 @@ class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     optimum: ClassVar[str]
     when: ClassVar[str]
     fails: ClassVar[str]
+    states: ClassVar[str] = ""
 
     @property
     def variant(self) -> str:
-        """Which of the formulas that share this name is meant, in one line; empty where there is only one."""
-        return ""
+        """`states` with its constants, in one line; empty where only one formula has the name."""
+        return self.states.format(self)
 
     def with_data_defaults(self, good: float, bad: float) -> Self:
         """The objective with the constants that follow from the training rows; good, bad: weight of either class."""

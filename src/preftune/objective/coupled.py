@@ -66,16 +66,13 @@ class BetaDPO(EmaFormula, frozen=True, tag="beta_dpo"):
     optimum = "DPO's at the beta that results"
     when = "The gap in quality between chosen and rejected differs much from step to step."
     fails = "Margins are in nats and alpha multiplies them: at 0.6 one nat more than usual is 60 % more beta."
+    states = "beta_dpo: alpha = {0.alpha:g} a nat of margin above the running mean (momentum {0.momentum:g})"
 
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="How much beta follows the mean margin.")] = 0.6
     keep: Annotated[
         float, Meta(gt=0, le=1, description="Share of the step's pairs kept, nearest to the usual margin.")
     ] = 0.8
-
-    @property
-    def variant(self) -> str:
-        return f"beta_dpo: alpha = {self.alpha:g} a nat of margin above the running mean (momentum {self.momentum:g})"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """(pairs,) one value a pair, 0 for those left out, so scaled that the mean is over those kept."""
@@ -135,12 +132,9 @@ class WPO(PairFormula, frozen=True, tag="wpo"):
     optimum = "DPO's with the pairs so weighted"
     when = "The pairs come from another model than the policy."
     fails = "Weights are small for text unlike the policy's own: with all pairs foreign it hardly trains."
+    states = "wpo: weights stop at 1 and carry no gradient"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "wpo: weights stop at 1 and carry no gradient"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         log_weight = sharpness(pairs.chosen) + sharpness(pairs.rejected)

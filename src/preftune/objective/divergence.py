@@ -93,13 +93,10 @@ class ODPO(PairFormula, frozen=True, tag="odpo"):
     optimum = "DPO's, each reward difference larger by alpha log(s_w - s_l)"
     when = "Scores tell large preferences from small ones."
     fails = "It takes the logarithm: scores of another scale ask for another alpha, and equal scores teach nothing."
+    states = "odpo: the offset is {0.alpha:g} log(s_w - s_l), so scores 1 apart ask for none"
 
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="Weight of the logarithm of the score difference.")] = 1.0
-
-    @property
-    def variant(self) -> str:
-        return f"odpo: the offset is {self.alpha:g} log(s_w - s_l), so scores 1 apart ask for none"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         better_by = (scores_of(pairs.chosen) - scores_of(pairs.rejected)).clamp(min=SMALLEST)

@@ -31,16 +31,13 @@ class SLiC(PairFormula, frozen=True, tag="slic"):
     optimum = "log-probs delta apart"
     when = "A baseline that is easy to reason about, with imitation as the only anchor."
     fails = "It compares summed log-probs, so short responses are favored from the start."
+    states = "slic: the hinge is on summed log-probs; imitation is of chosen, per token"
 
     reads = frozenset({"votes"})
     imitates = True
     anchor_keys = ()
     gap: Annotated[float, Meta(ge=0, description="Difference of log-probs, in nats, that is enough.")] = 1.0
     nll_weight: Imitation = 1.0
-
-    @property
-    def variant(self) -> str:
-        return "slic: the hinge is on summed log-probs; imitation is of chosen, per token"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         apart = pairs.chosen.logp - pairs.rejected.logp
@@ -55,15 +52,12 @@ class CPO(PairFormula, frozen=True, tag="cpo"):
     optimum = "without imitation: proportional to exp(reward / beta), whatever the policy began as"
     when = "Translation and other tasks where chosen is near perfect, and memory for a reference is missing."
     fails = "Without the anchor it shortens: a sum over fewer tokens is larger."
+    states = "cpo: log-probs are summed over tokens in the comparison, and per token in the imitation"
 
     reads = frozenset({"votes"})
     imitates = True
     beta: Annotated[float, Meta(gt=0, description="Factor from log-prob to reward.")] = 0.1
     nll_weight: Imitation = 1.0
-
-    @property
-    def variant(self) -> str:
-        return "cpo: log-probs are summed over tokens in the comparison, and per token in the imitation"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         apart = pairs.chosen.logp - pairs.rejected.logp
@@ -142,16 +136,13 @@ class ORPO(PairFormula, frozen=True, tag="orpo"):
     optimum = "imitation of chosen, tilted by the odds"
     when = "No SFT model exists yet: one stage does both."
     fails = "Imitation outweighs the preference at the usual odds_weight: it is SFT first of all."
+    states = "orpo: {0.odds_weight:g} times the odds ratio; imitation is of the response alone, per token"
 
     reads = frozenset({"votes"})
     imitates = True
     anchor_keys = ()
     length_normalized = True
     odds_weight: Annotated[float, Meta(ge=0, description="Weight of the odds ratio against imitation.")] = 0.1
-
-    @property
-    def variant(self) -> str:
-        return f"orpo: {self.odds_weight:g} times the odds ratio; imitation is of the response alone, per token"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         ratio = log_odds(pairs.chosen.mean_logp) - log_odds(pairs.rejected.mean_logp)

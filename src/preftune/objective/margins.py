@@ -55,12 +55,9 @@ class Hinge(PairFormula, frozen=True, tag="hinge"):
     optimum = "margin 1 / beta where one order is the likelier"
     when = "You do not want to push pairs that are already correct."
     fails = "It learns who is preferred, not how often: probabilities of preference are lost."
+    states = "hinge: RSO's, on beta times the margin against the reference; SLiC's, without one, is slic"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "hinge: RSO's, on beta times the margin against the reference; SLiC's, without one, is slic"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return hinge(self.beta * pairs.margin)
@@ -74,13 +71,10 @@ class EXO(PairFormula, frozen=True, tag="exo"):
     optimum = "beta h = log((1 - eps) / eps) for certain labels"
     when = "The policy is too small to cover all good responses and should settle on one."
     fails = "eps alone sets the margin, and a policy on the wrong side of a pair gets little gradient to come back."
+    states = "exo: KL(policy || label), and the label leaves {0.eps:g} to rejected"
 
     beta: Beta = 0.1
     eps: Annotated[float, Meta(gt=0, lt=0.5, description="Probability that the label leaves to rejected.")] = 1e-3
-
-    @property
-    def variant(self) -> str:
-        return f"exo: KL(policy || label), and the label leaves {self.eps:g} to rejected"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return kl_to_coin(self.beta * pairs.margin, log((1 - self.eps) / self.eps))
@@ -115,12 +109,9 @@ class CalDPO(PairFormula, frozen=True, tag="cal_dpo"):
     optimum = "close to 1 / (2 beta) and -1 / (2 beta)"
     when = "Chosen responses lose probability under DPO and should not."
     fails = "beta stands only in the target of the squares, and at 0.001 these are all that counts."
+    states = "cal_dpo: half of each square, and beta stands in their target only, not before h"
 
     beta: Annotated[float, Meta(gt=0, description="Log-ratios are led to plus and minus 1 / (2 beta).")] = 1e-3
-
-    @property
-    def variant(self) -> str:
-        return "cal_dpo: half of each square, and beta stands in their target only, not before h"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         target = 0.5 / self.beta
@@ -137,12 +128,9 @@ class APODown(PairFormula, frozen=True, tag="apo_down"):
     optimum = "none that is finite: the margin grows while both log-ratios fall"
     when = "The policy already gives better responses than those called chosen."
     fails = "It lowers chosen by design: with data better than the policy, use apo_zero."
+    states = "apo_down: 1 is added, which changes no gradient"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "apo_down: 1 is added, which changes no gradient"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return (self.beta * pairs.chosen.log_ratio).sigmoid() + (-self.beta * pairs.margin).sigmoid()

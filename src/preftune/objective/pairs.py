@@ -18,7 +18,10 @@ Flip = Annotated[float, Meta(ge=0, lt=0.5, description="Share of the labels take
 
 
 class DPO(PairFormula, frozen=True, tag="dpo"):
-    """Direct preference optimization; with `flip` the conservative form (cDPO), for labels with noise."""
+    """Direct preference optimization; with `flip` the conservative form (cDPO), for labels with noise.
+
+    `flip` moves the votes, so it acts where votes do: in the loss (`loss_of`), not in a direct call.
+    """
 
     paper = "2305.18290, eq. 7; flip: ericmitchell.ai/cdpo.pdf"
     formula = r"-\log\sigma(\beta h), \quad h = u_w - u_l"
@@ -56,16 +59,13 @@ class RobustDPO(PairFormula, frozen=True, tag="robust"):
     optimum = "on labels flipped with probability flip: what DPO reaches on the clean ones"
     when = "The share of flipped labels is known, and many pairs average its larger variance away."
     fails = "Each pair's value is unbounded below: a memorized pair is pushed without end."
+    states = "robust: divided by 1 - 2 flip, and unlike cDPO (dpo with flip) not bounded below"
 
     beta: Beta = 0.1
     flip: Flip = 0.1
 
     def __post_init__(self) -> None:
         check_flip(self.flip)
-
-    @property
-    def variant(self) -> str:
-        return "robust: divided by 1 - 2 flip, and unlike cDPO (dpo with flip) not bounded below"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         reward = self.beta * pairs.margin
@@ -82,12 +82,9 @@ class LengthNormalizedDPO(PairFormula, frozen=True, tag="ln_dpo"):
     optimum = "log-ratio of each response equal to n (reward / beta + c), c fixed by normalization"
     when = "Chosen responses are longer than rejected ones for no good reason."
     fails = "beta is per token: 5 is usual, and 0.1 hardly trains at all."
+    states = "ln_dpo: beta = {0.beta:g} multiplies log-ratios per token, for which 5 is usual; not sums"
 
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, per token; 5 is usual.")] = 5.0
-
-    @property
-    def variant(self) -> str:
-        return f"ln_dpo: beta = {self.beta:g} multiplies log-ratios per token, for which 5 is usual; not sums"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (pairs.chosen.mean_log_ratio - pairs.rejected.mean_log_ratio))
@@ -102,13 +99,10 @@ class RDPO(PairFormula, frozen=True, tag="r_dpo"):
     optimum = "reference times exp((reward - alpha n) / beta)"
     when = "Judges are known to favor length, and by about how much."
     fails = "alpha has to match the judges' bias: too much of it makes the policy terse."
+    states = "r_dpo: alpha = {0.alpha:g} is charged for each token more that chosen has, so it shortens"
 
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="Reward taken away per token; shortens.")] = 0.05
-
-    @property
-    def variant(self) -> str:
-        return f"r_dpo: alpha = {self.alpha:g} is charged for each token more that chosen has, so it shortens"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         longer = pairs.chosen.tokens - pairs.rejected.tokens
@@ -124,13 +118,10 @@ class DPOPositive(PairFormula, frozen=True, tag="dpo_positive"):
     optimum = "DPO's, where that does not lower any chosen response"
     when = "Chosen and rejected share most of their tokens, as in edits and proofs, and DPO lowers both."
     fails = "A penalty of 50 outweighs the preference itself on every pair whose chosen response has dropped."
+    states = "dpo_positive: the penalty (lambda) stands inside beta, as in its paper"
 
     beta: Beta = 0.3
     penalty: Annotated[float, Meta(ge=0, description="Weight of the drop of chosen below the reference.")] = 50.0
-
-    @property
-    def variant(self) -> str:
-        return "dpo_positive: the penalty (lambda) stands inside beta, as in its paper"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         drop = (-pairs.chosen.log_ratio).relu()

@@ -43,12 +43,9 @@ class PlackettLuce(RankingFormula, frozen=True, tag="plackett_luce"):
     optimum = "reference times exp(reward / beta)"
     when = "Judges ranked more than two responses."
     fails = "The order of the lowest ranks, often careless, counts as much as that of the highest."
+    states = "plackett_luce: tied responses are not set against each other"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "plackett_luce: tied responses are not set against each other"
 
     def __call__(self, rankings: Rankings) -> Tensor:
         """(groups,) one value a ranking, in nats. Tied responses are not set against each other."""
@@ -102,13 +99,10 @@ class InfoNCA(RankingFormula, frozen=True, tag="info_nca"):
     optimum = "reference times exp(score / (alpha beta))"
     when = "K scored responses a prompt."
     fails = "Only differences count, so all responses may lose probability together; nca prevents that."
+    states = "info_nca: targets are softmax(score / {0.temperature:g}), or the best ranks alike without scores"
 
     beta: Beta = 0.1
     temperature: Temperature = 0.01
-
-    @property
-    def variant(self) -> str:
-        return f"info_nca: targets are softmax(score / {self.temperature:g}), or the best ranks alike without scores"
 
     def __call__(self, rankings: Rankings) -> Tensor:
         """(groups,) one value a prompt, in nats."""

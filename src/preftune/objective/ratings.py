@@ -85,12 +85,9 @@ class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
     optimum = "none that is finite: the sign of the majority, as for KTO"
     when = "Good responses are better than what the policy gives now; pairs or thumbs alike."
     fails = "It sees no pair, so whatever makes all responses to one prompt good or bad is learned as well."
+    states = "apo_zero: 1 is added, which changes no gradient"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "apo_zero: 1 is added, which changes no gradient"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
@@ -110,12 +107,9 @@ class BCO(RatingFormula, frozen=True, tag="bco"):
     optimum = "beta u - delta = log-odds that a judge calls the response good"
     when = "Thumbs up and down, or pairs whose chosen responses must not lose probability."
     fails = "It sees no pair, so differences between prompts in how often they are called good are learned as well."
+    states = "bco: delta is the step's own, halfway between the mean rewards of good and bad; no running mean"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "bco: delta is the step's own, halfway between the mean rewards of good and bad; no running mean"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
@@ -146,12 +140,9 @@ class QRPO(RatingFormula, frozen=True, tag="qrpo"):
     optimum = "reference times exp(quantile / beta), where the value is 0"
     when = "Single responses, each scored by its quantile among the reference's own responses to that prompt."
     fails = "Scores have to be such quantiles, uniform on 0 to 1 under the reference; raw scores spoil the constant."
+    states = "qrpo: log Z = {0.log_z:.4g}, exact for scores that are quantiles"
 
     beta: Quantile = 0.1
-
-    @property
-    def variant(self) -> str:
-        return f"qrpo: log Z = {self.log_z:.4g}, exact for scores that are quantiles"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; `score` is its quantile, from 0 to 1."""
@@ -174,12 +165,9 @@ class DRO(RatingFormula, frozen=True, tag="dro"):
     optimum = "reference times exp(score / beta), where V = beta log Z and the value is 0"
     when = "Single responses with scores that are comparable between prompts, for example centred on each."
     fails = "V is one number: prompts whose scores are high throughout are learned as good responses."
+    states = "dro: one V for the whole step, in closed form"
 
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, in units of the score.")] = 1.0
-
-    @property
-    def variant(self) -> str:
-        return "dro: one V for the whole step, in closed form"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response. The gradient is V's too, because V minimizes what it stands in."""
