@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 from making import group, tiny
-from objective.cases import CASES, Case
+from objective.cases import CASES, Case, values
 
 from preftune import objective as o
-from preftune.forward.examples import Examples
 from preftune.forward.forward import passes, score_mismatched
-from preftune.forward.loss import Loss, Models, given_scores, score
+from preftune.forward.loss import Loss, Models, score
 from preftune.model.policy import Policy, wrap
 from preftune.objective.responses import Pairs
-from preftune.objective.sum import as_ratings, value_of_pairs
 from preftune.pack.batch import collate
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Step
@@ -55,30 +53,26 @@ class World:
         draw = torch.Generator().manual_seed(3)
         self.parameters = list(policy.module.parameters())
         self.way = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in self.parameters]
-        found = score_mismatched(self.engine, self.rows, OomRetry())
-        self.mismatched = found and found.scores
+        mismatched = score_mismatched(self.engine, self.rows, OomRetry())
+        self.mismatched = mismatched and mismatched.scores
 
     def pairs(self, by: float = 0.0, like: Pairs | None = None) -> Pairs:
         """At the parameters moved `by`; what carries no gradient is that of `like`."""
         with torch.no_grad():
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.add_(way, alpha=by)
-            scores = replace(score(self.engine, collate(self.rows)).scores, score=given_scores(self.rows))
-            found = Examples(self.rows, scores).pairs
+            responses = score(self.engine, collate(self.rows)).scores
             for parameter, way in zip(self.parameters, self.way, strict=True):
                 parameter.sub_(way, alpha=by)
+        pairs = Loss(o.NLL(), "all")(self.rows, responses).examples.pairs
         if like is None:
-            return found
-        sides = [replace(a, logp=b.logp) for a, b in ((like.chosen, found.chosen), (like.rejected, found.rejected))]
+            return pairs
+        sides = [replace(a, logp=b.logp) for a, b in ((like.chosen, pairs.chosen), (like.rejected, pairs.rejected))]
         return replace(like, chosen=sides[0], rejected=sides[1])
 
     def loss(self, pairs: Pairs) -> torch.Tensor:
         """The formula on the pairs, without the engine."""
-        objective = self.judge.objective
-        if isinstance(objective, o.KTO):
-            value = objective(replace(as_ratings(pairs), mismatched=self.mismatched)).view(2, -1).mean(0)
-        else:
-            value = objective(pairs) if isinstance(objective, o.Sum) else value_of_pairs(objective, pairs)
+        value = values(self.judge.objective, pairs, self.mismatched)
         return (value * pairs.weight).sum() / len(self.rows)
 
     def along(self) -> float:
@@ -89,7 +83,7 @@ class World:
 
 
 def world(case: Case, models: tuple[Policy, FrozenReference]) -> World:
-    uses = any(part.reference for _, part in o.parts(case.objective))
+    uses = any("reference" in part.reads for _, part in o.parts(case.objective))
     return World(models[0], models[1] if uses else NoReference(), Loss(case.objective, "all", 200))
 
 

@@ -13,9 +13,9 @@ from math import exp, log
 
 import numpy as np
 import torch
+from making import group
 from torch import Tensor
 
-from making import group
 from preftune import objective as o
 from preftune.forward.examples import Examples
 from preftune.objective.presets import PRESETS
@@ -143,7 +143,7 @@ def random_pairs(count: int, seed: int = 0, preferred: float = 1.0) -> Pairs:
     return Pairs(*sides, one, one * preferred)
 
 
-def examples_of(pairs: Pairs) -> Examples:
+def examples_of(pairs: Pairs, mismatched: Responses | None = None) -> Examples:
     """The pairs as rows, so that objectives of every kind see them; chosen and rejected stand side by side."""
     columns = {}
     for field in fields(Responses):
@@ -152,20 +152,21 @@ def examples_of(pairs: Pairs) -> Examples:
     scores = (0.0, 0.0) if columns["score"] is not None else None  # the rows only say that there are scores
     rows = [group([1], [2], [3], weight=float(weight), scores=scores) for weight in pairs.weight]
     responses = Responses(**columns)
-    away = None if responses.reference is None else replace(responses, logp=responses.ref_logp + DRIFT)
-    return Examples(rows, responses, mismatched=away)
+    return Examples(rows, responses, mismatched=mismatched)
 
 
 def ratings_of(pairs: Pairs) -> Ratings:
     """Chosen responses as good, rejected as bad, each with half of its pair's weight; no mismatched ones."""
-    return replace(examples_of(pairs).ratings, mismatched=None)
+    return examples_of(pairs).ratings
 
 
-def values(objective: o.Objective, pairs: Pairs) -> Tensor:
-    """(pairs,) the loss of each pair by an objective of any kind; KTO is given a drift of 0.2 nats."""
+def values(objective: o.Objective, pairs: Pairs, mismatched: Responses | None = None) -> Tensor:
+    """(pairs,) the loss of each pair by an objective of any kind; KTO has a drift of 0.2 nats unless given other."""
+    if mismatched is None and pairs.chosen.reference is not None:
+        mismatched = replace(pairs.chosen, logp=pairs.chosen.ref_logp + DRIFT)
     total = torch.zeros_like(pairs.weight)
     for factor, part in o.parts(objective):
-        examples = pairs if part.kind == "pairs" else getattr(examples_of(pairs), part.kind)
+        examples = pairs if part.kind == "pairs" else getattr(examples_of(pairs, mismatched), part.kind)
         each = o.loss_of(part, examples)
         total = total + factor * (each.view(-1, 2).mean(1) if part.kind == "ratings" else each)
     return total

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from preftune.objective.base import Formula, expected, loss_of
+from preftune.objective.base import READS, Formula, expected, loss_of
 from preftune.objective.coupled import AOT, WPO, BetaDPO, DrDPO
 from preftune.objective.demos import NLL
 from preftune.objective.divergence import FDPO, ODPO, REBEL, RPO, ChiPO
@@ -29,9 +29,52 @@ from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of th
 Objective = Single | Sum
 BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
 __all__ = [
-    "AOT", "BCO", "BY_NAME", "CPO", "DPO", "DRO", "EXO", "FDPO", "IPO", "KTO", "NCA", "NLL", "ODPO", "ORPO", "QRPO",
-    "RDPO", "REBEL", "RPO", "SPPO", "WPO", "APODown", "APOZero", "AlphaPO", "BetaDPO", "CalDPO", "ChiPO",
-    "DPOPositive", "DrDPO", "Formula", "Hinge", "HyPO", "InfoNCA", "LengthNormalizedDPO", "Objective", "OwnObjective",
-    "PlackettLuce", "RobustDPO", "SLiC", "SimPER", "SimPO", "Single", "Sum", "dpo_loss", "expected", "loss_of",
-    "own_objective", "parts",
+    "AOT",
+    "BCO",
+    "BY_NAME",
+    "CPO",
+    "DPO",
+    "DRO",
+    "EXO",
+    "FDPO",
+    "IPO",
+    "KTO",
+    "NCA",
+    "NLL",
+    "ODPO",
+    "ORPO",
+    "QRPO",
+    "RDPO",
+    "READS",
+    "REBEL",
+    "RPO",
+    "SPPO",
+    "WPO",
+    "APODown",
+    "APOZero",
+    "AlphaPO",
+    "BetaDPO",
+    "CalDPO",
+    "ChiPO",
+    "DPOPositive",
+    "DrDPO",
+    "Formula",
+    "Hinge",
+    "HyPO",
+    "InfoNCA",
+    "LengthNormalizedDPO",
+    "Objective",
+    "OwnObjective",
+    "PlackettLuce",
+    "RobustDPO",
+    "SLiC",
+    "SimPER",
+    "SimPO",
+    "Single",
+    "Sum",
+    "dpo_loss",
+    "expected",
+    "loss_of",
+    "own_objective",
+    "parts",
 ]  # fmt: skip
