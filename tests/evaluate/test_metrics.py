@@ -55,7 +55,7 @@ def test_even_votes_have_no_right_order() -> None:
 
 
 def rows_of(views: Examples, placed: dict[int, float] | None = None) -> list[dict]:
-    before = torch.zeros_like(views.scores.logp)
+    before = torch.zeros_like(views.responses.logp)
     return _rows(views, before, placed or {}, placed or {}, right_of(views, o.DPO()), _gained(views, before))
 
 

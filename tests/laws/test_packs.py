@@ -72,7 +72,7 @@ def test_any_split_gives_the_same_gradient(models: tuple, name: str, data: st.Da
     objective = OBJECTIVES[name]
     fitting = [kind for kind in KINDS if all(kind in row_kinds(part) for _, part in o.parts(objective))]
     kind = data.draw(st.sampled_from(fitting))
-    anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
+    anchor = reference if any("reference" in part.reads for _, part in o.parts(objective)) else NoReference()
     judge = Loss(objective, "all", 200)
     made = rows(kind)
     whole = gradient(policy, anchor, judge, [made])
@@ -92,7 +92,7 @@ def test_token_weights_reach_policy_and_reference_alike(models: tuple, aggregate
     other = apply_aggregate(made, aggregate)
     assert not torch.allclose(gradient(policy, reference, judge, [made]), gradient(policy, reference, judge, [other]))
     one = one_step(policy, FrozenReference(policy), judge, [other]).judgement
-    assert float(one.views.scores.log_ratio.abs().max()) < 1e-12
+    assert float(one.examples.responses.log_ratio.abs().max()) < 1e-12
     split = gradient(policy, reference, judge, [other[:2], other[2:]])
     assert torch.allclose(gradient(policy, reference, judge, [other]), split, atol=1e-12)
 
@@ -137,7 +137,7 @@ def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
 @pytest.mark.parametrize("objective", [o.DPO(), o.SimPO(), o.WPO(), o.KTO(), o.NLL("token")], ids=repr)
 def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Objective) -> None:
     policy, reference = models
-    anchor = reference if objective.reference else NoReference()
+    anchor = reference if "reference" in objective.reads else NoReference()
     judge, plain, made = Loss(objective, "all", 200), rows("pair"), with_weights(rows("pair"))
     whole = gradient(policy, anchor, judge, [made])
     assert torch.allclose(whole, gradient(policy, anchor, judge, [made[:2], made[2:3], made[3:]]), atol=1e-12)
@@ -149,10 +149,10 @@ def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Ob
 def test_the_incentive_is_the_slope_by_the_weighted_sum(models: tuple) -> None:
     policy, reference = models
     found = one_step(policy, reference, Loss(o.DPO(), "all", 200), [with_weights(rows("pair"))]).judgement
-    pairs = found.views.pairs
+    pairs = found.examples.pairs
     expected = -0.1 * torch.sigmoid(-0.1 * pairs.margin) * pairs.preferred
     expected += 0.1 * torch.sigmoid(0.1 * pairs.margin) * (1 - pairs.preferred)
-    assert torch.allclose(found.coefficients[::2], expected, rtol=1e-9)
+    assert torch.allclose(found.d_logp[::2], expected, rtol=1e-9)
 
 
 def test_a_model_that_draws_at_random_is_noticed(models: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def engines(dtype: torch.dtype, ranks: Distributed) -> list[Models]:
     reference = FrozenReference(wrap(tiny(dtype=dtype, seed=1), "auto")[0])
     found = []
     for objective in OBJECTIVES:
-        anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
+        anchor = reference if any("reference" in part.reads for _, part in o.parts(objective)) else NoReference()
         found.append(Models(policy, anchor, Loss(objective, "all", 200), Packing(60, scale=50), ranks))
     return found
 
@@ -68,7 +68,7 @@ def gradients(dtype: torch.dtype, ranks: Distributed, count: int, packs_for: int
         found = [p.grad.flatten() for p in engine.policy.module.parameters() if p.grad is not None]
         told[f"{at} gradient"] = torch.cat(found)
         told[f"{at} value"] = torch.tensor([done.judgement.value])
-        told[f"{at} coefficients"] = done.judgement.coefficients
+        told[f"{at} coefficients"] = done.judgement.d_logp
     return told
 
 
