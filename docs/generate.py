@@ -113,8 +113,9 @@ def objectives_page() -> tuple[str, dict[str, str]]:
         _, chosen, rejected = measured(objective, [0.0])[0]
         coupled = ", coupled" if objective.needs_full_step else ""
         head.append(
-            f"| [`{tag}`](#{tag}) | `{table.__name__}` | {objective.kind}{coupled} | {'yes' if 'reference' in table.reads else 'no'} "
-            f"| {chosen:.4g}, {rejected:.4g} | {objective.paper.split(';')[0].split(',')[0]} |"
+            f"| [`{tag}`](#{tag}) | `{table.__name__}` | {objective.kind}{coupled} | "
+            f"{'yes' if 'reference' in table.reads else 'no'} | {chosen:.4g}, {rejected:.4g} | "
+            f"{objective.paper.split(';')[0].split(',')[0]} |"
         )
         pictures[f"{tag}.svg"] = picture(objective)
         facts = msgspec.to_builtins(objective)

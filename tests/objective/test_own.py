@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -28,6 +30,13 @@ def mine(pairs: Pairs) -> Tensor:
 mine.reads = {"reference", "votes"}
 
 
+def averaged(pairs: Pairs) -> Tensor:
+    return pairs.weight.mean()
+
+
+averaged.reads = []
+
+
 class Tempered:
     """DPO with a number that an object holds."""
 
@@ -38,6 +47,15 @@ class Tempered:
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return torch.nn.functional.softplus(-self.beta * pairs.margin)
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    beta: float
+    reads: ClassVar = frozenset({"reference"})
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        return self.beta * pairs.margin
 
 
 def closed_over(beta: float) -> Callable[[Pairs], Tensor]:
@@ -76,7 +94,18 @@ def test_it_is_recorded_by_its_name_and_its_source() -> None:
     assert len(objective.source) == 64
     assert objective.variant == f"mine: an objective from outside of preftune, source {objective.source[:12]}"
     assert o.own_objective(Tempered(0.1)).name == "Tempered"
-    made = [Tempered(0.1), Tempered(0.2), closed_over(0.1), closed_over(0.2), saying(reads=()), saying(reads=(), x=1)]
+    made = [
+        Tempered(0.1),
+        Tempered(0.2),
+        Slotted(0.1),
+        Slotted(0.2),
+        o.IPO(tau=0.3),
+        o.IPO(tau=0.4),
+        closed_over(0.1),
+        closed_over(0.2),
+        saying(reads=()),
+        saying(reads=(), x=1),
+    ]
     for beta in (0.1, 0.2):
         made.append(functools.partial(lambda beta, pairs: beta * pairs.margin, beta))
         vars(made[-1])["reads"] = ["reference"]
@@ -103,7 +132,9 @@ def test_code_without_a_text_is_recorded_too() -> None:
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (3, "objective: int cannot be called."),
+        (3, "objective: int is no function or callable object."),
+        (Tempered, "objective: Tempered is no function or callable object. Did you mean Tempered()?"),
+        (saying(reads=3), "does not say what it reads"),
         (
             saying(),
             r'objective: <lambda> does not say what it reads. Give it an attribute such as reads = {"reference"}',
@@ -120,6 +151,11 @@ def test_what_it_has_to_say(function: object, sentence: str) -> None:
     with pytest.raises(UserError) as error:
         o.own_objective(function)  # type: ignore[arg-type]
     assert sentence in str(error.value)
+
+
+def test_it_returns_one_value_an_example() -> None:
+    with pytest.raises(UserError, match=r"objective: averaged returned the shape \(\) for 3 examples\. Return one"):
+        values(o.own_objective(averaged), random_pairs(3))
 
 
 def test_rows_are_matched_with_it() -> None:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
 from preftune.errors import UserError, nearest
@@ -24,9 +24,9 @@ ONLY: dict[str, tuple[Kind, ...]] = {  # what not every kind of example has
 
 
 class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
-    """An objective that stands outside of this package.
+    """An objective from outside of this package.
 
-    function: what is called with the examples; source: SHA-256 of its source text and of the numbers and texts that it
+    function: it is called with the examples; source: SHA-256 of its source text and of the numbers and strings that it
     holds. A record keeps `recorded()`.
     """
 
@@ -36,6 +36,7 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
     kind: Kind  # type: ignore[override]
     reads: frozenset[str]  # type: ignore[override]
     needs_full_step: bool = False  # type: ignore[override]
+    length_normalized: bool = False  # type: ignore[override]
     anchor_keys = ()
 
     @property
@@ -51,28 +52,32 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
         return {"name": self.name, "source": self.source}
 
     def __call__(self, examples: Any) -> Tensor:
-        """(examples,) one value an example."""
-        return self.function(examples)
+        """(examples,) one value an example. Raises UserError where the function returns another shape."""
+        values = self.function(examples)
+        if values.shape != examples.weight.shape:
+            message = f"{self.name} returned the shape {tuple(values.shape)} for {len(examples.weight)} examples."
+            raise UserError(message, location="objective", hint="Return one value for each, without a mean or sum.")
+        return values
 
 
 def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
     """Make an objective of a function or callable object that has the attribute `reads`, names out of READS.
 
-    `kind` ("pairs" by default) says which table it is called with: Pairs, Ratings, Rankings or Demos. It returns one
-    value an example. `needs_full_step = True` says that a value depends on the other examples of the step; a pair's
-    votes are then left to the function, and applied to its values otherwise.
-    Raises UserError where these attributes are missing or have no meaning.
+    It is called with Pairs, or with the table that its attribute `kind` names, and returns one value an example.
+    `needs_full_step = True` says that a value depends on the other examples of the step. Pairs that have votes count
+    with their expected value; only where the full step is needed, the function has to use the votes itself.
+    Raises UserError where these attributes are missing or unknown.
     """
     name = getattr(function, "__name__", type(function).__name__)
 
     def refuse(message: str, hint: str) -> UserError:
         return UserError(f"{name} {message}", location="objective", hint=hint)
 
-    if not callable(function):
-        raise refuse("cannot be called.", "An objective takes examples and returns one value for each.")
+    if isinstance(function, type) or not callable(function):
+        raise refuse("is no function or callable object.", f"Did you mean {name}()?" if callable(function) else "")
     known = [read for read in READS if read != "ema"]
     reads = getattr(function, "reads", None)
-    if reads is None or isinstance(reads, str):
+    if not isinstance(reads, Collection) or isinstance(reads, str):
         hint = f'Give it an attribute such as reads = {{"reference"}}; the names are {", ".join(known)}.'
         raise refuse("does not say what it reads.", hint)
     kind = getattr(function, "kind", "pairs")
@@ -90,12 +95,14 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
         kind=kind,
         reads=frozenset(reads) | ({"score"} if "quantile" in reads else frozenset()),
         needs_full_step=bool(getattr(function, "needs_full_step", False)) or "mismatched" in reads,
+        length_normalized=bool(getattr(function, "length_normalized", False)),
     )
 
 
 def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
-    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and texts held."""
-    state = dict(getattr(function, "__dict__", {}))
+    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held."""
+    slots = (*getattr(function, "__struct_fields__", ()), *getattr(function, "__slots__", ()))
+    state = {slot: getattr(function, slot, None) for slot in slots} | getattr(function, "__dict__", {})
     if isinstance(function, functools.partial):
         state |= function.keywords | {str(position): value for position, value in enumerate(function.args)}
         function = function.func
