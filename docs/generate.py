@@ -8,20 +8,24 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import msgspec
+import numpy as np
 import torch
 
 from preftune import objective as o
 from preftune.config.explain import keys
 from preftune.forward.examples import row_kinds
+from preftune.forward.loss import Loss
 from preftune.objective.presets import NAMES, PRESETS
-from preftune.objective.responses import Pairs, Ratings, Responses
-from preftune.objective.sum import value_of_pairs
+from preftune.objective.responses import Responses
 from preftune.record import schema as meters
+from preftune.rows.row import Place
 from preftune.tokens.aggregate import Aggregate
+from preftune.tokens.groups import TokenGroup
 
 HERE = Path(__file__).parent
 WIDE, HIGH, EDGE = 300, 150, 8
@@ -55,42 +59,28 @@ held-out responses before training), `checkpoints/`, `model/`, `report.html`.
 CHOSEN, REJECTED, VALUE = "#2a9d8f", "#e76f51", "#6c7a9c"
 
 
-def pairs_at(margin: torch.Tensor, sharp: float = -1.0) -> Pairs:
-    """The worked pair (10 and 14 tokens, reference -13 and -14 nats) with its margin moved by both sides alike."""
-
-    def side(logp: torch.Tensor, reference: float, tokens: int, score: float) -> Responses:
-        full = lambda value: torch.full_like(logp, value)  # noqa: E731
-        return Responses(logp, full(tokens), full(reference), full(score), full(sharp))
-
-    one = torch.ones_like(margin)
-    return Pairs(side(-13 + margin / 2, -13, 10, 1.2), side(-14 - margin / 2, -14, 14, 0.4), one, one)
+PAIR = TokenGroup(
+    prompt=np.ones(1, np.int32), responses=(np.ones(10, np.int32), np.ones(14, np.int32)), kind="pair",
+    ranks=(1, 2), scores=(1.2, 0.4), place=Place("docs", 1),
+)  # fmt: skip
 
 
 def measured(objective: o.Single, margins: list[float]) -> list[tuple[float, float, float]]:
-    """Value and the derivatives by chosen and rejected logp, at each margin by itself."""
-    found = []
+    """Value and the derivatives by chosen and rejected logp of the worked pair, at each margin by itself.
+
+    The pair has 10 and 14 tokens and -13 and -14 nats under the reference; the margin is moved by both sides alike.
+    """
+    loss = Loss(objective, "all")
+    tokens, reference, sharpness = (
+        torch.tensor(pair, dtype=torch.float64) for pair in ((10, 14), (-13, -14), (-1, -1))
+    )
+    unmoved = Responses(reference, tokens, reference, sharpness=sharpness)  # where KTO's drift is 0
+    rows = []
     for margin in margins:
-        pairs = pairs_at(torch.tensor([margin], dtype=torch.float64))
-        chosen, rejected = (s.logp.detach().requires_grad_() for s in (pairs.chosen, pairs.rejected))
-        pairs = Pairs(
-            with_logp(pairs.chosen, chosen), with_logp(pairs.rejected, rejected), pairs.weight, pairs.preferred
-        )
-        if "mismatched" in objective.needs:
-            none = Responses(chosen.detach() * 0, pairs.chosen.tokens, chosen.detach() * 0)
-            both = Responses(torch.cat([chosen, rejected]), torch.cat([pairs.chosen.tokens, pairs.rejected.tokens]),
-                          torch.cat([pairs.chosen.ref_logp, pairs.rejected.ref_logp]))  # fmt: skip
-            good = torch.tensor([True, False])
-            value = objective(Ratings(both, good, torch.full((2,), 0.5, dtype=torch.float64), none)).mean()  # type: ignore[operator]
-        else:
-            value = value_of_pairs(objective, pairs).sum()
-        down = torch.autograd.grad(value, [chosen, rejected], allow_unused=True)
-        found.append((float(value.detach()), *(0.0 if g is None else float(g) for g in down)))
-    return found
-
-
-def with_logp(scores: Responses, logp: torch.Tensor) -> Responses:
-    """The same scores with another logp."""
-    return Responses(logp, scores.tokens, scores.reference, scores.score, scores.sharpness)
+        logp = reference + torch.tensor([margin / 2, -margin / 2], dtype=torch.float64)
+        output = loss([PAIR], replace(unmoved, logp=logp), unmoved)
+        rows.append((output.value, *output.d_logp.tolist()))
+    return rows
 
 
 def picture(objective: o.Single) -> str:
@@ -98,7 +88,7 @@ def picture(objective: o.Single) -> str:
     margins = [-20 + 40 * i / 80 for i in range(81)]  # beyond 26 a response would be more than certain
     rows = measured(objective, margins)
     lines = []
-    for column, colour, dash in ((0, VALUE, ""), (1, CHOSEN, "4 2"), (2, REJECTED, "4 2")):
+    for column, color, dash in ((0, VALUE, ""), (1, CHOSEN, "4 2"), (2, REJECTED, "4 2")):
         values = [row[column] for row in rows]
         scaled = values if column else [v - min(values) for v in values]
         most = max(abs(v) for v in (scaled if not column else [r[c] for r in rows for c in (1, 2)])) or 1.0
@@ -107,7 +97,7 @@ def picture(objective: o.Single) -> str:
             f"{EDGE + (WIDE - 2 * EDGE) * i / 80:.0f},{zero - unit * v / most:.0f}" for i, v in enumerate(scaled)
         )
         style = f' stroke-dasharray="{dash}"' if dash else ""
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6"{style} points="{points}"/>')
+        lines.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.6"{style} points="{points}"/>')
     middle = f'<line x1="{WIDE / 2:.0f}" y1="0" x2="{WIDE / 2:.0f}" y2="{HIGH}" stroke="#9996" stroke-width="1"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {HIGH}" width="{WIDE}" height="{HIGH}">' + (
         f"{middle}{''.join(lines)}</svg>\n"
@@ -116,51 +106,50 @@ def picture(objective: o.Single) -> str:
 
 def objectives_page() -> tuple[str, dict[str, str]]:
     """The page and its pictures."""
-    made = [kind() for kind in get_args(o.Single)]
     head = [OBJECTIVES]
     body, pictures = [], {}
-    for one in made:
-        tag = msgspec.to_builtins(one)["name"]
-        _, chosen, rejected = measured(one, [0.0])[0]
-        coupled = ", coupled" if one.coupled else ""
+    for tag, table in o.BY_NAME.items():
+        objective = table()
+        _, chosen, rejected = measured(objective, [0.0])[0]
+        coupled = ", coupled" if objective.needs_full_step else ""
         head.append(
-            f"| [`{tag}`](#{tag}) | `{type(one).__name__}` | {one.kind}{coupled} | {'yes' if one.reference else 'no'} "
-            f"| {chosen:.4g}, {rejected:.4g} | {one.paper.split(';')[0].split(',')[0]} |"
+            f"| [`{tag}`](#{tag}) | `{table.__name__}` | {objective.kind}{coupled} | "
+            f"{'yes' if 'reference' in table.reads else 'no'} | {chosen:.4g}, {rejected:.4g} | "
+            f"{objective.paper.split(';')[0].split(',')[0]} |"
         )
-        pictures[f"{tag}.svg"] = picture(one)
-        facts = msgspec.to_builtins(one)
+        pictures[f"{tag}.svg"] = picture(objective)
+        facts = msgspec.to_builtins(objective)
         defaults = ", ".join(f"`{k} = {msgspec.json.encode(v).decode()}`" for k, v in facts.items() if k != "name")
         body += [
-            f"## {tag}", "", (type(one).__doc__ or "").strip().split("\n")[0], "", f"$${one.formula}$$", "",
-            *code(one),
-            f"- **Paper** arXiv {one.paper}", f"- **Rows** {rows(one)}", f"- **Keys** {defaults or 'none'}",
-            *([f"- **Says** {one.variant}"] if one.variant else []),
+            f"## {tag}", "", (table.__doc__ or "").strip().split("\n")[0], "", f"$${objective.formula}$$", "",
+            *code(objective),
+            f"- **Paper** arXiv {objective.paper}", f"- **Rows** {rows(objective)}", f"- **Keys** {defaults or 'none'}",
+            *([f"- **Says** {objective.variant}"] if objective.variant else []),
             f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected",
-            f"- **Optimum** {one.optimum}", f"- **When** {one.when}", f"- **Trap** {one.fails}", "",
+            f"- **Optimum** {objective.optimum}", f"- **When** {objective.when}", f"- **Trap** {objective.fails}", "",
             f"![{tag}](img/{tag}.svg)", "",
         ]  # fmt: skip
     return "\n".join([*head, PICTURES, *body, *mixtures(), *aggregates(), *names()]), pictures
 
 
-def code(one: o.Single) -> list[str]:
+def code(objective: o.Formula) -> list[str]:
     """The equation as it stands in the code, without its docstring."""
-    method = next(m for m in ("value", "__call__") if m in vars(type(one)))
-    text = textwrap.dedent(inspect.getsource(vars(type(one))[method]))
-    made = ast.parse(text).body[0]
-    assert isinstance(made, ast.FunctionDef)
-    first = made.body[1] if ast.get_docstring(made) else made.body[0]
+    text = textwrap.dedent(inspect.getsource(type(objective).__call__))
+    method = ast.parse(text).body[0]
+    assert isinstance(method, ast.FunctionDef)
+    first = method.body[1] if ast.get_docstring(method) else method.body[0]
     return ["```py", textwrap.dedent("\n".join(text.splitlines()[first.lineno - 1 :])), "```", ""]
 
 
-def rows(one: o.Single) -> str:
-    """What data it takes."""
-    found = ", ".join(row_kinds(one))
-    if "quantile" in one.needs:
-        return f"{found}; each response with a score that is a quantile, from 0 to 1"
-    if "score" in one.needs:
-        return f"{found}; each response with a score"
-    extra = ["votes count as soft labels"] * one.votes + ["scores are read where all rows have them"] * one.scores
-    return "; ".join([found, *extra])
+def rows(objective: o.Formula) -> str:
+    """The rows that it takes."""
+    kinds, reads = ", ".join(row_kinds(objective)), objective.reads
+    if "score" in reads and not objective.falls_back_on_labels:
+        scores = "a score that is a quantile, from 0 to 1" if "quantile" in reads else "a score"
+        return f"{kinds}; each response with {scores}"
+    votes = ["votes count as soft labels"] * ("votes" in reads)
+    scores = ["scores are read where all rows have them"] * objective.falls_back_on_labels
+    return "; ".join([kinds, *votes, *scores])
 
 
 def mixtures() -> list[str]:
@@ -170,12 +159,12 @@ def mixtures() -> list[str]:
              "```", "", "Published ones have names, such as `objective = \"mpo\"`; the record holds their parts.", "",
              "| name | parts | what for | paper |", "|---|---|---|---|"]  # fmt: skip
     for name, preset in PRESETS.items():
-        parts = " + ".join(f"{weight:g} {told(part)}" for weight, part in o.parts(preset.objective))
+        parts = " + ".join(f"{weight:g} {with_constants(part)}" for weight, part in o.parts(preset.objective))
         lines.append(f"| `{name}` | {parts} | {preset.meaning} | {preset.paper} |")
     return [*lines, ""]
 
 
-def told(part: o.Single) -> str:
+def with_constants(part: o.Formula) -> str:
     """An objective with those of its constants that are numbers."""
     facts = msgspec.to_builtins(part)
     constants = ", ".join(f"{k} {v:g}" for k, v in facts.items() if isinstance(v, float) and v)

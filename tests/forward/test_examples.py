@@ -22,46 +22,46 @@ GROUPS = [
 LOGP = -torch.arange(8, dtype=torch.float64)
 
 
-def views(groups: list = GROUPS, logp: torch.Tensor = LOGP, **keys: object) -> Examples:
+def examples(groups: list = GROUPS, logp: torch.Tensor = LOGP, **keys: object) -> Examples:
     return Examples(groups, Responses(logp, torch.ones_like(logp)), **keys)  # type: ignore[arg-type]
 
 
-def places(scores: Responses) -> list[int]:
+def positions(scores: Responses) -> list[int]:
     return (-scores.logp).int().tolist()
 
 
 def test_pairs() -> None:
     """A ranking gives its weight to its pairs in equal shares; what has one response gives none."""
-    pairs = views().pairs
-    assert (places(pairs.chosen), places(pairs.rejected)) == ([1, 2, 3], [0, 0, 4])
+    pairs = examples().pairs
+    assert (positions(pairs.chosen), positions(pairs.rejected)) == ([1, 2, 3], [0, 0, 4])
     assert pairs.weight.tolist() == [1, 1, 3]
     assert pairs.preferred.tolist() == [1, 1, 0.75]
-    assert [views().pairs_of(g) for g in GROUPS] == [2, 1, 0, 0, 0]
+    assert [examples().pairs_of(g) for g in GROUPS] == [2, 1, 0, 0, 0]
 
 
 def test_pairs_of_the_best_only() -> None:
     ranked = [group([1], [10], [11], [12], kind="ranking", ranks=(1, 2, 3))]
-    assert views(ranked, LOGP[:3]).pairs_of(ranked[0]) == 3
-    best = views(ranked, LOGP[:3], rankings_as="best")
+    assert examples(ranked, LOGP[:3]).pairs_of(ranked[0]) == 3
+    best = examples(ranked, LOGP[:3], rankings_as="best")
     assert best.pairs_of(ranked[0]) == 2
-    assert (places(best.pairs.chosen), places(best.pairs.rejected)) == ([0, 0], [1, 2])
+    assert (positions(best.pairs.chosen), positions(best.pairs.rejected)) == ([0, 0], [1, 2])
     assert best.pairs.weight.tolist() == [0.5, 0.5]
 
 
 def test_ratings() -> None:
     """A ranking gives each of its responses an equal share, and calls the best good: for those that read scores."""
-    ratings = views().ratings
-    assert places(ratings.responses) == [0, 1, 2, 3, 4, 5, 6]
+    ratings = examples().ratings
+    assert positions(ratings.responses) == [0, 1, 2, 3, 4, 5, 6]
     assert ratings.good.tolist() == [False, True, True, True, False, True, False]
     assert ratings.weight.tolist() == pytest.approx([2 / 3] * 3 + [1.5, 1.5, 4, 5])
     assert ratings.mismatched is None
     away = Responses(LOGP, LOGP)
-    assert views(mismatched=away).ratings.mismatched is away
+    assert examples(mismatched=away).ratings.mismatched is away
 
 
 def test_rankings() -> None:
-    rankings = views().rankings
-    assert places(rankings.responses) == [0, 1, 2, 3, 4]
+    rankings = examples().rankings
+    assert positions(rankings.responses) == [0, 1, 2, 3, 4]
     assert rankings.group.tolist() == [0, 0, 0, 1, 1]
     assert rankings.rank.tolist() == [2, 1, 1, 1, 2]
     assert rankings.weight.tolist() == [2, 3]
@@ -69,21 +69,21 @@ def test_rankings() -> None:
 
 def test_demos() -> None:
     """The best of anything; two that share the first place share the weight, and a bad response is no example."""
-    demos = views().demos
-    assert places(demos.responses) == [1, 2, 3, 5, 7]
+    demos = examples().demos
+    assert positions(demos.responses) == [1, 2, 3, 5, 7]
     assert demos.weight.tolist() == [1, 1, 3, 4, 6]
 
 
 def test_sides() -> None:
     """Single responses stand with the side that they were called; a demo with chosen."""
-    (chosen, chosen_weight), (rejected, rejected_weight) = views().side_index
+    (chosen, chosen_weight), (rejected, rejected_weight) = examples().side_index
     assert (chosen.tolist(), rejected.tolist()) == ([1, 2, 3, 5, 7], [0, 0, 4, 6])
     assert (chosen_weight.tolist(), rejected_weight.tolist()) == ([1, 1, 3, 4, 6], [1, 1, 3, 5])
 
 
 def test_a_response_that_nobody_called_bad_stands_with_the_good_ones() -> None:
-    unlabelled = views([group([6], [60], kind="rating", good=None)], LOGP[:1])
-    assert [places.tolist() for places, _ in unlabelled.side_index] == [[0], []]
+    unlabelled = examples([group([6], [60], kind="rating", good=None)], LOGP[:1])
+    assert [index.tolist() for index, _ in unlabelled.side_index] == [[0], []]
     assert len(unlabelled.demos.weight) == 1
 
 
@@ -106,7 +106,7 @@ def test_scores_are_seen_where_all_rows_of_the_view_have_them() -> None:
         assert len(view.logp) in (2, 4)
 
 
-def test_what_serves_which_objective() -> None:
+def test_row_kinds() -> None:
     """Only objectives that read scores, not labels, see a ranking as single responses."""
     assert row_kinds(o.DPO()) == ("pair", "ranking")
     assert row_kinds(o.KTO()) == row_kinds(o.BCO()) == row_kinds(o.APOZero()) == ("rating", "pair")
@@ -117,15 +117,15 @@ def test_what_serves_which_objective() -> None:
 
 def test_types_where_there_is_nothing() -> None:
     """An empty list of places is still one of integers, and weights have the scores' type."""
-    empty = views(GROUPS[2:], LOGP[:3].float())
+    empty = examples(GROUPS[2:], LOGP[:3].float())
     assert empty.pairs.weight.dtype == torch.float32
-    assert views().pairs.weight.dtype == torch.float64
+    assert examples().pairs.weight.dtype == torch.float64
     assert empty.rankings.group.dtype == torch.long
     assert len(empty.pairs.chosen.logp) == len(empty.rankings.weight) == 0
 
 
 def test_everything_is_made_where_the_scores_are() -> None:
-    meta = views(GROUPS, LOGP.to("meta"))
+    meta = examples(GROUPS, LOGP.to("meta"))
     made = [*meta.pair_index, meta.ratings.good, meta.ratings.weight, meta.rankings.group, meta.demos.weight]
     assert {x.device.type for x in made} == {"meta"}
 

@@ -10,8 +10,8 @@ import torch
 from objective.cases import ones, pairs_of, random_pairs, slopes, values
 
 from preftune import objective as o
+from preftune.objective.base import swapped
 from preftune.objective.responses import Pairs, Responses
-from preftune.objective.sum import Sum
 from preftune.tokens.aggregate import LD, Decay, Plain
 
 NEAR = 1e-9
@@ -28,9 +28,9 @@ LIMITS = {
     "alpha_po, alpha 0": (o.AlphaPO(alpha=0.0, beta=2.0, gamma=1.0), o.SimPO(), 0.0),
     "alpha_po, alpha to 0": (o.AlphaPO(alpha=NEAR, beta=2.0, gamma=1.0), o.SimPO(), 1e-6),
     "orpo, odds_weight 0": (o.ORPO(odds_weight=0.0), o.NLL(), 1e-15),
-    "cpo, nll_weight 0, plus nll": (o.CPO(), Sum((o.CPO(nll_weight=0.0), o.NLL())), 1e-15),
+    "cpo, nll_weight 0, plus nll": (o.CPO(), o.Sum((o.CPO(nll_weight=0.0), o.NLL())), 1e-15),
     "plackett_luce of two": (o.PlackettLuce(), o.DPO(), 1e-14),
-    "sum of one": (Sum((o.DPO(),), (1.0,)), o.DPO(), 0.0),
+    "sum of one": (o.Sum((o.DPO(),), (1.0,)), o.DPO(), 0.0),
     "simpo, gamma by two names": (o.SimPO(beta=10, gamma=3.0), o.SimPO(beta=10, gamma_ratio=0.3), 1e-15),
 }
 
@@ -46,15 +46,13 @@ def test_limit(name: str) -> None:
 def test_robust_is_unbiased() -> None:
     """Its mean over random flips of the label is DPO on the true one."""
     pairs = random_pairs(6)
-    flipped = replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen)
-    mean = 0.8 * o.RobustDPO(flip=0.2)(pairs) + 0.2 * o.RobustDPO(flip=0.2)(flipped)
+    mean = 0.8 * o.RobustDPO(flip=0.2)(pairs) + 0.2 * o.RobustDPO(flip=0.2)(swapped(pairs))
     assert torch.allclose(mean, o.DPO()(pairs), rtol=1e-12)
 
 
 def test_flip_and_votes_compose() -> None:
-    pairs = replace(random_pairs(4), preferred=torch.full((4,), 0.8, dtype=torch.float64))
-    both = replace(pairs, preferred=torch.full((4,), 0.8 * 0.9 + 0.2 * 0.1, dtype=torch.float64))
-    assert torch.allclose(o.DPO(flip=0.1)(pairs), o.DPO()(both), rtol=1e-14)
+    both = random_pairs(4, preferred=0.8 * 0.9 + 0.2 * 0.1)
+    assert torch.allclose(values(o.DPO(flip=0.1), random_pairs(4, preferred=0.8)), values(o.DPO(), both), rtol=1e-14)
 
 
 def test_one_pair_a_step() -> None:

@@ -182,7 +182,7 @@ def test_population_optimum(name: str) -> None:
 
     def loss(theta: Tensor) -> Tensor:
         view, weight = case.view(theta.log_softmax(0))
-        return (weight * case.objective(view)).sum()  # type: ignore[arg-type]
+        return (weight * o.loss_of(case.objective, view)).sum()  # type: ignore[arg-type]
 
     found = minimize(loss, tensor(REF)).log_softmax(0).numpy()
     expected = normalized(case.log_ratio, np.zeros(6) if case.free else REF)

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from making import group, tiny
-from objective.cases import CASES, Case
+from objective.cases import CASES, Case, values
 from steps import one_step
 
 from preftune import objective as o
 from preftune.forward.forward import StepGradient
 from preftune.model.policy import Policy, wrap
 from preftune.objective.responses import Pairs, Responses
-from preftune.objective.sum import as_ratings, value_of_pairs
 from preftune.pack.plan import Step
 
 STEP = 1e-6  # of the parameters, along one random direction
@@ -75,11 +74,7 @@ class World:
 
     def loss(self, pairs: Pairs) -> torch.Tensor:
         """The formula on the pairs, without the engine."""
-        objective = self.objective
-        if isinstance(objective, o.KTO):
-            value = objective(replace(as_ratings(pairs), mismatched=self.mismatched)).view(2, -1).mean(0)
-        else:
-            value = objective(pairs) if isinstance(objective, o.Sum) else value_of_pairs(objective, pairs)
+        value = values(self.objective, pairs, self.mismatched)
         return (value * pairs.weight).sum() / len(self.rows)
 
     def along(self) -> float:

@@ -8,17 +8,18 @@ derived by hand from the formula.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import exp, log
 
 import numpy as np
 import torch
+from making import group
 from torch import Tensor
 
 from preftune import objective as o
+from preftune.forward.examples import Examples
 from preftune.objective.presets import PRESETS
-from preftune.objective.responses import Pairs, Responses
-from preftune.objective.sum import as_ratings, value_of_pairs
+from preftune.objective.responses import Pairs, Ratings, Responses
 
 DRIFT = 0.2
 
@@ -142,13 +143,33 @@ def random_pairs(count: int, seed: int = 0, preferred: float = 1.0) -> Pairs:
     return Pairs(*sides, one, one * preferred)
 
 
-def values(objective: o.Objective, pairs: Pairs) -> Tensor:
-    """(pairs,) whatever kind the objective is of; KTO is given a drift of 0.2 nats."""
-    if isinstance(objective, o.KTO):
-        ratings = as_ratings(pairs)
-        away = replace(ratings.responses, logp=ratings.responses.ref_logp + DRIFT)
-        return objective(replace(ratings, mismatched=away)).view(2, -1).mean(0)
-    return objective(pairs) if isinstance(objective, o.Sum) else value_of_pairs(objective, pairs)
+def examples_of(pairs: Pairs, mismatched: Responses | None = None) -> Examples:
+    """The pairs as rows, so that objectives of every kind see them; chosen and rejected stand side by side."""
+    columns = {}
+    for field in fields(Responses):
+        sides = [getattr(side, field.name) for side in (pairs.chosen, pairs.rejected)]
+        columns[field.name] = None if any(side is None for side in sides) else torch.stack(sides, 1).reshape(-1)
+    scores = (0.0, 0.0) if columns["score"] is not None else None  # the rows only say that there are scores
+    rows = [group([1], [2], [3], weight=float(weight), scores=scores) for weight in pairs.weight]
+    responses = Responses(**columns)
+    return Examples(rows, responses, mismatched=mismatched)
+
+
+def ratings_of(pairs: Pairs) -> Ratings:
+    """Chosen responses as good, rejected as bad, each with half of its pair's weight; no mismatched ones."""
+    return examples_of(pairs).ratings
+
+
+def values(objective: o.Objective, pairs: Pairs, mismatched: Responses | None = None) -> Tensor:
+    """(pairs,) the loss of each pair by an objective of any kind; KTO has a drift of 0.2 nats unless given other."""
+    if mismatched is None and pairs.chosen.reference is not None:
+        mismatched = replace(pairs.chosen, logp=pairs.chosen.ref_logp + DRIFT)
+    total = torch.zeros_like(pairs.weight)
+    for factor, part in o.parts(objective):
+        examples = pairs if part.kind == "pairs" else getattr(examples_of(pairs, mismatched), part.kind)
+        each = o.loss_of(part, examples)
+        total = total + factor * (each.view(-1, 2).mean(1) if part.kind == "ratings" else each)
+    return total
 
 
 def ones(count: int) -> np.ndarray:
@@ -165,10 +186,10 @@ def leaves(pairs: Pairs) -> Pairs:
 def slopes(objective: o.Objective, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     """Values, and the derivatives of their weighted sum by logp of chosen and of rejected."""
     pairs = leaves(pairs)
-    found = values(objective, pairs)
+    losses = values(objective, pairs)
     inputs = [pairs.chosen.logp, pairs.rejected.logp]
-    d = torch.autograd.grad((found * pairs.weight).sum(), inputs, allow_unused=True, materialize_grads=True)
-    return found.detach(), d[0], d[1]
+    d = torch.autograd.grad((losses * pairs.weight).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return losses.detach(), d[0], d[1]
 
 
 def changed(pairs: Pairs, **fields: Callable[[Tensor], Tensor | None]) -> Pairs:

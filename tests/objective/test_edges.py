@@ -8,16 +8,15 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from objective.cases import CASES, changed, ones, pairs_of, random_pairs, sigmoid, soft, values
+from objective.cases import changed, ones, pairs_of, random_pairs, sigmoid, soft, values
+from objective.cases import ratings_of as pairs_as_ratings
 from torch import Tensor
 
 from preftune import objective as o
-from preftune.objective.base import PairFormula, RankingFormula, RatingFormula, by_votes, swapped
 from preftune.objective.coupled import LEAST
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.ratings import drift, middle
-from preftune.objective.responses import Pairs, Rankings, Ratings, Responses
-from preftune.objective.sum import as_rankings, as_ratings
+from preftune.objective.responses import Rankings, Ratings, Responses
 from preftune.tokens.aggregate import LD, Aggregate, Decay, Mean, Plain, SamPO
 
 WORKED = pairs_of()
@@ -44,55 +43,33 @@ def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = No
     return Rankings(Responses(flat, one, one * 0, given), group, rank, torch.ones(len(ratios), dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        (lambda: RatingFormula()(ratings_of([True])), "RatingFormula has no formula of ratings"),
-        (lambda: RankingFormula()(as_rankings(WORKED)), "RankingFormula has no formula of rankings"),
-        (lambda: PairFormula()(WORKED), "PairFormula has no formula of pairs"),
-        (lambda: o.DPO().ema_input(WORKED), "DPO follows no number"),
-    ],
-)
-def test_a_formula_without_an_equation(call: object, sentence: str) -> None:
-    with pytest.raises(TypeError) as error:
-        call()  # type: ignore[operator]
-    assert str(error.value) == sentence
-
-
 UNSCORED = changed(WORKED, score=lambda _: None, sharpness=lambda _: None)
+TWO_NAMES = "gamma and gamma_ratio are two names of one quantity; give one of them"
+NO_SCORE = "this objective needs an explicit score of each response and the rows give none"
+NO_DRIFT = "KTO needs mismatched responses to estimate the drift and was given none"
+SCORED = (o.ODPO, o.RPO, o.REBEL, o.QRPO, o.DRO)
+NO_SHARPNESS = "this objective needs the sharpness of the policy on each response and was given none"
+CERTAIN_OR_WORSE = "flip must be at least 0 and below 0.5: at one half a label says nothing"
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        *[
+            (lambda table=table: values(table(), UNSCORED), NO_SCORE)
+            for table in (o.ODPO, o.RPO, o.REBEL, o.QRPO, o.DRO)
+        ],
+        (lambda: o.WPO()(UNSCORED), NO_SHARPNESS),
+        (lambda: o.WPO()(replace(WORKED, chosen=UNSCORED.chosen)), NO_SHARPNESS),
         (
-            lambda: o.REBEL()(UNSCORED),
-            "this objective needs an explicit score of each response and the rows give none",
-        ),
-        (
-            lambda: o.WPO()(UNSCORED),
-            "this objective needs the sharpness of the policy on each response and was given none",
-        ),
-        (
-            lambda: drift(as_ratings(WORKED)),
+            lambda: drift(pairs_as_ratings(WORKED)),
             "KTO needs mismatched responses to estimate the drift and was given none",
         ),
-        (
-            lambda: o.FDPO(divergence="js", alpha=0.5),
-            'alpha has an effect only with divergence = "alpha"',
-        ),
-        (
-            lambda: o.SimPO(gamma=1.0, gamma_ratio=0.5),
-            "gamma and gamma_ratio are two names of one quantity; give one of them",
-        ),
-        (
-            lambda: o.AlphaPO(gamma=1.0, gamma_ratio=0.5),
-            "gamma and gamma_ratio are two names of one quantity; give one of them",
-        ),
-        (
-            lambda: o.RobustDPO(flip=0.5),
-            "flip must be at least 0 and below 0.5: at one half a label says nothing",
-        ),
+        (lambda: o.FDPO(divergence="js", alpha=0.5), 'alpha has an effect only with divergence = "alpha"'),
+        (lambda: o.SimPO(gamma=1.0, gamma_ratio=0.5), TWO_NAMES),
+        (lambda: o.AlphaPO(gamma=1.0, gamma_ratio=0.5), TWO_NAMES),
+        (lambda: o.DPO(flip=0.5), CERTAIN_OR_WORSE),
+        (lambda: o.RobustDPO(flip=-0.1), CERTAIN_OR_WORSE),
         (lambda: o.Sum(parts=()), "a sum needs at least one part"),
         (
             lambda: o.Sum(parts=(o.Sum(parts=(o.DPO(),)),)),  # type: ignore[arg-type]
@@ -108,24 +85,6 @@ def test_what_is_refused_and_in_which_words(call: object, sentence: str) -> None
     with pytest.raises(ValueError) as error:
         call()  # type: ignore[operator]
     assert str(error.value) == sentence
-
-
-def test_votes_cost_nothing_where_there_are_none() -> None:
-    """One evaluation where all labels are sure, two where they are not; the swapped pairs keep weight and votes."""
-    seen: list[Pairs] = []
-
-    def value(pairs: Pairs) -> Tensor:
-        seen.append(pairs)
-        return pairs.margin
-
-    by_votes(value, WORKED, WORKED.preferred)
-    assert len(seen) == 1
-    by_votes(value, WORKED, WORKED.preferred * 0.5)
-    assert len(seen) == 3
-    other = swapped(WORKED)
-    assert other.chosen is WORKED.rejected
-    assert other.rejected is WORKED.chosen
-    assert (other.weight, other.preferred) == (WORKED.weight, WORKED.preferred)
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.75])
@@ -213,19 +172,6 @@ def test_a_prompt_whose_responses_are_all_gone() -> None:
     assert o.PlackettLuce()(rankings).tolist() == pytest.approx([soft(0.1), 0])
 
 
-def test_pairs_as_other_kinds() -> None:
-    """Ranks count from 1 without a gap; a field that only one side has is no field; all on the pairs' device."""
-    pairs = random_pairs(2)
-    assert as_rankings(pairs).rank.tolist() == [1, 2, 1, 2]
-    half = replace(pairs, rejected=replace(pairs.rejected, score=None))
-    assert as_ratings(half).responses.score is None
-    assert as_ratings(swapped(half)).responses.score is None
-    meta = changed(pairs, logp=lambda x: x.to("meta"), score=lambda _: None, sharpness=lambda _: None)
-    meta = replace(meta, weight=meta.weight.to("meta"))
-    made = (as_ratings(meta).good, as_rankings(meta).group, as_rankings(meta).rank)
-    assert {x.device.type for x in made} == {"meta"}
-
-
 @pytest.mark.parametrize("aggregate", [Plain(), Mean(), LD(), SamPO(), Decay()], ids=lambda a: type(a).__name__)
 def test_aggregates_are_fp32_and_repeat(aggregate: Aggregate) -> None:
     weights = aggregate(ones(9), 4)
@@ -240,16 +186,3 @@ def test_defaults_that_the_worked_pair_does_not_reach() -> None:
 def test_aggregates_as_they_come() -> None:
     assert LD()(ones(3), 1).tolist() == [1, 0.5, 0.5]
     assert Decay()(ones(2), 2)[1] == np.float32(0.98)
-
-
-def test_what_is_coupled() -> None:
-    """KTO by its drift, which the worked pair holds fixed; imitation where it is a mean over the step's tokens."""
-    coupled = {o.AOT, o.BetaDPO, o.DrDPO, o.KTO, o.BCO, o.DRO, o.NLL}
-    assert not o.NLL().coupled
-    assert not o.NLL("sum").coupled
-    assert {type(c.objective) for c in CASES if getattr(c.objective, "coupled", False)} == coupled
-
-
-def test_only_pairs_have_votes() -> None:
-    assert o.DPO.votes
-    assert not any(table.votes for table in (o.KTO, o.NCA, o.NLL, o.AOT, o.REBEL))

@@ -7,12 +7,11 @@ import pytest
 pytest.importorskip("liger_kernel", reason="Liger is installed by `make test-peers` only")
 
 import torch
-from objective.cases import pairs_of, random_pairs, slopes
+from objective.cases import pairs_of, random_pairs, ratings_of, slopes
 from peers.theirs import liger
 
 from preftune import objective as o
 from preftune.objective.responses import Pairs, Responses
-from preftune.objective.sum import as_ratings
 
 SAME = {
     "sigmoid": (o.DPO(), {}),
@@ -65,7 +64,7 @@ def test_kto() -> None:
     """Under a drift that is given."""
     from liger_kernel.chunked_loss.kto_loss import LigerFusedLinearKTOFunction
 
-    ratings = as_ratings(random_pairs(5))
+    ratings = ratings_of(random_pairs(5))
     own = ratings.responses
     drift = torch.tensor(0.2, dtype=torch.float64)
     theirs = LigerFusedLinearKTOFunction.preference_loss_fn(

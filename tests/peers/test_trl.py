@@ -9,12 +9,11 @@ pytest.importorskip("trl", reason="TRL is installed by `make test-peers` only")
 from dataclasses import replace
 
 import torch
-from objective.cases import ones, random_pairs, slopes
+from objective.cases import ones, random_pairs, ratings_of, slopes
 from peers.theirs import trl_cpo, trl_dpo, trl_kto, trl_orpo
 
 from preftune import objective as o
 from preftune.objective.responses import Pairs, Responses
-from preftune.objective.sum import as_ratings
 from preftune.tokens.aggregate import LD
 
 SAME = {
@@ -107,7 +106,7 @@ def test_dpo_trainer_mixes_losses() -> None:
 
 def test_kto_trainer() -> None:
     """With the batch being the whole step and the same mismatched responses: drift, values and derivatives."""
-    ratings = as_ratings(random_pairs(5))
+    ratings = ratings_of(random_pairs(5))
     ratings = replace(ratings, mismatched=random_pairs(10, seed=8).chosen)
     objective = o.KTO(good_weight=1.0, bad_weight=1.0)
     leaf = ratings.responses.logp.clone().requires_grad_()
@@ -117,7 +116,7 @@ def test_kto_trainer() -> None:
 
 def test_kto_trainer_apo_zero_is_half_of_ours() -> None:
     """A response here, a pair of them there: ours counts a rating twice, because a pair's two have half its weight."""
-    ratings = as_ratings(random_pairs(5))
+    ratings = ratings_of(random_pairs(5))
     leaf = ratings.responses.logp.clone().requires_grad_()
     value = o.APOZero()(replace(ratings, responses=replace(ratings.responses, logp=leaf))).mean() / 2
     check((value.detach(), torch.autograd.grad(value, leaf)[0]), trl_kto(ratings, "apo_zero_unpaired"), 1e-12)

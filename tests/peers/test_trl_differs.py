@@ -14,12 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from objective.cases import pairs_of, random_pairs, slopes, soft
+from objective.cases import pairs_of, random_pairs, ratings_of, slopes, soft
 from peers.theirs import bare, trl_cpo, trl_dpo, trl_kto, trl_orpo
 
 from preftune import objective as o
 from preftune.objective.responses import Pairs
-from preftune.objective.sum import as_ratings
 
 WORKED = pairs_of()
 
@@ -112,10 +111,10 @@ def test_drift_of_kto_is_that_of_a_device_batch() -> None:
     """The mean of clamped drifts is not the clamped mean: mismatched log-ratios 4 and -2 in two batches of one."""
     pairs = pairs_of(([-12.0, -12.0], [-15.5, -15.5]), ([-13.0, -13.0], [-14.0, -14.0]))
     away = replace(pairs.chosen, logp=pairs.chosen.ref_logp + torch.tensor([4.0, -2.0], dtype=torch.float64))
-    ratings = replace(as_ratings(pairs), mismatched=away)
+    ratings = replace(ratings_of(pairs), mismatched=away)
     split = 0.0
     for i in range(2):
-        at = torch.tensor([i, i + 2])
+        at = torch.tensor([2 * i, 2 * i + 1])
         part = replace(ratings, responses=ratings.responses[at], good=ratings.good[at], weight=ratings.weight[at])
         split += float(trl_kto(replace(part, mismatched=away[torch.tensor([i])]), beta=1.0)[0]) / 2
     objective = o.KTO(beta=1.0, good_weight=1.0, bad_weight=1.0)

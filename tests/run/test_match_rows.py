@@ -1,4 +1,4 @@
-"""Rows of which an objective makes nothing are left out of its steps and counted, or refused where they are all."""
+"""Rows the objective cannot use are left out of its steps and counted, or refused if there are no others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from preftune import objective as o
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.model.config import Model
-from preftune.run.match_rows import Fitted, fit
+from preftune.run.match_rows import MatchedRows, match_rows
 from preftune.run.prepare_rows import Prepared
 from preftune.tokens.groups import TokenGroup
 
@@ -17,8 +17,8 @@ GOOD, BAD = (group([1], [5], kind="rating", good=good) for good in (True, False)
 PLAIN, EVEN, CLOSE = (group([1], [5], [6], preferred=p) for p in (1.0, 0.5, 0.75))
 
 
-def fitted(objective: o.Objective, train: list[TokenGroup], evaluate: list[TokenGroup] | None = None) -> Fitted:
-    return fit(Run(model=Model(path="m"), objective=objective), Prepared(train, evaluate or [], {}, {}))
+def matched(objective: o.Objective, train: list[TokenGroup], evaluate: list[TokenGroup] | None = None) -> MatchedRows:
+    return match_rows(Run(model=Model(path="m"), objective=objective), Prepared(train, evaluate or [], {}, {}))
 
 
 @pytest.mark.parametrize(
@@ -31,29 +31,29 @@ def fitted(objective: o.Objective, train: list[TokenGroup], evaluate: list[Token
         (o.DPO(), [PLAIN, EVEN, CLOSE], [PLAIN, EVEN, CLOSE]),  # it reads votes: an even one holds the margin back
     ],
 )
-def test_idle_rows(objective: o.Objective, train: list[TokenGroup], kept: list[TokenGroup]) -> None:
-    found = fitted(objective, train, train)
-    for mine in (found.prepared.train, found.prepared.evaluate):
-        assert [(g.kind, g.good, g.preferred) for g in mine] == [(g.kind, g.good, g.preferred) for g in kept]
+def test_rows_the_objective_cannot_use(objective: o.Objective, train: list[TokenGroup], kept: list[TokenGroup]) -> None:
+    result = matched(objective, train, train)
+    for groups in (result.prepared.train, result.prepared.evaluate):
+        assert [(g.kind, g.good, g.preferred) for g in groups] == [(g.kind, g.good, g.preferred) for g in kept]
     left = 2 * (len(train) - len(kept))
-    assert ("idle" in found.notes) == bool(left)
-    assert not left or str(left) in found.notes["idle"][0]
+    assert ("idle" in result.notes) == bool(left)
+    assert not left or str(left) in result.notes["idle"][0]
 
 
 @pytest.mark.parametrize(("objective", "row", "why"), [(o.NLL(), BAD, "bad responses"), (o.AOT(), EVEN, "even votes")])
-def test_nothing_but_idle_rows_is_refused(objective: o.Objective, row: TokenGroup, why: str) -> None:
+def test_no_usable_row_is_refused(objective: o.Objective, row: TokenGroup, why: str) -> None:
     with pytest.raises(UserError, match=f"no row is left to train on: there are 2 .*{why}"):
-        fitted(objective, [row, row])
+        matched(objective, [row, row])
 
 
-def test_the_account_and_what_is_settled_are_of_the_rows_that_stay() -> None:
+def test_the_account_and_the_defaults_are_of_the_rows_that_stay() -> None:
     rows = [GOOD, GOOD, GOOD, BAD, EVEN, EVEN]
-    told = {"train": {"kept": 6, "skipped": {"too_long": 2}}, "evaluate": None}
+    account = {"train": {"kept": 6, "skipped": {"too_long": 2}}, "evaluate": None}
     run = Run(model=Model(path="m"), objective=o.KTO())
-    found = fit(run, Prepared(rows, [], told, {}))
-    assert found.prepared.account["train"] == {"kept": 4, "skipped": {"too_long": 2, "votes.even": 2}}
-    assert isinstance(found.run.objective, o.KTO)
-    assert found.run.objective == o.KTO().with_data_defaults(3.0, 1.0)
-    assert len(fit(run, Prepared(rows, [], told, {}), whole=True).prepared.train) == 6
+    result = match_rows(run, Prepared(rows, [], account, {}))
+    assert result.prepared.account["train"] == {"kept": 4, "skipped": {"too_long": 2, "votes.even": 2}}
+    assert isinstance(result.run.objective, o.KTO)
+    assert result.run.objective == o.KTO().with_data_defaults(3.0, 1.0)
+    assert len(match_rows(run, Prepared(rows, [], account, {}), full_batch=True).prepared.train) == 6
     with pytest.raises(UserError, match="no row is left to measure on"):
-        fit(run, Prepared(rows, [EVEN], told, {}))
+        match_rows(run, Prepared(rows, [EVEN], account, {}))

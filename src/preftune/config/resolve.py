@@ -46,7 +46,7 @@ def resolve(run: Run) -> Run:
 
 def uses_reference(objective: Objective) -> bool:
     """Whether any part of it reads the reference."""
-    return any(part.reference for _, part in parts(objective))
+    return any("reference" in part.reads for _, part in parts(objective))
 
 
 def _without_effect(why: str, key: str) -> UserError:

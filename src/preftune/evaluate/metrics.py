@@ -23,7 +23,7 @@ def rewards(objective: Objective, responses: Responses) -> Tensor | None:
     """
     for _, part in parts(objective):
         beta = msgspec.structs.asdict(part).get("beta")
-        if part.reference and beta is not None and responses.reference is not None:
+        if "reference" in part.reads and beta is not None and responses.reference is not None:
             return beta * (responses.mean_log_ratio if part.length_normalized else responses.log_ratio)
     return None
 

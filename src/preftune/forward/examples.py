@@ -1,14 +1,14 @@
-"""Responses of a pack or of a step, arranged as the examples that an objective is a formula of.
+"""Responses of a pack or a step, arranged as the examples that an objective is a formula of.
 
-Rows of one kind serve objectives of another where the meaning is plain: a ranking is all its pairs, a pair is a
-ranking of two and two ratings, and the good response of anything can be imitated. The weights of the examples that
-come from one row sum to the row's weight.
+A row serves objectives of another kind where the meaning is plain: a ranking is all its pairs, a pair is a ranking of
+two and two ratings, and the good response of any row is a demo. The weights of the examples that come from one row sum
+to the row's weight. Held by tests/forward/test_examples.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -16,48 +16,50 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from preftune.objective.base import Formula, RatingFormula
+from preftune.objective import Formula
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
 from preftune.tokens.groups import TokenGroup
 
 RankingsAs = Literal["all", "best"]
-ACCEPTS = {
+SERVES = {  # which kinds of rows give examples of which kind
     "pairs": ("pair", "ranking"),
     "ratings": ("rating", "pair"),
     "rankings": ("ranking", "pair"),
     "demos": ("demo", "pair", "rating", "ranking"),
 }
+UNLABELED = ("rating", "pair", "ranking")  # rows that give ratings to objectives that read no label
 
 
 def row_kinds(part: Formula) -> tuple[str, ...]:
-    """Kinds of rows that serve an objective. One of single responses that asks for no label takes rankings too."""
-    return (*ACCEPTS[part.kind], *(("ranking",) if isinstance(part, RatingFormula) and not part.labels else ()))
+    """The kinds of rows that an objective can use."""
+    return UNLABELED if part.kind == "ratings" and "label" not in part.reads else SERVES[part.kind]
 
 
 def is_useful(group: TokenGroup, part: Formula) -> bool:
-    """Whether a row of the right kind says anything to an objective: a bad response is not one to imitate, and even
-    votes prefer neither."""
+    """Whether an objective can use this row of a right kind: no demo is a bad response, and without votes in the
+    formula a row with even votes prefers neither response."""
     if part.kind == "demos":
         return group.good is not False
-    return part.votes or group.preferred != 0.5
+    return "votes" in part.reads or group.preferred != 0.5
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The same responses as pairs, ratings, rankings and demos; scores in the order groups, responses.
+    """The same responses as pairs, ratings, rankings and demos.
 
-    rankings_as: which pairs a ranking gives (see `ranking_pairs`); mismatched: responses under others' prompts.
+    responses: in the order of the groups; rankings_as: which pairs a ranking gives (see `ranking_pairs`);
+    mismatched: responses under the prompts of other rows.
     """
 
     groups: Sequence[TokenGroup]
-    scores: Responses
+    responses: Responses
     rankings_as: RankingsAs = "all"
     mismatched: Responses | None = None
 
     @cached_property
     def starts(self) -> list[int]:
-        """Place of each group's first response."""
+        """Index of each group's first response."""
         starts = [0]
         for group in self.groups:
             starts.append(starts[-1] + len(group.responses))
@@ -65,14 +67,14 @@ class Examples:
 
     @cached_property
     def pair_index(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(pairs,) each: place of the better response, of the worse one, weight, and probability of that order."""
+        """(pairs,) each: index of the better response, of the worse one, weight, and probability of that order."""
         better, worse, weight, preferred = [], [], [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            first, second, each = ranking_pairs(group.ranks, self.rankings_as)
-            better += [start + i for i in first]
-            worse += [start + j for j in second]
-            weight += [group.weight * w for w in each]
-            preferred += [group.preferred] * len(each)
+            above, below, weights = ranking_pairs(group.ranks, self.rankings_as)
+            better += [start + i for i in above]
+            worse += [start + j for j in below]
+            weight += [group.weight * share for share in weights]
+            preferred += [group.preferred] * len(weights)
         return self._index(better), self._index(worse), self._float(weight), self._float(preferred)
 
     def pairs_of(self, group: TokenGroup) -> int:
@@ -82,99 +84,99 @@ class Examples:
     @cached_property
     def pairs(self) -> Pairs:
         better, worse, weight, preferred = self.pair_index
-        several = [group for group in self.groups if len(group.responses) > 1]
-        return Pairs(self._at(better, several), self._at(worse, several), weight, preferred)
+        scored = self._all_scored("pair", "ranking")
+        return Pairs(self._at(better, scored), self._at(worse, scored), weight, preferred)
 
     @cached_property
     def side_index(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(places, weights) of what meters call chosen, and of what they call rejected."""
+        """(index, weight) of the responses that metrics call chosen, and of those that they call rejected."""
         better, worse, weight, _ = self.pair_index
-        single = [(start, g) for start, g in zip(self.starts, self.groups, strict=True) if len(g.responses) == 1]
-        found = []
-        for paired, good in ((better, True), (worse, False)):
-            mine = [(start, g.weight) for start, g in single if (g.good is not False) == good]
-            places = torch.cat([paired, self._index([start for start, _ in mine])])
-            found.append((places, torch.cat([weight, self._float([w for _, w in mine])])))
-        return found[0], found[1]
+
+        def side(paired: Tensor, good: bool) -> tuple[Tensor, Tensor]:
+            single = [(start, g.weight) for start, g in self._of("rating", "demo") if (g.good is not False) == good]
+            index = torch.cat([paired, self._index([start for start, _ in single])])
+            return index, torch.cat([weight, self._float([single_weight for _, single_weight in single])])
+
+        return side(better, True), side(worse, False)
 
     @cached_property
     def ratings(self) -> Ratings:
-        at, good, weight = [], [], []
-        for start, group in zip(self.starts, self.groups, strict=True):
-            if group.kind == "rating":
-                at, good, weight = [*at, start], [*good, bool(group.good)], [*weight, group.weight]
-            elif group.kind in ("pair", "ranking"):
-                count = len(group.responses)
-                at += range(start, start + count)
-                good += [rank == 1 for rank in group.ranks]
-                weight += [group.weight / count] * count
+        index, good, weight = [], [], []
+        for start, group in self._of(*UNLABELED):
+            count = len(group.responses)
+            index += range(start, start + count)
+            good += [bool(group.good) and rank == 1 for rank in group.ranks]
+            weight += [group.weight / count] * count
+        responses = self._at(self._index(index), self._all_scored(*UNLABELED))
         is_good = torch.tensor(good, dtype=torch.bool, device=self._device)
-        judged = [group for group in self.groups if group.kind != "demo"]
-        return Ratings(self._at(self._index(at), judged), is_good, self._float(weight), self.mismatched)
+        return Ratings(responses, is_good, self._float(weight), self.mismatched)
 
     @cached_property
     def rankings(self) -> Rankings:
-        at, owner, rank, weight = [], [], [], []
-        for start, group in zip(self.starts, self.groups, strict=True):
-            if group.kind in ACCEPTS["rankings"]:
-                at += range(start, start + len(group.responses))
-                owner += [len(weight)] * len(group.responses)
-                rank += group.ranks
-                weight.append(group.weight)
-        ranked = [group for group in self.groups if group.kind in ACCEPTS["rankings"]]
-        scores = self._at(self._index(at), ranked)
-        return Rankings(scores, self._index(owner), self._index(rank), self._float(weight))
+        index, group_index, rank, weight = [], [], [], []
+        for start, group in self._of("pair", "ranking"):
+            index += range(start, start + len(group.responses))
+            group_index += [len(weight)] * len(group.responses)
+            rank += group.ranks
+            weight.append(group.weight)
+        responses = self._at(self._index(index), self._all_scored("pair", "ranking"))
+        return Rankings(responses, self._index(group_index), self._index(rank), self._float(weight))
 
     @cached_property
     def demos(self) -> Demos:
-        at, weight = [], []
+        index, weight = [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            if group.good is False:
-                continue
-            best = [start + i for i, rank in enumerate(group.ranks) if rank == 1]
-            at += best
-            weight += [group.weight / len(best)] * len(best)
-        return Demos(self.scores[self._index(at)], self._float(weight))
+            best = [start + i for i, rank in enumerate(group.ranks) if rank == 1 and group.good is not False]
+            index += best
+            weight += [group.weight / len(best)] * len(best) if best else []
+        return Demos(self.responses[self._index(index)], self._float(weight))
+
+    def _of(self, *kinds: str) -> Iterator[tuple[int, TokenGroup]]:
+        """The groups of these kinds, each with the index of its first response."""
+        return ((start, g) for start, g in zip(self.starts, self.groups, strict=True) if g.kind in kinds)
+
+    def _all_scored(self, *kinds: str) -> bool:
+        return all(group.scores is not None for _, group in self._of(*kinds))
+
+    def _at(self, index: Tensor, scored: bool) -> Responses:
+        """The responses at these indices; without explicit scores unless all their groups have some."""
+        responses = self.responses[index]
+        return responses if scored else replace(responses, score=None)
 
     @property
     def _device(self) -> torch.device:
-        return self.scores.logp.device
+        return self.responses.logp.device
 
     def _index(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
 
     def _float(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=self.scores.logp.dtype, device=self._device)
-
-    def _at(self, places: Tensor, groups: Sequence[TokenGroup]) -> Responses:
-        """The responses at these places; without explicit scores where not all of their groups have some."""
-        found = self.scores[places]
-        return found if all(group.scores is not None for group in groups) else replace(found, score=None)
+        return torch.tensor(values, dtype=self.responses.logp.dtype, device=self._device)
 
 
 def class_weights(groups: Sequence[TokenGroup]) -> tuple[float, float]:
-    """Total weight of good and of bad responses, as `Views.ratings` sees these rows."""
+    """Total weight of good and of bad responses, as `Examples.ratings` sees rows with labels."""
     pairs = sum(g.weight for g in groups if g.kind == "pair") / 2
-    good, bad = (sum(g.weight for g in groups if g.kind == "rating" and g.good == side) for side in (True, False))
+    good, bad = (sum(g.weight for g in groups if g.kind == "rating" and g.good == label) for label in (True, False))
     return good + pairs, bad + pairs
 
 
 def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
-    """Each response of these rows under the prompt of another row, for KTO's drift; prompts that are equal never swap.
+    """Each response of these rows under the prompt of another row, for KTO's drift; equal prompts are never exchanged.
 
-    With the responses in order of their prompts, going on by the size of the largest block of equal prompts meets
-    another prompt everywhere, unless one block is over half of all; what then meets itself, and what would be
-    longer than `longest` tokens, is left out.
+    The responses are put in the order of their prompts. A shift by the size of the largest block of equal prompts then
+    meets another prompt everywhere, unless one block is more than half of all. Responses that meet their own prompt and
+    those that would be longer than `longest` tokens are left out.
     """
-    keyed = [(g.prompt.tobytes(), g, at) for g in groups for at in range(len(g.responses))]
-    keyed.sort(key=lambda item: item[0])
-    blocks = Counter(key for key, _, _ in keyed)
-    step = max(blocks.values(), default=0)
-    found = []
-    for place, (key, group, _) in enumerate(keyed):
-        other, owner, at = keyed[(place + step) % len(keyed)]
-        response, weights = owner.responses[at], owner.token_weights and owner.token_weights[at : at + 1]
-        if other != key and len(group.prompt) + len(response) <= longest:
-            found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
-                                    token_weights=weights))  # fmt: skip
-    return found
+    by_prompt = [(g.prompt.tobytes(), g, i) for g in groups for i in range(len(g.responses))]
+    by_prompt.sort(key=lambda entry: entry[0])
+    blocks = Counter(key for key, _, _ in by_prompt)
+    shift = max(blocks.values(), default=0)
+    mismatched = []
+    for position, (key, group, _) in enumerate(by_prompt):
+        other_key, other, i = by_prompt[(position + shift) % len(by_prompt)]
+        response, weights = other.responses[i], other.token_weights and other.token_weights[i : i + 1]
+        if other_key != key and len(group.prompt) + len(response) <= longest:
+            mismatched.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
+                                         token_weights=weights))  # fmt: skip
+    return mismatched

@@ -1,11 +1,15 @@
 """Objectives: the config part is the formula. `Objective` is the only list of them."""
 
+from typing import get_args
+
+from preftune.objective.base import READS, Formula, expected, loss_of
 from preftune.objective.coupled import AOT, WPO, BetaDPO, DrDPO
 from preftune.objective.demos import NLL
 from preftune.objective.divergence import FDPO, ODPO, REBEL, RPO, ChiPO
 from preftune.objective.free import CPO, ORPO, AlphaPO, SimPER, SimPO, SLiC
 from preftune.objective.functional import dpo_loss
 from preftune.objective.margins import EXO, IPO, SPPO, APODown, CalDPO, Hinge
+from preftune.objective.own import OwnObjective, own_objective
 from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
@@ -23,9 +27,54 @@ Single = (
 from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
 
 Objective = Single | Sum
+BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
 __all__ = [
-    "AOT", "BCO", "CPO", "DPO", "DRO", "EXO", "FDPO", "IPO", "KTO", "NCA", "NLL", "ODPO", "ORPO", "QRPO", "RDPO",
-    "REBEL", "RPO", "SPPO", "WPO", "APODown", "APOZero", "AlphaPO", "BetaDPO", "CalDPO", "ChiPO", "DPOPositive",
-    "DrDPO", "Hinge", "HyPO", "InfoNCA", "LengthNormalizedDPO", "Objective", "PlackettLuce", "RobustDPO", "SLiC",
-    "SimPER", "SimPO", "Single", "Sum", "dpo_loss", "parts",
+    "AOT",
+    "BCO",
+    "BY_NAME",
+    "CPO",
+    "DPO",
+    "DRO",
+    "EXO",
+    "FDPO",
+    "IPO",
+    "KTO",
+    "NCA",
+    "NLL",
+    "ODPO",
+    "ORPO",
+    "QRPO",
+    "RDPO",
+    "READS",
+    "REBEL",
+    "RPO",
+    "SPPO",
+    "WPO",
+    "APODown",
+    "APOZero",
+    "AlphaPO",
+    "BetaDPO",
+    "CalDPO",
+    "ChiPO",
+    "DPOPositive",
+    "DrDPO",
+    "Formula",
+    "Hinge",
+    "HyPO",
+    "InfoNCA",
+    "LengthNormalizedDPO",
+    "Objective",
+    "OwnObjective",
+    "PlackettLuce",
+    "RobustDPO",
+    "SLiC",
+    "SimPER",
+    "SimPO",
+    "Single",
+    "Sum",
+    "dpo_loss",
+    "expected",
+    "loss_of",
+    "own_objective",
+    "parts",
 ]  # fmt: skip

@@ -1,12 +1,16 @@
-"""What every objective says of itself, and how votes enter those that compare two responses."""
+"""The facts that every objective states about itself, and soft labels for objectives of pairs.
+
+Held by tests/objective/test_reads.py: a formula touches what its `reads` names and nothing else.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from msgspec import Struct
 
-from preftune.objective.responses import Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,13 +18,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["pairs", "ratings", "rankings", "demos"]
+READS = {
+    "reference": "log-probabilities under the reference",
+    "votes": "the probability that chosen is truly better (pairs)",
+    "score": "an explicit score of each response",
+    "quantile": "scores that are quantiles, from 0 to 1",
+    "label": "which responses are good, or how they rank (ratings, rankings)",
+    "sharpness": "how concentrated the policy is on each response",
+    "mismatched": "responses under the prompts of other rows (ratings)",
+    "ema": "a running mean over the steps before (EmaFormula)",
+}
 
 
 class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
     """[objective] A formula and its constants.
 
     paper: arXiv id and equation; formula: one line, in the paper's letters (u is a log-ratio, h the margin of two, s an
-    explicit score, n tokens); optimum: where endless data lead; when: whom it serves; fails: its trap.
+    explicit score, n tokens); optimum: where endless data lead; when: whom it serves; fails: its trap; states: which of
+    the formulas that share its name it is, with places such as {0.beta} for its constants.
     """
 
     paper: ClassVar[str]
@@ -28,108 +43,127 @@ class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     optimum: ClassVar[str]
     when: ClassVar[str]
     fails: ClassVar[str]
+    states: ClassVar[str] = ""
 
     @property
     def variant(self) -> str:
-        """Which of the formulas that go by this name this is, in one line; empty where there is only one."""
-        return ""
+        """`states` with its constants, in one line; empty where only one formula has the name."""
+        return self.states.format(self)
 
     def with_data_defaults(self, good: float, bad: float) -> Self:
-        """The same with constants filled in that follow from all training rows: good, bad: weight of either class."""
+        """The objective with the constants that follow from the training rows; good, bad: weight of either class."""
         return self
 
 
 class Formula(ObjectiveTable, frozen=True):
-    """An objective of one kind of example.
+    """An objective of one kind of example. Calling it on a table of that kind is the paper's equation.
 
-    kind: what it is called with; reference: whether it needs one, and otherwise has no use for one;
-    whole_step: whether an example's value depends on the other examples of the step; votes: whether it reads
-    `Pairs.preferred`; momentum: what a running mean of the number `followed` keeps of itself from step to step, 0 where
-    the objective follows none; scores: whether it reads explicit scores where all rows give them; needs: what it asks
-    for beyond logp, tokens and reference, of "score" (an explicit score of each response), "quantile" (that score being
-    one, from 0 to 1), "sharpness" (`Scores.sharpness`) and "mismatched" (`Ratings.mismatched`).
+    kind: the table that it is called with.
+    reads: all that it uses beyond logp, tokens and weights, of the names in READS. One that reads a score and a label
+        takes scores where all rows have them and labels otherwise.
+    needs_full_step: whether an example's value depends on the other examples of the step.
+    length_normalized: whether it reads log-probs only per token, so that a mean in place of the sum changes nothing.
+    imitates: whether the likelihood of chosen is itself a part of the value; is_sft: whether it is the only part.
+    anchor_keys: its keys that hold the policy near its start, or bound how far the margin is to go.
+    written: its name in prose.
     """
 
     kind: ClassVar[Kind]
-    reference: ClassVar[bool] = True
-    whole_step: ClassVar[bool] = False
-    votes: ClassVar[bool] = False
-    momentum: ClassVar[float] = 0.0
-    scores: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]]
+    needs_full_step: ClassVar[bool] = False
+    length_normalized: ClassVar[bool] = False
+    imitates: ClassVar[bool] = False
+    is_sft: ClassVar[bool] = False
+    anchor_keys: ClassVar[tuple[str, ...]] = ("beta",)
+    written: ClassVar[str]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Most objectives are written as their class is named."""
+        super().__init_subclass__(**keywords)
+        if "written" not in vars(cls):
+            cls.written = cls.__name__
+
+    @abstractmethod
+    def __call__(self, examples: Any, /) -> Tensor:
+        """(examples,) one value an example, not reduced."""
+        raise NotImplementedError
 
     @property
-    def coupled(self) -> bool:
-        """Whether it has to be asked about a whole step at once."""
-        return self.whole_step
+    def name(self) -> str:
+        """Its name in a configuration."""
+        return str(self.__struct_config__.tag)
 
     @property
-    def length_normalized(self) -> bool:
-        """Whether it reads log-probs per token alone, so that a mean in place of the sum changes nothing."""
-        return False
+    def falls_back_on_labels(self) -> bool:
+        """Whether it reads scores only where all rows have them, and labels otherwise."""
+        return {"score", "label"} <= self.reads
+
+
+class PairFormula(Formula, frozen=True):
+    """An objective of pairs. A call takes chosen as truly the better response; `loss_of` applies the votes."""
+
+    kind = "pairs"
+    reads = frozenset({"reference", "votes"})
+
+    def vote(self, preferred: Tensor) -> Tensor:
+        """(pairs,) the probability that chosen is better, after what the objective assumes about wrong labels."""
+        return preferred
+
+
+class EmaFormula(PairFormula, frozen=True):
+    """An objective of pairs that compares a number of the step with its running mean, `Pairs.ema`.
+
+    momentum: how much of the mean each step keeps.
+    """
+
+    momentum: ClassVar[float]
+
+    @abstractmethod
+    def ema_input(self, pairs: Pairs) -> Tensor:
+        """The step's number, a scalar without gradient."""
+        raise NotImplementedError
 
 
 class RatingFormula(Formula, frozen=True):
-    """An objective of single responses. labels: whether it asks which of them are good."""
+    """An objective of single responses."""
 
     kind = "ratings"
-    labels: ClassVar[bool] = True
-
-    def __call__(self, ratings: Ratings) -> Tensor:
-        """(responses,) one value a response."""
-        raise TypeError(f"{type(self).__name__} has no formula of ratings")
+    reads = frozenset({"reference", "label"})
 
 
 class RankingFormula(Formula, frozen=True):
     """An objective of K responses a prompt."""
 
     kind = "rankings"
-
-    def __call__(self, rankings: Rankings) -> Tensor:
-        """(groups,) one value a prompt."""
-        raise TypeError(f"{type(self).__name__} has no formula of rankings")
+    reads = frozenset({"reference", "label"})
 
 
-class PairFormula(Formula, frozen=True):
-    """An objective of pairs: `value` is the equation, and calling it lets the judges' votes in."""
+def loss_of(part: Formula, examples: Pairs | Ratings | Rankings | Demos) -> Tensor:
+    """(examples,) the value of each example, not reduced; for pairs, the expected value under their votes.
 
-    kind = "pairs"
-    votes = True
-
-    def value(self, pairs: Pairs) -> Tensor:
-        """(pairs,) the paper's loss of each pair, the chosen response taken as truly the better one."""
-        raise TypeError(f"{type(self).__name__} has no formula of pairs")
-
-    def ema_input(self, pairs: Pairs) -> Tensor:
-        """A scalar of the step, without gradient, whose running mean the next steps find in `Pairs.usual`."""
-        raise TypeError(f"{type(self).__name__} follows no number")
-
-    def __call__(self, pairs: Pairs) -> Tensor:
-        """(pairs,) one value a pair, in nats unless the formula is a square; not reduced."""
-        return by_votes(self.value, pairs, pairs.preferred)
+    An objective that needs the full step gives no pair a value of its own, so there the formula itself reads the votes.
+    """
+    if isinstance(examples, Pairs) and "votes" in part.reads and not part.needs_full_step:
+        preferred = part.vote(examples.preferred) if isinstance(part, PairFormula) else examples.preferred
+        return expected(part, examples, preferred)
+    return part(examples)
 
 
-def by_votes(value: Callable[[Pairs], Tensor], pairs: Pairs, preferred: Tensor) -> Tensor:
-    """p * l(pair) + (1 - p) * l(swapped): the expected value where chosen is the better one with p = `preferred`."""
-    straight = value(pairs)
+def expected(loss: Callable[[Pairs], Tensor], pairs: Pairs, preferred: Tensor) -> Tensor:
+    """(pairs,) p l(pair) + (1 - p) l(swapped), p being `preferred`; one evaluation where all labels are certain."""
+    straight = loss(pairs)
     if bool((preferred == 1).all()):
         return straight
-    return preferred * straight + (1 - preferred) * value(swapped(pairs))
+    return preferred * straight + (1 - preferred) * loss(swapped(pairs))
 
 
 def swapped(pairs: Pairs) -> Pairs:
-    """The same pairs, the two responses having changed places."""
+    """The pairs with their two responses exchanged."""
     return Pairs(pairs.rejected, pairs.chosen, pairs.weight, pairs.preferred)
 
 
-def given(scores: Responses) -> Tensor:
-    """(responses,) the explicit scores. Raises ValueError where there are none."""
-    if scores.score is None:
+def scores_of(responses: Responses) -> Tensor:
+    """(responses,) the explicit scores, without gradient. Raises ValueError where there are none."""
+    if responses.score is None:
         raise ValueError("this objective needs an explicit score of each response and the rows give none")
-    return scores.score.detach()
-
-
-def only_one(first: object, second: object, names: str) -> None:
-    """Raise ValueError where two names of one quantity are both given."""
-    if first is not None and second is not None:
-        raise ValueError(f"{names} are two names of one quantity; give one of them")
+    return responses.score.detach()

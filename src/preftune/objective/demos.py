@@ -18,7 +18,11 @@ class NLL(Formula, frozen=True, tag="nll"):
     """Negative log-likelihood of the response; alone it is SFT."""
 
     kind = "demos"
-    reference = False
+    reads = frozenset()
+    written = "SFT"
+    imitates = True
+    is_sft = True
+    anchor_keys = ()
     paper = "2203.02155, sec. 3.5"
     formula = r"-\log\pi / n"
     optimum = "the distribution that the demonstrations came from"
@@ -32,24 +36,24 @@ class NLL(Formula, frozen=True, tag="nll"):
 
     @property
     def variant(self) -> str:
-        what = {
+        reduction = {
             "sequence": "the mean of each response's mean over its tokens, so rows count alike whatever their length",
             "token": "the mean over all tokens of the step, so a response counts by its length",
             "sum": "a sum over the tokens of a response, so a response counts by its length",
         }
-        return f"nll: {what[self.norm]}"
+        return f"nll: {reduction[self.norm]}"
 
     @property
-    def coupled(self) -> bool:
-        return self.norm == "token"  # by the tokens of the step, which is what a mean over them divides by
+    def needs_full_step(self) -> bool:  # type: ignore[override]
+        return self.norm == "token"  # its mean divides by the tokens of the whole step
 
     @property
-    def length_normalized(self) -> bool:
+    def length_normalized(self) -> bool:  # type: ignore[override]
         return self.norm == "sequence"
 
     def __call__(self, demos: Demos) -> Tensor:
         """(responses,) one value a response, in nats a token or nats."""
-        scores = demos.responses
+        responses = demos.responses
         if self.norm == "token":
-            return -scores.logp / weighted_mean(scores.counted, demos.weight)
-        return -(scores.mean_logp if self.norm == "sequence" else scores.logp)
+            return -responses.logp / weighted_mean(responses.counted, demos.weight)
+        return -(responses.mean_logp if self.norm == "sequence" else responses.logp)

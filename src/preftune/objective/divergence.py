@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from preftune.objective.base import PairFormula, given
+from preftune.objective.base import PairFormula, scores_of
 from preftune.objective.maths import bounded_exp, box_cox, kl_from_coin, kl_to_coin, logistic, square
 from preftune.objective.pairs import Beta
 from preftune.objective.responses import Pairs
@@ -22,6 +22,7 @@ SMALLEST = 1e-30  # a score difference below this, or of the wrong sign, says no
 class FDPO(PairFormula, frozen=True, tag="f_dpo"):
     """DPO where the policy is held to the reference by another f-divergence."""
 
+    written = "f-DPO"
     paper = "2309.16240"
     formula = r"-\log\sigma(\beta (f'(e^{u_w}) - f'(e^{u_l})))"
     optimum = "beta f'(policy / reference) = reward + c, c fixed by normalization"
@@ -49,7 +50,7 @@ class FDPO(PairFormula, frozen=True, tag="f_dpo"):
             else ""
         )
 
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (self._slope(pairs.chosen.log_ratio) - self._slope(pairs.rejected.log_ratio)))
 
     def _slope(self, log_ratio: Tensor) -> Tensor:
@@ -64,6 +65,7 @@ class FDPO(PairFormula, frozen=True, tag="f_dpo"):
 class ChiPO(PairFormula, frozen=True, tag="chi_po"):
     """DPO under chi-squared plus KL: pessimistic about responses that the reference hardly ever gives."""
 
+    written = "χPO"
     paper = "2407.13399"
     formula = r"-\log\sigma(clip_{2R}(\beta (\phi(u_w) - \phi(u_l)))), \quad \phi(u) = e^u + u"
     optimum = "beta (policy / reference + log of it) = reward + c, c fixed by normalization"
@@ -76,47 +78,35 @@ class ChiPO(PairFormula, frozen=True, tag="chi_po"):
         Meta(description="R: the reward difference is clipped to plus and minus 2 R; not clipped if not given."),
     ] = None
 
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         chosen, rejected = (bounded_exp(u, 20.0) + u for u in (pairs.chosen.log_ratio, pairs.rejected.log_ratio))
         reward = self.beta * (chosen - rejected)
         return logistic(reward if self.bound is None else reward.clamp(-2 * self.bound, 2 * self.bound))
 
 
-class ScoredFormula(PairFormula, frozen=True):
-    """An objective of pairs that believes the explicit scores, not the label."""
-
-    votes = False
-    needs = frozenset({"score"})
-
-    def __call__(self, pairs: Pairs) -> Tensor:
-        """(pairs,) one value a pair; votes have no place here, because the scores say how much better chosen is."""
-        return self.value(pairs)
-
-
-class ODPO(ScoredFormula, frozen=True, tag="odpo"):
+class ODPO(PairFormula, frozen=True, tag="odpo"):
     """DPO with an offset: the better the score of chosen, the larger the margin asked for."""
 
+    reads = frozenset({"reference", "score"})
     paper = "2402.10571"
     formula = r"-\log\sigma(\beta h - \alpha \log(s_w - s_l))"
     optimum = "DPO's, each reward difference larger by alpha log(s_w - s_l)"
     when = "Scores tell large preferences from small ones."
     fails = "It takes the logarithm: scores of another scale ask for another alpha, and equal scores teach nothing."
+    states = "odpo: the offset is {0.alpha:g} log(s_w - s_l), so scores 1 apart ask for none"
 
     beta: Beta = 0.1
     alpha: Annotated[float, Meta(ge=0, description="Weight of the logarithm of the score difference.")] = 1.0
 
-    @property
-    def variant(self) -> str:
-        return f"odpo: the offset is {self.alpha:g} log(s_w - s_l), so scores 1 apart ask for none"
-
-    def value(self, pairs: Pairs) -> Tensor:
-        better_by = (given(pairs.chosen) - given(pairs.rejected)).clamp(min=SMALLEST)
+    def __call__(self, pairs: Pairs) -> Tensor:
+        better_by = (scores_of(pairs.chosen) - scores_of(pairs.rejected)).clamp(min=SMALLEST)
         return logistic(self.beta * pairs.margin - self.alpha * better_by.log())
 
 
-class RPO(ScoredFormula, frozen=True, tag="rpo"):
+class RPO(PairFormula, frozen=True, tag="rpo"):
     """Reward-aware: the policy's preference is led to the one that the scores imply (NVIDIA's RPO)."""
 
+    reads = frozenset({"reference", "score"})
     paper = "2502.00203"
     formula = r"KL(\sigma(\eta (s_w - s_l)) \,\|\, \sigma(\beta h))"
     optimum = "reference times exp(eta score / beta), where the value is 0"
@@ -134,15 +124,16 @@ class RPO(ScoredFormula, frozen=True, tag="rpo"):
             "DPO with imitation is regularized_dpo or irpo"
         )
 
-    def value(self, pairs: Pairs) -> Tensor:
-        target = self.eta * (given(pairs.chosen) - given(pairs.rejected))
+    def __call__(self, pairs: Pairs) -> Tensor:
+        target = self.eta * (scores_of(pairs.chosen) - scores_of(pairs.rejected))
         reward = self.beta * pairs.margin
         return kl_to_coin(reward, target) if self.reverse else kl_from_coin(reward, target)
 
 
-class REBEL(ScoredFormula, frozen=True, tag="rebel"):
+class REBEL(PairFormula, frozen=True, tag="rebel"):
     """Regression of the reward difference on the score difference."""
 
+    reads = frozenset({"reference", "score"})
     paper = "2404.16767"
     formula = r"(\beta h - \eta (s_w - s_l))^2"
     optimum = "reference times exp(eta score / beta), where the value is 0"
@@ -152,5 +143,5 @@ class REBEL(ScoredFormula, frozen=True, tag="rebel"):
     beta: Beta = 0.1
     eta: Eta = 1.0
 
-    def value(self, pairs: Pairs) -> Tensor:
-        return square(self.beta * pairs.margin, self.eta * (given(pairs.chosen) - given(pairs.rejected)))
+    def __call__(self, pairs: Pairs) -> Tensor:
+        return square(self.beta * pairs.margin, self.eta * (scores_of(pairs.chosen) - scores_of(pairs.rejected)))

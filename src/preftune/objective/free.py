@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from preftune.objective.base import PairFormula, only_one
+from preftune.objective.base import PairFormula
 from preftune.objective.maths import box_cox, hinge, log_odds, logistic
 from preftune.objective.responses import Pairs
 
@@ -31,16 +31,15 @@ class SLiC(PairFormula, frozen=True, tag="slic"):
     optimum = "log-probs delta apart"
     when = "A baseline that is easy to reason about, with imitation as the only anchor."
     fails = "It compares summed log-probs, so short responses are favored from the start."
+    states = "slic: the hinge is on summed log-probs; imitation is of chosen, per token"
 
-    reference = False
+    reads = frozenset({"votes"})
+    imitates = True
+    anchor_keys = ()
     gap: Annotated[float, Meta(ge=0, description="Difference of log-probs, in nats, that is enough.")] = 1.0
     nll_weight: Imitation = 1.0
 
-    @property
-    def variant(self) -> str:
-        return "slic: the hinge is on summed log-probs; imitation is of chosen, per token"
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         apart = pairs.chosen.logp - pairs.rejected.logp
         return hinge(apart, self.gap) - self.nll_weight * pairs.chosen.mean_logp
 
@@ -53,16 +52,14 @@ class CPO(PairFormula, frozen=True, tag="cpo"):
     optimum = "without imitation: proportional to exp(reward / beta), whatever the policy began as"
     when = "Translation and other tasks where chosen is near perfect, and memory for a reference is missing."
     fails = "Without the anchor it shortens: a sum over fewer tokens is larger."
+    states = "cpo: log-probs are summed over tokens in the comparison, and per token in the imitation"
 
-    reference = False
+    reads = frozenset({"votes"})
+    imitates = True
     beta: Annotated[float, Meta(gt=0, description="Factor from log-prob to reward.")] = 0.1
     nll_weight: Imitation = 1.0
 
-    @property
-    def variant(self) -> str:
-        return "cpo: log-probs are summed over tokens in the comparison, and per token in the imitation"
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         apart = pairs.chosen.logp - pairs.rejected.logp
         return logistic(self.beta * apart) - self.nll_weight * pairs.chosen.mean_logp
 
@@ -76,13 +73,14 @@ class SimPO(PairFormula, frozen=True, tag="simpo"):
     when = "No memory for a reference, and lengths that differ for no reason."
     fails = "Only the learning rate holds it: a little too much and the text degenerates. gamma is not gamma / beta."
 
-    reference = False
+    reads = frozenset({"votes"})
+    length_normalized = True
     beta: PerToken = 2.0
     gamma: Gamma = None
     gamma_ratio: GammaRatio = None
 
     def __post_init__(self) -> None:
-        only_one(self.gamma, self.gamma_ratio, "gamma and gamma_ratio")
+        one_of_two(self.gamma, self.gamma_ratio)
 
     @property
     def target(self) -> float:
@@ -93,11 +91,7 @@ class SimPO(PairFormula, frozen=True, tag="simpo"):
     def variant(self) -> str:
         return f"simpo: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
 
-    @property
-    def length_normalized(self) -> bool:
-        return True
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (pairs.chosen.mean_logp - pairs.rejected.mean_logp) - self.target)
 
 
@@ -110,14 +104,15 @@ class AlphaPO(PairFormula, frozen=True, tag="alpha_po"):
     when = "SimPO lowers chosen too far, or not far enough: alpha decides where the gradient goes."
     fails = "With a large alpha the least probable responses take the whole gradient."
 
-    reference = False
+    reads = frozenset({"votes"})
+    length_normalized = True
     beta: PerToken = 2.5
     alpha: Annotated[float, Meta(ge=-10, le=10, description="Bend of the reward; 0 is SimPO.")] = 0.25
     gamma: Gamma = None
     gamma_ratio: GammaRatio = None
 
     def __post_init__(self) -> None:
-        only_one(self.gamma, self.gamma_ratio, "gamma and gamma_ratio")
+        one_of_two(self.gamma, self.gamma_ratio)
 
     @property
     def target(self) -> float:
@@ -128,11 +123,7 @@ class AlphaPO(PairFormula, frozen=True, tag="alpha_po"):
     def variant(self) -> str:
         return f"alpha_po: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
 
-    @property
-    def length_normalized(self) -> bool:
-        return True
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         chosen, rejected = (box_cox(side.mean_logp, self.alpha) for side in (pairs.chosen, pairs.rejected))
         return logistic(self.beta * (chosen - rejected) - self.target)
 
@@ -145,19 +136,15 @@ class ORPO(PairFormula, frozen=True, tag="orpo"):
     optimum = "imitation of chosen, tilted by the odds"
     when = "No SFT model exists yet: one stage does both."
     fails = "Imitation outweighs the preference at the usual odds_weight: it is SFT first of all."
+    states = "orpo: {0.odds_weight:g} times the odds ratio; imitation is of the response alone, per token"
 
-    reference = False
+    reads = frozenset({"votes"})
+    imitates = True
+    anchor_keys = ()
+    length_normalized = True
     odds_weight: Annotated[float, Meta(ge=0, description="Weight of the odds ratio against imitation.")] = 0.1
 
-    @property
-    def variant(self) -> str:
-        return f"orpo: {self.odds_weight:g} times the odds ratio; imitation is of the response alone, per token"
-
-    @property
-    def length_normalized(self) -> bool:
-        return True
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         ratio = log_odds(pairs.chosen.mean_logp) - log_odds(pairs.rejected.mean_logp)
         return -pairs.chosen.mean_logp + self.odds_weight * logistic(ratio)
 
@@ -171,16 +158,21 @@ class SimPER(PairFormula, frozen=True, tag="simper"):
     when = "No time to tune anything but the learning rate."
     fails = "Nothing holds the policy: train for one pass at a small rate."
 
-    reference = False
+    reads = frozenset({"votes"})
+    imitates = True
+    anchor_keys = ()
+    length_normalized = True
 
-    @property
-    def length_normalized(self) -> bool:
-        return True
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         return pairs.rejected.mean_logp.exp() - pairs.chosen.mean_logp.exp()
 
 
-def target(beta: float, gamma: float | None, ratio: float | None, usual: float) -> float:
-    """gamma from either of its two names, or the usual share of beta."""
-    return gamma if gamma is not None else beta * (usual if ratio is None else ratio)
+def target(beta: float, gamma: float | None, gamma_ratio: float | None, default_ratio: float) -> float:
+    """gamma by either of its two names, or the default share of beta."""
+    return gamma if gamma is not None else beta * (default_ratio if gamma_ratio is None else gamma_ratio)
+
+
+def one_of_two(gamma: float | None, gamma_ratio: float | None) -> None:
+    """Raise ValueError where the margin is given by both of its names."""
+    if gamma is not None and gamma_ratio is not None:
+        raise ValueError("gamma and gamma_ratio are two names of one quantity; give one of them")

@@ -23,8 +23,7 @@ def dpo_loss(
 
     if not beta > 0:
         raise ValueError(f"beta must be above 0, not {beta}")
-    one = torch.ones_like(chosen_logp).detach()
-    pairs = Pairs(
-        Responses(chosen_logp, one, ref_chosen_logp), Responses(rejected_logp, one, ref_rejected_logp), one, one
-    )
-    return DPO(beta=beta)(pairs).mean()
+    ones = torch.ones_like(chosen_logp).detach()
+    chosen = Responses(chosen_logp, ones, ref_chosen_logp)
+    rejected = Responses(rejected_logp, ones, ref_rejected_logp)
+    return DPO(beta=beta)(Pairs(chosen, rejected, ones, ones)).mean()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class IPO(PairFormula, frozen=True, tag="ipo"):
     """Identity preference optimization: the margin is led to a number, not to infinity."""
 
+    anchor_keys = ("tau",)
     paper = "2310.12036, eq. 17; the norm per token: its authors in huggingface/trl issue 1265"
     formula = r"(h - 1/(2\tau))^2"
     optimum = "with per_token = false: reference times exp(probability to beat the pairs' source / tau)"
@@ -37,10 +38,10 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
         )
 
     @property
-    def length_normalized(self) -> bool:
+    def length_normalized(self) -> bool:  # type: ignore[override]
         return self.per_token
 
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         mean = pairs.chosen.mean_log_ratio - pairs.rejected.mean_log_ratio
         return square(mean if self.per_token else pairs.margin, 1 / (2 * self.tau))
 
@@ -48,19 +49,17 @@ class IPO(PairFormula, frozen=True, tag="ipo"):
 class Hinge(PairFormula, frozen=True, tag="hinge"):
     """A hinge on the reward difference (RSO): pairs that are far enough apart are left alone."""
 
+    written = "hinge loss"
     paper = "2309.06657"
     formula = r"\max(0, 1 - \beta h)"
     optimum = "margin 1 / beta where one order is the likelier"
-    when = "Pairs already learned should not be pushed on."
+    when = "You do not want to push pairs that are already correct."
     fails = "It learns who is preferred, not how often: probabilities of preference are lost."
+    states = "hinge: RSO's, on beta times the margin against the reference; SLiC's, without one, is slic"
 
     beta: Beta = 0.1
 
-    @property
-    def variant(self) -> str:
-        return "hinge: RSO's, on beta times the margin against the reference; SLiC's, without one, is slic"
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         return hinge(self.beta * pairs.margin)
 
 
@@ -72,15 +71,12 @@ class EXO(PairFormula, frozen=True, tag="exo"):
     optimum = "beta h = log((1 - eps) / eps) for certain labels"
     when = "The policy is too small to cover all good responses and should settle on one."
     fails = "eps alone sets the margin, and a policy on the wrong side of a pair gets little gradient to come back."
+    states = "exo: KL(policy || label), and the label leaves {0.eps:g} to rejected"
 
     beta: Beta = 0.1
     eps: Annotated[float, Meta(gt=0, lt=0.5, description="Probability that the label leaves to rejected.")] = 1e-3
 
-    @property
-    def variant(self) -> str:
-        return f"exo: KL(policy || label), and the label leaves {self.eps:g} to rejected"
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         return kl_to_coin(self.beta * pairs.margin, log((1 - self.eps) / self.eps))
 
 
@@ -99,46 +95,42 @@ class SPPO(PairFormula, frozen=True, tag="sppo"):
     def variant(self) -> str:
         return f"sppo: half of each square, so a mean of two responses, which are led to +-{0.5 / self.beta:g} nats"
 
-    def value(self, pairs: Pairs) -> Tensor:
-        at = 0.5 / self.beta
-        return 0.5 * square(pairs.chosen.log_ratio, at) + 0.5 * square(pairs.rejected.log_ratio, -at)
+    def __call__(self, pairs: Pairs) -> Tensor:
+        target = 0.5 / self.beta
+        return 0.5 * square(pairs.chosen.log_ratio, target) + 0.5 * square(pairs.rejected.log_ratio, -target)
 
 
 class CalDPO(PairFormula, frozen=True, tag="cal_dpo"):
     """The logistic of the margin, and each log-ratio led to the scale of a reward."""
 
+    written = "Cal-DPO"
     paper = "2412.14516, with the factors of its published code"
     formula = r"-\log\sigma(h) + \frac{1}{2}(u_w - \frac{1}{2\beta})^2 + \frac{1}{2}(u_l + \frac{1}{2\beta})^2"
     optimum = "close to 1 / (2 beta) and -1 / (2 beta)"
     when = "Chosen responses lose probability under DPO and should not."
     fails = "beta stands only in the target of the squares, and at 0.001 these are all that counts."
+    states = "cal_dpo: half of each square, and beta stands in their target only, not before h"
 
     beta: Annotated[float, Meta(gt=0, description="Log-ratios are led to plus and minus 1 / (2 beta).")] = 1e-3
 
-    @property
-    def variant(self) -> str:
-        return "cal_dpo: half of each square, and beta stands in their target only, not before h"
-
-    def value(self, pairs: Pairs) -> Tensor:
-        at = 0.5 / self.beta
-        tied = 0.5 * square(pairs.chosen.log_ratio, at) + 0.5 * square(pairs.rejected.log_ratio, -at)
+    def __call__(self, pairs: Pairs) -> Tensor:
+        target = 0.5 / self.beta
+        tied = 0.5 * square(pairs.chosen.log_ratio, target) + 0.5 * square(pairs.rejected.log_ratio, -target)
         return logistic(pairs.margin) + tied
 
 
 class APODown(PairFormula, frozen=True, tag="apo_down"):
     """Anchored: lowers both responses, the rejected one more. For a policy better than its data."""
 
+    written = "APO-down"
     paper = "2408.06266, plus 1 so that it is never negative"
     formula = r"\sigma(\beta u_w) + 1 - \sigma(\beta h)"
     optimum = "none that is finite: the margin grows while both log-ratios fall"
     when = "The policy already gives better responses than those called chosen."
     fails = "It lowers chosen by design: with data better than the policy, use apo_zero."
+    states = "apo_down: 1 is added, which changes no gradient"
 
     beta: Beta = 0.1
 
-    @property
-    def variant(self) -> str:
-        return "apo_down: 1 is added, which changes no gradient"
-
-    def value(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: Pairs) -> Tensor:
         return (self.beta * pairs.chosen.log_ratio).sigmoid() + (-self.beta * pairs.margin).sigmoid()

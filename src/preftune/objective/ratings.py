@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 from msgspec.structs import replace
 
-from preftune.objective.base import RatingFormula, given
+from preftune.objective.base import RatingFormula, scores_of
 from preftune.objective.maths import logistic, square, weighted_mean
 from preftune.objective.pairs import Beta
 from preftune.objective.responses import Ratings
@@ -23,8 +23,8 @@ Quantile = Annotated[float, Meta(gt=0, description="Strength of the anchor, in u
 class KTO(RatingFormula, frozen=True, tag="kto"):
     """Kahneman-Tversky: good and bad responses against the policy's drift, on an S-shaped scale of value."""
 
-    whole_step = True
-    needs = frozenset({"mismatched"})
+    reads = frozenset({"reference", "label", "mismatched"})
+    needs_full_step = True
     paper = "2402.01306"
     formula = r"\lambda_D \sigma(-\beta (u - z_0)) \text{ good}, \quad \lambda_U \sigma(\beta (u - z_0)) \text{ bad}"
     optimum = "none that is finite: up where good votes, each times its weight, outnumber bad ones, down where not"
@@ -53,9 +53,9 @@ class KTO(RatingFormula, frozen=True, tag="kto"):
         """(responses,) one value a response."""
         import torch
 
-        away = self.beta * (ratings.responses.log_ratio - drift(ratings))
+        reward = self.beta * (ratings.responses.log_ratio - drift(ratings))
         good, bad = self.good_weight or 1.0, self.bad_weight or 1.0
-        return torch.where(ratings.good, good * (-away).sigmoid(), bad * away.sigmoid())
+        return torch.where(ratings.good, good * (-reward).sigmoid(), bad * reward.sigmoid())
 
     def with_data_defaults(self, good: float, bad: float) -> KTO:
         """Both weights given, so that one class as a whole weighs what the other does if none was."""
@@ -72,24 +72,22 @@ def drift(ratings: Ratings) -> Tensor:
     """
     if ratings.mismatched is None:
         raise ValueError("KTO needs mismatched responses to estimate the drift and was given none")
-    ratio = ratings.mismatched.log_ratio.detach()
-    return ratio.sum().clamp(min=0) / max(1, len(ratio))
+    log_ratio = ratings.mismatched.log_ratio.detach()
+    return log_ratio.sum().clamp(min=0) / max(1, len(log_ratio))
 
 
 class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
     """Anchored at the reference: raises good responses, lowers bad ones, each on its own."""
 
+    written = "APO-zero"
     paper = "2408.06266, plus 1 a response so that it is never negative"
     formula = r"2\sigma(-\beta u) \text{ good}, \quad 2\sigma(\beta u) \text{ bad}"
     optimum = "none that is finite: the sign of the majority, as for KTO"
     when = "Good responses are better than what the policy gives now; pairs or thumbs alike."
     fails = "It sees no pair, so whatever makes all responses to one prompt good or bad is learned as well."
+    states = "apo_zero: 1 is added, which changes no gradient"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "apo_zero: 1 is added, which changes no gradient"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
@@ -100,7 +98,7 @@ class APOZero(RatingFormula, frozen=True, tag="apo_zero"):
 class BCO(RatingFormula, frozen=True, tag="bco"):
     """Binary classifier: good against bad by the reward alone, around the middle of the two."""
 
-    whole_step = True
+    needs_full_step = True
     paper = "2404.04656; its shift is the step's own, where the paper keeps a running mean"
     formula = (
         r"-2\log\sigma(\beta u - \delta) \text{ good}, \quad -2\log\sigma(\delta - \beta u) \text{ bad}, "
@@ -109,12 +107,9 @@ class BCO(RatingFormula, frozen=True, tag="bco"):
     optimum = "beta u - delta = log-odds that a judge calls the response good"
     when = "Thumbs up and down, or pairs whose chosen responses must not lose probability."
     fails = "It sees no pair, so differences between prompts in how often they are called good are learned as well."
+    states = "bco: delta is the step's own, halfway between the mean rewards of good and bad; no running mean"
 
     beta: Beta = 0.1
-
-    @property
-    def variant(self) -> str:
-        return "bco: delta is the step's own, halfway between the mean rewards of good and bad; no running mean"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; twice, because a pair's two ratings have half of its weight each."""
@@ -125,8 +120,9 @@ class BCO(RatingFormula, frozen=True, tag="bco"):
 def middle(reward: Tensor, ratings: Ratings) -> Tensor:
     """delta: halfway between the mean reward of good and of bad responses, without gradient; a scalar (BCO)."""
     reward = reward.detach()
-    sides = [(reward, ratings.weight * side) for side in (ratings.good, ~ratings.good) if bool(side.any())]
-    return sum((weighted_mean(*side) for side in sides), reward.new_zeros(())) / max(1, len(sides))
+    classes = [ratings.weight * members for members in (ratings.good, ~ratings.good) if bool(members.any())]
+    means = (weighted_mean(reward, weight) for weight in classes)
+    return sum(means, reward.new_zeros(())) / max(1, len(classes))
 
 
 def _signed(reward: Tensor, ratings: Ratings) -> Tensor:
@@ -138,24 +134,20 @@ def _signed(reward: Tensor, ratings: Ratings) -> Tensor:
 class QRPO(RatingFormula, frozen=True, tag="qrpo"):
     """Quantile reward: the log-ratio is regressed on the score's quantile, for which the constant is known."""
 
-    labels = False
-    needs = frozenset({"score", "quantile"})
+    reads = frozenset({"reference", "score", "quantile"})
     paper = "2507.08068, with the exact log Z"
     formula = r"(s - \beta\log Z - \beta u)^2, \quad \log Z = \log\beta + 1/\beta + \log(1 - e^{-1/\beta})"
     optimum = "reference times exp(quantile / beta), where the value is 0"
     when = "Single responses, each scored by its quantile among the reference's own responses to that prompt."
     fails = "Scores have to be such quantiles, uniform on 0 to 1 under the reference; raw scores spoil the constant."
+    states = "qrpo: log Z = {0.log_z:.4g}, exact for scores that are quantiles"
 
     beta: Quantile = 0.1
-
-    @property
-    def variant(self) -> str:
-        return f"qrpo: log Z = {self.log_z:.4g}, exact for scores that are quantiles"
 
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response; `score` is its quantile, from 0 to 1."""
         responses = ratings.responses
-        return square(given(responses) - self.beta * self.log_z, self.beta * responses.log_ratio)
+        return square(scores_of(responses) - self.beta * self.log_z, self.beta * responses.log_ratio)
 
     @property
     def log_z(self) -> float:
@@ -166,22 +158,18 @@ class QRPO(RatingFormula, frozen=True, tag="qrpo"):
 class DRO(RatingFormula, frozen=True, tag="dro"):
     """Direct reward optimization: the log-ratio is regressed on the score above its mean."""
 
-    whole_step = True
-    labels = False
-    needs = frozenset({"score"})
+    reads = frozenset({"reference", "score"})
+    needs_full_step = True
     paper = "2405.19107, with one value V for the step in closed form instead of a second network"
     formula = r"\frac{1}{2}(s - V - \beta u)^2, \quad V = \overline{s - \beta u}"
     optimum = "reference times exp(score / beta), where V = beta log Z and the value is 0"
     when = "Single responses with scores that are comparable between prompts, for example centred on each."
     fails = "V is one number: prompts whose scores are high throughout are learned as good responses."
+    states = "dro: one V for the whole step, in closed form"
 
     beta: Annotated[float, Meta(gt=0, description="Strength of the anchor, in units of the score.")] = 1.0
 
-    @property
-    def variant(self) -> str:
-        return "dro: one V for the whole step, in closed form"
-
     def __call__(self, ratings: Ratings) -> Tensor:
         """(responses,) one value a response. The gradient is V's too, because V minimizes what it stands in."""
-        above = given(ratings.responses) - self.beta * ratings.responses.log_ratio
-        return 0.5 * square(above, weighted_mean(above.detach(), ratings.weight))
+        residual = scores_of(ratings.responses) - self.beta * ratings.responses.log_ratio
+        return 0.5 * square(residual, weighted_mean(residual.detach(), ratings.weight))

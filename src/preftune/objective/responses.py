@@ -7,7 +7,7 @@ K responses shown as all its pairs gives each pair 1 / C(K, 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,11 @@ class Responses:
     logp: log-probability of each response summed over its tokens, each times its weight where tokens have weights, in
         nats; the one field with a gradient.
     tokens: how many tokens that sum has.
-    reference: the same log-probability under the reference, or None where there is none. Read `ref_logp`.
+    reference: that log-probability under the reference, or None where there is none. Formulas read `ref_logp`.
     score: an explicit score of each response where the rows give one, else None.
     sharpness: mean over tokens of log pi(y_t) - log sum_v pi_v^2 under the policy, in nats a token, without gradient;
-        None unless the objective asks for it (WPO, arXiv 2406.11827).
-    weighed: the sum of the tokens' weights, which is what a mean over tokens divides by; None where each counts 1.
+        None unless the objective reads it (WPO, arXiv 2406.11827).
+    weight_sum: the sum of the tokens' weights, by which a mean over tokens divides; None where each token counts 1.
     """
 
     logp: Tensor
@@ -60,31 +60,21 @@ class Responses:
 
     @property
     def counted(self) -> Tensor:
-        """What a mean over tokens divides by: the weights of what is summed, so their number where each counts 1."""
+        """By what a mean over tokens divides: the sum of the tokens' weights, which is their number where each is 1."""
         return self.tokens if self.weight_sum is None else self.weight_sum
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Responses:
-        """The same with every field that is there replaced by a function of it."""
-        held = (getattr(self, field.name) for field in fields(self))
-        return Responses(*(None if value is None else change(value) for value in held))  # type: ignore[arg-type]
+        """These responses with every field that is present replaced by a function of it."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Responses(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
 
     def __getitem__(self, index: Tensor) -> Responses:
         """The responses at `index` (any shape), in that order."""
         return self.each(lambda field: field[index])
 
     def in_double(self) -> Responses:
-        """The same on the host in fp64, without gradient."""
+        """These responses on the host in fp64, without gradient."""
         return self.each(lambda field: field.detach().double().cpu())
-
-
-def joined(scores: Sequence[Responses]) -> Responses:
-    """The responses of several, one after the other; a field that one of them lacks is no field of all."""
-    import torch
-
-    if len(scores) == 1:
-        return scores[0]
-    columns = ([getattr(one, field.name) for one in scores] for field in fields(Responses))
-    return Responses(*(torch.cat(column) if all(f is not None for f in column) else None for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +82,8 @@ class Pairs:
     """Chosen against rejected. Fields of `chosen` and `rejected`, `weight` and `preferred` are (pairs,).
 
     preferred: probability that chosen is truly the better one (1.0 unless the rows carry votes).
-    usual: running mean, over the steps before this one, of the number that the objective follows; None before the
-    first step, and for objectives that follow none (see `Formula.momentum`).
+    ema: running mean of the objective's `ema_input` over the steps before this one; None before the first step, and for
+    objectives without one (see `EmaFormula`).
     """
 
     chosen: Responses
@@ -107,18 +97,13 @@ class Pairs:
         """h_theta: chosen log-ratio minus rejected log-ratio (DPO, arXiv 2305.18290, eq. 7), in nats."""
         return self.chosen.log_ratio - self.rejected.log_ratio
 
-    @property
-    def demos(self) -> Demos:
-        """The chosen responses as demonstrations."""
-        return Demos(self.chosen, self.weight)
-
 
 @dataclass(frozen=True, slots=True)
 class Ratings:
     """Responses called good or bad. `good` (bool) and `weight` are (responses,).
 
-    mismatched: the same number of responses under prompts that they do not belong to, from which KTO
-    estimates the drift; None unless the objective asks for them.
+    mismatched: responses under prompts that they do not belong to, from which KTO estimates the drift; None unless the
+    objective reads them.
     """
 
     responses: Responses

@@ -1,22 +1,18 @@
-"""Weighted sums of objectives. Whoever takes an objective apart does it with `parts`."""
+"""Weighted sums of objectives. `parts` takes any objective apart; the loss adds the parts up (forward/loss.py)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, cast
 
 from msgspec import Meta
 from msgspec.structs import replace
 
-import preftune.objective as objectives  # the list of them, which is whole by the time that a configuration is read
-from preftune.objective.base import ObjectiveTable, PairFormula, RankingFormula, RatingFormula
-from preftune.objective.responses import Pairs, Rankings, Ratings, joined
-
-if TYPE_CHECKING:
-    from torch import Tensor
+import preftune.objective as objectives  # the list is complete by the time that a configuration is read
+from preftune.objective.base import Formula, ObjectiveTable
 
 
 class Sum(ObjectiveTable, frozen=True, tag="sum"):
-    """A weighted sum of objectives, computed from the same scores."""
+    """A weighted sum of objectives, computed from the same log-probabilities."""
 
     paper = "2404.19733 (DPO and imitation), 2411.10442 (three parts)"
     formula = r"\sum_k w_k l_k"
@@ -46,43 +42,9 @@ class Sum(ObjectiveTable, frozen=True, tag="sum"):
     def with_data_defaults(self, good: float, bad: float) -> Sum:
         return replace(self, parts=tuple(part.with_data_defaults(good, bad) for part in self.parts))
 
-    def __call__(self, pairs: Pairs) -> Tensor:
-        """(pairs,) the weighted sum a pair; parts of another kind see each pair as their own kind of example."""
-        return sum((weight * value_of_pairs(part, pairs) for weight, part in parts(self)), pairs.weight.new_zeros(()))
 
-
-def parts(objective: objectives.Objective) -> list[tuple[float, objectives.Single]]:
+def parts(objective: ObjectiveTable) -> list[tuple[float, Formula]]:
     """The objectives that are summed, each with its factor; a single objective has factor 1."""
     if not isinstance(objective, Sum):
-        return [(1.0, objective)]
+        return [(1.0, cast(Formula, objective))]
     return list(zip(objective.weights or (1.0,) * len(objective.parts), objective.parts, strict=True))
-
-
-def value_of_pairs(part: objectives.Single, pairs: Pairs) -> Tensor:
-    """(pairs,) what an objective of any kind says of pairs: as demos, two ratings of half the weight, or a ranking."""
-    if isinstance(part, PairFormula):
-        return part(pairs)
-    if isinstance(part, RankingFormula):
-        return part(as_rankings(pairs))
-    if isinstance(part, RatingFormula):
-        return part(as_ratings(pairs)).view(2, -1).mean(0)
-    return part(pairs.demos)
-
-
-def as_ratings(pairs: Pairs) -> Ratings:
-    """All chosen responses as good ones, then all rejected as bad, each with half of its pair's weight."""
-    import torch
-
-    good = torch.arange(2 * len(pairs.weight), device=pairs.weight.device) < len(pairs.weight)
-    return Ratings(joined((pairs.chosen, pairs.rejected)), good, pairs.weight.repeat(2) / 2)
-
-
-def as_rankings(pairs: Pairs) -> Rankings:
-    """Each pair as a ranking of two, its responses side by side."""
-    import torch
-
-    count = len(pairs.weight)
-    interleaved = torch.arange(2 * count, device=pairs.weight.device).view(2, count).t().reshape(-1)
-    group = torch.arange(count, device=pairs.weight.device).repeat_interleave(2)
-    rank = torch.tensor([1, 2], device=pairs.weight.device).repeat(count)
-    return Rankings(joined((pairs.chosen, pairs.rejected))[interleaved], group, rank, pairs.weight)

@@ -1,164 +1,149 @@
-"""Rows and objective made for each other: what does not fit is refused, and what is open is filled in and said."""
+"""Check that the rows suit the objective, and resolve defaults that depend on the rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import compress
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.forward.examples import class_weights, is_useful, row_kinds
-from preftune.objective import Single, parts
-from preftune.objective.base import RatingFormula
-from preftune.run.prepare_rows import Prepared
+from preftune.objective import BY_NAME, Formula, parts
+from preftune.run.dataset import Dataset
 from preftune.tokens.aggregate import apply_aggregate
 from preftune.tokens.groups import TokenGroup
 
 Notes = dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
+UNUSABLE = {"rating.bad": "bad responses, which nothing here learns from", "votes.even": "rows with even votes"}
 
 
-class Fitted(NamedTuple):
-    """run: with the objective's open constants filled in; prepared: with what tokens count; notes: what to say."""
+class MatchedRows(NamedTuple):
+    """run: with the objective's open constants filled in; dataset: with token weights; notes: what to report."""
 
     run: Run
-    prepared: Prepared
+    dataset: Dataset
     notes: Notes
 
 
-def fit(run: Run, prepared: Prepared, *, whole: bool = False) -> Fitted:
-    """whole: keep rows of which the objective makes nothing. Raises UserError where a row is of no use for the
-    objective, or a key would have no effect on these rows."""
-    groups = [*prepared.train, *prepared.evaluate]
+def match_rows(run: Run, dataset: Dataset, *, full_batch: bool = False) -> MatchedRows:
+    """Match the rows with the objective. full_batch: keep rows that the objective cannot use.
+
+    Raises UserError where a row does not suit the objective, or a key would have no effect on these rows.
+    """
     notes: Notes = {}
-    _effective(run, groups)
-    _shares(run, groups, notes)
-    prepared = prepared if whole else _without_idle(run, prepared, notes)
-    groups = [*prepared.train, *prepared.evaluate]
-    run = replace(run, objective=run.objective.with_data_defaults(*class_weights(prepared.train)))
+    groups = [*dataset.train, *dataset.held_out]
+    objectives = [part for _, part in parts(run.objective)]
+    _refuse_keys_without_effect(run, objectives, groups)
+    _refuse_rows_that_do_not_suit(objectives, groups, notes)
+    if not full_batch:
+        dataset = _without_unusable(objectives, dataset, notes)
+        groups = [*dataset.train, *dataset.held_out]
+    run = replace(run, objective=run.objective.with_data_defaults(*class_weights(dataset.train)))
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
-    said = sum(group.token_weights is not None for group in groups)
-    if said:
-        notes["token_weights"] = (f"{said} of {len(groups)} rows give token weights", {"rows": said})
-    voted = sum(group.preferred != 1 for group in prepared.train)
-    if voted and not any(part.votes for _, part in parts(run.objective)):
+    if weighted := sum(group.column("weight") is not None for group in groups):
+        notes["token_weights"] = (f"{weighted} of {len(groups)} rows give token weights", {"rows": weighted})
+    voted = sum(group.preferred != 1 for group in dataset.train)
+    if voted and not any("votes" in part.reads for part in objectives):
         notes["votes"] = (f"{voted} rows carry votes, which this objective does not read", {"rows": voted})
-    for _, part in parts(run.objective):
-        mine = [group for group in groups if group.kind in row_kinds(part)]
-        bare = sum(group.scores is None for group in mine)
-        if part.scores and 0 < bare < len(mine):  # packs must not decide what is read
-            groups = [replace(group, scores=None) for group in groups]
-            text = f"{bare} of {len(mine)} rows have no scores, so those of the others are not read and ranks decide"
-            notes["scores"] = (text, {"rows": bare})
-    groups = apply_aggregate(groups, run.aggregate)
-    count = len(prepared.train)
-    return Fitted(run, replace(prepared, train=groups[:count], evaluate=groups[count:]), notes)
+    groups = apply_aggregate(_with_scores_for_all_or_none(objectives, groups, notes), run.aggregate)
+    count = len(dataset.train)
+    return MatchedRows(run, replace(dataset, train=groups[:count], held_out=groups[count:]), notes)
 
 
-def _effective(run: Run, groups: Sequence[TokenGroup]) -> None:
-    """Raise UserError where a key would change nothing on these rows."""
+def _refuse_keys_without_effect(run: Run, objectives: Sequence[Formula], groups: Sequence[TokenGroup]) -> None:
     if run.aggregate.compares and all(len(group.responses) == 1 for group in groups):
         raise UserError("these rows have one response each, so the key has no effect.", location="aggregate",
                         hint="It needs pairs or rankings; remove it.")  # fmt: skip
-    paired = any(part.kind == "pairs" for _, part in parts(run.objective))
+    paired = any(part.kind == "pairs" for part in objectives)
     if run.data.rankings != "all" and not (paired and any(group.kind == "ranking" for group in groups)):
         why = "there is no ranking" if paired else "this objective takes no pairs from rankings"
         raise UserError(f"{why}, so the key has no effect.", location="data.rankings", hint="Remove it.")
 
 
-def _shares(run: Run, groups: Sequence[TokenGroup], notes: Notes) -> None:
-    """Every row serves some part of the objective and every part has rows, or UserError; notes parts that see few."""
-    every = [part for _, part in parts(run.objective)]
-    wrong = next((g for g in groups if not any(g.kind in row_kinds(part) for part in every)), None)
-    if wrong is not None:
-        needed = " or ".join(dict.fromkeys(kind for part in every for kind in row_kinds(part)))
+def _refuse_rows_that_do_not_suit(objectives: Sequence[Formula], groups: Sequence[TokenGroup], notes: Notes) -> None:
+    """Raise UserError unless every part of the objective can use some rows and every row suits some part; note the
+    parts that use only some rows."""
+    rows_of = [(part, [group for group in groups if group.kind in row_kinds(part)]) for part in objectives]
+    kinds = list(dict.fromkeys(kind for part in objectives for kind in row_kinds(part)))
+    if row := next((group for group in groups if group.kind not in kinds), None):
+        suited = [name for name, table in BY_NAME.items() if row.kind in row_kinds(table())]
         raise UserError(
-            f"this row is a {wrong.kind}, and the objective {' + '.join(map(name_of, every))} needs a {needed}.",
-            location=str(wrong.place),
-            hint=f"Objectives for it: {', '.join(for_kind(wrong.kind))}.",
+            f"this row is a {row.kind}, and the objective {' + '.join(part.name for part in objectives)} needs a "
+            f"{' or '.join(kinds)}.",
+            location=str(row.place),
+            hint=f"Objectives for it: {', '.join(suited)}.",
         )
-    seen = []
-    for part in every:
-        mine = [group for group in groups if group.kind in row_kinds(part)]
-        if not mine:
-            raise UserError(f"no row serves {name_of(part)}, which needs a {' or '.join(row_kinds(part))}.",
+    for part, rows in rows_of:
+        if not rows:
+            raise UserError(f"no row serves {part.name}, which needs a {' or '.join(row_kinds(part))}.",
                             location="objective.parts", hint="Remove it, or add such rows.")  # fmt: skip
-        _refuse(part, mine)
-        if len(mine) < len(groups):
-            seen.append(f"{name_of(part)} {len(mine)}")
-    if seen:
-        notes["parts"] = (f"of {len(groups)} rows, parts of the objective see only some: {', '.join(seen)}", {})
+        _refuse_missing_facts(part, rows)
+    if some := [f"{part.name} {len(rows)}" for part, rows in rows_of if len(rows) < len(groups)]:
+        notes["parts"] = (f"of {len(groups)} rows, parts of the objective see only some: {', '.join(some)}", {})
 
 
-def _without_idle(run: Run, prepared: Prepared, notes: Notes) -> Prepared:
-    """The rows without those of which the objective makes nothing, which would only thin out the steps; says how many.
+def _refuse_missing_facts(part: Formula, rows: Sequence[TokenGroup]) -> None:
+    """Raise UserError where a row of the right kind lacks what an objective reads."""
+
+    def first(lacks: Callable[[TokenGroup], bool]) -> str:
+        return next((str(row.place) for row in rows if lacks(row)), "")
+
+    if "label" in part.reads and (place := first(lambda row: row.good is None)):
+        raise UserError(f"this row has a score and no label, and the objective {part.name} asks whether it is good.",
+                        location=place, hint='Give it a "label", or use qrpo or dro.')  # fmt: skip
+    if "score" in part.reads and not part.falls_back_on_labels and (place := first(lambda row: row.scores is None)):
+        raise UserError(f"the objective {part.name} needs a score of each response.", location=place)
+    if "quantile" in part.reads and (place := first(lambda row: not all(0 <= s <= 1 for s in row.scores or ()))):
+        raise UserError(f"{part.name} reads quantiles, and a score here is outside of 0 to 1.", location=place,
+                        hint="Give each score's rank among the reference's own responses, or use dro.")  # fmt: skip
+
+
+def _with_scores_for_all_or_none(
+    objectives: Sequence[Formula], groups: list[TokenGroup], notes: Notes
+) -> list[TokenGroup]:
+    """The rows; without scores where an objective falls back on labels and only some rows have scores, because whether
+    it falls back must not depend on the pack."""
+    for part in objectives:
+        rows = [group for group in groups if group.kind in row_kinds(part)]
+        missing = sum(group.scores is None for group in rows)
+        if part.falls_back_on_labels and 0 < missing < len(rows):
+            groups = [replace(group, scores=None) for group in groups]
+            text = f"{missing} of {len(rows)} rows have no scores, so those of the others are not read and ranks decide"
+            notes["scores"] = (text, {"rows": missing})
+    return groups
+
+
+def _without_unusable(objectives: Sequence[Formula], dataset: Dataset, notes: Notes) -> Prepared:
+    """The rows without those that no part of the objective can use, which would only thin out the steps.
 
     Raises UserError where none is left.
     """
-    every = [part for _, part in parts(run.objective)]
-
-    def split(groups: list[TokenGroup]) -> tuple[list[TokenGroup], list[TokenGroup]]:
-        useful = [any(g.kind in row_kinds(part) and is_useful(g, part) for part in every) for g in groups]
-        return [*compress(groups, useful)], [*compress(groups, (not one for one in useful))]
-
-    found, account, idle = {}, dict(prepared.account), []
-    for part in ("train", "evaluate"):
-        found[part], out = split(getattr(prepared, part))
-        idle += out
-        if out and (told := account.get(part)):
-            reasons = Counter(_idle(g) for g in out)
-            account[part] = {**told, "kept": len(found[part]), "skipped": {**told["skipped"], **reasons}}
-        if out and not found[part]:
-            what = "train on" if part == "train" else "measure on"
-            raise UserError(f"no row is left to {what}: there are {_counted(out)}.", location="objective",
+    split, counts, dropped = {}, {}, []
+    for name, part, verb in (("train", "train", "train"), ("held_out", "evaluate", "measure")):
+        rows = getattr(dataset, name)
+        useful = [any(g.kind in row_kinds(part) and is_useful(g, part) for part in objectives) for g in rows]
+        split[name] = [row for row, keep in zip(rows, useful, strict=True) if keep]
+        unusable = [row for row, keep in zip(rows, useful, strict=True) if not keep]
+        dropped += unusable
+        if unusable and not split[name]:
+            raise UserError(f"no row is left to {verb} on: there are {_counted(unusable)}.", location="objective",
                             hint="Use another objective, or add other rows.")  # fmt: skip
-    if idle:
-        notes["idle"] = (f"left out, because this objective makes nothing of them: {_counted(idle)}",
-                         {"rows": len(idle)})  # fmt: skip
-    return replace(prepared, **found, account=account)
+        if unusable and (before := getattr(dataset.account, part)):
+            skipped = {**before.skipped, **Counter(map(_why_unusable, unusable))}
+            counts[part] = replace(before, kept=len(split[name]), skipped=skipped)
+    if dropped:
+        notes["idle"] = (f"left out, because the objective cannot use them: {_counted(dropped)}",
+                         {"rows": len(dropped)})  # fmt: skip
+    return replace(dataset, **split, account=replace(dataset.account, **counts))
 
 
-IDLE = {"rating.bad": "bad responses, which nothing here learns from", "votes.even": "rows with even votes"}
-
-
-def _idle(group: TokenGroup) -> str:
-    """Why an objective makes nothing of this row, a key of IDLE."""
+def _why_unusable(group: TokenGroup) -> str:
     return "rating.bad" if group.good is False else "votes.even"
 
 
 def _counted(groups: Sequence[TokenGroup]) -> str:
-    return " and ".join(f"{count} {IDLE[why]}" for why, count in sorted(Counter(map(_idle, groups)).items()))
-
-
-def _refuse(part: Single, groups: Sequence[TokenGroup]) -> None:
-    """Raise UserError where a row of the right kind lacks what an objective reads."""
-    name = name_of(part)
-    if isinstance(part, RatingFormula) and part.labels and (mute := next((g for g in groups if g.good is None), None)):
-        raise UserError(f"this row has a score and no label, and the objective {name} asks whether it is good.",
-                        location=str(mute.place), hint='Give it a "label", or use qrpo or dro.')  # fmt: skip
-    if "score" not in part.needs:
-        return
-    bare = next((g for g in groups if g.scores is None), None)
-    if bare is not None:
-        raise UserError(f"the objective {name} needs a score of each response.", location=str(bare.place))
-    if "quantile" in part.needs:
-        odd = next((g for g in groups if not all(0 <= score <= 1 for score in g.scores or ())), None)
-        if odd is not None:
-            hint = "Give each score's rank among the reference's own responses, or use dro."
-            raise UserError(f"{name} reads quantiles, and a score here is outside of 0 to 1.", location=str(odd.place),
-                            hint=hint)  # fmt: skip
-
-
-def name_of(part: Single) -> str:
-    """The name that a file has for it."""
-    return str(msgspec.to_builtins(part)["name"])
-
-
-def for_kind(kind: str) -> list[str]:
-    """Names of the objectives that a row of this kind serves."""
-    return [name_of(one()) for one in get_args(Single) if kind in row_kinds(one())]
+    return " and ".join(f"{n} {UNUSABLE[why]}" for why, n in sorted(Counter(map(_why_unusable, groups)).items()))

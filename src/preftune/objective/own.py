@@ -1,0 +1,121 @@
+"""Any callable that says what it reads, as an objective. Held by tests/objective/test_own.py."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, get_args
+
+from preftune.errors import UserError, nearest
+from preftune.objective.base import READS, Formula, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ONLY: dict[str, tuple[Kind, ...]] = {  # what not every kind of example has
+    "votes": ("pairs",),
+    "label": ("ratings", "rankings"),
+    "mismatched": ("ratings",),
+}
+
+
+class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
+    """An objective from outside of this package.
+
+    function: it is called with the examples; source: SHA-256 of its source text and of the numbers and strings that it
+    holds. A record keeps `recorded()`.
+    """
+
+    function: Callable[[Any], Tensor]
+    written: str  # type: ignore[override]
+    source: str
+    kind: Kind  # type: ignore[override]
+    reads: frozenset[str]  # type: ignore[override]
+    needs_full_step: bool = False  # type: ignore[override]
+    length_normalized: bool = False  # type: ignore[override]
+    anchor_keys = ()
+
+    @property
+    def name(self) -> str:
+        return self.written
+
+    @property
+    def variant(self) -> str:
+        return f"{self.name}: an objective from outside of preftune, source {self.source[:12]}"
+
+    def recorded(self) -> dict[str, str]:
+        """What a record says in place of the keys of a built-in objective."""
+        return {"name": self.name, "source": self.source}
+
+    def __call__(self, examples: Any) -> Tensor:
+        """(examples,) one value an example. Raises UserError where the function returns another shape."""
+        values = self.function(examples)
+        if values.shape != examples.weight.shape:
+            message = f"{self.name} returned the shape {tuple(values.shape)} for {len(examples.weight)} examples."
+            raise UserError(message, location="objective", hint="Return one value for each, without a mean or sum.")
+        return values
+
+
+def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
+    """Make an objective of a function or callable object that has the attribute `reads`, names out of READS.
+
+    It is called with Pairs, or with the table that its attribute `kind` names, and returns one value an example.
+    `needs_full_step = True` says that a value depends on the other examples of the step. Pairs that have votes count
+    with their expected value; only where the full step is needed, the function has to use the votes itself.
+    Raises UserError where these attributes are missing or unknown.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def refuse(message: str, hint: str) -> UserError:
+        return UserError(f"{name} {message}", location="objective", hint=hint)
+
+    if isinstance(function, type) or not callable(function):
+        raise refuse("is no function or callable object.", f"Did you mean {name}()?" if callable(function) else "")
+    known = [read for read in READS if read != "ema"]
+    reads = getattr(function, "reads", None)
+    if not isinstance(reads, Collection) or isinstance(reads, str):
+        hint = f'Give it an attribute such as reads = {{"reference"}}; the names are {", ".join(known)}.'
+        raise refuse("does not say what it reads.", hint)
+    kind = getattr(function, "kind", "pairs")
+    if kind not in KINDS:
+        raise refuse(f'has the kind "{kind}", which is unknown.', nearest(str(kind), KINDS) or f"One of {KINDS}.")
+    for read in map(str, reads):
+        if read not in known:
+            raise refuse(f'reads "{read}", which is unknown.', nearest(read, known) or f"Known: {', '.join(known)}.")
+        if kind not in ONLY.get(read, KINDS):
+            raise refuse(f'reads "{read}", which {kind} do not have.', f"Only {' and '.join(ONLY[read])} have it.")
+    return OwnObjective(
+        function=function,
+        written=name,
+        source=_source_digest(function, name),
+        kind=kind,
+        reads=frozenset(reads) | ({"score"} if "quantile" in reads else frozenset()),
+        needs_full_step=bool(getattr(function, "needs_full_step", False)) or "mismatched" in reads,
+        length_normalized=bool(getattr(function, "length_normalized", False)),
+    )
+
+
+def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
+    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held."""
+    slots = (*getattr(function, "__struct_fields__", ()), *getattr(function, "__slots__", ()))
+    state = {slot: getattr(function, slot, None) for slot in slots} | getattr(function, "__dict__", {})
+    if isinstance(function, functools.partial):
+        state |= function.keywords | {str(position): value for position, value in enumerate(function.args)}
+        function = function.func
+    if inspect.isfunction(function):
+        state |= inspect.getclosurevars(function).nonlocals
+    constants = {key: value for key, value in state.items() if isinstance(value, bool | int | float | str)}
+    source: Any = function if inspect.isroutine(function) else type(function)
+    try:
+        text = inspect.getsource(source).encode()
+    except (OSError, TypeError):
+        code = getattr(source if inspect.isroutine(source) else source.__call__, "__code__", None)
+        if code is None:
+            hint = "Wrap it in a function of your own."
+            raise UserError(f"{name} has no source to record.", location="objective", hint=hint) from None
+        text = code.co_code + repr([const for const in code.co_consts if not inspect.iscode(const)]).encode()
+    return hashlib.sha256(text + json.dumps(constants, sort_keys=True).encode()).hexdigest()
