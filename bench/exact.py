@@ -18,8 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from preftune.config.load import load
+from preftune.rows.split import read_rows
 from preftune.run.dataset import longest
-from preftune.run.prepare_rows import prepare, read_rows
+from preftune.run.prepare_rows import prepare
 from preftune.run.score import score
 from preftune.tokens.tokenizer import load_tokenizer
 

@@ -22,7 +22,7 @@ LEFT_TO_RIGHT = [*GROUND, *FOLDERS]
 BANNED = re.compile(
     r"\b(logps|logprobs?|log_probs|logratios?|ref_model|completions?|micro_?batch\w*|loss_type|winner|loser|lens)\b"
 )
-THEIRS = {"fields.py", "dialects.py"}  # where other people's key names are read
+THEIRS = {"formats.py"}  # where other people's key names are read
 
 
 def name(path: Path) -> str:

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import group, tiny
-from msgspec.structs import replace
 from objective.cases import CASES
 
 from preftune import objective as o
@@ -104,7 +103,7 @@ def with_weights(made: list) -> list:
         tuple(rng.integers(0, 3, len(r)).astype(np.float32) + (np.arange(len(r)) == 0) for r in g.responses)
         for g in made
     ]
-    return [replace(g, token_weights=w) if n % 4 else g for n, (g, w) in enumerate(zip(made, given, strict=True))]
+    return [g.with_column("weight", w) if n % 4 else g for n, (g, w) in enumerate(zip(made, given, strict=True))]
 
 
 def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
@@ -124,7 +123,7 @@ def test_weights_that_rows_give_are_by_hand(models: tuple) -> None:
             batch = collate([g])
             own, theirs = policy.token_logp(batch).detach(), reference.token_logp(batch)
             for k, response in enumerate(g.responses):
-                weights = torch.from_numpy(g.token_weights[k]) if g.token_weights else torch.ones(len(response))
+                weights = torch.from_numpy(g.column("weight")[k]) if g.column("weight") else torch.ones(len(response))
                 first = 0 if k == 0 else len(g.responses[0])
                 logp = sum(float(w) * float(own[first + t]) for t, w in enumerate(weights))
                 ref_logp = sum(float(w) * float(theirs[first + t]) for t, w in enumerate(weights))
@@ -142,7 +141,7 @@ def test_weights_that_rows_give_split_as_they_may(models: tuple, objective: o.Ob
     whole = gradient(policy, anchor, judge, [made])
     assert torch.allclose(whole, gradient(policy, anchor, judge, [made[:2], made[2:3], made[3:]]), atol=1e-12)
     assert not torch.allclose(whole, gradient(policy, anchor, judge, [plain]))
-    ones = [replace(g, token_weights=tuple(np.ones(len(r), np.float32) for r in g.responses)) for g in plain]
+    ones = [g.with_column("weight", tuple(np.ones(len(r), np.float32) for r in g.responses)) for g in plain]
     assert torch.equal(gradient(policy, anchor, judge, [ones]), gradient(policy, anchor, judge, [plain]))
 
 

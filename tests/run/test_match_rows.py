@@ -9,6 +9,7 @@ from preftune import objective as o
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.model.config import Model
+from preftune.rows.account import Account, Counts
 from preftune.run.match_rows import Fitted, fit
 from preftune.run.prepare_rows import Prepared
 from preftune.tokens.groups import TokenGroup
@@ -18,7 +19,7 @@ PLAIN, EVEN, CLOSE = (group([1], [5], [6], preferred=p) for p in (1.0, 0.5, 0.75
 
 
 def fitted(objective: o.Objective, train: list[TokenGroup], evaluate: list[TokenGroup] | None = None) -> Fitted:
-    return fit(Run(model=Model(path="m"), objective=objective), Prepared(train, evaluate or [], {}, {}))
+    return fit(Run(model=Model(path="m"), objective=objective), Prepared(train, evaluate or [], Account(), {}))
 
 
 @pytest.mark.parametrize(
@@ -48,10 +49,10 @@ def test_nothing_but_idle_rows_is_refused(objective: o.Objective, row: TokenGrou
 
 def test_the_account_and_what_is_settled_are_of_the_rows_that_stay() -> None:
     rows = [GOOD, GOOD, GOOD, BAD, EVEN, EVEN]
-    told = {"train": {"kept": 6, "skipped": {"too_long": 2}}, "evaluate": None}
+    told = Account(train=Counts(kept=6, skipped={"too_long": 2}))
     run = Run(model=Model(path="m"), objective=o.KTO())
     found = fit(run, Prepared(rows, [], told, {}))
-    assert found.prepared.account["train"] == {"kept": 4, "skipped": {"too_long": 2, "votes.even": 2}}
+    assert found.prepared.account.train == Counts(kept=4, skipped={"too_long": 2, "votes.even": 2})
     assert isinstance(found.run.objective, o.KTO)
     assert found.run.objective == o.KTO().with_data_defaults(3.0, 1.0)
     assert len(fit(run, Prepared(rows, [], told, {}), whole=True).prepared.train) == 6

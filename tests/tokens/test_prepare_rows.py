@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
 from preftune.rows.config import Data
-from preftune.run.prepare_rows import prepare, read_rows
+from preftune.rows.split import read_rows
+from preftune.run.prepare_rows import prepare
 
 
 def write(path: Path, rows: list[tuple[str, str, str]]) -> str:

@@ -42,5 +42,6 @@ def _digest(groups: Sequence[TokenGroup]) -> np.ndarray:
     for group in groups:
         for at, response in enumerate(group.responses):
             told.update(key_of(group.prompt, response))
-            told.update(b"" if group.token_weights is None else group.token_weights[at].tobytes())
+            weights = group.column("weight")
+            told.update(b"" if weights is None else weights[at].tobytes())
     return np.frombuffer(told.digest(), np.uint8)

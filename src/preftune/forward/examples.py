@@ -173,8 +173,8 @@ def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
     found = []
     for place, (key, group, _) in enumerate(keyed):
         other, owner, at = keyed[(place + step) % len(keyed)]
-        response, weights = owner.responses[at], owner.token_weights and owner.token_weights[at : at + 1]
+        response, weights = owner.responses[at], owner.column("weight")
         if other != key and len(group.prompt) + len(response) <= longest:
             found.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
-                                    token_weights=weights))  # fmt: skip
+                                    columns={"weight": weights[at : at + 1]} if weights else {}))  # fmt: skip
     return found

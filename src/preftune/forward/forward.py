@@ -41,7 +41,7 @@ def gathered(engine: Models, groups: Sequence[TokenGroup], step: Step, done: Seq
     names = ["logp", "tokens"]
     names += [] if isinstance(engine.reference, NoReference) else ["reference"]
     names += ["sharpness"] if "sharpness" in engine.judge.needs else []
-    names += ["weight_sum"] if any(groups[i].token_weights is not None for i in step.order) else []
+    names += ["weight_sum"] if any(groups[i].column("weight") is not None for i in step.order) else []
     count = sum(len(groups[i].responses) for i in step.order)
     table = torch.zeros(count + 1, len(names), dtype=torch.float64)
     for pack, scored in done:

@@ -128,9 +128,9 @@ def summed(batch: Batch, token_values: Tensor, weights: Tensor | None) -> Tensor
 
 def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
     """(members,) what each token counts; None where every one counts 1."""
-    if all(group.token_weights is None for group in groups):
+    if all(group.column("weight") is None for group in groups):
         return None
-    found = [w for g in groups for w in g.token_weights or [np.ones(len(r), np.float32) for r in g.responses]]
+    found = [w for g in groups for w in g.column("weight") or [np.ones(len(r), np.float32) for r in g.responses]]
     return torch.from_numpy(np.concatenate(found)).to(device)
 
 

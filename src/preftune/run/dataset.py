@@ -14,7 +14,8 @@ from preftune.errors import UserError
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
 from preftune.record.show import Show
-from preftune.run.prepare_rows import Prepared, Rows, prepare, read_rows
+from preftune.rows.split import Rows, read_rows
+from preftune.run.prepare_rows import Prepared, prepare
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def gather(run: Run, show: Show) -> Material:
     """Read and tokenize, and say what is odd about the rows. Raises UserError."""
     show("reading rows")
     found = in_tokens(run, read_rows(run.data))
-    for part in ("train", "evaluate"):
-        for note in (found.prepared.account[part] or {}).get("notes", ()):
+    for counts in (found.prepared.account.train, found.prepared.account.evaluate):
+        for note in counts.notes if counts else ():
             show(note)
     return found
 

@@ -42,7 +42,7 @@ def fit(run: Run, prepared: Prepared, *, whole: bool = False) -> Fitted:
     run = replace(run, objective=run.objective.with_data_defaults(*class_weights(prepared.train)))
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
-    said = sum(group.token_weights is not None for group in groups)
+    said = sum(group.column("weight") is not None for group in groups)
     if said:
         notes["token_weights"] = (f"{said} of {len(groups)} rows give token weights", {"rows": said})
     voted = sum(group.preferred != 1 for group in prepared.train)
@@ -106,13 +106,13 @@ def _without_idle(run: Run, prepared: Prepared, notes: Notes) -> Prepared:
         useful = [any(g.kind in row_kinds(part) and is_useful(g, part) for part in every) for g in groups]
         return [*compress(groups, useful)], [*compress(groups, (not one for one in useful))]
 
-    found, account, idle = {}, dict(prepared.account), []
+    found, counts, idle = {}, {}, []
     for part in ("train", "evaluate"):
         found[part], out = split(getattr(prepared, part))
         idle += out
-        if out and (told := account.get(part)):
+        if out and (before := getattr(prepared.account, part)):
             reasons = Counter(_idle(g) for g in out)
-            account[part] = {**told, "kept": len(found[part]), "skipped": {**told["skipped"], **reasons}}
+            counts[part] = replace(before, kept=len(found[part]), skipped={**before.skipped, **reasons})
         if out and not found[part]:
             what = "train on" if part == "train" else "measure on"
             raise UserError(f"no row is left to {what}: there are {_counted(out)}.", location="objective",
@@ -120,7 +120,7 @@ def _without_idle(run: Run, prepared: Prepared, notes: Notes) -> Prepared:
     if idle:
         notes["idle"] = (f"left out, because this objective makes nothing of them: {_counted(idle)}",
                          {"rows": len(idle)})  # fmt: skip
-    return replace(prepared, **found, account=account)
+    return replace(prepared, **found, account=replace(prepared.account, **counts))
 
 
 IDLE = {"rating.bad": "bad responses, which nothing here learns from", "votes.even": "rows with even votes"}

@@ -23,7 +23,7 @@ from preftune.record.show import Show
 from preftune.reference import reference as anchors
 from preftune.reference.config import Frozen, Moving, Stored
 from preftune.reference.store import Store
-from preftune.run.dataset import Gather, gather
+from preftune.run.dataset import Gather, gather, longest
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, fit
 from preftune.run.prepare_rows import Prepared
@@ -104,7 +104,7 @@ def set_up(
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
     packing = Packing(budget, scale_of(module.config))
     plan = plan_of(run, prepared.train, packing, dist.world_size)
-    judge = Loss(run.objective, run.data.rankings, prepared.account["max_tokens"])
+    judge = Loss(run.objective, run.data.rankings, longest(run, material.config))
     digests = {**material.digests, "model": load.weights_digest(module)}
     anchor = anchor_model(run, policy, prepared.train)
     if anchor is not None:

@@ -13,10 +13,11 @@ from preftune.model.budget import LARGEST, Expected, expected
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.reference.config import Frozen
+from preftune.rows.split import Rows
 from preftune.run.dataset import in_tokens
 from preftune.run.match_rows import Notes, fit
 from preftune.run.prepare import device_of, in_vocabulary, plan_of, scale_of
-from preftune.run.prepare_rows import Prepared, Rows
+from preftune.run.prepare_rows import Prepared
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
 

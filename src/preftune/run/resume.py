@@ -43,7 +43,7 @@ def begin_or_resume(setup: Setup, state: State, record: Record, allow_change: Se
     if allow_change is not None and (moved := other_environment(record.path, around)):
         record.event(state.step, "note", f"bits may differ from before: {', '.join(moved)}")
     record.json("environment.json", around)
-    record.json("data.json", setup.prepared.account)
+    record.json("data.json", msgspec.to_builtins(setup.prepared.account))
     start(record.path, setup.run)
     for kind, (text, details) in setup.notes.items():
         record.event(state.step, kind, text, **details)
