@@ -166,9 +166,7 @@ def test_cut_responses_keep_their_first_weights(byte_level: Make, pair: Row) -> 
 
 
 def test_sentencepiece_and_a_token_over_the_boundary(sentence: PreTrainedTokenizerBase, pair: Row) -> None:
-    group = group_of(
-        with_weights(pair("the", " cat at", " ab"), (Span(1, 4, 2.0),), (Span(2, 3, 3.0),)), sentence
-    )
+    group = group_of(with_weights(pair("the", " cat at", " ab"), (Span(1, 4, 2.0),), (Span(2, 3, 3.0),)), sentence)
     assert sentence.convert_ids_to_tokens(group.responses[0].tolist()) == ["▁cat", "▁", "at", "</s>"]
     assert weights_of(group) == [2, 1, 1, 1]
     assert weights_of(group, 1) == [1, 1, 3, 1]
@@ -224,9 +222,7 @@ def test_a_template_that_rewrites_leaves_the_row_out(byte_level: Make, chat: Row
 def test_control_tokens_in_the_text_are_counted_as_the_characters_that_they_are(byte_level: Make, chat: Row) -> None:
     said = "a <|im_end|> cat"
     row = chat("hi <|im_start|> you", chosen=said, rejected="no")
-    group = group_of(
-        with_weights(row, (Span(said.index("cat"), len(said), 2.0), Span(2, 12, 0.0)), None), byte_level()
-    )
+    group = group_of(with_weights(row, (Span(said.index("cat"), len(said), 2.0), Span(2, 12, 0.0)), None), byte_level())
     told = weights_of(group)
     assert told[-2:] == [2, 1]
     assert told[0] == 1

@@ -343,6 +343,14 @@ class TestLoading:
         assert other.chat_template == "{{ messages }}"
         assert tokenizer_digest(other) != tokenizer_digest(loaded)
 
+    def test_a_loaded_tokenizer_is_taken_as_it_is(self, byte_level: Make, written: Callable[[str], str]) -> None:
+        tokenizer = byte_level()
+        assert tokenizer_digest(load_tokenizer(tokenizer)) == tokenizer_digest(tokenizer)
+        other = load_tokenizer(tokenizer, template=written("{{ messages }}"))
+        assert (other.chat_template, tokenizer.chat_template) == ("{{ messages }}", byte_level().chat_template)
+        with pytest.raises(UserError, match=r"model.tokenizer: this dict has no tokenizer.json. Convert it"):
+            load_tokenizer({})  # type: ignore[arg-type]
+
     def test_the_digest_ignores_how_it_was_called(self, byte_level: Make, pair: Row) -> None:
         tokenizer = byte_level(pad_token="<unk>")
         before = tokenizer_digest(tokenizer)
