@@ -24,7 +24,7 @@ class Counts(Struct, frozen=True):
 class Bin(Struct, frozen=True):
     """The number of lengths of at most `to` tokens that are more than the bin before it holds."""
 
-    to: int
+    to: float
     count: int
 
 
@@ -33,7 +33,7 @@ class Spread(Struct, frozen=True):
 
     median: float | None = None
     p90: float | None = None
-    max: int | None = None
+    max: float | None = None
     bins: tuple[Bin, ...] = ()
 
 

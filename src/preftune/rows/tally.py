@@ -70,7 +70,11 @@ def refuse_too_many(skipped: Sequence[Problem], read: int, files: Sequence[str],
     limit = f"{allowed:.0%} are allowed" if remaining else "none is left"
     message = f"{len(skipped)} of {read} rows ({share:.1%}) cannot be used; {limit}."
     listed = [
-        Problem(f"{reason}: {first.message[:-1]}{_count([p.location for p in (first, *rest)])}", first.location)
+        Problem(
+            f"{reason}: {first.message[:-1]}{_count([p.location for p in (first, *rest)])}",
+            first.location,
+            reason=reason,
+        )
         for reason, (first, *rest) in by_reason(skipped).items()
     ]
     raise UserError([Problem(message, ", ".join(files), hint), *listed])
