@@ -14,11 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preftune.errors import Problem, UserError
-from preftune.rows.account import Account
+from preftune.rows.account import Account, refuse_too_many
 from preftune.rows.read import read
 from preftune.rows.row import Demo, Kind, Message, Pair, Place, Ranking, Rating
 from preftune.rows.split import holdout
-from preftune.rows.tally import refuse_too_many
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.lengths import with_lengths
 

@@ -1,6 +1,6 @@
 """From a raw row to a row: one function for each way in which a record holds what was judged.
 
-Each raises MalformedRow or SkippedRow.
+Each raises MalformedRow or SkippedRow; the id and the weight of the row are filled in by `Format.read`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _pair_of(raw: RawRow, prompt: Prompt, chosen: Response, rejected: Response) 
     if preferred is not None and not 0 <= preferred <= 1:
         raise MalformedRow(f'"preferred" is {preferred:g}, needs a share between 0 and 1.')
     weights = raw.token_weights((chosen, rejected), "chosen_token_weights", "rejected_token_weights")
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=raw.place, id=raw.id, scores=_pair_scores(raw),
-                preferred=1.0 if preferred is None else preferred, weight=raw.weight,
+    preferred, scores = 1.0 if preferred is None else preferred, _pair_scores(raw)
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=raw.place, scores=scores, preferred=preferred,
                 token_weights=weights)  # fmt: skip
 
 
@@ -91,8 +91,7 @@ def votes(raw: RawRow) -> Row:
     weights = raw.token_weights((a, b), "token_weights_a", "token_weights_b")
     if preferred < 0.5:
         a, b, preferred, weights = b, a, 1 - preferred, weights and weights[::-1]
-    return Pair(prompt=prompt, chosen=a, rejected=b, place=raw.place, id=raw.id, preferred=preferred,
-                weight=raw.weight, token_weights=weights)  # fmt: skip
+    return Pair(prompt=prompt, chosen=a, rejected=b, place=raw.place, preferred=preferred, token_weights=weights)
 
 
 def ranked(raw: RawRow) -> Row:
@@ -146,8 +145,7 @@ def _ranking(raw: RawRow, responses: Sequence[Prompt], order: list[float], score
     prompt, aligned = align(raw.prompt(), responses)
     ranks = {number: rank for rank, number in enumerate(sorted(set(order)), 1)}
     return Ranking(prompt=prompt, responses=aligned, ranks=tuple(ranks[number] for number in order), place=raw.place,
-                   id=raw.id, scores=None if scores is None else tuple(scores), weight=raw.weight,
-                   token_weights=raw.listed_token_weights(aligned))  # fmt: skip
+                   scores=scores and tuple(scores), token_weights=raw.listed_token_weights(aligned))  # fmt: skip
 
 
 def single(raw: RawRow) -> Row:
@@ -172,10 +170,8 @@ def _rating_or_demo(raw: RawRow, prompt: Prompt, response: Response) -> Row:
     good = parse_label(raw["label"], raw.keys["label"]) if "label" in raw.keys else None
     score, weights = raw.optional_number("score"), raw.token_weights((response,), "token_weights")
     if good is None and score is None:
-        return Demo(prompt=prompt, response=response, place=raw.place, id=raw.id, weight=raw.weight,
-                    token_weights=weights)  # fmt: skip
-    return Rating(prompt=prompt, response=response, good=good, place=raw.place, id=raw.id, score=score,
-                  weight=raw.weight, token_weights=weights)  # fmt: skip
+        return Demo(prompt=prompt, response=response, place=raw.place, token_weights=weights)
+    return Rating(prompt=prompt, response=response, good=good, place=raw.place, score=score, token_weights=weights)
 
 
 def intended_key(names: Sequence[str], value: Mapping[str, object]) -> str:

@@ -21,7 +21,11 @@ class Data(Table, frozen=True):
     )
     holdout: Annotated[
         float,
-        Meta(ge=0, lt=1, description="Share of the prompts held out where `evaluate` is not given, whatever the seed."),
+        Meta(
+            ge=0,
+            lt=1,
+            description="Share of the prompts held out where `evaluate` is not given, whatever the seed.",
+        ),
     ] = 0.0
     template: Annotated[
         str | None, Meta(description="File with a chat template (Jinja), where not the tokenizer's own.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from preftune.rows import build
 from preftune.rows.build import SCORES, intended_key
@@ -49,7 +50,8 @@ class Format(Struct, frozen=True):
             known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
             hint = f"Here it is {known or 'token_weights in each entry of the list'}."
             raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
-        return self.build(RawRow(value, place, self.keys(value)))
+        raw = RawRow(value, place, self.keys(value))
+        return replace(self.build(raw), id=raw.id, weight=raw.weight)
 
 
 _PAIR = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights", *(k for keys in SCORES for k in keys))

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from itertools import pairwise
 
 from preftune.errors import Problem
+from preftune.rows.account import Tally
 from preftune.rows.formats import COMMON, FORMATS, detect_format
 from preftune.rows.parse import SkippedRow
 from preftune.rows.row import Pair, Place, Ranking, Rating, Row, responses, text_of
-from preftune.rows.tally import Tally
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"))
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from preftune.errors import Problem, UserError
+from preftune.rows.account import merge_malformed
 from preftune.rows.formats import Format, detect_format
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import check, remarks, unread_fields
 from preftune.rows.row import Place, Row
 from preftune.rows.sources import Source, from_objects, load
-from preftune.rows.tally import merge_malformed
 
 IN_PYTHON = "rows"  # stands for a file's name where rows are Python values
 

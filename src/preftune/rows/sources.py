@@ -168,33 +168,37 @@ def _hub(name: str) -> Iterator[Found]:
 
 
 def from_objects(rows: Iterable[object], name: str, limit: int | None = None) -> Source:
-    """Python mappings as records, gone through once. Their digest is that of the same rows as canonical JSON lines.
+    """Python mappings as records, gone through once; their digest is that of the same rows as canonical JSON lines.
 
     Raises UserError where they are not an iterable of mappings.
     """
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
-        raise UserError(f"is {describe(rows)}, needs an iterable of mappings.", location=name,
-                        hint="Give a list of dicts, or one split of a dataset.")  # fmt: skip
-    sha, values, problems = hashlib.sha256(), [], []
-    for number, row in enumerate(islice(rows, limit), 1):
-        place = Place(name, number)
-        if not isinstance(row, Mapping):
-            raise UserError(f"is {describe(row)}, needs a mapping from keys to values.", location=str(place),
-                            hint='A pair is {"prompt": ..., "chosen": ..., "rejected": ...}.')  # fmt: skip
-        try:
-            value = {str(key): _plain(entry) for key, entry in row.items()}
-            line = json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
-            wrong = what_is_wrong(value, line)
-        except RecursionError:
-            value, line, wrong = {}, "", "nested too deeply."
-        sha.update(f"{line}\n".encode())
-        if wrong:
-            problems.append(Problem(wrong, str(place), reason="row.json"))
-        else:
-            values.append((place, value))
+        hint = "Give a list of dicts, or one split of a dataset."
+        raise UserError(f"is {describe(rows)}, needs an iterable of mappings.", location=name, hint=hint)
+    values, problems = _gather(_mappings(rows, name), limit)
     if not values and not problems and limit != 0:
         raise UserError("there are no rows.", location=name)
-    return Source(sha.hexdigest(), values, problems)
+    lines = "".join(f"{_canonical(value)}\n" for _, value in values)
+    return Source(hashlib.sha256(lines.encode()).hexdigest(), values, problems)
+
+
+def _mappings(rows: Iterable[object], name: str) -> Iterator[Found]:
+    for number, row in enumerate(rows, 1):
+        place = Place(name, number)
+        if not isinstance(row, Mapping):
+            hint = 'A pair is {"prompt": ..., "chosen": ..., "rejected": ...}.'
+            message = f"is {describe(row)}, needs a mapping from keys to values."
+            raise UserError(message, location=str(place), hint=hint)
+        try:
+            value = _plain(row)
+            yield place, value, what_is_wrong(value, _canonical(value))
+        except RecursionError:
+            yield place, None, "nested too deeply."
+
+
+def _canonical(value: object) -> str:
+    """The value as JSON with sorted keys. What JSON cannot hold is no part of a row, so its type stands for it."""
+    return json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
 
 
 def _plain(value: object) -> object:

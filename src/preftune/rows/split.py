@@ -9,10 +9,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
+from preftune.rows.account import Tally, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.read import Reading, read
 from preftune.rows.row import Prompt, Row
-from preftune.rows.tally import Tally, refuse_too_many
 
 
 class Rows(Struct, frozen=True):

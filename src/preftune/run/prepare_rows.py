@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from preftune.errors import Problem, UserError
-from preftune.rows.account import TOO_LONG, Account, Counts
+from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.split import Rows
-from preftune.rows.tally import by_reason, refuse_too_many
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.lengths import with_lengths
 from preftune.tokens.tokenize import Tokenized, tokenize

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from preftune.errors import Problem, UserError
+from preftune.rows.account import Tally
 from preftune.rows.row import Row
-from preftune.rows.tally import Tally
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import FIRST, GUARD, RenderedRow
 from preftune.tokens.token_weights import TokenOffsets

@@ -9,9 +9,9 @@ import numpy as np
 from msgspec import Struct
 
 from preftune.errors import Problem, UserError
+from preftune.rows.account import Tally, merge_malformed
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.row import KINDS, Pair, Place, Ranking, Rating, Row, Span, responses, text_of
-from preftune.rows.tally import Tally, merge_malformed
 from preftune.tokens.encode import EncodedRow, Encoder
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import RenderedRow, Renderer

@@ -41,7 +41,11 @@ def load_tokenizer(
     if isinstance(source, str) and (file := Path(source).expanduser() / "tokenizer.json").exists():
         _verify(tokenizer, file)
     if template is not None:
-        tokenizer.chat_template = _read_template(Path(template).expanduser())
+        try:
+            tokenizer.chat_template = Path(template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UserError(f"{template} cannot be read: {why}.", location="data.template") from error
     return tokenizer
 
 
@@ -68,14 +72,6 @@ def _load(path: str, revision: str | None) -> object:
         message = f"no readable tokenizer at {path}: {third_party_message(error)}"
         raise UserError(message, location="tokenizer", hint=WHICH) from error
     return tokenizer
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path} cannot be read: {why}.", location="data.template") from error
 
 
 def _verify(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
