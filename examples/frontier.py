@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from preftune.frontier.measure import Frontier
 from preftune.demo.enumerated import enumerated, expected, kl
+from preftune.frontier.measure import Frontier
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a model folder may not ask for."""
+"""Refuse model folders that want to run code or that read outside themselves."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ def refuse_unnamed(path: object, location: str) -> None:
 
 
 def refuse_code(folder: Path, location: str) -> None:
-    """Raise UserError if any JSON file of the folder asks that code of its own be run, or names a file outside."""
+    """Raise UserError if a JSON file of the folder asks to run code of its own, or names a file outside."""
     for file in sorted(folder.glob("*.json")):
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot be read: {error}.", location=f"{location}: {file}") from error
-        if found := _forbidden(tree):
-            raise UserError(f'asks for code of its own ("{found}").', location=f"{location}: {file}",
+        if key := _forbidden_key(content):
+            raise UserError(f'asks for code of its own ("{key}").', location=f"{location}: {file}",
                             hint="Such models are not loaded.")  # fmt: skip
-        shards = tree.get("weight_map", {}) if isinstance(tree, dict) and file.name.endswith(".index.json") else {}
+        is_index = isinstance(content, dict) and file.name.endswith(".index.json")
+        shards = content.get("weight_map", {}) if is_index else {}
         outside = next((name for name in shards.values() if Path(str(name)).name != name), None)
         if outside:
             raise UserError(f'names a file outside of its folder ("{outside}").', location=f"{location}: {file}")
 
 
-def _forbidden(tree: object) -> str:
-    stack = [tree]
+def _forbidden_key(content: object) -> str:
+    stack = [content]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
-            if found := FORBIDDEN & {key for key, held in value.items() if held}:
-                return min(found)
+            if keys := FORBIDDEN & {key for key, entry in value.items() if entry}:
+                return min(keys)
             stack += value.values()
         elif isinstance(value, list):
             stack += value

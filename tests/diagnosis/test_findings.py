@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, Finding, diagnose
 from preftune.diagnosis.finding import number, share, share_error
-from preftune.record.reader import Counts, DataSummary, Event, HeldOutRow, Numbers, Record
+from preftune.record.reader import Event, HeldOutRow, Numbers, Record
+from preftune.rows.account import Account, Counts
 
 START: Numbers = {
     "step": 0, "rows": 400, "loss": math.log(2), "margin": 0.0, "accuracy": 0.5, "chosen_reward": 0.0,
@@ -38,7 +39,7 @@ STEPS: tuple[Numbers, ...] = tuple(
 HEALTHY = Record(
     path=Path("run"), run={"objective": {"name": "dpo", "beta": 0.1}, "reference": {"kind": "stored"}},
     steps=STEPS, evaluations=(START, END), rows=ROWS,
-    data=DataSummary(train=Counts(read=1000, kept=990, cut=10, skipped={"too_long": 10}), chosen_longer=0.55),
+    data=Account(train=Counts(read=1000, kept=990, cut=10, skipped={"too_long": 10}), chosen_longer=0.55),
 )  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from preftune.objective.responses import Responses
 from preftune.record.schema import SCORES
 
 
-
 def metrics_of(objective: o.Objective, examples: Examples) -> dict:
     return score_metrics(objective, examples, list(SCORES), loss=0.0)
 

@@ -146,15 +146,15 @@ def test_mismatch() -> None:
 
 
 def test_a_response_takes_the_weights_of_its_tokens_along() -> None:
-    made = [group([n], [10 * n], kind="rating", token_weights=(np.array([n + 1], np.float32),)) for n in (1, 2)]
+    made = [group([n], [10 * n], kind="rating", columns={"weight": (np.array([n + 1], np.float32),)}) for n in (1, 2)]
     found = mismatch(made, 100)
     assert paired(found) == [(1, 20), (2, 10)]
-    assert [g.token_weights[0].tolist() for g in found] == [[3], [2]]
-    pair = group([3], [30], [31], token_weights=tuple(np.array([w], np.float32) for w in (4, 5)))
-    of_pairs = mismatch([pair, group([4], [40], [41], token_weights=pair.token_weights)], 100)
+    assert [g.column("weight")[0].tolist() for g in found] == [[3], [2]]
+    pair = group([3], [30], [31], columns={"weight": tuple(np.array([w], np.float32) for w in (4, 5))})
+    of_pairs = mismatch([pair, group([4], [40], [41], columns=pair.columns)], 100)
     assert paired(of_pairs) == [(3, 40), (3, 41), (4, 30), (4, 31)]
-    assert [[w.tolist() for w in g.token_weights] for g in of_pairs] == [[[4]], [[5]]] * 2
-    assert mismatch([group([n], [n], kind="rating") for n in (1, 2)], 100)[0].token_weights is None
+    assert [[w.tolist() for w in g.column("weight")] for g in of_pairs] == [[[4]], [[5]]] * 2
+    assert mismatch([group([n], [n], kind="rating") for n in (1, 2)], 100)[0].columns == {}
 
 
 def test_mismatch_goes_by_the_whole_prompt_and_not_by_the_order_of_rows() -> None:

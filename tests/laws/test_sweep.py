@@ -15,11 +15,11 @@ import torch
 from making import save_model
 from safetensors.torch import load_file
 
+from preftune import events
 from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
-from preftune import events
 from preftune.run import dataset
 from preftune.run import train as run_train
 from preftune.run.sweep import sweep

@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import permutations
 from math import comb, log
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from preftune import objective as o
 from preftune.errors import UserError
 from preftune.objective.rankings import by_group, ranking_pairs
 from preftune.objective.responses import Rankings, Ratings, Responses
-from preftune.tokens.aggregate import LD, Decay, Mean, Plain, SamPO, apply_aggregate, scrambled
+from preftune.tokens.aggregate import LD, Decay, Mean, Plain, SamPO, apply_aggregate, hashed_positions
 
 
 def ratings(
@@ -249,19 +248,21 @@ def test_weighing_rows() -> None:
     """A response stands against the shortest other one; what its row gives is kept; nothing at all is an error."""
     made = group([1], [5, 6, 7], [8], [9, 4], kind="ranking", ranks=(1, 2, 3))
     (found,) = apply_aggregate([made], LD(0.5))
-    assert [w.tolist() for w in found.token_weights] == [[1, 0.5, 0.5], [1], [1, 0.5]]
-    assert {w.dtype for w in found.token_weights} == {np.dtype(np.float32)}
+    assert [w.tolist() for w in found.column("weight")] == [[1, 0.5, 0.5], [1], [1, 0.5]]
+    assert {w.dtype for w in found.column("weight")} == {np.dtype(np.float32)}
     assert apply_aggregate([made], Plain()) == [made]
     given = tuple(np.array(w, np.float32) for w in ([0, 2, 0], [1], [1, 1]))
-    (both,) = apply_aggregate([msgspec.structs.replace(made, token_weights=given)], LD(0.5))
-    assert [w.tolist() for w in both.token_weights] == [[0, 1, 0], [1], [1, 0.5]]
+    (both,) = apply_aggregate([made.with_column("weight", given)], LD(0.5))
+    assert [w.tolist() for w in both.column("weight")] == [[0, 1, 0], [1], [1, 0.5]]
     with pytest.raises(UserError) as raised:
-        apply_aggregate([msgspec.structs.replace(made, token_weights=given)], LD(0.0))
-    told = "made:1: nothing of a response counts. Its token weights and the aggregate together leave none."
+        apply_aggregate([made.with_column("weight", given)], LD(0.0))
+    told = "made:1: nothing of a response counts. Its token weights and the aggregate together leave no token."
     assert str(raised.value) == told
     alone = group([1], [5, 6, 7], kind="rating")
-    assert apply_aggregate([alone], LD(0.5))[0].token_weights[0].tolist() == [1, 1, 1]
-    drawn = [apply_aggregate([group([k], [5, 6, 7, 8], [9])], SamPO())[0].token_weights[0].tolist() for k in range(9)]
+    assert apply_aggregate([alone], LD(0.5))[0].column("weight")[0].tolist() == [1, 1, 1]
+    drawn = [
+        apply_aggregate([group([k], [5, 6, 7, 8], [9])], SamPO())[0].column("weight")[0].tolist() for k in range(9)
+    ]
     assert len({str(d) for d in drawn}) > 1, "the draw goes by the tokens"
     assert all(sum(d) == 1 for d in drawn)
 
@@ -279,8 +280,8 @@ def test_sampo_keeps_as_many_as_the_other_has() -> None:
 def test_the_draw_is_the_same_everywhere() -> None:
     """SplitMix64, so that a resumed or repeated run keeps the same tokens; held against whole numbers of Python's."""
     for seed in (0, 1, 2**63):
-        assert scrambled(seed, 4).tolist() == [split_mix(seed, place) for place in range(4)]
-    assert len(set(scrambled(0, 1000).tolist())) == 1000
+        assert hashed_positions(seed, 4).tolist() == [split_mix(seed, place) for place in range(4)]
+    assert len(set(hashed_positions(0, 1000).tolist())) == 1000
 
 
 def split_mix(seed: int, place: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from making import group
 from objective.cases import random_pairs, slopes, values
+from preftune.run.prepare_rows import Prepared
 from torch import Tensor
 
 from preftune import objective as o
@@ -20,7 +21,6 @@ from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.responses import Pairs, Ratings, Responses
 from preftune.run.match_rows import match_rows
-from preftune.run.prepare_rows import Prepared
 
 
 def mine(pairs: Pairs) -> Tensor:

@@ -37,10 +37,7 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
     ),
     "prompt text, response messages": ({"prompt": "ask", "chosen": [A], "rejected": [N]}, pair()),
     "prompt messages, response text": ({"prompt": [U], "chosen": "say", "rejected": "no"}, pair()),
-    "hh-rlhf": (
-        {"chosen": "\n\nHuman: ask\n\nAssistant: say", "rejected": "\n\nHuman: ask\n\nAssistant: no"},
-        pair(),
-    ),
+    "hh-rlhf": ({"chosen": "\n\nHuman: ask\n\nAssistant: say", "rejected": "\n\nHuman: ask\n\nAssistant: no"}, pair()),
     "hh-rlhf with its prompt stays text": (
         {"prompt": "\n\nHuman: ask\n\nAssistant:", "chosen": " say", "rejected": " no"},
         pair("\n\nHuman: ask\n\nAssistant:", " say", " no"),
@@ -60,10 +57,7 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
         {"instruction": "do", "input": "this", "chosen": "say", "rejected": "no"},
         pair((Message("user", "do\nthis"),)),
     ),
-    "OpenAI": (
-        {"input": {"messages": [U], "tools": []}, "preferred_output": [A], "non_preferred_output": [N]},
-        pair(),
-    ),
+    "OpenAI": ({"input": {"messages": [U], "tools": []}, "preferred_output": [A], "non_preferred_output": [N]}, pair()),
     "soft label": (
         {"prompt": "a", "chosen": "b", "rejected": "c", "preferred": 0.8},
         pair("a", "b", "c", preferred=0.8),
@@ -123,14 +117,8 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
         Ranking(prompt="a", responses=("b", "c"), ranks=(2, 1), place=PLACE),
     ),
     "prompt and completion": ({"prompt": "a", "completion": "b"}, Demo(prompt="a", response="b", place=PLACE)),
-    "alpaca": (
-        {"instruction": "ask", "input": "", "output": "say"},
-        Demo(prompt=(ASK,), response=(SAY,), place=PLACE),
-    ),
-    "messages alone": (
-        {"messages": [U, N, U, A]},
-        Demo(prompt=(ASK, NO, ASK), response=(SAY,), place=PLACE),
-    ),
+    "alpaca": ({"instruction": "ask", "input": "", "output": "say"}, Demo(prompt=(ASK,), response=(SAY,), place=PLACE)),
+    "messages alone": ({"messages": [U, N, U, A]}, Demo(prompt=(ASK, NO, ASK), response=(SAY,), place=PLACE)),
 }
 
 

@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preftune.errors import Problem, UserError
-from preftune.rows.read import Reading, holdout, read, refuse_if_too_many
+from preftune.rows.account import Account, refuse_too_many
+from preftune.rows.read import read
 from preftune.rows.row import Demo, Kind, Message, Pair, Place, Ranking, Rating
+from preftune.rows.split import holdout
 from preftune.tokens.groups import TokenGroup
-from preftune.tokens.lengths import summarize
+from preftune.tokens.lengths import with_lengths
 
 PLACE = Place("made", 1)
 
@@ -62,39 +64,33 @@ def test_every_row_is_either_kept_or_accounted_for(tmp_path: Path, rows: list[tu
 
 
 class TestTooMany:
-    def reading(self, skipped: int, kept: int) -> Reading:
-        rows = [Demo(prompt="a", response="b", place=PLACE)] * kept
+    def refuse(self, skipped: int, kept: int, allowed: float) -> None:
         problems = [Problem("a response is empty.", f"f:{k}", reason="response.empty") for k in range(skipped)]
-        return Reading(list(rows), problems, [], skipped + kept, {"f": ""})
+        refuse_too_many(problems, skipped + kept, ["f"], allowed)
 
     @pytest.mark.parametrize(("skipped", "kept", "allowed"), [(5, 95, 0.05), (0, 1, 0.0), (98, 2, 0.98)])
     def test_as_many_as_allowed_and_not_one_more(self, skipped: int, kept: int, allowed: float) -> None:
-        refuse_if_too_many(self.reading(skipped, kept), allowed)
+        self.refuse(skipped, kept, allowed)
         with pytest.raises(UserError, match="are allowed"):
-            refuse_if_too_many(self.reading(skipped + 1, kept - 1 or 1), allowed)
+            self.refuse(skipped + 1, kept - 1 or 1, allowed)
 
-    def test_all_but_one_may_go_where_all_are_allowed_to(self) -> None:
-        refuse_if_too_many(self.reading(99, 1), 1.0)
-        with pytest.raises(UserError, match="none is left"):
-            refuse_if_too_many(self.reading(99, 0), 1.0)
+    def test_nothing_left_is_refused_whatever_is_allowed(self) -> None:
+        self.refuse(99, 1, 1.0)
+        with pytest.raises(UserError, match=r"99 of 99 rows.*none is left"):
+            self.refuse(99, 0, 1.0)
 
     def test_refused_with_counts_places_and_the_key(self) -> None:
         with pytest.raises(UserError) as caught:
-            refuse_if_too_many(self.reading(6, 94), 0.05)
-        assert "6 of 100 rows (6.0%) cannot be used; 5% are allowed." in str(caught.value)
+            self.refuse(6, 94, 0.05)
+        assert "f: 6 of 100 rows (6.0%) cannot be used; 5% are allowed." in str(caught.value)
         assert "data.max_skipped=0.07" in str(caught.value)
         assert "f:0: response.empty: a response is empty (6 rows; also f:1, f:2, ...)." in str(caught.value)
 
     def test_the_share_it_proposes_is_enough(self) -> None:
         for skipped in range(1, 40):
-            reading = self.reading(skipped, 100)
             with pytest.raises(UserError) as caught:
-                refuse_if_too_many(reading, 0.0)
-            refuse_if_too_many(reading, float(caught.value.problems[0].hint.rpartition("=")[2].rstrip(".")))
-
-    def test_nothing_left_is_refused_whatever_is_allowed(self) -> None:
-        with pytest.raises(UserError, match="3 of 3 rows"):
-            refuse_if_too_many(self.reading(3, 0), 1.0)
+                self.refuse(skipped, 100, 0.0)
+            self.refuse(skipped, 100, float(caught.value.problems[0].hint.rpartition("=")[2].rstrip(".")))
 
 
 class TestHoldout:
@@ -136,35 +132,27 @@ def group(
 
 def test_lengths() -> None:
     groups = [group(10, 4, 2), group(20, 3, 3), group(5, 9, 2, 7, kind="ranking", ranks=(2, 1, 2))]
-    found = summarize(
-        [*groups, group(1, 6, kind="rating", ranks=(1,), good=False), group(1, 8, kind="demo", ranks=(1,))]
-    )
-    assert found.chosen_longer == 0.5
-    assert found.tokens_naive == (20 + 6) + (40 + 6) + (15 + 18) + 7 + 9
-    assert found.tokens_distinct == 16 + 26 + 23 + 7 + 9
-    assert found.lengths["prompt"].max == 20
-    assert found.lengths["chosen"].median == 3.5  # 4, 3, 2, 8
-    assert [(one.to, one.count) for one in found.lengths["rejected"].bins] == [(8, 4), (16, 1)]
+    more = [group(1, 6, kind="rating", ranks=(1,), good=False), group(1, 8, kind="demo", ranks=(1,))]
+    account = with_lengths(Account(max_tokens=9), [*groups, *more])
+    assert (account.chosen_longer, account.max_tokens) == (0.5, 9)
+    assert account.tokens_naive == (20 + 6) + (40 + 6) + (15 + 18) + 7 + 9
+    assert account.tokens_distinct == 16 + 26 + 23 + 7 + 9
+    prompt, chosen, rejected = (account.lengths[name] for name in ("prompt", "chosen", "rejected"))
+    assert prompt.max == 20
+    assert chosen.median == 3.5  # 4, 3, 2, 8
+    assert [(b.to, b.count) for b in rejected.bins] == [(8, 4), (16, 1)]
+    assert msgspec.json.decode(msgspec.json.encode(account), type=Account) == account
 
 
 def test_lengths_without_pairs_or_groups() -> None:
-    assert summarize([]).lengths == {}
-    assert summarize([group(1, 2, kind="demo", ranks=(1,))]).chosen_longer is None
-
-
-def test_lengths_are_what_a_record_holds() -> None:
-    from preftune.record.reader import DataSummary
-
-    found = msgspec.convert(msgspec.to_builtins(summarize([group(10, 40, 20)])), DataSummary)
-    assert found.tokens_naive == 80
-    assert found.lengths["chosen"] is not None
-    assert found.lengths["chosen"].p90 == 40
+    assert with_lengths(Account(), []).lengths == {}
+    assert with_lengths(Account(), [group(1, 2, kind="demo", ranks=(1,))]).chosen_longer is None
 
 
 def test_reading_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(pairs(("a", "b")))
     script = (
-        "import sys\nfrom preftune.rows.read import read\nfrom preftune.tokens import tokenizer, template, lengths\n"
+        "import sys\nfrom preftune.rows.read import read\nfrom preftune.tokens import tokenizer, tokenize, lengths\n"
         "read(sys.argv[1])\nheavy = {'torch', 'transformers', 'tokenizers', 'pyarrow', 'datasets'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -9,8 +9,9 @@ from preftune import objective as o
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.model.config import Model
+from preftune.rows.account import Account, Counts
+from preftune.run.dataset import Dataset
 from preftune.run.match_rows import MatchedRows, match_rows
-from preftune.run.prepare_rows import Prepared
 from preftune.tokens.groups import TokenGroup
 
 GOOD, BAD = (group([1], [5], kind="rating", good=good) for good in (True, False))
@@ -18,7 +19,11 @@ PLAIN, EVEN, CLOSE = (group([1], [5], [6], preferred=p) for p in (1.0, 0.5, 0.75
 
 
 def matched(objective: o.Objective, train: list[TokenGroup], evaluate: list[TokenGroup] | None = None) -> MatchedRows:
-    return match_rows(Run(model=Model(path="m"), objective=objective), Prepared(train, evaluate or [], {}, {}))
+    return match_rows(Run(model=Model(path="m"), objective=objective), dataset(train, evaluate or []))
+
+
+def dataset(train: list[TokenGroup], held_out: list[TokenGroup], account: Account | None = None) -> Dataset:
+    return Dataset(train, held_out, account or Account(), None, None, 64, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ def matched(objective: o.Objective, train: list[TokenGroup], evaluate: list[Toke
 )
 def test_rows_the_objective_cannot_use(objective: o.Objective, train: list[TokenGroup], kept: list[TokenGroup]) -> None:
     result = matched(objective, train, train)
-    for groups in (result.prepared.train, result.prepared.evaluate):
+    for groups in (result.dataset.train, result.dataset.evaluate):
         assert [(g.kind, g.good, g.preferred) for g in groups] == [(g.kind, g.good, g.preferred) for g in kept]
     left = 2 * (len(train) - len(kept))
     assert ("idle" in result.notes) == bool(left)
@@ -48,12 +53,12 @@ def test_no_usable_row_is_refused(objective: o.Objective, row: TokenGroup, why: 
 
 def test_the_account_and_the_defaults_are_of_the_rows_that_stay() -> None:
     rows = [GOOD, GOOD, GOOD, BAD, EVEN, EVEN]
-    account = {"train": {"kept": 6, "skipped": {"too_long": 2}}, "evaluate": None}
+    account = Account(train=Counts(kept=6, skipped={"too_long": 2}))
     run = Run(model=Model(path="m"), objective=o.KTO())
-    result = match_rows(run, Prepared(rows, [], account, {}))
-    assert result.prepared.account["train"] == {"kept": 4, "skipped": {"too_long": 2, "votes.even": 2}}
+    result = match_rows(run, dataset(rows, [], account))
+    assert result.dataset.account.train == Counts(kept=4, skipped={"too_long": 2, "votes.even": 2})
     assert isinstance(result.run.objective, o.KTO)
     assert result.run.objective == o.KTO().with_data_defaults(3.0, 1.0)
-    assert len(match_rows(run, Prepared(rows, [], account, {}), full_batch=True).prepared.train) == 6
+    assert len(match_rows(run, dataset(rows, [], account), full_batch=True).dataset.train) == 6
     with pytest.raises(UserError, match="no row is left to measure on"):
-        match_rows(run, Prepared(rows, [EVEN], account, {}))
+        match_rows(run, dataset(rows, [EVEN], account))

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from preftune.run.prepare_rows import prepare
 from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
 from preftune.rows.config import Data
-from preftune.run.prepare_rows import prepare, read_rows
+from preftune.rows.split import read_rows
 
 
 def write(path: Path, rows: list[tuple[str, str, str]]) -> str:
@@ -30,7 +31,8 @@ def test_rows_unusable_in_tokens_count_too(part: str, tmp_path: Path, sentence: 
     with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) cannot be used; 5% are allowed.*max_skipped=0.11"):
         prepare(read_rows(data), data, sentence, 200)
     data = Data(train=data.train, evaluate=data.evaluate, max_skipped=0.1)
-    assert prepare(read_rows(data), data, sentence, 200).account[part]["skipped"] == {"response.empty": 1}
+    counts = getattr(prepare(read_rows(data), data, sentence, 200).account, part)
+    assert counts.skipped == {"response.empty": 1}
 
 
 def test_held_out_rows_count_with_their_file(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
@@ -42,8 +44,8 @@ def test_held_out_rows_count_with_their_file(tmp_path: Path, sentence: PreTraine
 def test_rows_too_long_do_not_count(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     long = ("question", " a good one" * 999, " a bad one")
     data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, long, long]))
-    account = prepare(read_rows(data), data, sentence, 200).account["train"]
-    assert (account["read"], account["kept"], account["skipped"]) == (11, 9, {"too_long": 2})
+    account = prepare(read_rows(data), data, sentence, 200).account.train
+    assert (account.read, account.kept, account.skipped) == (11, 9, {"too_long": 2})
 
 
 def test_no_row_left_to_measure_on(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from preftune.errors import UserError
 from preftune.rows.read import read
 from preftune.rows.row import Message, Pair, Span
-from preftune.tokens.groups import TokenGroup
-from preftune.tokens.tokenizer import Tokenized, tokenize, tokenize_row
+from preftune.tokens.tokenize import Tokenized, tokenize
 
 Make = Callable[..., PreTrainedTokenizerBase]
 Row = Callable[..., Pair]
@@ -23,15 +22,21 @@ PAIR = {"prompt": "a", "chosen": "the cat", "rejected": "no"}
 MANY = {"prompt": "a", "responses": ["the cat", "no", "so"], "ranks": [1, 2, 3]}
 
 
-def apply_aggregate(row: Pair, *weights: object) -> Pair:
+def with_weights(row: Pair, *weights: object) -> Pair:
     return msgspec.structs.replace(row, token_weights=weights)
 
 
-def of(group: TokenGroup, at: int = 0) -> list[float]:
-    assert group.token_weights is not None
-    assert group.token_weights[at].dtype == np.float32
-    assert [len(w) for w in group.token_weights] == [len(r) for r in group.responses]
-    return group.token_weights[at].tolist()
+def weighted(row: Pair, tokenizer: PreTrainedTokenizerBase, *weights: object) -> dict[str, list]:
+    """The tokens of both responses, and what each of them counts."""
+    (group,) = tokenize([with_weights(row, *weights)], tokenizer, max_tokens=2**31).groups
+    column = group.column("weight")
+    assert column is not None
+    assert {numbers.dtype for numbers in column} == {np.dtype(np.float32)}
+    sides = {"chosen": 0, "rejected": 1}
+    tokens = {
+        f"{side} tokens": tokenizer.convert_ids_to_tokens(group.responses[k].tolist()) for side, k in sides.items()
+    }
+    return tokens | {side: column[k].tolist() for side, k in sides.items()}
 
 
 READ = {
@@ -70,9 +75,8 @@ READ = {
 def test_rows_say_what_tokens_count(form: str, tmp_path: Path) -> None:
     value, expected = READ[form]
     (tmp_path / "rows.jsonl").write_text(json.dumps(value))
-    found = read(str(tmp_path / "rows.jsonl"))
-    assert [row.token_weights for row in found.rows] == [expected]
-    assert found.notes == []
+    reading = read(str(tmp_path / "rows.jsonl"))
+    assert ([row.token_weights for row in reading.rows], reading.notes) == ([expected], [])
 
 
 WRONG = {
@@ -101,93 +105,88 @@ WRONG = {
 
 @pytest.mark.parametrize("slip", WRONG)
 def test_what_does_not_fit_is_an_error_with_its_place(slip: str, tmp_path: Path) -> None:
-    value, told = WRONG[slip]
+    value, texts = WRONG[slip]
     (tmp_path / "rows.jsonl").write_text(json.dumps(value))
     with pytest.raises(UserError) as raised:
         read(str(tmp_path / "rows.jsonl"))
-    for part in ("rows.jsonl:1", *told):
+    for part in ("rows.jsonl:1", *texts):
         assert part in str(raised.value)
 
 
 def test_spans_are_those_of_tokens_and_the_end_counts_one(byte_level: Make, pair: Row) -> None:
-    row = apply_aggregate(pair("the cat:", " sat on the mat", " ran"), (Span(1, 4, 0.5), Span(8, 11, 3.0)), None)
-    tokenizer = byte_level()
-    group = tokenize_row(row, tokenizer)
-    told = dict(zip(tokenizer.convert_ids_to_tokens(group.responses[0].tolist()), of(group), strict=True))
-    assert told == {"Ġsat": 0.5, "Ġon": 1, "Ġthe": 3, "Ġmat": 1, "<|im_end|>": 1}
-    assert of(group, 1) == [1] * len(group.responses[1])
+    row = pair("the cat:", " sat on the mat", " ran")
+    result = weighted(row, byte_level(), (Span(1, 4, 0.5), Span(8, 11, 3.0)), None)
+    by_token = dict(zip(result["chosen tokens"], result["chosen"], strict=True))
+    assert by_token == {"Ġsat": 0.5, "Ġon": 1, "Ġthe": 3, "Ġmat": 1, "<|im_end|>": 1}
+    assert set(result["rejected"]) == {1}
 
 
 def test_a_token_counts_the_mean_of_its_characters_without_white_space(byte_level: Make, pair: Row) -> None:
-    row = apply_aggregate(pair("the cat:", " sat", " the  \n"), (Span(1, 3, 0.0),), (Span(4, 6, 4.0), Span(1, 2, 4.0)))
-    group = tokenize_row(row, byte_level())
-    assert of(group) == pytest.approx([1 / 3, 1])
-    tokens = byte_level().convert_ids_to_tokens(group.responses[1].tolist())
-    assert tokens[0] == "Ġthe"
-    assert of(group, 1)[0] == pytest.approx(2), "one of three letters counts 4"
-    assert of(group, 1)[1:] == [4, 4, 1, 1], tokens
+    row = pair("the cat:", " sat", " the  \n")
+    result = weighted(row, byte_level(), (Span(1, 3, 0.0),), (Span(4, 6, 4.0), Span(1, 2, 4.0)))
+    assert result["chosen"] == pytest.approx([1 / 3, 1])
+    assert result["rejected tokens"][0] == "Ġthe"
+    assert result["rejected"] == [pytest.approx(2), 4, 4, 1, 1], "one of three letters counts 4"
 
 
 def test_a_character_of_several_tokens_gives_each_its_weight(byte_level: Make, pair: Row) -> None:
-    group = tokenize_row(apply_aggregate(pair("a", " \u6771 x", " b"), (Span(1, 2, 5.0),), None), byte_level())
-    assert of(group) == [1, 5, 5, 5, 1, 1, 1]
+    assert weighted(pair("a", " \u6771 x", " b"), byte_level(), (Span(1, 2, 5.0),), None)["chosen"] == [
+        1,
+        5,
+        5,
+        5,
+        1,
+        1,
+        1,
+    ]
 
 
-def test_a_number_a_token_goes_as_it_stands(byte_level: Make, pair: Row) -> None:
-    group = tokenize_row(apply_aggregate(pair("the cat:", " sat on", " ran"), (0.5, 2.0, 0.0), None), byte_level())
-    assert of(group) == [0.5, 2, 0]
-
-
-def test_numbers_that_do_not_fit_the_tokens_are_an_error(byte_level: Make, pair: Row) -> None:
-    with pytest.raises(UserError) as raised:
-        tokenize([apply_aggregate(pair("the cat:", " sat on", " ran"), (0.5, 2.0), None)], byte_level(), max_tokens=50)
-    assert "made.jsonl:1: a response has 3 tokens, its end token included, and 2 token weights." in str(raised.value)
+def test_a_number_a_token_goes_as_it_stands_or_does_not_fit(byte_level: Make, pair: Row) -> None:
+    row = pair("the cat:", " sat on", " ran")
+    assert weighted(row, byte_level(), (0.5, 2.0, 0.0), None)["chosen"] == [0.5, 2, 0]
+    with pytest.raises(
+        UserError, match=r"made.jsonl:1: a response has 3 tokens, its end token included, and 2 token w"
+    ):
+        weighted(row, byte_level(), (0.5, 2.0), None)
 
 
 def test_cut_responses_keep_their_first_weights(byte_level: Make, pair: Row) -> None:
     row = pair("the cat:", " sat on the mat", " the dog sat")
-    tokenizer = byte_level()
-    full = tokenize_row(row, tokenizer)
-    room = len(full.prompt) + 2
+    (full,) = tokenize([row], byte_level(), max_tokens=99).groups
 
     def cut(*weights: object) -> Tokenized:
-        return tokenize([apply_aggregate(row, *weights)], tokenizer, max_tokens=room, too_long="cut")
+        allowed = len(full.prompt) + 2
+        return tokenize([with_weights(row, *weights)], byte_level(), max_tokens=allowed, too_long="cut")
 
-    assert of(cut((Span(4, 7, 2.0),), None).groups[0]) == [1, 2]
+    assert cut((Span(4, 7, 2.0),), None).groups[0].column("weight")[0].tolist() == [1, 2]
     assert [p.reason for p in cut((Span(0, 8, 0.0),), None).skipped] == ["weights.none"]
     with pytest.raises(UserError, match="5 tokens, its end token included, and 2"):
         cut((1.0, 1.0), None)  # of the whole response, not of what is left
 
 
 def test_sentencepiece_and_a_token_over_the_boundary(sentence: PreTrainedTokenizerBase, pair: Row) -> None:
-    group = tokenize_row(
-        apply_aggregate(pair("the", " cat at", " ab"), (Span(1, 4, 2.0),), (Span(2, 3, 3.0),)), sentence
-    )
-    assert sentence.convert_ids_to_tokens(group.responses[0].tolist()) == ["▁cat", "▁", "at", "</s>"]
-    assert of(group) == [2, 1, 1, 1]
-    assert of(group, 1) == [1, 1, 3, 1]
-    merged = tokenize_row(apply_aggregate(pair("the c", "at", "ab"), (Span(1, 2, 3.0),), (Span(1, 2, 3.0),)), sentence)
-    assert (of(merged), of(merged, 1)) == ([2, 1], [1, 3, 1])
+    result = weighted(pair("the", " cat at", " ab"), sentence, (Span(1, 4, 2.0),), (Span(2, 3, 3.0),))
+    assert result["chosen tokens"] == ["▁cat", "▁", "at", "</s>"]
+    assert (result["chosen"], result["rejected"]) == ([2, 1, 1, 1], [1, 1, 3, 1])
+    merged = weighted(pair("the c", "at", "ab"), sentence, (Span(1, 2, 3.0),), (Span(1, 2, 3.0),))
+    assert (merged["chosen"], merged["rejected"]) == ([2, 1], [1, 3, 1])
 
 
 def test_the_begin_token_written_into_a_prompt_moves_nothing(sentence: PreTrainedTokenizerBase, pair: Row) -> None:
-    group = tokenize_row(apply_aggregate(pair("<s>the", " cat at", " at"), (Span(1, 4, 2.0),), None), sentence)
-    assert of(group) == [2, 1, 1, 1]
+    assert weighted(pair("<s>the", " cat at", " at"), sentence, (Span(1, 4, 2.0),), None)["chosen"] == [2, 1, 1, 1]
 
 
 def test_conversations_count_from_the_words_of_the_response(byte_level: Make, chat: Row) -> None:
-    tokenizer = byte_level()
-    group = tokenize_row(apply_aggregate(chat("hi", chosen="so the mat"), (Span(7, 10, 2.0),), None), tokenizer)
-    assert tokenizer.convert_ids_to_tokens(group.responses[0].tolist())[-3:] == ["Ġthe", "Ġmat", "<|im_end|>"]
-    assert of(group)[-3:] == [1, 2, 1]
-    assert set(of(group)[:-2]) == {1}
+    result = weighted(chat("hi", chosen="so the mat"), byte_level(), (Span(7, 10, 2.0),), None)
+    assert result["chosen tokens"][-3:] == ["Ġthe", "Ġmat", "<|im_end|>"]
+    assert result["chosen"][-2:] == [2, 1]
+    assert set(result["chosen"][:-2]) == {1}
 
 
 def test_a_transcript_puts_a_space_before_them(sentence: PreTrainedTokenizerBase, chat: Row) -> None:
-    row = chat("a", chosen="cat the", rejected="dog")
-    group = tokenize_row(apply_aggregate(row, (Span(4, 7, 2.0),), None), sentence)
-    assert sentence.convert_ids_to_tokens(group.responses[0].tolist()) == ["▁cat", "▁t", "h", "e", "</s>"]
-    assert of(group) == [1, 2, 2, 2, 1]
+    result = weighted(chat("a", chosen="cat the", rejected="dog"), sentence, (Span(4, 7, 2.0),), None)
+    assert result["chosen tokens"] == ["▁cat", "▁t", "h", "e", "</s>"]
+    assert result["chosen"] == [1, 2, 2, 2, 1]
 
 
 TRIMS = (
@@ -197,52 +196,54 @@ TRIMS = (
 
 
 def test_a_template_that_trims_moves_the_spans(byte_level: Make, chat: Row) -> None:
-    row = chat("hi", chosen="  the mat ", rejected="the dog")
-    group = tokenize_row(apply_aggregate(row, (Span(6, 9, 2.0),), None), byte_level(TRIMS))
-    plain = tokenize_row(
-        apply_aggregate(chat("hi", chosen="the mat", rejected="the dog"), (Span(4, 7, 2.0),), None), byte_level()
-    )
-    assert of(group) == of(plain)
-    assert 2 in of(group)
+    spaced, bare = (chat("hi", chosen=text, rejected="the dog") for text in ("  the mat ", "the mat"))
+    trimmed = weighted(spaced, byte_level(TRIMS), (Span(6, 9, 2.0),), None)
+    assert trimmed == weighted(bare, byte_level(), (Span(4, 7, 2.0),), None)
+    assert 2 in trimmed["chosen"]
 
 
 def test_a_template_that_rewrites_leaves_the_row_out(byte_level: Make, chat: Row) -> None:
-    template = TRIMS.replace("m.content | trim", "m.content | replace('mat', 'rug')")
-    done = tokenize([apply_aggregate(chat("hi"), (Span(0, 1, 2.0),), None)], byte_level(template), max_tokens=99)
-    assert [problem.reason for problem in done.skipped] == ["weights.text"]
-    exact = tokenize_row(chat("hi"), byte_level(template))
-    numbers = tuple(float(k) for k in range(len(exact.responses[0])))
-    assert of(tokenize_row(apply_aggregate(chat("hi"), numbers, None), byte_level(template))) == list(numbers)
+    tokenizer = byte_level(TRIMS.replace("m.content | trim", "m.content | replace('mat', 'rug')"))
+    rows = [chat("hi"), with_weights(chat("hi"), (Span(0, 1, 2.0),), None)]
+    result = tokenize(rows, tokenizer, max_tokens=99)
+    assert [problem.reason for problem in result.skipped] == ["weights.text"]
+    numbers = tuple(float(k) for k in range(len(result.groups[0].responses[0])))
+    assert weighted(chat("hi"), tokenizer, numbers, None)["chosen"] == [*numbers]
 
 
 def test_control_tokens_in_the_text_are_counted_as_the_characters_that_they_are(byte_level: Make, chat: Row) -> None:
-    said = "a <|im_end|> cat"
-    row = chat("hi <|im_start|> you", chosen=said, rejected="no")
-    group = tokenize_row(
-        apply_aggregate(row, (Span(said.index("cat"), len(said), 2.0), Span(2, 12, 0.0)), None), byte_level()
-    )
-    told = of(group)
-    assert told[-2:] == [2, 1]
-    assert told[0] == 1
-    assert set(told[1:-2]) <= {0, 1}
-    assert 0 in told
+    text = "a <|im_end|> cat"
+    row = chat("hi <|im_start|> you", chosen=text, rejected="no")
+    weights = weighted(row, byte_level(), (Span(text.index("cat"), len(text), 2.0), Span(2, 12, 0.0)), None)["chosen"]
+    assert (weights[0], weights[-2:]) == (1, [2, 1])
+    assert set(weights[1:-2]) <= {0, 1}
+    assert 0 in weights
 
 
 def test_rows_of_one_file_need_not_all_have_weights(byte_level: Make, pair: Row) -> None:
-    done = tokenize([pair(), apply_aggregate(pair(), None, (Span(1, 2, 0.5),))], byte_level(), max_tokens=50)
-    assert done.groups[0].token_weights is None
-    assert of(done.groups[1]) == [1] * len(done.groups[1].responses[0])
+    rows = [pair(), with_weights(pair(), None, (Span(1, 2, 0.5),))]
+    plain, partly = tokenize(rows, byte_level(), max_tokens=50).groups
+    assert plain.column("weight") is None
+    assert set(partly.column("weight")[0]) == {1}
 
 
 def test_a_message_is_counted_alone(byte_level: Make, pair: Row) -> None:
     """Spans are of the response's last turn, in characters, however they are written in bytes."""
-    asked, said = (Message("user", "\u6771"),), (Message("assistant", "\u6771 cat"),)
-    row = apply_aggregate(pair(asked, said, (Message("assistant", "no"),)), (Span(0, 1, 0.5),), None)
-    assert of(tokenize_row(row, byte_level()))[:4] == [0.5, 0.5, 0.5, 1]
+    prompt, chosen, rejected = (
+        (Message("user", "\u6771"),),
+        (Message("assistant", "\u6771 cat"),),
+        (Message("assistant", "no"),),
+    )
+    assert weighted(pair(prompt, chosen, rejected), byte_level(), (Span(0, 1, 0.5),), None)["chosen"][:4] == [
+        0.5,
+        0.5,
+        0.5,
+        1,
+    ]
 
 
 def test_lists_of_a_wrong_length_are_one_problem(byte_level: Make, pair: Row) -> None:
-    rows = [apply_aggregate(pair(chosen=" the" * k), (1.0,), None) for k in range(2, 9)]
+    rows = [with_weights(pair(chosen=" the" * k), (1.0,), None) for k in range(2, 9)]
     with pytest.raises(UserError) as raised:
         tokenize(rows, byte_level(), max_tokens=99)
     assert len(raised.value.problems) == 1

@@ -16,10 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from preftune.errors import UserError
 from preftune.rows.row import Demo, Message, Pair, Place, Ranking, Rating
 from preftune.tokens.groups import TokenGroup
-from preftune.tokens.tokenizer import Tokenized, load_tokenizer, tokenize, tokenize_row, tokenizer_digest
+from preftune.tokens.tokenize import Tokenized, tokenize
+from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 
 Make = Callable[..., PreTrainedTokenizerBase]
 Row = Callable[..., Pair]
+
+
+def group_of(row: Pair, tokenizer: PreTrainedTokenizerBase) -> TokenGroup:
+    (group,) = tokenize([row], tokenizer, max_tokens=2**31).groups
+    return group
 
 
 def reasons(done: Tokenized) -> list[str]:
@@ -32,7 +38,7 @@ def text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
 
 def test_text_is_continued_and_ends_once(byte_level: Make, pair: Row) -> None:
     tokenizer = byte_level()
-    group = tokenize_row(pair(), tokenizer)
+    group = group_of(pair(), tokenizer)
     assert text(tokenizer, group.prompt) == "the cat:"
     assert [text(tokenizer, ids) for ids in group.responses] == [" sat<|im_end|>", " ran<|im_end|>"]
     assert group.prompt.dtype == np.int32
@@ -41,7 +47,7 @@ def test_text_is_continued_and_ends_once(byte_level: Make, pair: Row) -> None:
 
 def test_a_conversation_goes_through_the_template(byte_level: Make, chat: Row) -> None:
     tokenizer = byte_level()
-    group = tokenize_row(chat("hi", "yes?", "the cat"), tokenizer)
+    group = group_of(chat("hi", "yes?", "the cat"), tokenizer)
     assert text(tokenizer, group.prompt) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes?<|im_end|>\n<|im_start|>user\nthe cat<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -51,7 +57,7 @@ def test_a_conversation_goes_through_the_template(byte_level: Make, chat: Row) -
 
 def test_the_ids_are_those_of_the_whole_conversation(byte_level: Make, chat: Row) -> None:
     tokenizer = byte_level()
-    group = tokenize_row(chat("hi"), tokenizer)
+    group = group_of(chat("hi"), tokenizer)
     whole = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthe mat<|im_end|>"
     assert [*group.prompt, *group.responses[0]] == tokenizer(whole, add_special_tokens=False)["input_ids"]
 
@@ -74,7 +80,7 @@ def test_kinds_keep_what_was_judged(byte_level: Make) -> None:
 
 
 def test_sentencepiece_puts_its_space_before_the_prompt_alone(sentence: PreTrainedTokenizerBase, pair: Row) -> None:
-    group = tokenize_row(pair("the", " cat", "at"), sentence)
+    group = group_of(pair("the", " cat", "at"), sentence)
     whole = [sentence("the" + response)["input_ids"] for response in (" cat", "at")]
     assert [[*group.prompt, *ids] for ids in group.responses] == [[*ids, 2] for ids in whole]
     assert group.prompt[0] == 1
@@ -102,7 +108,7 @@ class TestBoundaries:
         assert reasons(done) == ["boundary.merge"]
 
     def test_t7_split_responses_get_no_space_of_their_own(self, sentence: PreTrainedTokenizerBase, pair: Row) -> None:
-        group = tokenize_row(pair("the c", "at", "ab"), sentence)  # "▁cat" is one token
+        group = group_of(pair("the c", "at", "ab"), sentence)  # "▁cat" is one token
         assert [sentence.convert_ids_to_tokens(ids.tolist()) for ids in group.responses] == [
             ["at", "</s>"],
             ["a", "b", "</s>"],
@@ -117,21 +123,21 @@ class TestBoundaries:
         sentence = _copy(sentence, "{{ bos_token }}{% for m in messages %}{{ m.role[0] + ':' + m.content + ' ' }}"
                          "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
                          "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}")  # fmt: skip
-        group = tokenize_row(chat("the"), sentence)
+        group = group_of(chat("the"), sentence)
         assert group.prompt.tolist().count(1) == 1
         assert group.prompt[0] == 1
         assert [ids.tolist().count(2) for ids in group.responses] == [1, 1]
 
     def test_t12_end_token_that_pads_too(self, byte_level: Make, pair: Row) -> None:
-        group = tokenize_row(pair(), byte_level(pad_token="<|im_end|>"))
+        group = group_of(pair(), byte_level(pad_token="<|im_end|>"))
         assert [ids[-1] for ids in group.responses] == [4, 4]
 
     def test_t13_no_end_token(self, byte_level: Make, pair: Row) -> None:
         with pytest.raises(UserError, match="no end token"):
-            tokenize_row(pair(), byte_level(eos_token=None))
+            group_of(pair(), byte_level(eos_token=None))
 
     def test_t14_t15_neither_begin_nor_pad(self, byte_level: Make, pair: Row) -> None:
-        group = tokenize_row(pair(), byte_level(pad_token=None))
+        group = group_of(pair(), byte_level(pad_token=None))
         assert text(byte_level(), group.prompt) == "the cat:"
 
     def test_c7_nothing_before_the_response(self, byte_level: Make, pair: Row) -> None:
@@ -167,7 +173,7 @@ class TestLengths:
         assert [skipped.reason for skipped in done.skipped] == ["pair.identical_after_cut"]
 
     def test_t6_a_response_of_one_token(self, byte_level: Make, pair: Row) -> None:
-        assert [len(ids) for ids in tokenize_row(pair("q", "x", "y"), byte_level()).responses] == [2, 2]
+        assert [len(ids) for ids in group_of(pair("q", "x", "y"), byte_level()).responses] == [2, 2]
 
     def test_tied_responses_may_be_equal_after_the_cut(self, byte_level: Make) -> None:
         row = Ranking(prompt="q", responses=("xxa", "xxb", "y"), ranks=(1, 1, 2), place=Place("made", 1))
@@ -212,13 +218,13 @@ class TestControlTokens:
     )
     def test_only_the_template_gives_control_tokens(self, byte_level: Make, chat: Row, parts: list[str]) -> None:
         said = "q" + "".join(parts) + "q"
-        group = tokenize_row(chat(said, chosen="r" + said), byte_level())
+        group = group_of(chat(said, chosen="r" + said), byte_level())
         assert [k for k in group.prompt.tolist() if k < 5] == [3, 4, 3]
         assert [k for k in group.responses[0].tolist() if k < 5] == [4]
         assert text(byte_level(), group.responses[0]) == f"r{said}<|im_end|>"
 
     def test_c22_template_syntax_in_a_text_is_text(self, byte_level: Make, chat: Row) -> None:
-        group = tokenize_row(chat("{{ 7 * 7 }}", chosen="{% if %}"), byte_level())
+        group = group_of(chat("{{ 7 * 7 }}", chosen="{% if %}"), byte_level())
         assert "{{ 7 * 7 }}" in text(byte_level(), group.prompt)
         assert text(byte_level(), group.responses[0]) == "{% if %}<|im_end|>"
 
@@ -246,7 +252,7 @@ FAILING = {
     "J1 syntax": ("{% for m in messages %}{{ m.content }}", "fails at its line 1"),
     "J2 sandbox": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "fails: SecurityError"),
     "J7 date in a computed form": ("{{ strftime_now('%d' + '%b') }}" + INSTRUCT, "prints the date in a form"),
-    "J8 random": ("{{ range(100000) | random }}" + INSTRUCT, "another text each time|otherwise"),
+    "J8 random": ("{{ range(100000) | random }}" + INSTRUCT, "another text each time|differently"),
     "J10 drops the user": (
         "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }}{% endif %}",
         "drops the user",
@@ -261,7 +267,7 @@ FAILING = {
         "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
         "drops the assistant",
     ),
-    "T8 no prefix": (THINK.replace("THOUGHTS", "<u>\n"), "otherwise once a response follows"),
+    "T8 no prefix": (THINK.replace("THOUGHTS", "<u>\n"), "differently once a response follows"),
     "J16 always raises": ("{{ raise_exception('only tools') }}", "only tools"),
 }
 
@@ -293,7 +299,7 @@ class TestTemplates:
 
     def test_j15_an_empty_block_of_thoughts_is_prompt(self, byte_level: Make, chat: Row) -> None:
         tokenizer = byte_level(THINK.replace("THOUGHTS", ""))
-        group = tokenize_row(chat("q"), tokenizer)
+        group = group_of(chat("q"), tokenizer)
         assert text(tokenizer, group.prompt).endswith("<|im_start|>assistant\n<t>\n\n</t>\n")
         assert text(tokenizer, group.responses[0]) == "the mat<|im_end|>"
 
@@ -306,7 +312,7 @@ class TestTemplates:
 
     def test_an_end_of_turn_without_control_token_gets_the_end_token(self, byte_level: Make, chat: Row) -> None:
         tokenizer = byte_level(INSTRUCT.replace("</s>", "\n###\n"))
-        assert text(tokenizer, tokenize_row(chat("q"), tokenizer).responses[0]) == " the mat\n###<|im_end|>"
+        assert text(tokenizer, group_of(chat("q"), tokenizer).responses[0]) == " the mat\n###<|im_end|>"
 
     def test_j7_the_date_is_pinned_and_said(self, byte_level: Make, chat: Row) -> None:
         tokenizer = byte_level("{{ strftime_now('%d %b %Y') }}" + INSTRUCT)
@@ -337,12 +343,20 @@ class TestLoading:
         assert other.chat_template == "{{ messages }}"
         assert tokenizer_digest(other) != tokenizer_digest(loaded)
 
+    def test_a_loaded_tokenizer_is_taken_as_it_is(self, byte_level: Make, written: Callable[[str], str]) -> None:
+        tokenizer = byte_level()
+        assert tokenizer_digest(load_tokenizer(tokenizer)) == tokenizer_digest(tokenizer)
+        other = load_tokenizer(tokenizer, template=written("{{ messages }}"))
+        assert (other.chat_template, tokenizer.chat_template) == ("{{ messages }}", byte_level().chat_template)
+        with pytest.raises(UserError, match=r"model.tokenizer: this dict has no tokenizer.json. Convert it"):
+            load_tokenizer({})  # type: ignore[arg-type]
+
     def test_the_digest_ignores_how_it_was_called(self, byte_level: Make, pair: Row) -> None:
         tokenizer = byte_level(pad_token="<unk>")
         before = tokenizer_digest(tokenizer)
         tokenizer("a b c", truncation=True, max_length=2, padding="max_length")
         assert tokenizer_digest(tokenizer) == before
-        assert len(tokenize_row(pair("q" * 9), tokenizer).prompt) == 9
+        assert len(group_of(pair("q" * 9), tokenizer).prompt) == 9
 
     def test_tokenizer_json_alone(self, sentence: PreTrainedTokenizerBase, tmp_path: Path, pair: Row) -> None:
         sentence.save_pretrained(tmp_path)
@@ -351,7 +365,7 @@ class TestLoading:
                 file.unlink()
         loaded = load_tokenizer(str(tmp_path))
         assert loaded.eos_token == "</s>"
-        assert tokenize_row(pair("the", " cat", " at"), loaded).responses[0][-1] == 2
+        assert group_of(pair("the", " cat", " at"), loaded).responses[0][-1] == 2
 
     def test_z8_code_of_its_own(self, byte_level: Make, tmp_path: Path) -> None:
         byte_level().save_pretrained(tmp_path)
@@ -362,7 +376,7 @@ class TestLoading:
             load_tokenizer(str(tmp_path))
 
     def test_z1_no_tokenizer(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"none in the folder .* model\.tokenizer or"):
+        with pytest.raises(UserError, match=r"the folder .* has no tokenizer.* model\.tokenizer or"):
             load_tokenizer(str(tmp_path))
         with pytest.raises(UserError, match=r"^model\.path: no model is named\. Write model\.path=my-model"):
             load_tokenizer("")
@@ -385,7 +399,7 @@ class TestLoading:
 
         monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
         (tmp_path / "vocab.json").write_text("{}")
-        with pytest.raises(UserError, match=r"that can be read: ValueError\. It is"):
+        with pytest.raises(UserError, match=r"no readable tokenizer at .*: ValueError\. The tok"):
             load_tokenizer(str(tmp_path))
 
     def test_z6_another_class_that_encodes_otherwise(
@@ -395,7 +409,7 @@ class TestLoading:
 
         byte_level().save_pretrained(tmp_path)
         monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: sentence)
-        with pytest.raises(UserError, match="otherwise than"):
+        with pytest.raises(UserError, match="differently"):
             load_tokenizer(str(tmp_path))
 
 
@@ -408,23 +422,23 @@ def loaded(shared: Callable[[str], Path]) -> dict[str, PreTrainedTokenizerBase]:
 class TestRealTokenizers:
     def test_j15_minimind(self, loaded: dict[str, PreTrainedTokenizerBase], chat: Row) -> None:
         tokenizer = loaded["minimind-6400"]
-        group = tokenize_row(chat("What?", chosen="That."), tokenizer)
+        group = group_of(chat("What?", chosen="That."), tokenizer)
         assert text(tokenizer, group.prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert text(tokenizer, group.responses[0]) == "That.<|im_end|>"
 
     def test_t8_thoughts_in_a_response_move_the_prompt(
         self, loaded: dict[str, PreTrainedTokenizerBase], chat: Row
     ) -> None:
-        with pytest.raises(UserError, match="otherwise once a response follows"):
-            tokenize_row(chat("What?", chosen="<think>\nhm\n</think>\n\nThat."), loaded["minimind-6400"])
+        with pytest.raises(UserError, match="differently once a response follows"):
+            group_of(chat("What?", chosen="<think>\nhm\n</think>\n\nThat."), loaded["minimind-6400"])
 
     def test_stories(self, loaded: dict[str, PreTrainedTokenizerBase], pair: Row) -> None:
         tokenizer = loaded["stories260K"]
-        group = tokenize_row(pair("Once upon", " a time", " the hill"), tokenizer)
+        group = group_of(pair("Once upon", " a time", " the hill"), tokenizer)
         assert [*group.prompt, *group.responses[0]] == [*tokenizer("Once upon a time")["input_ids"], 2]
 
     def test_a_lone_file_finds_its_end_token(self, loaded: dict[str, PreTrainedTokenizerBase], pair: Row) -> None:
-        assert tokenize_row(pair(), loaded["gpt-neox-20b"]).responses[0][-1] == 0
+        assert group_of(pair(), loaded["gpt-neox-20b"]).responses[0][-1] == 0
 
     def test_both_ways_to_keep_a_conversation_give_the_same_ids(
         self, loaded: dict[str, PreTrainedTokenizerBase], shared: Callable[[str], Path]

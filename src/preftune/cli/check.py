@@ -22,7 +22,7 @@ def check(*words: str) -> None:
     from rich.console import Console
 
     from preftune.cli import view
-    from preftune.run.prepare_rows import read_rows
+    from preftune.rows.split import read_rows
 
     console = Console(highlight=False, soft_wrap=True)
     rows = read_rows(run.data)

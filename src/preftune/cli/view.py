@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -13,10 +13,11 @@ from rich.text import Text
 
 from preftune.__main__ import safe
 from preftune.errors import Problem
+from preftune.rows.account import Account
 from preftune.rows.read import Reading
 from preftune.rows.row import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
 from preftune.tokens.groups import TokenGroup
-from preftune.tokens.tokenizer import Tokenized
+from preftune.tokens.tokenize import Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +106,8 @@ def group(one: TokenGroup, tokenizer: PreTrainedTokenizerBase) -> Text:
     names = _called(one.kind, one.ranks, one.good, one.scores)
     for at, (name, response) in enumerate(zip(names, one.responses, strict=True)):
         text.append(f"\n{name}, {len(response)} tokens scored: ", style="bold")
-        marked = _runs(tokenizer, response, one.token_weights[at] if one.token_weights else None)
+        weights = one.column("weight")
+        marked = _runs(tokenizer, response, weights[at] if weights else None)
         text.append(_beginning(safe(marked)), style="not bold green")
     return text
 
@@ -131,19 +133,19 @@ def _beginning(text: str) -> str:
     return text if len(text) <= WIDEST else f"{text[: WIDEST * 3 // 4]} ... {text[-WIDEST // 4 :]}"
 
 
-def lengths(account: Mapping[str, Any]) -> Group:
+def lengths(account: Account) -> Group:
     """Small histograms of tokens, and which side is longer."""
     parts: list[Text | Table] = [Text("\ntokens", style="bold")]
-    for name, told in account["lengths"].items():
-        if told is None:
+    for name, spread in account.lengths.items():
+        if spread is None:
             continue
         table = Table(box=None, pad_edge=False, show_header=False)
-        most = max((b["count"] for b in told["bins"]), default=1) or 1
-        for b in told["bins"]:
-            table.add_row(f"<= {b['to']}", "█" * round(24 * b["count"] / most), str(b["count"]))
-        parts += [Text(f"{name}: median {told['median']}, 90 % below {told['p90']}, longest {told['max']}"), table]
-    if account.get("chosen_longer") is not None:
-        parts.append(Text(f"chosen is longer in {account['chosen_longer']:.1%} of the pairs"))
+        most = max((b.count for b in spread.bins), default=1) or 1
+        for b in spread.bins:
+            table.add_row(f"<= {b.to}", "█" * round(24 * b.count / most), str(b.count))
+        parts += [Text(f"{name}: median {spread.median}, 90 % below {spread.p90}, longest {spread.max}"), table]
+    if account.chosen_longer is not None:
+        parts.append(Text(f"chosen is longer in {account.chosen_longer:.1%} of the pairs"))
     return Group(*parts)
 
 

@@ -175,8 +175,8 @@ def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
     mismatched = []
     for position, (key, group, _) in enumerate(by_prompt):
         other_key, other, i = by_prompt[(position + shift) % len(by_prompt)]
-        response, weights = other.responses[i], other.token_weights and other.token_weights[i : i + 1]
+        response, weights = other.responses[i], other.column("weight")
         if other_key != key and len(group.prompt) + len(response) <= longest:
             mismatched.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
-                                         token_weights=weights))  # fmt: skip
+                                         columns={"weight": weights[i : i + 1]} if weights else {}))  # fmt: skip
     return mismatched

@@ -19,6 +19,7 @@ from msgspec import Struct
 from preftune.errors import CORRUPT, UserError
 from preftune.files import read_lines, reported
 from preftune.record.schema import EVALUATION, STEP
+from preftune.rows.account import Account
 
 METERS = STEP.keys() | EVALUATION.keys()  # of any other key, a later version's, only numbers are kept
 SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -51,49 +52,6 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     rejected_logp_change: float | None = None
     chosen_tokens: float | None = None
     rejected_tokens: float | None = None
-
-
-class Counts(Struct, frozen=True):
-    """Rows of one source: read, kept (and of which kinds), cut at the longest length, and skipped by reason."""
-
-    read: int = 0
-    kept: int = 0
-    cut: int = 0
-    kinds: dict[str, int] = {}
-    skipped: dict[str, int] = {}
-    notes: tuple[str, ...] = ()
-
-
-class Bin(Struct, frozen=True):
-    """Rows whose length is at most `to` tokens and more than the bin before it holds."""
-
-    to: float
-    count: int
-
-
-class Spread(Struct, frozen=True):
-    """Distribution of lengths, in tokens."""
-
-    median: float | None = None
-    p90: float | None = None
-    max: float | None = None
-    bins: tuple[Bin, ...] = ()
-
-
-class DataSummary(Struct, frozen=True):
-    """What was read and how long it is.
-
-    chosen_longer: share of pairs whose chosen response has more tokens; max_tokens: the longest that was allowed,
-    whether the configuration said so or not.
-    """
-
-    train: Counts | None = None
-    evaluate: Counts | None = None
-    lengths: dict[str, Spread | None] = {}
-    chosen_longer: float | None = None
-    max_tokens: int | None = None
-    tokens_naive: int | None = None
-    tokens_distinct: int | None = None
 
 
 class ExtraTable(Struct, frozen=True):
@@ -132,7 +90,7 @@ class Record(Struct, frozen=True, kw_only=True):
     run_text: str = ""
     run: dict[str, object] = {}
     environment: dict[str, object] = {}
-    data: DataSummary = DataSummary()
+    data: Account = Account()
     steps: tuple[Numbers, ...] = ()
     evaluations: tuple[Numbers, ...] = ()
     rows: tuple[HeldOutRow, ...] = ()
@@ -152,7 +110,7 @@ class Record(Struct, frozen=True, kw_only=True):
             run_text=text,
             run=run,
             environment=_json(folder / "environment.json", dict[str, object]) or {},
-            data=_json(folder / "data.json", DataSummary) or DataSummary(),
+            data=_json(folder / "data.json", Account) or Account(),
             steps=_numbered(folder / "metrics.jsonl"),
             evaluations=_numbered(folder / "evaluations.jsonl"),
             rows=tuple(

@@ -1,9 +1,9 @@
-"""Typed access to the fields of one raw record, and the two ways in which a row can be wrong.
+"""Typed access to the values of a raw record, and the two ways in which a row can be wrong.
 
-- A `Defect` lies in the keys and types: a key is missing, a number stands where text belongs, a role is unknown.
-  The file is not what it was taken for, so its writer has to mend it: all defects are listed, nothing is read.
-- An `Unusable` row has the right shape, but what it says teaches nothing: a response is empty, both are equal,
-  the two sides answer different prompts, turns are out of order. It is left out and counted under its reason.
+- A `MalformedRow` has wrong keys or types: a key is missing, a number stands where text belongs, a role is unknown.
+  The file is not what it was taken for, so its author has to mend it: all such rows are listed and nothing is read.
+- A `SkippedRow` has the right shape but teaches nothing: a response is empty, both responses are equal, the two sides
+  answer different prompts. It is left out and counted under its reason.
 """
 
 from __future__ import annotations
@@ -11,10 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from preftune.errors import nearest
-from preftune.rows.row import ROLES, Message, Prompt
-
-SPOKEN = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "observation": "tool"}
 YES, NO = {"true", "yes", "1"}, {"false", "no", "0"}
 
 
@@ -27,7 +23,7 @@ class MalformedRow(Exception):
 
 
 class SkippedRow(Exception):
-    """A row of the right shape that cannot be learnt from."""
+    """A row of the right shape that nothing can be learned from."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -35,7 +31,7 @@ class SkippedRow(Exception):
 
 
 def excerpt(value: object) -> str:
-    """The value in at most 60 characters, everything that a terminal might obey escaped."""
+    """The value in at most 60 characters; everything that a terminal might obey is escaped."""
     shown = repr(value[:80]) if isinstance(value, str) else repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
@@ -53,102 +49,60 @@ def describe(value: object) -> str:
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
 
 
-def text(value: object, field: str) -> str:
-    """A text. Raises Defect."""
+def parse_text(value: object, field: str) -> str:
+    """A text. Raises MalformedRow."""
     if not isinstance(value, str):
         raise MalformedRow(f'"{field}" is {describe(value)}, needs text.', "Quote it, or drop the row.")
     return value
 
 
-def number(value: object, field: str) -> float:
-    """A finite number; a text that spells one is taken too. Raises Defect."""
+def parse_number(value: object, field: str) -> float:
+    """A finite number; a text that spells one is accepted too. Raises MalformedRow."""
     try:
-        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
+        number = math.nan
+    if not math.isfinite(number):
         raise MalformedRow(f'"{field}" is {describe(value)}, needs a finite number.')
-    return found
+    return number
 
 
-def count(value: object, field: str) -> float:
-    """A number that is not negative, such as votes. Raises Defect."""
-    found = number(value, field)
-    if found < 0:
-        raise MalformedRow(f'"{field}" is {found:g}, needs 0 or more.')
-    return found
+def parse_count(value: object, field: str) -> float:
+    """A number that is not negative, such as votes. Raises MalformedRow."""
+    number = parse_number(value, field)
+    if number < 0:
+        raise MalformedRow(f'"{field}" is {number:g}, needs 0 or more.')
+    return number
 
 
-def label(value: object, field: str) -> bool:
-    """Good or bad, from true/false, 1/0, "yes"/"no". Raises Defect."""
+def parse_label(value: object, field: str) -> bool:
+    """Good or bad, from true/false, 1/0, "yes"/"no". Raises MalformedRow."""
     word = str(value).strip().lower() if isinstance(value, bool | int | str) else ""
     if isinstance(value, float) and value in (0.0, 1.0):
         word = str(int(value))
     if word not in YES | NO:
-        raise MalformedRow(
-            f'"{field}" is {describe(value)}, needs true or false.', "1, 0, yes and no are understood too."
-        )
+        hint = "1, 0, yes and no are understood too."
+        raise MalformedRow(f'"{field}" is {describe(value)}, needs true or false.', hint)
     return word in YES
 
 
-def items(value: object, field: str) -> list[object]:
-    """A list with at least one element. Raises Defect."""
+def parse_list(value: object, field: str) -> list[object]:
+    """A list with at least one element. Raises MalformedRow."""
     if not isinstance(value, list) or not value:
         raise MalformedRow(f'"{field}" is {"an empty list" if value == [] else describe(value)}, needs a list.')
     return value
 
 
-def turns(value: object, field: str) -> Prompt:
-    """Text as it stands, or a conversation from a list of messages, one message, or an object that holds them."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        if "messages" in value:
-            refuse(value, ("tools",), f"{field}.")
-            return turns(value["messages"], f"{field}.messages")
-        return (_message(value, field),)
-    if not isinstance(value, list):
-        raise MalformedRow(
-            f'"{field}" is {describe(value)}, needs text or a list of messages.', "Quote it, or drop the row."
-        )
-    if not value:
-        raise MalformedRow(f'"{field}" is an empty list, needs at least one message.')
-    return tuple(_message(turn, f"{field}[{place}]") for place, turn in enumerate(value))
-
-
-def refuse(value: Mapping[str, object], keys: tuple[str, ...], prefix: str = "") -> None:
-    """Raise Defect where one of `keys` holds something: to ignore it would change what the row means."""
+def refuse_keys(value: Mapping[str, object], keys: tuple[str, ...], prefix: str = "") -> None:
+    """Raise MalformedRow where one of `keys` holds something: ignoring it would change what the row means."""
     for key in keys:
         if value.get(key):
-            raise MalformedRow(
-                f'"{prefix}{key}" is not supported.', "Leave such rows out, or write them into the turns."
-            )
+            hint = "Leave such rows out, or write them into the turns."
+            raise MalformedRow(f'"{prefix}{key}" is not supported.', hint)
 
 
-def _message(value: object, field: str) -> Message:
-    if not isinstance(value, dict):
-        raise MalformedRow(f"{field} is {describe(value)}, needs a message with a role and its content.")
-    role = _one_of(value, ("role", "from"), field)
-    if not isinstance(role, str) or SPOKEN.get(role, role) not in ROLES:
-        hint = nearest(str(role), [*ROLES, *SPOKEN])
-        raise MalformedRow(
-            f"{field}.role is {describe(role)}, no role known here.", hint or f"Known: {', '.join(ROLES)}."
-        )
-    refuse(value, ("tool_calls", "images", "function_call"), f"{field}.")
-    content = _one_of(value, ("content", "value"), field)
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{field}.content[{place}]") for place, part in enumerate(content))
-    return Message(SPOKEN.get(role, role), text(content, f"{field}.content"))
-
-
-def _part(value: object, field: str) -> str:
-    if isinstance(value, dict) and value.get("type") == "text":
-        return text(value.get("text"), f"{field}.text")
-    kind = value.get("type") if isinstance(value, dict) else describe(value)
-    raise MalformedRow(f"{field} is {kind}; images and other parts are not supported, only text.")
-
-
-def _one_of(value: Mapping[str, object], keys: tuple[str, ...], field: str) -> object:
+def first_of(value: Mapping[str, object], keys: tuple[str, ...], field: str) -> object:
+    """The value of the first of `keys` that is there. Raises MalformedRow."""
     for key in keys:
         if key in value:
             return value[key]

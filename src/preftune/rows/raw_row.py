@@ -1,76 +1,113 @@
-"""One raw record seen through its dialect."""
+"""One raw record, seen through its format: slots in place of keys, typed values in place of JSON.
+
+Weights of tokens have two forms. Spans of the response's text, `[[begin, end, weight], ...]` in characters, suit any
+tokenizer; what no span covers counts 1, and so does the end token. A plain list has one number a token of the
+response, end token included, and suits one tokenizer only. Nothing is guessed: numbers that do not fit are an error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from preftune.rows.parse import MalformedRow, describe, items, number, refuse, text, turns
-from preftune.rows.row import Message, Place, Prompt, Response, Weights, said
-from preftune.rows.token_weights import weights
+from preftune.rows.messages import parse_turns
+from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text, refuse_keys
+from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeights, text_of
 
 UNSUPPORTED = ("tools", "history", "images", "videos", "audios")
 
 
 class RawRow:
-    """A slot's name stands for whichever key filled it."""
+    """A record whose slots stand for whichever key filled them. Its methods raise MalformedRow."""
 
     def __init__(self, value: Mapping[str, object], place: Place, keys: Mapping[str, str]) -> None:
         self.value, self.place, self.keys = value, place, keys
-        refuse(value, UNSUPPORTED)
+        refuse_keys(value, UNSUPPORTED)
 
     def __getitem__(self, slot: str) -> object:
         return self.value[self.keys[slot]]
 
     def turns(self, slot: str) -> Prompt:
-        return turns(self[slot], self.keys[slot])
+        return parse_turns(self[slot], self.keys[slot])
 
-    def optional(self, key: str) -> float | None:
-        """A number that need not be there."""
-        return None if self.value.get(key) is None else number(self.value[key], key)
+    def optional_number(self, key: str) -> float | None:
+        return None if self.value.get(key) is None else parse_number(self.value[key], key)
 
     @property
     def id(self) -> str:
-        found = self.value.get("id")
-        if found is not None and (isinstance(found, bool) or not isinstance(found, str | int)):
-            raise MalformedRow(f'"id" is {describe(found)}, needs text or a whole number.')
-        return "" if found is None else str(found)
+        value = self.value.get("id")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+            raise MalformedRow(f'"id" is {describe(value)}, needs text or a whole number.')
+        return "" if value is None else str(value)
 
     @property
     def weight(self) -> float:
-        found = self.optional("weight")
-        if found is not None and found <= 0:
-            raise MalformedRow(f'"weight" is {found:g}, needs to be above 0.')
-        return 1.0 if found is None else found
+        weight = self.optional_number("weight")
+        if weight is not None and weight <= 0:
+            raise MalformedRow(f'"weight" is {weight:g}, needs to be above 0.')
+        return 1.0 if weight is None else weight
 
     def prompt(self) -> Prompt:
-        """The prompt slot, with a system text and an alpaca `input` where the record has them."""
-        key, found = self.keys["prompt"], self.turns("prompt")
-        if isinstance(found, str) and key != "prompt":
+        """The prompt slot, with the system text and the alpaca `input` that the record may have beside it."""
+        key, prompt = self.keys["prompt"], self.turns("prompt")
+        if isinstance(prompt, str) and key != "prompt":
             more = self.value.get("input") if key == "instruction" else None
-            found = (Message("user", f"{found}\n{text(more, 'input')}" if more else found),)
+            prompt = (Message("user", f"{prompt}\n{parse_text(more, 'input')}" if more else prompt),)
         system = self.value.get("system")
         if not system:
-            return found
-        said = (Message("user", found),) if isinstance(found, str) else found
-        return said if said[0].role == "system" else (Message("system", text(system, "system")), *said)
+            return prompt
+        turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        return turns if turns[0].role == "system" else (Message("system", parse_text(system, "system")), *turns)
 
-    def weighs(self, keys: Sequence[str], responses: Sequence[Response]) -> tuple[Weights | None, ...] | None:
-        """What the tokens of each response count, by the key of each; None where the record says nothing of it."""
-        given = [(self.value.get(key), key) for key in keys]
-        return self.weighed(given, responses)
+    def token_weights(self, responses: Sequence[Response], *keys: str) -> tuple[TokenWeights | None, ...] | None:
+        """The token weights of each response, each under a key of its own; None where the record gives none."""
+        return parse_weights([(self.value.get(key), key) for key in keys], responses)
 
-    def weighed(
-        self, given: Sequence[tuple[object, str]], responses: Sequence[Response]
-    ) -> tuple[Weights | None, ...] | None:
-        """The same from values with the names of their fields."""
-        found = tuple(weights(value, name, said(one)) for (value, name), one in zip(given, responses, strict=True))
-        return found if any(found) else None
-
-    def listed_weights(self, responses: Sequence[Response]) -> tuple[Weights | None, ...] | None:
-        """The same from one key that holds an entry for each response."""
+    def listed_token_weights(self, responses: Sequence[Response]) -> tuple[TokenWeights | None, ...] | None:
+        """The token weights of all responses from one key that holds a list with an entry for each."""
         if self.value.get("token_weights") is None:
             return None
-        given = items(self.value["token_weights"], "token_weights")
-        if len(given) != len(responses):
-            raise MalformedRow(f'"token_weights" has {len(given)} entries for {len(responses)} responses.')
-        return self.weighed([(one, f"token_weights[{k}]") for k, one in enumerate(given)], responses)
+        entries = parse_list(self.value["token_weights"], "token_weights")
+        if len(entries) != len(responses):
+            raise MalformedRow(f'"token_weights" has {len(entries)} entries for {len(responses)} responses.')
+        return parse_weights([(entry, f"token_weights[{index}]") for index, entry in enumerate(entries)], responses)
+
+
+def parse_weights(
+    fields: Sequence[tuple[object, str]], responses: Sequence[Response]
+) -> tuple[TokenWeights | None, ...] | None:
+    """The token weights of each response. fields: a value with the name of its field for each. Raises MalformedRow."""
+    weights = tuple(
+        _token_weights(value, field, text_of(response))
+        for (value, field), response in zip(fields, responses, strict=True)
+    )
+    return weights if any(weights) else None
+
+
+def _token_weights(value: object, field: str, text: str) -> TokenWeights | None:
+    """The weights that a field gives to a response's text; None for null. Raises MalformedRow."""
+    if value is None:
+        return None
+    entries = parse_list(value, field)
+    if not any(isinstance(entry, list) for entry in entries):
+        numbers = tuple(parse_count(entry, f"{field}[{index}]") for index, entry in enumerate(entries))
+        if not any(numbers):
+            raise MalformedRow(f'"{field}" is all 0, so nothing of the response counts.', "Leave such rows out.")
+        return numbers
+    spans = [_span(entry, f"{field}[{index}]", text) for index, entry in enumerate(entries)]
+    spans.sort(key=lambda span: span.begin)
+    for span, following in pairwise(spans):
+        if following.begin < span.end:
+            raise MalformedRow(f'"{field}": the spans from {span.begin} and from {following.begin} overlap.')
+    return tuple(spans)
+
+
+def _span(value: object, field: str, text: str) -> Span:
+    if not isinstance(value, list) or len(value) != 3:
+        hint = "Either all entries are spans, or all are numbers, one a token."
+        raise MalformedRow(f"{field} is {describe(value)}, needs [begin, end, weight].", hint)
+    begin, end, weight = (parse_count(number, f"{field}[{index}]") for index, number in enumerate(value))
+    if not (begin.is_integer() and end.is_integer() and begin < end <= len(text)):
+        message = f"{field} is no span of the response, which has {len(text)} characters: {begin:g} to {end:g}."
+        raise MalformedRow(message, "Count characters from 0; the end is one past the last.")
+    return Span(int(begin), int(end), weight)

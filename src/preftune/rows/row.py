@@ -1,7 +1,7 @@
 """What a person wrote down about responses: pairs, ratings, rankings and demos, each with its place.
 
-A row is text, not tokens. `prompt` and each response are either plain text or a conversation; which
-of the two is kept, because text is continued as it stands and a conversation goes through the model's template.
+A row is text, not tokens. Its prompt and each response are either plain text or a conversation. The difference is
+kept, because a model continues text as it stands, while a conversation goes through the model's chat template.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Place(Struct, frozen=True):
-    """Where a row stands: file name and line (or position in a JSON array or table), from 1."""
+    """Where a row stands: the file's name and the line (or the position in an array or table), counted from 1."""
 
     file: str
     line: int
@@ -31,72 +31,61 @@ class Message(Struct, frozen=True):
 
 
 class Span(Struct, frozen=True):
-    """Characters [begin, end) of a response's text and what each of them counts."""
+    """Characters [begin, end) of a response's text and the weight of each of them."""
 
     begin: int
     end: int
     weight: float
 
 
-Weights = tuple[float, ...] | tuple[Span, ...]  # one number a token of the response, or spans of its text
+TokenWeights = tuple[float, ...] | tuple[Span, ...]  # one number a token of the response, or spans of its text
 Prompt = str | tuple[Message, ...]
-Response = str | tuple[Message, ...]  # a conversation when the prompt is one; the last turn is the assistant's
+Response = str | tuple[Message, ...]  # a conversation where the prompt is one; its only turn is the assistant's
 
 
-class Pair(Struct, frozen=True, kw_only=True):
+class _AnyRow(Struct, frozen=True, kw_only=True):
+    """What all kinds of rows have. token_weights: one entry a response, None where each of its tokens counts 1."""
+
+    prompt: Prompt
+    place: Place
+    id: str = ""
+    weight: float = 1.0
+    token_weights: tuple[TokenWeights | None, ...] | None = None
+
+
+class Pair(_AnyRow, frozen=True, kw_only=True):
     """A prompt with the response that was preferred and the one that was not.
 
-    preferred: share of judges for `chosen` (1.0 = certain; votes make it a soft label).
+    preferred: share of judges for `chosen` (1.0 is certain; votes make it a soft label).
     scores: an explicit score of each, (chosen, rejected), where the source gives one.
-    token_weights: in all kinds of rows, what tokens count, response by response; None where each counts one.
     """
 
-    prompt: Prompt
     chosen: Response
     rejected: Response
-    place: Place
-    id: str = ""
     preferred: float = 1.0
     scores: tuple[float, float] | None = None
-    weight: float = 1.0
-    token_weights: tuple[Weights | None, ...] | None = None
 
 
-class Rating(Struct, frozen=True, kw_only=True):
-    """A prompt with one response that was called good or bad, or (good is None) was only given a score."""
+class Rating(_AnyRow, frozen=True, kw_only=True):
+    """A prompt with one response that was called good or bad, or (good is None) that only has a score."""
 
-    prompt: Prompt
     response: Response
     good: bool | None
-    place: Place
-    id: str = ""
     score: float | None = None
-    weight: float = 1.0
-    token_weights: tuple[Weights | None, ...] | None = None
 
 
-class Ranking(Struct, frozen=True, kw_only=True):
-    """A prompt with K >= 2 responses; `ranks[k]` is the place of response k, 1 the best, equal for ties."""
+class Ranking(_AnyRow, frozen=True, kw_only=True):
+    """A prompt with two or more responses; `ranks[k]` is the rank of response k, 1 the best, equal for ties."""
 
-    prompt: Prompt
     responses: tuple[Response, ...]
     ranks: tuple[int, ...]
-    place: Place
-    id: str = ""
     scores: tuple[float, ...] | None = None
-    weight: float = 1.0
-    token_weights: tuple[Weights | None, ...] | None = None
 
 
-class Demo(Struct, frozen=True, kw_only=True):
+class Demo(_AnyRow, frozen=True, kw_only=True):
     """A prompt with a response to imitate."""
 
-    prompt: Prompt
     response: Response
-    place: Place
-    id: str = ""
-    weight: float = 1.0
-    token_weights: tuple[Weights | None, ...] | None = None
 
 
 Row = Pair | Rating | Ranking | Demo
@@ -111,6 +100,6 @@ def responses(row: Row) -> tuple[Response, ...]:
     return row.responses if isinstance(row, Ranking) else (row.response,)
 
 
-def said(response: Response | Prompt) -> str:
+def text_of(value: Response | Prompt) -> str:
     """The text of a response, or of the last turn of a prompt."""
-    return response if isinstance(response, str) else response[-1].content if response else ""
+    return value if isinstance(value, str) else value[-1].content if value else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,16 +11,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.config.run import Run
-from preftune.errors import Problem, UserError
+from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
-from preftune.rows.account import TOO_LONG, Account, Counts
+from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.split import Rows, read_rows
-from preftune.rows.tally import refuse_too_many
 from preftune.tokens.groups import TokenGroup
-from preftune.tokens.lengths import summarize
+from preftune.tokens.lengths import with_lengths
 from preftune.tokens.tokenize import Tokenized, tokenize
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 
@@ -63,7 +62,7 @@ def cached_loader() -> Loader:
     datasets: dict[bytes, Dataset] = {}
 
     def load(run: Run) -> Dataset:
-        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model), )
+        key = msgspec.json.encode((replace(run.data, rankings="all"), run.model), enc_hook=id)  # id: values of Python
         if key not in datasets:
             datasets[key] = load_dataset(run)
         return datasets[key]
@@ -78,24 +77,24 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     max_tokens = _max_tokens(run.data, config)
     parts = {"train": rows.train, "evaluate": rows.evaluate}
     tokenized = {
-        part: tokenize(given, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long)
-        for part, given in parts.items()
-        if given
+        part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long)
+        for part, part_rows in parts.items()
+        if part_rows
     }
     _refuse_skipped(rows, tokenized, run.data)
-    for part, done in tokenized.items():
-        if not done.groups:
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in _by_reason(done.skipped).items())
+    for part, result in tokenized.items():
+        if not result.groups:
+            reasons = ", ".join(f"{len(skipped)} x {reason}" for reason, skipped in by_reason(result.skipped).items())
             raise UserError(f"no row is left to {PURPOSES[part]} ({reasons}).", location=f"data.{part}",
                             hint=f"max_tokens is {max_tokens}; see `preftune check`.")  # fmt: skip
-    groups = {part: done.groups for part, done in tokenized.items()}
-    account = replace(
-        summarize(groups["train"]),
+    groups = {part: result.groups for part, result in tokenized.items()}
+    account = Account(
         train=_counts("train", tokenized, rows),
         evaluate=_counts("evaluate", tokenized, rows),
         max_tokens=max_tokens,
         files={part: reading.files for part, reading in rows.readings.items()},
     )
+    account = with_lengths(account, groups["train"])
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     held_out = groups.get("evaluate", [])
     return Dataset(groups["train"], held_out, account, tokenizer, config, max_tokens, digests, tokenized)
@@ -104,8 +103,8 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
 def _refuse_skipped(rows: Rows, tokenized: Mapping[str, Tokenized], data: Data) -> None:
     """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
     for part, reading in rows.readings.items():
-        of_source = [done for name, done in tokenized.items() if name == part or name not in rows.readings]
-        skipped = [problem for done in of_source for problem in done.skipped if problem.reason not in TOO_LONG]
+        of_source = [result for name, result in tokenized.items() if name == part or name not in rows.readings]
+        skipped = [problem for result in of_source for problem in result.skipped if problem.reason not in TOO_LONG]
         if skipped:
             refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], data.max_skipped)
 
@@ -113,22 +112,18 @@ def _refuse_skipped(rows: Rows, tokenized: Mapping[str, Tokenized], data: Data) 
 def _counts(part: str, tokenized: Mapping[str, Tokenized], rows: Rows) -> Counts | None:
     if part not in tokenized:
         return None
-    done, reading = tokenized[part], rows.readings.get(part)
+    result, reading = tokenized[part], rows.readings.get(part)
     skipped_before = reading.skipped if reading else []
-    notes = [*(reading.notes if reading else []), *done.notes]
-    given = rows.train if part == "train" else rows.evaluate
+    notes = [*(reading.notes if reading else []), *result.notes]
+    part_rows = rows.train if part == "train" else rows.evaluate
     return Counts(
-        read=len(given) + len(skipped_before),
-        kept=len(done.groups),
-        cut=done.cut,
-        kinds=dict(Counter(group.kind for group in done.groups)),
-        skipped=_by_reason([*skipped_before, *done.skipped]),
+        read=len(part_rows) + len(skipped_before),
+        kept=len(result.groups),
+        cut=result.cut,
+        kinds=dict(Counter(group.kind for group in result.groups)),
+        skipped={reason: len(rows) for reason, rows in by_reason([*skipped_before, *result.skipped]).items()},
         notes=tuple(map(str, notes)),
     )
-
-
-def _by_reason(problems: Sequence[Problem]) -> dict[str, int]:
-    return dict(Counter(problem.reason for problem in problems).most_common())
 
 
 def _max_tokens(data: Data, config: PreTrainedConfig) -> int:

@@ -123,7 +123,7 @@ def _without_unusable(objectives: Sequence[Formula], dataset: Dataset, notes: No
     Raises UserError where none is left.
     """
     split, counts, dropped = {}, {}, []
-    for name, part, verb in (("train", "train", "train"), ("held_out", "evaluate", "measure")):
+    for name, account_part, verb in (("train", "train", "train"), ("held_out", "evaluate", "measure")):
         rows = getattr(dataset, name)
         useful = [any(g.kind in row_kinds(part) and is_useful(g, part) for part in objectives) for g in rows]
         split[name] = [row for row, keep in zip(rows, useful, strict=True) if keep]
@@ -132,9 +132,9 @@ def _without_unusable(objectives: Sequence[Formula], dataset: Dataset, notes: No
         if unusable and not split[name]:
             raise UserError(f"no row is left to {verb} on: there are {_counted(unusable)}.", location="objective",
                             hint="Use another objective, or add other rows.")  # fmt: skip
-        if unusable and (before := getattr(dataset.account, part)):
+        if unusable and (before := getattr(dataset.account, account_part)):
             skipped = {**before.skipped, **Counter(map(_why_unusable, unusable))}
-            counts[part] = replace(before, kept=len(split[name]), skipped=skipped)
+            counts[account_part] = replace(before, kept=len(split[name]), skipped=skipped)
     if dropped:
         notes["idle"] = (f"left out, because the objective cannot use them: {_counted(dropped)}",
                          {"rows": len(dropped)})  # fmt: skip

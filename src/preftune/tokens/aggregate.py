@@ -1,8 +1,8 @@
-"""What each token of a response counts. Applied alike to policy and reference, whatever the objective.
+"""How much each token of a response counts. It applies alike to policy and reference, whatever the objective.
 
-`logp` is then the weighted sum, and a mean over tokens divides by the sum of the weights. Each part is called once a
-response, with the weights that its row gives (1 each where it gives none), float32 (tokens,), with the number of
-tokens that the response stands against, and with a seed; it returns the weights that count.
+`logp` is then the weighted sum, and a mean over tokens divides by the sum of the weights. An aggregate is called once
+a response, with the weights that its row gives (1 each where it gives none), float32 (tokens,), with the number of
+tokens of the response that it is compared with, and with a seed. It returns the weights that count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from preftune.errors import UserError
 from preftune.tokens.groups import TokenGroup
@@ -60,16 +59,15 @@ class LD(AggregateTable, frozen=True, tag="ld"):
 
 
 class SamPO(AggregateTable, frozen=True, tag="sampo"):
-    """Of the longer response as many tokens as the other has, drawn evenly; one draw for policy and reference."""
+    """Sub-sample the longer response to the shorter one's length; policy and reference share one draw."""
 
     paper = "2406.10957"
     compares = True
 
     def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
-        kept = np.argsort(scrambled(seed, len(weights)), kind="stable")[:other]
-        drawn = np.zeros(len(weights), np.float32)
-        drawn[kept] = 1
-        return weights * drawn
+        sampled = np.zeros(len(weights), np.float32)
+        sampled[np.argsort(hashed_positions(seed, len(weights)), kind="stable")[:other]] = 1
+        return weights * sampled
 
 
 class Decay(AggregateTable, frozen=True, tag="decay"):
@@ -87,28 +85,28 @@ Aggregate = Plain | Mean | LD | SamPO | Decay
 
 
 def apply_aggregate(groups: Sequence[TokenGroup], aggregate: Aggregate) -> list[TokenGroup]:
-    """The groups with what each of their tokens counts; a response stands against the shortest other of its group.
+    """The groups with their column "weight"; a response is compared with the shortest other one of its group.
 
     Raises UserError where nothing of a response counts.
     """
     if isinstance(aggregate, Plain):
         return list(groups)
-    found = []
+    weighted = []
     for group in groups:
-        given = group.token_weights or tuple(np.ones(len(response), np.float32) for response in group.responses)
+        row_weights = group.column("weight") or tuple(np.ones(len(ids), np.float32) for ids in group.responses)
         weights = []
-        for at, response in enumerate(group.responses):
-            others = [len(r) for i, r in enumerate(group.responses) if i != at]
+        for index, response in enumerate(group.responses):
+            lengths = [len(ids) for other, ids in enumerate(group.responses) if other != index]
             seed = zlib.crc32(group.prompt.tobytes() + response.tobytes())
-            weights.append(aggregate(given[at], min(others, default=len(response)), seed))
+            weights.append(aggregate(row_weights[index], min(lengths, default=len(response)), seed))
         if not all(map(np.any, weights)):
             raise UserError("nothing of a response counts.", location=str(group.place),
-                            hint="Its token weights and the aggregate together leave none.")  # fmt: skip
-        found.append(replace(group, token_weights=tuple(weights)))
-    return found
+                            hint="Its token weights and the aggregate together leave no token.")  # fmt: skip
+        weighted.append(group.with_column("weight", tuple(weights)))
+    return weighted
 
 
-def scrambled(seed: int, count: int) -> np.ndarray:
+def hashed_positions(seed: int, count: int) -> np.ndarray:
     """uint64 (count,): hashes of seed and position (SplitMix64), the same on every machine and version."""
     mask = (1 << 64) - 1
     start = np.uint64((seed * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) & mask)

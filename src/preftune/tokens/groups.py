@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from preftune.rows.row import Kind, Place
 
@@ -13,10 +14,11 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
 
     prompt: int32 (tokens of the prompt,), begin-of-text and template included, at least one token.
     responses: one int32 array each, the end-of-turn token included once (unless the response was cut).
-    ranks: place of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) otherwise.
+    ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) otherwise.
     good: whether the response of a rating was called good; None where nobody said.
     preferred, scores, weight: as in the row.
-    token_weights: float32, what each token of each response counts; None where every one counts 1.
+    columns: numbers of tokens, one float32 array (tokens,) a response under each name. "weight" is what a token counts
+    (1 each where there is no such column), "reference" its log-probability under the reference.
     """
 
     prompt: np.ndarray
@@ -29,9 +31,19 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     preferred: float = 1.0
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
-    token_weights: tuple[np.ndarray, ...] | None = None
+    columns: dict[str, tuple[np.ndarray, ...]] = {}
 
     @property
     def tokens(self) -> int:
         """Tokens of the prompt and of all responses: what a trie of this group alone holds at most."""
         return len(self.prompt) + sum(map(len, self.responses))
+
+    def column(self, name: str) -> tuple[np.ndarray, ...] | None:
+        """The numbers of a column, response by response; None where the group has no such column."""
+        return self.columns.get(name)
+
+    def with_column(self, name: str, values: tuple[np.ndarray, ...]) -> TokenGroup:
+        """A new group with this column. Raises ValueError where it has not one number a token of each response."""
+        if [len(numbers) for numbers in values] != [len(response) for response in self.responses]:
+            raise ValueError(f"column {name} does not fit the responses")
+        return replace(self, columns={**self.columns, name: values})

@@ -1,0 +1,117 @@
+"""What is wrong or odd about rows of the right shape: some are skipped, others are kept with a note."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+
+from preftune.errors import Problem
+from preftune.rows.account import Tally
+from preftune.rows.formats import COMMON, FORMATS, detect_format
+from preftune.rows.parse import SkippedRow
+from preftune.rows.row import Pair, Place, Ranking, Rating, Row, responses, text_of
+
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"))
+BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+HEADERS = ("\n\nHuman:", "\n\nAssistant:", "Assistant:", "Human:", "<|im_start|>", "<|start_header_id|>", "[INST]")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a reader sees nothing of the text."""
+    return not text.translate(INVISIBLE).strip()
+
+
+def _folded(text: str) -> str:
+    """The text without differences that no reader sees: white space, invisible characters, composition."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
+
+
+def check(row: Row) -> None:
+    """Raise SkippedRow where the row teaches nothing."""
+    texts = [text_of(response) for response in responses(row)]
+    if any(map(is_blank, texts)):
+        raise SkippedRow("response.empty", "a response is empty.")
+    if not isinstance(row.prompt, str):
+        for number, turn in enumerate(row.prompt, 1):
+            if turn.role in ("user", "assistant") and is_blank(turn.content):
+                raise SkippedRow("turn.empty", f"turn {number} of the prompt is empty.")
+    if isinstance(row, Pair):
+        if texts[0] == texts[1]:
+            raise SkippedRow("pair.identical", "chosen and rejected are the same.")
+        if _folded(texts[0]) == _folded(texts[1]):
+            raise SkippedRow("pair.equal_after_folding", "chosen and rejected differ only in what no reader sees.")
+    if isinstance(row, Ranking):
+        if len(texts) < 2:
+            raise SkippedRow("ranking.short", "a ranking needs two responses or more.")
+        if len(set(row.ranks)) < 2:
+            raise SkippedRow("ranking.tied", "all responses are tied.")
+        if len(set(zip(texts, row.ranks, strict=True))) > len(set(texts)):
+            raise SkippedRow("ranking.identical", "the same response has two ranks.")
+
+
+def remarks(rows: Sequence[Row]) -> list[Problem]:
+    """What is odd about rows that are kept: one note for each reason."""
+    tally = Tally()
+    first_places: dict[tuple[object, ...], Place] = {}
+    ids: dict[str, Place] = {}
+    for row in rows:
+        sides = responses(row)
+        if row.id and ids.setdefault(row.id, row.place) is not row.place:
+            tally.add("id.repeated", "an earlier row has the same id", row.place)
+        label = row.good if isinstance(row, Rating) else row.ranks if isinstance(row, Ranking) else None
+        if first_places.setdefault((row.prompt, sides, label), row.place) is not row.place:
+            tally.add("row.duplicate", "the row repeats an earlier one", row.place)
+        if isinstance(row, Pair) and (row.prompt, sides[::-1], None) in first_places:
+            tally.add("pair.contradiction", "the pair prefers the response that another pair rejects", row.place)
+        if isinstance(row, Rating) and row.good is not None and (row.prompt, sides, not row.good) in first_places:
+            tally.add("rating.contradiction", "the rating is the opposite of another", row.place)
+        if isinstance(row, Pair) and row.scores and row.scores[0] <= row.scores[1]:
+            tally.add("pair.scores", "rejected has the higher score, or the same", row.place)
+        _remark_on_text(row, tally)
+    labels = {row.good for row in rows if isinstance(row, Rating) and row.good is not None}
+    if len(labels) == 1 and len(rows) > 1:
+        label = "good" if labels.pop() else "bad"
+        tally.add("rating.one_class", f"from here on all ratings are {label}", rows[0].place)
+    return tally.problems()
+
+
+def _remark_on_text(row: Row, tally: Tally) -> None:
+    prompt = text_of(row.prompt)
+    if is_blank(prompt):
+        tally.add("prompt.empty", "the prompt is empty", row.place)
+    roles = [] if isinstance(row.prompt, str) else [*(turn.role for turn in row.prompt), "assistant"]
+    if any(role == following != "tool" for role, following in pairwise(roles)):
+        tally.add("turn.order", "one speaker has two turns in a row", row.place)
+    texts = [text_of(response) for response in responses(row)]
+    if len(prompt) > 20 and any(text.lstrip().startswith(prompt) for text in texts):
+        tally.add("response.repeats_prompt", "a response repeats the prompt", row.place)
+    if any(text.startswith(HEADERS) for text in texts):
+        tally.add("response.header", "a response begins with the name of a speaker", row.place)
+    for text in (prompt, *texts):
+        if "\0" in text:
+            tally.add("text.nul", "the text holds a zero character", row.place)
+        if not text.isascii() and not BIDI.isdisjoint(text):
+            tally.add("text.bidi", "the text holds characters that change the direction of reading", row.place)
+
+
+def unread_fields(fields: Mapping[str, Mapping[str, object]]) -> str:
+    """The fields that no format reads, each with the field it may have been meant for.
+
+    fields: each with a record that has it.
+    """
+    intended = {field: _intended_field(field, record) for field, record in fields.items()}
+    return ", ".join(f'{field} (did you mean "{other}"?)' if other else field for field, other in intended.items())
+
+
+def _intended_field(field: str, record: Mapping[str, object]) -> str:
+    """The field whose name is similar, if the record would be read with it, and with all that is read now."""
+    known = {*COMMON, *(key for form in FORMATS for key in form.optional)}
+    known |= {key for form in FORMATS for keys in form.slots.values() for key in keys.split("|")}
+    unread = {*detect_format(record).unread(record)}
+    for similar in get_close_matches(field, known - {*record}, n=3, cutoff=0.8):
+        renamed = {similar if key == field else key: value for key, value in record.items()}
+        if {*detect_format(renamed).unread(renamed)} == unread - {field}:
+            return similar
+    return ""

@@ -1,0 +1,83 @@
+"""Which rows a run trains on, and which it holds out to measure on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from preftune.errors import Problem, UserError
+from preftune.rows.account import Tally, refuse_too_many
+from preftune.rows.config import Data
+from preftune.rows.read import Reading, read
+from preftune.rows.row import Prompt, Row
+
+
+class Rows(Struct, frozen=True):
+    """The rows of a run, before any tokenizer.
+
+    readings: of "train" and, where data.evaluate is given, of "evaluate".
+    """
+
+    train: list[Row]
+    evaluate: list[Row]
+    readings: dict[str, Reading]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files of data.train and data.evaluate, in their order."""
+        joined = {part: "".join(reading.files.values()) for part, reading in self.readings.items()}
+        return {f"data.{part}": hashlib.sha256(digests.encode()).hexdigest() for part, digests in joined.items()}
+
+
+def read_rows(data: Data) -> Rows:
+    """Read every source, refuse too many unusable rows, and hold rows out. Raises UserError."""
+    if isinstance(data.train, str | Sequence) and not data.train:
+        raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
+    readings = {"train": read(data.train)}
+    if data.evaluate is not None:
+        if data.holdout:
+            message = "has no effect where data.evaluate is given."
+            raise UserError(message, location="data.holdout", hint="Remove one of the two.")
+        evaluate = read(data.evaluate)
+        if set(readings["train"].files.values()) & set(evaluate.files.values()):
+            hint = "Measure on rows that are not trained on."
+            raise UserError("is a training file too.", location="data.evaluate", hint=hint)
+        notes = [*evaluate.notes, *_trained_prompts(readings["train"].rows, evaluate.rows)]
+        readings["evaluate"] = replace(evaluate, notes=notes)
+    for reading in readings.values():
+        refuse_too_many(reading.skipped, reading.read, [*reading.files], data.max_skipped)
+    train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
+    if data.holdout:
+        train, held_out = holdout(train, data.holdout)
+    return Rows(train, held_out, readings)
+
+
+def _trained_prompts(train: Sequence[Row], evaluate: Sequence[Row]) -> list[Problem]:
+    tally, trained = Tally(), {row.prompt for row in train}
+    for row in evaluate:
+        if row.prompt in trained:
+            tally.add("prompt.trained", "the prompt is trained on too", row.place)
+    return tally.problems()
+
+
+def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """(train, held out): `share` of the prompts, at least one, with all their rows; the order is kept.
+
+    Which prompts are held out depends on the prompts alone, not on their order, on how often one occurs, or on the
+    run's seed: runs with different seeds are measured on the same rows.
+    """
+    hashes = {row.prompt: _hash(row.prompt) for row in rows}
+    if len(hashes) < 2:
+        raise UserError("all rows have one prompt, so none can be held out.", location="data.holdout",
+                        hint="Name held-out rows in data.evaluate.")  # fmt: skip
+    count = min(max(1, round(share * len(hashes))), len(hashes) - 1)
+    held_out = set(sorted(hashes, key=lambda prompt: hashes[prompt])[:count])
+    return [row for row in rows if row.prompt not in held_out], [row for row in rows if row.prompt in held_out]
+
+
+def _hash(prompt: Prompt) -> bytes:
+    parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
+    return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -1,0 +1,100 @@
+"""Rows that are Python values are read like those of a file, once, with places and a digest of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from preftune.errors import UserError
+from preftune.rows.read import read
+from preftune.rows.row import Rating, Row
+
+ROWS: list[dict[str, object]] = [
+    {"id": k, "prompt": f"p{k}", "completion": "b", "label": k % 2 == 0, "score": k / 4, "token_weights": [[0, 1, 0.5]]}
+    for k in range(4)
+]
+
+
+def without_places(rows: list[Row]) -> list[Row]:
+    return [msgspec.structs.replace(row, place=None) for row in rows]
+
+
+def in_numpy(row: dict[str, object]) -> dict[str, object]:
+    label, score = np.bool_(row["label"]), np.float32(row["score"])
+    return row | {
+        "id": np.int64(row["id"]),
+        "label": label,
+        "score": score,
+        "token_weights": ([0, 1, np.float64(0.5)],),
+    }
+
+
+def dataset(rows: list[dict[str, object]]) -> object:
+    return pytest.importorskip("datasets").Dataset.from_list(rows)
+
+
+HOLDERS: dict[str, Callable[[list[dict[str, object]]], object]] = {
+    "a list": list,
+    "a tuple": tuple,
+    "a generator": lambda rows: (row for row in rows),
+    "numpy scalars": lambda rows: [in_numpy(row) for row in rows],
+    "a dataset": dataset,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_rows_are_those_of_a_file(holder: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    reading, of_file = read(HOLDERS[holder](ROWS)), read(str(tmp_path / "rows.jsonl"))
+    assert without_places(reading.rows) == without_places(of_file.rows)
+    assert [str(row.place) for row in reading.rows] == [f"rows:{k}" for k in range(1, 5)]
+    assert [type(row.score) for row in reading.rows if isinstance(row, Rating)] == [float] * 4
+    assert reading.read == 4
+    if holder != "a dataset":  # which writes the places of weights as fractions
+        assert reading.files == read(ROWS).files
+    assert len(reading.files["rows"]) == 64
+    assert read(ROWS[::-1]).files != reading.files
+
+
+def test_an_iterable_is_gone_through_once_and_no_further_than_the_limit() -> None:
+    seen = []
+
+    def rows() -> Iterator[dict[str, object]]:
+        for row in ROWS:
+            seen.append(row["id"])
+            yield row
+
+    assert len(read(rows()).rows) == 4
+    assert seen == [0, 1, 2, 3]
+    assert len(read(rows(), limit=2).rows) == 2
+    assert seen == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROWS[0], "a.jsonl"], "rows:2: is the text 'a.jsonl', needs a mapping from keys to values. A pair is"),
+        ((name for name in ["a.jsonl"]), "rows:1: is the text 'a.jsonl', needs a mapping"),
+        ({"train": ROWS}, "rows: is an object, needs an iterable of mappings. Give a list of dicts, or one split"),
+        (7, r"rows: is a number \(7\), needs an iterable"),
+        ([], "rows: there are no rows"),
+        ([{"prompt": "a", "chosen": "b"}], 'rows:1: "rejected" or "rejected_response" is missing'),
+        ([{"prompt": "\ud800", "completion": "b"}], "rows:1: a text holds half of a surrogate pair"),
+        ([{"prompt": "a", "completion": "b", "x": json.loads("[" * 70 + "]" * 70)}], "rows:1: nested more than 64"),
+    ],
+)
+def test_what_is_no_row_is_an_error_with_its_place(rows: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(rows)  # type: ignore[arg-type]
+
+
+def test_a_row_that_contains_itself_is_an_error() -> None:
+    row: dict[str, object] = {"prompt": "a", "completion": "b"}
+    row["x"] = row
+    with pytest.raises(UserError, match="rows:1: nested too deeply"):
+        read([row])
