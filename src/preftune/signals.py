@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop; it does so at its next step boundary, with a checkpoint."""
+"""SIGTERM and SIGINT ask a run to stop; it stops at its next step boundary, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from preftune.distributed import Distributed
 from preftune.errors import STOPPED, UserError
 
-_nested: list[Stop] = []
+_stops: list[Stop] = []  # one for each block of `listening` that this process is in, the innermost last
 
 
 class Stop:
@@ -19,47 +19,48 @@ class Stop:
     def __init__(self) -> None:
         self.asked = ""
 
-    def check(self) -> None:
-        """Raise `stopped` where a stop was asked for."""
-        if self.asked:
-            raise stopped(self.asked)
-
     def agreed(self, dist: Distributed) -> str:
         """Name of a signal that came to some rank, the same on all of them; or an empty string."""
         number = dist.max(signal.Signals[self.asked] if self.asked else 0)
         return signal.Signals(number).name if number else ""
 
 
-def stopped(by: str) -> UserError:
-    """What a run ends with that was asked to stop (exit code 75)."""
-    return UserError(f"stopped by {by}; everything done is saved.", hint="Go on with --resume.", code=STOPPED)
+def check() -> None:
+    """Raise `stopped` if a signal has asked the innermost run to stop."""
+    if _stops and _stops[-1].asked:
+        raise stopped(_stops[-1].asked)
+
+
+def stopped(signal_name: str) -> UserError:
+    """The error that ends a run which was asked to stop (exit code 75)."""
+    return UserError(f"stopped by {signal_name}; everything done is saved.", hint="Go on with --resume.", code=STOPPED)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Take the two signals while a run lives. A second one ends the process at once, checkpoints staying whole.
+    """Handle the two signals while a run lasts. A second one ends the process at once; checkpoints stay whole.
 
-    Inside another, as a run in a sweep: what came too late for the inner one is heard by the outer.
+    Blocks may be nested, as a run in a sweep is. A signal that came too late for the inner run stops the outer.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def hear(number: int, _: object) -> None:
+    def handle(number: int, _: object) -> None:
         if stop.asked:
             raise SystemExit(128 + number)
         stop.asked = signal.Signals(number).name
 
-    for number in before:
-        signal.signal(number, hear)
-    _nested.append(stop)
+    for number in previous:
+        signal.signal(number, handle)
+    _stops.append(stop)
     try:
         yield stop
     finally:
-        _nested.remove(stop)
-        if _nested and stop.asked:
-            _nested[-1].asked = stop.asked
-        for number, handler in before.items():
+        _stops.remove(stop)
+        if _stops and stop.asked:
+            _stops[-1].asked = stop.asked
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,0 +1,95 @@
+"""What a run reports while it goes on, and who reads it.
+
+Code that has something to report calls `emit`; nothing is passed along. A sink is any callable that takes an event:
+the record's JSON lines, the terminal, a tracker, or a function of the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, Protocol
+
+Metrics = Mapping[str, float | int | None]
+
+
+class Progress(NamedTuple):
+    """How far a stage has come. `total` is never 0."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Note(NamedTuple):
+    """One sentence for the person who waits; the record does not keep it."""
+
+    text: str
+
+
+class Happened(NamedTuple):
+    """Something that happened once, a line of events.jsonl. step: updates done before it; text: one sentence."""
+
+    step: int
+    kind: str
+    text: str
+    details: Mapping[str, object] = {}
+
+
+class StepDone(NamedTuple):
+    """One update's metrics (record.schema.STEP), a line of metrics.jsonl. step: its number, from 1, of `steps`."""
+
+    step: int
+    steps: int
+    metrics: Metrics
+
+
+class Evaluated(NamedTuple):
+    """One evaluation's metrics (record.schema.EVALUATION), a line of evaluations.jsonl. step: updates before it."""
+
+    step: int
+    metrics: Metrics
+
+
+Event = Progress | Note | Happened | StepDone | Evaluated
+
+
+class Sink(Protocol):
+    """A reader of events."""
+
+    def __call__(self, event: Event, /) -> None: ...
+
+
+_sinks: ContextVar[tuple[Sink, ...]] = ContextVar("sinks", default=())
+
+
+def emit(event: Event) -> None:
+    """Give an event to every sink that listens now."""
+    for sink in _sinks.get():
+        sink(event)
+
+
+def anyone_listens() -> bool:
+    """Whether any sink listens now."""
+    return bool(_sinks.get())
+
+
+@contextmanager
+def listening(*sinks: Sink) -> Iterator[None]:
+    """Let these sinks receive every event of the block, in addition to those that listen already."""
+    token = _sinks.set((*_sinks.get(), *sinks))
+    try:
+        yield
+    finally:
+        _sinks.reset(token)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Let no sink receive the events of the block, as on ranks other than the first."""
+    token = _sinks.set(())
+    try:
+        yield
+    finally:
+        _sinks.reset(token)
