@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import CORRUPT, USAGE, UserError
-from preftune.record.reader import Record, standard_error
+from preftune.record.reader import Record
+from preftune.record.statistics import standard_error
 
 
 def test_whole_record(make_record: Callable[..., Path]) -> None:

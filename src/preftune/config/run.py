@@ -14,6 +14,7 @@ from preftune.evaluate.config import Evaluate
 from preftune.model.config import Model
 from preftune.objective import DPO, Objective
 from preftune.pack.config import Batch
+from preftune.record.config import Track
 from preftune.reference.config import Reference
 from preftune.rows.config import Data
 from preftune.table import Table
@@ -36,6 +37,13 @@ class Run(Table, frozen=True):
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
+    track: Annotated[
+        Track | None,
+        Meta(
+            description="Trackers that receive the metrics besides the record.",
+            extra={"identity": False},
+        ),
+    ] = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Decides the order of rows.")] = 0
     out: Annotated[str, Meta(description="Folder of the record that this run writes.")] = "run"
     device: Annotated[
