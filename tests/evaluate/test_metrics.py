@@ -13,9 +13,9 @@ from preftune.evaluate.evaluate import _apart, _gained, _rows, learned, placemen
 from preftune.evaluate.metrics import Sums, ranked_right, rewards, right_of
 from preftune.forward.examples import Examples
 from preftune.objective.responses import Responses
-from preftune.record.schema import SCORES
+from preftune.record.schema import COMMON
 
-NAMES = list(SCORES)
+NAMES = list(COMMON)
 
 
 def scores(logp: list[float], tokens: list[float], reference: float | None = 0.0) -> Responses:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = sorted((ROOT / "src" / "preftune").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-GROUND = ["errors", "files", "trust", "distributed", "signals", "table"]
+GROUND = ["errors", "files", "trust", "distributed", "signals", "events", "table"]
 FOLDERS = [
     "objective", "rows", "tokens", "pack", "model", "reference", "record", "diagnosis", "report",
     "forward", "evaluate", "training", "config", "run", "frontier", "demo", "cli",

@@ -15,7 +15,7 @@ from preftune.forward.forward import score_all, score_mismatched
 from preftune.forward.loss import Models, ask
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Step
-from preftune.record.schema import SCORES
+from preftune.record.schema import COMMON
 from preftune.tokens.groups import TokenGroup
 
 
@@ -61,7 +61,7 @@ def evaluate(engine: Models, held_out: HeldOut, memory: OomRetry, start: np.ndar
     sums.add(views, judgement.value, before)
     placed, since = placements(views, learned(views, before)), placements(views, views.scores.logp - before)
     right, gained = right_of(views, engine.judge.objective), _gained(views, before)
-    values = sums.means(list(SCORES)) | _lengths(views, before, right)
+    values = sums.means(list(COMMON)) | _lengths(views, before, right)
     values |= {"accuracy_of_change": _mean(gained, judged(views))} | _apart(views, placed, since, before)
     values |= {"rows": len(held_out.groups), "responses": len(views.scores.logp)}
     values |= {"seconds": round(time.monotonic() - began, 3)}

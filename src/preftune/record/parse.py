@@ -57,8 +57,8 @@ def parse_metrics(path: Path) -> tuple[Numbers, ...]:
     """Lines in order of step. Where a step stands twice, as after a crash and a resume, the later line counts."""
     by_step: dict[float, Numbers] = {}
     for line, location in _lines(path):
-        known = {key: value for key, value in line.items() if key in METRICS or not isinstance(value, str | list | dict)}
-        numbers = _convert(known, Numbers, location)
+        numeric = {key: value for key, value in line.items() if key in METRICS or isinstance(value, float | int | None)}
+        numbers = _convert(numeric, Numbers, location)
         step = numbers.get("step")
         if step is None or not math.isfinite(step):
             raise UserError("this line has no step.", location=location, code=CORRUPT)

@@ -25,7 +25,7 @@ from rich.table import Column
 from rich.text import Text
 
 from preftune.errors import printable
-from preftune.events import Evaluated, Event, Metrics, Progress, StepDone, anyone_listens, listening
+from preftune.events import Evaluated, Event, Happened, Metrics, Note, Progress, StepDone, anyone_listens, listening
 
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage
 WIDE = 130  # characters that a live line with everything takes
@@ -70,7 +70,7 @@ def summary(metrics: Metrics) -> str:
     return "  ".join(parts)
 
 
-def _sentence(event: Event) -> str:
+def _sentence(event: Note | Happened | Evaluated) -> str:
     """What is shown of an event that is no progress."""
     return f"evaluated  {summary(event.metrics)}" if isinstance(event, Evaluated) else printable(event.text)
 
@@ -118,6 +118,7 @@ class LiveLine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.bars.refresh()  # in a notebook, stopping does not draw what came last
         self.bars.stop()
 
     def __call__(self, event: Event) -> None:

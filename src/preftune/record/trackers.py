@@ -66,13 +66,12 @@ def _tensorboard(run: TrackedRun) -> Tracker:
 
 
 def _trackio(run: TrackedRun) -> Tracker:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is the verb's
-        # a run of trackio is found again by its name alone
-        handle = trackio.init(
-            project=run.project, name=f"{run.name}-{run.id}", config=dict(run.configuration), resume="allow", embed=False
-        )
+    name = f"{run.name}-{run.id}"  # a run of trackio is found again by its name alone
+    config = dict(run.configuration)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the verb
+        handle = trackio.init(project=run.project, name=name, config=config, resume="allow", embed=False)
 
     def close(code: int) -> None:
         with contextlib.redirect_stdout(sys.stderr):
@@ -82,7 +81,7 @@ def _trackio(run: TrackedRun) -> Tracker:
 
 
 def _wandb(run: TrackedRun) -> Tracker:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     handle = wandb.init(
         project=run.project, name=run.name, id=run.id, resume="allow", config=dict(run.configuration),
@@ -91,12 +90,16 @@ def _wandb(run: TrackedRun) -> Tracker:
     # wandb's own counter only goes up, and would drop the steps that a resumed run does again
     handle.define_metric("step", hidden=True)
     handle.define_metric("*", step_metric="step")
-    return Tracker(lambda step, metrics: handle.log({**metrics, "step": step}), lambda code: handle.finish(exit_code=code))
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        handle.log({**metrics, "step": step})
+
+    return Tracker(log, lambda code: handle.finish(exit_code=code))
 
 
 def _mlflow(run: TrackedRun) -> Tracker:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+    from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
     client = MlflowClient()  # and not mlflow.start_run, which would end or nest in a run of the caller's
     experiment = client.get_experiment_by_name(run.project)
@@ -145,7 +148,7 @@ def assert_ready(track: Track | None) -> None:
 
 
 def _wandb_can_log_in() -> bool:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     try:
         return wandb.setup().settings.mode != "online" or wandb.login(prompt=False)
