@@ -1,8 +1,9 @@
-"""The record is a sink: what is emitted stands in its lines, and a rewind takes back what a checkpoint does not have."""
+"""The record is a sink: each event is a line, and a rewind drops the lines that a checkpoint does not have."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from preftune.record.writer import RecordWriter, environment, environment_change
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> RecordWriter:
+def written(tmp_path: Path) -> Iterator[RecordWriter]:
     writer = RecordWriter(tmp_path)
     with listening(writer):
         emit(Note("loading"))
@@ -28,7 +29,8 @@ def written(tmp_path: Path) -> RecordWriter:
             assert not anyone_listens()
             emit(StepDone(4, 3, {}))
     emit(StepDone(5, 3, {}))
-    return writer
+    yield writer
+    writer.close()
 
 
 def test_each_event_is_a_line_of_its_file(written: RecordWriter) -> None:

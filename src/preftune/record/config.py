@@ -16,10 +16,13 @@ class Track(Table, frozen=True):
 
     to: Annotated[
         TrackerName | Annotated[tuple[TrackerName, ...], Meta(min_length=1)],
-        Meta(description="One tracker or a list of them; each has to be installed."),
+        Meta(description="One tracker or a list of them; each has to be installed.", extra={"also": ("report_to",)}),
     ]
     project: Annotated[str, Meta(description="Project of the tracker (an experiment in mlflow).")] = "preftune"
-    name: Annotated[str | None, Meta(description="Name of the run there; by default that of its folder.")] = None
+    name: Annotated[
+        str | None,
+        Meta(description="Name of the run there; by default that of its folder.", extra={"also": ("run_name",)}),
+    ] = None
 
     @property
     def names(self) -> tuple[TrackerName, ...]:
