@@ -22,7 +22,7 @@ from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.objective.responses import Responses
-from preftune.record import schema as meters
+from preftune.record import schema
 from preftune.rows.row import Place
 from preftune.tokens.aggregate import Aggregate
 from preftune.tokens.groups import TokenGroup
@@ -52,9 +52,47 @@ Every key of a run, as `preftune keys` prints them. *of*: the choice of objectiv
 |---|---|---|---|---|"""
 RECORD = """# The record
 
-A run folder: `run.toml` (the whole run, resolved), `identity.json` (what decides its result), `environment.json`,
-`data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`, `events.jsonl`, `start.safetensors` (of the
-held-out responses before training), `checkpoints/`, `model/`, `report.html`.
+A run folder holds `run.toml` (the whole run, resolved), `identity.json` (what decides its result),
+`environment.json`, `data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`, `events.jsonl`,
+`start.safetensors` (log-probabilities of the held-out responses before training), `checkpoints/`, `model/` and
+`report.html`.
+"""
+EVENTS = """## events.jsonl: one object for each thing that happened once
+
+`step` is the number of updates done before it, `event` its kind, `time` when it happened (UTC) and `text` one sentence;
+further keys depend on the kind. Kinds are for instance `resumed`, `out_of_memory`, `non_finite` (an update that was not
+applied), `tracker_failed` and `finished`.
+
+## Trackers
+
+A run can send its metrics to trackers as well, each by its own library, which has to be installed (`pip install
+'preftune[track]'` for trackio and TensorBoard; wandb and mlflow by name).
+
+```toml
+[track]
+to = ["tensorboard", "wandb"]
+project = "soup"
+```
+
+Each step appears under `train/NAME` and each evaluation under `evaluate/NAME`, with the names below. The configuration
+is sent once, by dotted keys. Event files of TensorBoard and local files of wandb stand in the run folder. The libraries
+read their own environment: `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`, and so on. A resumed run
+goes on in the same run of the tracker, which `track.json` names; steps that it does again may stand there twice, with
+the same numbers. After a kill, a tracker may lack what its library had not written yet (wandb: up to 15 seconds); the
+record has it. A tracker that fails is turned off, and the run goes on.
+
+In Python, any function that takes an event is a sink:
+
+```python
+from preftune.events import StepDone, emit, listening
+
+def show(event):
+    if isinstance(event, StepDone):
+        print(event.step, event.metrics["loss"])
+
+with listening(show):
+    emit(StepDone(step=1, steps=10, metrics={"loss": 0.69}))  # `preftune.train(run)` emits such events
+```
 """
 CHOSEN, REJECTED, VALUE = "#2a9d8f", "#e76f51", "#6c7a9c"
 
@@ -204,14 +242,14 @@ def keys_page() -> str:
 
 def record_page() -> str:
     """What the files of a record hold."""
-    lines = [RECORD, (meters.__doc__ or "").partition("\n\n")[2].strip(), ""]
+    lines = [RECORD, EVENTS, "## Metrics", "", (schema.__doc__ or "").partition("\n\n")[2].strip(), ""]
     for title, table in (
-        ("metrics.jsonl: one object a step", meters.STEP),
-        ("evaluations.jsonl: one object an evaluation", meters.EVALUATION),
-        ("evaluation_rows.jsonl: one object a held-out row, of the last evaluation", meters.ROW),
+        ("metrics.jsonl: one object a step", schema.STEP),
+        ("evaluations.jsonl: one object an evaluation", schema.EVALUATION),
+        ("evaluation_rows.jsonl: one object a held-out row, of the last evaluation", schema.ROW),
     ):
         lines += [f"## {title}", "", "| key | unit | meaning |", "|---|---|---|"]
-        lines += [f"| `{name}` | {meter.unit} | {meter.meaning} |" for name, meter in table.items()]
+        lines += [f"| `{name}` | {metric.unit} | {metric.meaning} |" for name, metric in table.items()]
         lines.append("")
     return "\n".join(lines)
 

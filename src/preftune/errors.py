@@ -1,4 +1,4 @@
-"""The one error a user meets: what is wrong, where, and what to do about it."""
+"""The one error that a user meets: what is wrong, where, and how to mend it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 USAGE, NON_FINITE, CORRUPT, BUG, IO, STOPPED, INTERRUPTED = 2, 3, 65, 70, 74, 75, 130
-MOST = 300  # characters of what another library says
-SHOWN = 20  # problems listed in one error; the rest are counted
+LONGEST = 300  # characters of another library's message
+LISTED = 20  # problems listed in one error; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the input.
+    """One thing that is wrong with the input.
 
-    where: `prefs.jsonl:17` or a key such as `objective.beta`; what: one sentence; mend: what to do;
+    message: one sentence; location: `prefs.jsonl:17` or a key such as `objective.beta`; hint: how to mend it;
     reason: short code under which equal problems are counted, such as `pair.identical`.
     """
 
@@ -29,7 +29,7 @@ class Problem:
 
 
 class UserError(Exception):
-    """Something the user can mend. `code` is the process's exit code (see the constants above)."""
+    """Something that the user can mend. `code` is the process's exit code (see the constants above)."""
 
     def __init__(
         self, message: str | Sequence[Problem], *, location: str = "", hint: str = "", code: int = USAGE
@@ -39,31 +39,36 @@ class UserError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[:SHOWN]]
-        more = len(self.problems) - SHOWN
+        lines = [str(problem) for problem in self.problems[:LISTED]]
+        more = len(self.problems) - LISTED
         return "\n".join([*lines, f"... and {more} more like these."] if more > 0 else lines)
 
 
 class PeerRankError(UserError):
-    """An error that another process of this run tells the user; this one only ends, with the same code."""
+    """Another rank reports this error; exit quietly with its code."""
 
 
 def third_party_message(error: Exception) -> str:
-    """What another library says, as one sentence: its first line, or its class where that line leads to others."""
+    """Another library's error as one sentence: its first line, or its class where that line only introduces others."""
     line = str(error).strip().partition("\n")[0].strip()
-    return f"{type(error).__name__ if not line or line.endswith(':') else line[:MOST].rstrip('.')}."
+    return f"{type(error).__name__ if not line or line.endswith(':') else line[:LONGEST].rstrip('.')}."
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`Did you mean "beta"?`, or an empty string where nothing is near."""
+    """`Did you mean "beta"?`, or an empty string where no known word is similar."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=3, cutoff=0.6)
-    close.sort(key=lambda one: not _swapped(one, word))  # two letters in the wrong order are the likelier slip
-    return f'Did you mean "{close[0]}"?' if close else ""
+    similar = get_close_matches(word, known, n=3, cutoff=0.6)
+    similar.sort(key=lambda candidate: not _are_swapped(candidate, word))  # two swapped letters are the likelier slip
+    return f'Did you mean "{similar[0]}"?' if similar else ""
 
 
-def _swapped(one: str, other: str) -> bool:
-    """Whether the two differ by the order of two letters side by side."""
-    at = [i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b]
-    return len(one) == len(other) and len(at) == 2 and at[1] == at[0] + 1 and sorted(one) == sorted(other)
+def _are_swapped(left: str, right: str) -> bool:
+    """Whether the two words differ only by the order of two neighboring letters."""
+    differ = [i for i, letters in enumerate(zip(left, right, strict=False)) if len(set(letters)) == 2]
+    return len(differ) == 2 and differ[1] == differ[0] + 1 and sorted(left) == sorted(right)
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which data could use to take over a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,7 +1,8 @@
-"""Everything the product writes goes through here: whole or not at all, hashed, and on the disk before it counts.
+"""Everything that preftune writes goes through here, and appears whole or not at all, even after a loss of power.
 
-A file is written beside its place under a temporary name, flushed to the disk, renamed, and its folder flushed.
-A folder is built under a temporary name, given a manifest with the size and SHA-256 of every file, and renamed.
+A file is written under a temporary name, flushed to the disk and renamed; then its folder is flushed. A folder is
+built under a temporary name, gets a manifest with the size and SHA-256 of every file, and is renamed.
+Held by tests/test_files.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,26 +32,20 @@ def digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def reported(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn a failure of the file system into one sentence with the path."""
+def reported(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn a failure of the file system into a UserError with the path."""
     try:
         yield
-    except OSError as error:
-        raise _failure(path, doing, error) from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # its own class, not an OSError, e.g. on a full disk
+        # safetensors raises a class of its own, for instance on a full disk
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
-        raise _failure(path, doing, error) from error
-
-
-def _failure(path: Path, doing: str, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error)
-    free = ""
-    if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT):  # None: safetensors', on a full disk
-        with contextlib.suppress(OSError):
-            parent = next(p for p in [path, *path.parents] if p.exists())
-            free = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
-    return UserError(f"cannot {doing}: {reason}.", location=str(path), hint=free, code=IO_CODE)
+        reason, hint = getattr(error, "strerror", None) or str(error), ""
+        if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT):  # that class has no number
+            with contextlib.suppress(OSError):
+                parent = next(p for p in [path, *path.parents] if p.exists())
+                hint = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
+        raise UserError(f"cannot {action}: {reason}.", location=str(path), hint=hint, code=IO_CODE) from error
 
 
 def _sync(path: Path) -> None:
@@ -62,14 +57,14 @@ def _sync(path: Path) -> None:
 
 
 def usable(folder: Path) -> None:
-    """Make a folder, and raise UserError where nothing can be written in it: better now than after hours of work."""
+    """Make a folder, and raise UserError where nothing can be written in it: now, and not after hours of work."""
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write one file atomically; its folder is made where missing."""
+    """Write one file atomically. A missing folder is made."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with reported(path):
@@ -91,7 +86,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value with every float that JSON cannot hold spelled out: "NaN", "Infinity", "-Infinity"."""
+    """The value with every float that JSON cannot hold as a word: "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, float) and not (abs(value) < float("inf")):
         return "NaN" if value != value else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, dict):
@@ -100,20 +95,20 @@ def plain(value: Any) -> Any:
 
 
 class Lines:
-    """An append-only JSON-lines file. Each line is handed to the system at once; `sync` puts it on the disk."""
+    """An append-only JSON-lines file. Each line goes to the system at once, and to the disk with `sync`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with reported(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream: IO[bytes] = path.open("ab", buffering=0)
-            self._stream.truncate(path.read_bytes().rfind(b"\n") + 1)  # a torn end would spoil the next line too
+            self._stream.truncate(path.read_bytes().rfind(b"\n") + 1)  # half a line would spoil the next one
 
-    def append(self, value: dict[str, Any]) -> None:
+    def append(self, value: Mapping[str, object]) -> None:
         """Add one object as one line."""
         line = (json.dumps(plain(value), allow_nan=False, ensure_ascii=False) + "\n").encode()
         with reported(self.path):
-            while line:  # a disk that fills up takes a part first, and fails at the rest
+            while line:  # a disk that fills up first takes a part, and then fails
                 line = line[self._stream.write(line) :]
 
     def sync(self) -> None:
@@ -126,7 +121,7 @@ class Lines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSON-lines file; a torn last line (a crash while writing) is left out."""
+    """All whole lines of a JSON-lines file, without a last line that a crash cut off."""
     if not path.exists():
         return []
     values = []
@@ -138,7 +133,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             values.append(json.loads(line))
         except ValueError as error:
             if number < len(raw):
-                raise UserError("not a line of JSON.", location=f"{path}:{number}", code=CORRUPT) from error
+                raise UserError("this line is not JSON.", location=f"{path}:{number}", code=CORRUPT) from error
     return values
 
 
@@ -164,9 +159,9 @@ class Folder:
 
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[Folder]:
-    """Build a folder that appears at `path` whole, or not at all. A folder already there is replaced.
+    """Build a folder that appears at `path` whole, or not at all. It replaces a folder that is there.
 
-    A manifest with the size and hash of every file is added; `verify` reads it.
+    It gets a manifest with the size and hash of every file, which `verify` reads.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with reported(path):
@@ -174,14 +169,12 @@ def folder(path: Path) -> Iterator[Folder]:
         temporary.mkdir(parents=True)
         try:
             yield Folder(temporary)
-            listed = {}
+            entries = {}
             for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-                listed[str(file.relative_to(temporary))] = {"bytes": file.stat().st_size, "sha256": digest(file)}
-                _sync(file)
-            (temporary / MANIFEST).write_text(json.dumps({"format": 1, "files": listed}, indent=2) + "\n")
-            _sync(temporary / MANIFEST)
-            for inner in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
-                _sync(inner)
+                entries[str(file.relative_to(temporary))] = {"bytes": file.stat().st_size, "sha256": digest(file)}
+            (temporary / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=2) + "\n")
+            for path_inside in [*temporary.rglob("*"), temporary]:
+                _sync(path_inside)
             if path.exists():
                 remove(path)
             temporary.rename(path)
@@ -194,11 +187,10 @@ def folder(path: Path) -> Iterator[Folder]:
 def verify(path: Path) -> str:
     """Why a folder written by `folder` cannot be trusted, or an empty string where it can."""
     try:
-        listed = json.loads((path / MANIFEST).read_text())["files"]
-        for name, expected in listed.items():
+        for name, expected in json.loads((path / MANIFEST).read_text())["files"].items():
             file = path / name
             if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
-                return f"{name}: not a plain file of this folder"
+                return f"{name}: this is not a plain file of this folder"
             if not file.is_file():
                 return f"{name}: missing"
             if file.stat().st_size != expected["bytes"] or digest(file) != expected["sha256"]:
@@ -209,14 +201,14 @@ def verify(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Take a folder away so that a crash in the middle leaves no half of it under its name."""
+    """Delete a folder so that a crash leaves it whole under its name, or not at all."""
     trash = path.with_name(f".trash-{os.getpid()}-{path.name}")
     path.rename(trash)
     shutil.rmtree(trash)
 
 
 def delete(path: Path) -> None:
-    """Take a file or a folder away, if it is there."""
+    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         remove(path)
     else:
@@ -224,30 +216,28 @@ def delete(path: Path) -> None:
 
 
 def sweep_leftovers(parent: Path) -> None:
-    """Delete what a killed process left half-written or half-removed in `parent`; call it under the lock."""
-    for left in [*parent.glob(".tmp-[0-9]*-*"), *parent.glob(".trash-[0-9]*-*")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    """Delete what a killed process left half written or half deleted in `parent`. Call it under the lock."""
+    for leftover in [*parent.glob(".tmp-[0-9]*-*"), *parent.glob(".trash-[0-9]*-*")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock; it dies with the process. Raises UserError where another process holds it."""
+    """Hold `path` as a lock, which ends with the process. Raises UserError where another process holds it."""
     with reported(path, "lock"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UserError("is no folder and cannot become one.", location=str(path.parent)) from None
+            raise UserError("this is a file, and a folder is needed.", location=str(path.parent)) from None
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(handle, 100).decode(errors="replace").strip()
-            raise UserError(
-                f"another run is at work in this folder (process {holder}).",
-                location=str(path.parent),
-                hint="Wait for it, stop it, or choose another `out`.",
-            ) from None
+            hint = "Wait for it, stop it, or choose another `out`."
+            text = f"another run is at work in this folder (process {holder})."
+            raise UserError(text, location=str(path.parent), hint=hint) from None
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
         yield

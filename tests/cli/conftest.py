@@ -1,4 +1,4 @@
-"""A command as somebody types it, in a folder of its own."""
+"""A command as a person types it, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Command = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """(exit code, all that was written) of the words of a command."""
+    """Runs the words of a command: its exit code, and all that it wrote."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFTUNE_STORE", str(tmp_path / "store"))
 
-    def go(*words: str) -> tuple[int, str]:
+    def run(*words: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["preftune", *words])
         code = 0
         try:
             main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        told = capsys.readouterr()
-        return code, told.out + told.err
+        except SystemExit as exited:
+            code = int(exited.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
 
-    return go
+    return run

@@ -1,4 +1,4 @@
-"""What help says, and how a command ends when nobody reads on or Ctrl-C comes early."""
+"""What help says, and how a command ends when its reader has gone or Ctrl-C comes early."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def helped(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_help_lists_every_verb_with_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    told = helped([], monkeypatch, capsys)
-    assert [verb for verb, line in VERBS.items() if f" {verb} {line}" not in told] == []
+    text = helped([], monkeypatch, capsys)
+    assert [verb for verb, line in VERBS.items() if f" {verb} {line}" not in text] == []
 
 
 def test_help_of_a_verb_has_whole_sentences(
@@ -40,24 +40,24 @@ def test_help_of_a_verb_has_whole_sentences(
         call(["check", "--help"])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "preftune check run.toml [key=value ...]" in lines
-    assert "three are shown with what is scored, and steps, lengths and memory are worked" in lines
+    assert "Without model.path, it reads and counts rows; with it, it also tokenizes them," in lines
 
 
 @pytest.mark.parametrize("words", [["keys"], ["keys", "--as", "schema"], ["--help"]])
-def test_a_reader_that_has_enough_is_no_failure(words: list[str]) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_failure(words: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as gone:
         command = [sys.executable, "-m", "preftune", *words]
-        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+        process = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (process.returncode, process.stderr) == (0, b"")
 
 
 def test_ctrl_c_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped() -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "_verb", stopped)
-    with pytest.raises(SystemExit) as left:
+    monkeypatch.setattr(program, "_run_verb", interrupt)
+    with pytest.raises(SystemExit) as exited:
         program.main()
-    assert left.value.code == INTERRUPTED == 130
+    assert exited.value.code == INTERRUPTED == 130

@@ -1,4 +1,4 @@
-"""What a stranger types: each slip is one sentence and the right exit code, never a traceback."""
+"""Slips of the keyboard: each one gives one sentence and the right exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ SLIPS = {
     "check data.train=row.jsonl": 'Did you mean "rows.jsonl"?',
     "check model=M": "model: must be a table, got text. Write model.path",
     "check": "data.train: no rows are named.",
+    "check track.project=x": "track.to",
+    "check track.to=wandbb": '"wandbb" is not one of them. Did you mean "wandb"?',
     "check rows.jsonl extra": '"extra" is neither a flag nor key=value.',
     "keys objectve": 'no key begins with "objectve". Did you mean "objective',
-    "score --out .": "is a folder",
+    "score --out .": "--out .: this is a folder. Name a file.",
     "sweep out=a,b": "a sweep names the folders of its runs itself. Use --out",
     "train data.train=rows.jsonl": "model.path: no model is named. Write model.path=my-model, or path =",
     "check data.train=a.jsonl,b.jsonl": """Several files are a list: data.train='["a.jsonl", "b.jsonl"]'.""",
@@ -35,26 +37,26 @@ SLIPS = {
 
 @pytest.mark.parametrize("line", SLIPS)
 def test_a_slip_is_one_sentence(line: str, run) -> None:
-    code, told = run(*line.split())
+    code, output = run(*line.split())
     assert code == 2
-    assert SLIPS[line] in told
-    assert "Traceback" not in told
+    assert SLIPS[line] in output
+    assert "Traceback" not in output
 
 
 def test_nothing_in_the_data_commands_the_terminal(run) -> None:
     nasty = {"prompt": "\x1b]0;x\x07\u202e [bold]m[/bold] [/]", "chosen": "\x9b31m \x00\r\x08", "rejected": "c"}
     nasty["\x1bextra"] = "d"
     Path("rows.jsonl").write_text(json.dumps(nasty) + "\n")
-    code, told = run("check", "data.train=rows.jsonl")
+    code, output = run("check", "data.train=rows.jsonl")
     assert code == 0
-    assert [c for c in told if not c.isprintable() and c != "\n"] == []
+    assert [c for c in output if not c.isprintable() and c != "\n"] == []
     for shown in (r"\x1b]0;x\x07\u202e [bold]m[/bold] [/]", r"\x9b31m \x00\r\x08", "1 rows read, 1 usable"):
-        assert shown in told
+        assert shown in output
 
 
 def test_a_schema_that_accepts_runs_and_refuses_others(run) -> None:
-    code, told = run("keys", "--as", "schema")
-    schema = json.loads(told)
+    code, output = run("keys", "--as", "schema")
+    schema = json.loads(output)
     assert code == 0
     import jsonschema
 

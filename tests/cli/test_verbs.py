@@ -1,4 +1,4 @@
-"""What verbs refuse and say that need a model."""
+"""Errors and tables of the verbs that need a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from making import save_model, save_pairs
 from rich.console import Console
 
 from preftune.cli.demo import _print
-from preftune.cli.outcome import meters
+from preftune.cli.outcome import metrics_table
 from preftune.demo.measure import Comparison, Line
 from preftune.record.reader import ExtraTable, Rewrite
 from preftune.record.schema import EVALUATION
@@ -27,34 +27,34 @@ def run(tmp_path: Path, command):
 def test_a_config_of_another_size_is_named_with_both_sizes(run) -> None:
     config = json.loads(Path("m/config.json").read_text())
     Path("m/config.json").write_text(json.dumps({**config, "vocab_size": 70}))
-    code, told = run("train", "model.path=m", "data.train=p.jsonl")
+    code, output = run("train", "model.path=m", "data.train=p.jsonl")
     assert code == 2
-    assert "model.path: m: lm_head.weight is 64 x 32 in its weights, but 70 x 32 by its config.json." in told
+    assert "model.path: m: lm_head.weight is 64 x 32 in its weights, but 70 x 32 by its config.json." in output
 
 
 def test_a_second_sweep_does_not_mix_with_the_first(run) -> None:
     words = ["sweep", "model.path=m", "data.train=p.jsonl", "optim.steps=1", "--out", "s"]
     assert run(*words, "objective.beta=0.1,0.2")[0] == 0
     page = Path("s/compare.html").read_text()
-    code, told = run(*words, "objective.beta=0.3,0.4")
+    code, output = run(*words, "objective.beta=0.3,0.4")
     assert code == 2
-    assert "--out s: another sweep is here already (objective.beta=0.1). Go on with --resume" in told
+    assert "--out s: another sweep is here already (objective.beta=0.1). Go on with --resume" in output
     assert Path("s/compare.html").read_text() == page
     assert not Path("s/objective.beta=0.3").exists()
     assert run(*words, "objective.beta=0.2,0.3", "--resume")[0] == 0
 
 
-def test_the_table_of_meters_is_a_line_a_meter_at_80_columns() -> None:
+def test_the_table_of_metrics_is_a_line_a_metric_at_80_columns() -> None:
     numbers = dict.fromkeys(EVALUATION, -12345.678)
     console = Console(width=80, color_system=None)
     with console.capture() as shown:
-        console.print(meters(numbers, numbers, heads=("before", "after")))
+        console.print(metrics_table(numbers, numbers, titles=("before", "after")))
     lines = shown.get().splitlines()
     assert len(lines) <= 1 + len(EVALUATION)
-    assert all(line.split()[0] in {"meter", *EVALUATION} for line in lines)
+    assert all(line.split()[0] in {"metric", *EVALUATION} for line in lines)
 
 
-def test_what_a_model_wrote_goes_on_below_its_beginning() -> None:
+def test_wrapped_text_of_a_model_continues_below_its_beginning() -> None:
     sample = Rewrite(prompt="The soup", before="kind " * 30, after="warm " * 30)
     console = Console(width=80, color_system=None)
     with console.capture() as shown:

@@ -11,7 +11,9 @@ from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, Finding, diagnose
 from preftune.diagnosis.finding import number, share, share_error
-from preftune.record.reader import Event, HeldOutRow, Numbers, Record
+from preftune.events import Happened
+from preftune.record.parse import Numbers
+from preftune.record.reader import HeldOutRow, Record
 from preftune.rows.account import Account, Counts
 
 START: Numbers = {
@@ -133,8 +135,8 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("anchor.overfit", "serious", losses(0.69, 0.5, 0.8), losses(0.69, 0.6, 0.5)),
     ("anchor.overfit", "serious", losses(0.693, 0.735), replace(losses(0.693, 0.735), rows=scattered(13))),
     ("anchor.not_finite", "serious", replace(HEALTHY, steps=(*STEPS, {"step": 101, "loss": math.nan})), HEALTHY),
-    ("anchor.not_finite", "serious", replace(HEALTHY, events=(Event("non_finite", 7, "loss"),)),
-     replace(HEALTHY, events=(Event("note", 7, "loss"),))),
+    ("anchor.not_finite", "serious", replace(HEALTHY, events=(Happened(7, "non_finite", "loss"),)),
+     replace(HEALTHY, events=(Happened(7, "note", "loss"),))),
     ("shift.unlikely", "warn", start(chosen_mean_logp=-3.4, rejected_mean_logp=-3.1),
      start(chosen_mean_logp=-3.4, rejected_mean_logp=-2.9)),
     ("shift.unlikely", "warn", start(chosen_mean_logp=-3.4, rejected_mean_logp=-3.1),

@@ -145,7 +145,7 @@ def ratings(path: Path, seed: int = 0) -> str:
 def test_a_stopped_sweep_goes_on(run_of: Callable[..., Run], tmp_path: Path) -> None:
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective.beta=0.1,0.2"])
     train(msgspec.structs.replace(runs[0].run, out=str(tmp_path / "s" / "objective.beta=0.1")))
-    with pytest.raises(UserError, match="a run is here already"):
+    with pytest.raises(UserError, match="this folder holds a run already"):
         sweep(runs, tmp_path / "s")
     done = sweep(runs, tmp_path / "s", resume=True)
     assert [len(told(path)) for path in done] == [7, 7]

@@ -43,7 +43,7 @@ def test_a_file_of_another_is_never_touched(name: str, resume: bool, force: bool
 def test_a_run_is_resumed_or_replaced_only_when_told(tmp_path: Path) -> None:
     (begun(tmp_path) / "notes.txt").write_text("mine")
     (tmp_path / "checkpoints" / ".tmp-17-step-2").mkdir(parents=True)
-    with pytest.raises(UserError, match="a run is here already"):
+    with pytest.raises(UserError, match="this folder holds a run already"):
         claim(tmp_path, resume=False, force=False)
     assert claim(tmp_path, resume=True, force=False)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -53,6 +53,6 @@ def test_a_run_is_resumed_or_replaced_only_when_told(tmp_path: Path) -> None:
 
 def test_a_damaged_identity_is_said(tmp_path: Path) -> None:
     (begun(tmp_path) / "identity.json").write_text("{")
-    with pytest.raises(UserError, match=r"identity\.json: is damaged") as raised:
+    with pytest.raises(UserError, match=r"identity\.json: this file is damaged") as raised:
         claim(tmp_path, resume=True, force=False)
     assert raised.value.code == 65

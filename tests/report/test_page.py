@@ -92,7 +92,7 @@ def swap(record: Record, text: str) -> Record:
         run_text=text,
         run={**record.run, "model": {"path": text}, "objective": {"name": text}},
         environment={text: text, "nested": {text: [text]}},
-        events=tuple(replace(event, event=text, text=text) for event in record.events),
+        events=tuple(event._replace(kind=text, text=text) for event in record.events),
         rows=tuple(replace(row, id=f"{text}{row.id}") for row in record.rows),
         data=replace(
             record.data,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import CORRUPT, USAGE, UserError
-from preftune.record.reader import Record, standard_error
+from preftune.record.reader import Record
+from preftune.record.statistics import standard_error
 
 
 def test_whole_record(make_record: Callable[..., Path]) -> None:
@@ -65,7 +66,7 @@ def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "where"),
+    ("name", "content", "location"),
     [
         ("run.toml", "seed = ", "run.toml"),
         ("run.toml", b"\xff\xfe", "run.toml"),

@@ -10,8 +10,8 @@ def check(*words: str) -> None:
 
     `preftune check run.toml [key=value ...]`
 
-    Without model.path, rows are read and counted; with it, they are also tokenized, three are shown with what is
-    scored, and steps, lengths and memory are worked out.
+    Without model.path, it reads and counts rows; with it, it also tokenizes them, shows three with the tokens that
+    are scored, and works out steps, lengths and memory.
 
     Parameters
     ----------
@@ -32,17 +32,17 @@ def check(*words: str) -> None:
         console.print(view.kinds(rows.train))
         for row in rows.train[:3]:
             console.print(view.row(row))
-        console.print("[dim]No model.path: rows were read, and not tokenized.[/dim]")
+        console.print("[dim]Without model.path, rows are not tokenized.[/dim]")
         return
     with console.status("loading the tokenizer"):
         from preftune.run.preview import preview
 
-        found = preview(run, rows)
-    for part, tokenized in found.prepared.tokenized.items():
+        planned = preview(run, rows)
+    for part, tokenized in planned.prepared.tokenized.items():
         console.print(view.tokenized(part, tokenized))
-    for group in found.prepared.train[:3]:
-        console.print(view.group(group, found.tokenizer))
-    for sentence, _ in found.notes.values():
+    for group in planned.prepared.train[:3]:
+        console.print(view.group(group, planned.tokenizer))
+    for sentence, _ in planned.notes.values():
         console.print(sentence, markup=False)
-    console.print(view.lengths(found.prepared.account))
-    console.print(view.work(found))
+    console.print(view.lengths(planned.prepared.account))
+    console.print(view.work(planned))

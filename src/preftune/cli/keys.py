@@ -20,16 +20,16 @@ def keys(*words: str, form: Annotated[Literal["text", "markdown", "schema"], Par
     form
         text; markdown, as in the docs; or schema, a JSON schema for editors.
     """
-    from preftune.config.explain import keys as every
-    from preftune.config.explain import schema
+    from preftune.config import explain
     from preftune.errors import UserError, nearest
 
     if form == "schema":
-        print(json.dumps(schema(), indent=2))
+        print(json.dumps(explain.schema(), indent=2))
         return
-    chosen = [key for key in every() if not words or key.name.startswith(tuple(words)) or key.choice in words]
+    every_key = explain.keys()
+    chosen = [key for key in every_key if not words or key.name.startswith(tuple(words)) or key.choice in words]
     if not chosen:
-        names = [*{key.name for key in every()}, *{key.choice for key in every()}]
+        names = [*{key.name for key in every_key}, *{key.choice for key in every_key}]
         raise UserError(f'no key begins with "{words[0]}".', hint=nearest(words[0], names))
     if form == "markdown":
         print("| key | of | type | default | meaning |\n|---|---|---|---|---|")

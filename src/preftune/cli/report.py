@@ -15,7 +15,7 @@ def report(*records: Path, out: Path | None = None) -> None:
     records
         Run folders.
     out
-        File to write; report.html in the first folder, or compare.html here for several.
+        File to write; by default report.html in the run folder, or compare.html in this folder for several.
     """
     from preftune import files
     from preftune.errors import UserError
@@ -23,7 +23,7 @@ def report(*records: Path, out: Path | None = None) -> None:
     from preftune.report import page
 
     if not records:
-        raise UserError("no run folder is named.", hint="preftune report run")
+        raise UserError("the command names no run folder.", hint="Write for instance: preftune report run")
     path = out or (records[0] / "report.html" if len(records) == 1 else Path("compare.html"))
     files.write(path, page([Record.open(record) for record in records]))
     print(path)

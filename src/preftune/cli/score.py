@@ -6,6 +6,7 @@ from pathlib import Path
 
 from preftune.cli.words import run_of
 from preftune.errors import UserError
+from preftune.events import Note, emit
 
 
 def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
@@ -21,20 +22,20 @@ def score(*words: str, out: Path = Path("scores.jsonl")) -> None:
         JSON-lines file to write, one object a row.
     """
     if out.is_dir():
-        raise UserError("is a folder; a file is to be written.", location=f"--out {out}")
+        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words)
-    from preftune.cli.progress import progress
+    from preftune.record.terminal import terminal
 
-    with progress() as show:
-        show("loading torch and transformers")
-        from preftune.run.score import score as go
+    with terminal():
+        emit(Note("loading torch and transformers"))
+        from preftune.run.score import score
 
-        found = go(run, out, show=show)
+        means = score(run, out)
     from rich.console import Console
 
-    from preftune.cli.outcome import meters
+    from preftune.cli.outcome import metrics_table
     from preftune.distributed import current
 
     if current().first:
-        Console().print(meters(found))
+        Console().print(metrics_table(means))
         print(out)

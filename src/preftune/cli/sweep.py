@@ -11,14 +11,16 @@ from preftune.cli.words import file_of
 from preftune.config.load import parse
 from preftune.config.vary import combinations
 from preftune.errors import UserError
+from preftune.events import Note, emit
 
 
 def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Do a run for each combination of keys.
+    """Train once for each combination of keys.
 
     `preftune sweep run.toml objective=dpo,ipo objective.beta=0.05,0.1`
 
-    Keys that an objective lacks are left out of its runs. All runs share one reference store; one page compares them.
+    Where an objective lacks a key, its runs leave that key out. All runs share one reference store, and one page
+    compares them.
 
     Parameters
     ----------
@@ -27,24 +29,23 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
     out
         Folder for the runs and for compare.html.
     resume
-        Go on with the runs that are in the folder.
+        Go on with the sweep that is in the folder.
     """
     file, keys = file_of(words)
     if any(word.partition("=")[0].strip() == "out" for word in keys):
-        raise UserError(
-            "a sweep names the folders of its runs itself.", location="out", hint="Use --out for all of them."
-        )
+        hint = "Use --out to name the folder that holds them all."
+        raise UserError("a sweep names the folders of its runs itself.", location="out", hint=hint)
     runs = combinations(parse(Path(file)) if file else {}, keys)
-    from preftune.cli.progress import progress
+    from preftune.record.terminal import terminal
 
-    with progress() as show:
-        show(f"{len(runs)} runs; loading torch and transformers")
-        from preftune.run.sweep import sweep as go
+    with terminal():
+        emit(Note(f"{len(runs)} runs; loading torch and transformers"))
+        from preftune.run.sweep import sweep
 
-        done = go(runs, out, resume=resume, show=show)
-    from preftune.cli.outcome import outcomes
+        folders = sweep(runs, out, resume=resume)
+    from preftune.cli.outcome import show_sweep
     from preftune.distributed import current
 
     if current().first:
-        outcomes(done)
+        show_sweep(folders)
         print(out / "compare.html")

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from preftune.cli.words import run_of
+from preftune.events import Note, emit
 
 
 def train(
@@ -26,24 +27,22 @@ def train(
     words
         A configuration file, and keys that differ from it.
     resume
-        Go on with the run in the folder `out`, to the same bits; start it where there is none.
+        Go on with the run in the folder `out`, to the same bits; where there is none, start one.
     force
         Replace the run that is in the folder `out`.
     allow_change
         Keys, separated by commas, in which a resumed run may differ.
     """
     run = run_of(words)
-    from preftune.cli.progress import progress
+    from preftune.record.terminal import terminal
 
-    with progress() as show:
-        show("loading torch and transformers")
-        from preftune.training.loop import train as go
+    with terminal():
+        emit(Note("loading torch and transformers"))
+        from preftune.run.train import train
 
-        out = go(
-            run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key], show=show
-        )
-    from preftune.cli.outcome import outcome
+        out = train(run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key])
+    from preftune.cli.outcome import show_run
     from preftune.distributed import current
 
     if current().first:
-        outcome(out)
+        show_run(out)

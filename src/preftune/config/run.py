@@ -15,6 +15,7 @@ from preftune.model.config import Model
 from preftune.objective import DPO, Objective
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
+from preftune.record.config import Track
 from preftune.reference.config import ELSEWHERE, Reference
 from preftune.rows.config import Data
 from preftune.table import FromPython, Table, about
@@ -68,6 +69,7 @@ class Run(Table, frozen=True):
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
+    track: Annotated[Track | None, about("Trackers that get the metrics besides the record.", identity=False)] = None
     seed: Annotated[int, about("Decides the order of rows.", ge=0, le=2**63 - 1)] = 0
     out: Annotated[str, about(RECORD, also="output_dir logging_dir logging_steps", identity=False)] = "run"
     device: Annotated[

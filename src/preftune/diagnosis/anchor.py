@@ -24,7 +24,7 @@ def not_finite(record: Record) -> Finding | None:
     """Losses, gradients or evaluations that are no numbers."""
     keys = ("loss", "margin", "grad_norm")
     bad = [step["step"] for step in record.steps if any(not math.isfinite(step.get(key) or 0.0) for key in keys)]
-    told = [event.step for event in record.events if event.event == "non_finite"]
+    told = [event.step for event in record.events if event.kind == "non_finite"]
     places = sorted({int(step) for step in [*bad, *told] if step is not None})
     if not places:
         return None

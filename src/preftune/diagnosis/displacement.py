@@ -11,7 +11,8 @@ import math
 
 from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share
-from preftune.record.reader import Record, mean, standard_error
+from preftune.record.reader import Record
+from preftune.record.statistics import mean, standard_error
 
 # A fall of less than one nat (2.7 times) for a whole response is what any training at all does to it.
 FALLEN = -1.0

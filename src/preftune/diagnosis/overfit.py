@@ -6,7 +6,8 @@ import math
 
 from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share, share_error
-from preftune.record.reader import RECENT, Record, standard_error
+from preftune.record.reader import RECENT, Record
+from preftune.record.statistics import standard_error
 
 OVERFIT = 0.15  # training accuracy is always somewhat higher; this much is memory
 LOSS_ROSE = 0.05  # relative to its lowest value or to how far it fell; smaller rises are noise of an evaluation

@@ -1,8 +1,8 @@
-"""Every number that a record holds: its unit and its meaning, in the one place where they are written.
+"""Every number that a record holds, with its unit and its meaning. No other place says them.
 
 `chosen` stands for the chosen response of a pair, the good one of a rating, the better one of each two of a
-ranking, and the response of a demo; `rejected` for the other, where there is one. All values are means over
-the step's examples unless said otherwise; a value that does not exist for the row kind is null.
+ranking, and the response of a demo; `rejected` stands for the other one, where there is one. All values are means
+over the step's examples unless their meaning says otherwise; a value that a kind of row does not have is null.
 """
 
 from __future__ import annotations
@@ -10,93 +10,96 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class Meter(Struct, frozen=True):
-    """unit: as printed on an axis; meaning: one sentence."""
+class Metric(Struct, frozen=True):
+    """unit: as an axis shows it; meaning: one sentence."""
 
     unit: str
     meaning: str
 
 
-SCORES: dict[str, Meter] = {
-    "loss": Meter("as the objective", "the objective's value, averaged over the rows of the step"),
-    "margin": Meter("nats", "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp"),
-    "accuracy": Meter(
+COMMON: dict[str, Metric] = {
+    "loss": Metric("as the objective", "the objective's value, averaged over the rows of the step"),
+    "margin": Metric("nats", "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp"),
+    "accuracy": Metric(
         "share",
-        "pairs whose margin is above 0, a tie (within a thousandth of a nat) counting one half, and even votes not at "
-        "all; where the objective divides by tokens, by the margin per token; of held-out ratings, how often a good "
-        "response has a larger log-ratio than a bad one",
+        "pairs whose margin is above 0; a tie (within a thousandth of a nat) counts one half, and even votes do not "
+        "count; where the objective divides by tokens, the margin is that per token; of held-out ratings, how often "
+        "a good response has a larger log-ratio than a bad one",
     ),
-    "accuracy_per_token": Meter("share", "the same by the margin per token, whatever the objective"),
-    "chosen_reward": Meter(
+    "accuracy_per_token": Metric("share", "accuracy by the margin per token, whatever the objective"),
+    "chosen_reward": Metric(
         "beta nats",
         "beta times the log-ratio of chosen, per token where the objective divides by tokens; null without a reference",
     ),
-    "rejected_reward": Meter("beta nats", "beta times the log-ratio of rejected"),
-    "chosen_logp": Meter("nats", "log-probability of chosen, summed over its tokens"),
-    "rejected_logp": Meter("nats", "log-probability of rejected, summed over its tokens"),
-    "chosen_mean_logp": Meter("nats a token", "log-probability of chosen per token"),
-    "rejected_mean_logp": Meter("nats a token", "log-probability of rejected per token"),
-    "chosen_logp_change": Meter(
+    "rejected_reward": Metric("beta nats", "beta times the log-ratio of rejected"),
+    "chosen_logp": Metric("nats", "log-probability of chosen, summed over its tokens"),
+    "rejected_logp": Metric("nats", "log-probability of rejected, summed over its tokens"),
+    "chosen_mean_logp": Metric("nats a token", "log-probability of chosen per token"),
+    "rejected_mean_logp": Metric("nats a token", "log-probability of rejected per token"),
+    "chosen_logp_change": Metric(
         "nats",
         "chosen_logp minus its value under the model that training began from, on the same rows; "
-        "null in training steps whose reference is not that model",
+        "null in training steps whose reference is another model",
     ),
-    "rejected_logp_change": Meter("nats", "the same for rejected"),
-    "chosen_tokens": Meter("tokens", "scored tokens of chosen"),
-    "rejected_tokens": Meter("tokens", "scored tokens of rejected"),
+    "rejected_logp_change": Metric("nats", "rejected_logp minus its value under that model"),
+    "chosen_tokens": Metric("tokens", "scored tokens of chosen"),
+    "rejected_tokens": Metric("tokens", "scored tokens of rejected"),
 }
 
-STEP: dict[str, Meter] = {
-    "step": Meter("", "number of the update, from 1"),
-    "epoch": Meter("passes", "passes over the rows after this step, with fraction"),
-    **SCORES,
-    "chosen_incentive": Meter(
-        "1 / nat", "derivative of an example's loss by the logp of chosen: what pushes it, negative is up"
+STEP: dict[str, Metric] = {
+    "step": Metric("", "number of the update, from 1"),
+    "epoch": Metric("passes", "passes over the rows that are done after this step, with fraction"),
+    **COMMON,
+    "chosen_incentive": Metric(
+        "1 / nat",
+        "derivative of an example's loss by the logp of chosen; negative: the update raises chosen",
     ),
-    "rejected_incentive": Meter("1 / nat", "derivative of an example's loss by the logp of rejected"),
-    "drift": Meter("nats", "mean log-ratio on mismatched responses, not below 0 (KTO's z0); null where there are none"),
-    "drift_error": Meter("nats", "standard error of that mean"),
-    "grad_norm": Meter("", "norm of the gradient before clipping"),
-    "lr": Meter("", "learning rate of this step"),
-    "examples": Meter("rows", "rows of this step"),
-    "tokens_computed": Meter(
-        "tokens", "tokens through the model on all ranks, each distinct prefix of a pack once; coupled: twice"
+    "rejected_incentive": Metric("1 / nat", "derivative of an example's loss by the logp of rejected"),
+    "drift": Metric("nats", "mean log-ratio on mismatched responses, at least 0 (KTO's z0); null where there are none"),
+    "drift_error": Metric("nats", "standard error of that mean"),
+    "grad_norm": Metric("", "norm of the gradient before clipping"),
+    "lr": Metric("", "learning rate of this step"),
+    "examples": Metric("rows", "rows of this step"),
+    "tokens_computed": Metric(
+        "tokens",
+        "tokens through the model on all ranks, each distinct prefix of a pack once; coupled: twice",
     ),
-    "tokens_shared": Meter(
-        "tokens", "tokens that sharing saved in a pass: each prompt with each response, minus distinct"
+    "tokens_shared": Metric(
+        "tokens",
+        "tokens that sharing saved in a pass: each prompt with each response, minus distinct",
     ),
-    "seconds": Meter("s", "wall time of the step; not part of what a resumed run repeats"),
+    "seconds": Metric("s", "wall time of the step; a resumed run does not repeat it"),
 }
 
-EVALUATION: dict[str, Meter] = {
-    "step": Meter("", "updates done before this evaluation; 0 is before training"),
-    "rows": Meter("rows", "held-out rows measured"),
-    "responses": Meter("responses", "responses of these rows"),
-    **SCORES,
-    "accuracy_of_change": Meter(
+EVALUATION: dict[str, Metric] = {
+    "step": Metric("", "updates done before this evaluation; 0 is before training"),
+    "rows": Metric("rows", "held-out rows measured"),
+    "responses": Metric("responses", "responses of these rows"),
+    **COMMON,
+    "accuracy_of_change": Metric(
         "share",
         "pairs whose chosen response has gained more log-probability than the rejected one since training began; of "
-        "ratings, how often a good response has gained more than a bad one: the same thing for all objectives",
+        "ratings, how often a good response has gained more than a bad one; comparable between all objectives",
     ),
-    "accuracy_chosen_longer": Meter("share", "accuracy on the pairs whose chosen response has more tokens"),
-    "accuracy_chosen_shorter": Meter("share", "accuracy on the pairs whose chosen response has fewer tokens"),
-    "reward_length_correlation": Meter("", "Spearman rank correlation of log-ratio and tokens over all responses"),
-    "seconds": Meter("s", "wall time of the evaluation"),
+    "accuracy_chosen_longer": Metric("share", "accuracy on the pairs whose chosen response has more tokens"),
+    "accuracy_chosen_shorter": Metric("share", "accuracy on the pairs whose chosen response has fewer tokens"),
+    "reward_length_correlation": Metric("", "Spearman rank correlation of log-ratio and tokens over all responses"),
+    "seconds": Metric("s", "wall time of the evaluation"),
 }
 
-ROW: dict[str, Meter] = {
-    "id": Meter("", "id of the row, or file:line"),
-    "margin": Meter("nats", f"{SCORES['margin'].meaning}; of a ranking, the mean of its pairs"),
-    "accuracy": Meter(
+ROW: dict[str, Metric] = {
+    "id": Metric("", "id of the row, or file:line"),
+    "margin": Metric("nats", f"{COMMON['margin'].meaning}; of a ranking, the mean of its pairs"),
+    "accuracy": Metric(
         "share",
-        "pairs of the row that are ranked right; of a rating, responses of the other class that it stands on the right "
-        "side of; null where votes are even",
+        "pairs of the row that are ranked right; of a rating, responses of the other class that it is ranked right "
+        "against; null where votes are even",
     ),
-    "accuracy_of_change": Meter("share", "the same by the change since training began"),
-    "chosen_logp": Meter("nats", SCORES["chosen_logp"].meaning),
-    "rejected_logp": Meter("nats", SCORES["rejected_logp"].meaning),
-    "chosen_logp_change": Meter("nats", "chosen_logp minus its value before training"),
-    "rejected_logp_change": Meter("nats", "rejected_logp minus its value before training"),
-    "chosen_tokens": Meter("tokens", SCORES["chosen_tokens"].meaning),
-    "rejected_tokens": Meter("tokens", SCORES["rejected_tokens"].meaning),
+    "accuracy_of_change": Metric("share", "accuracy by the change since training began"),
+    "chosen_logp": Metric("nats", COMMON["chosen_logp"].meaning),
+    "rejected_logp": Metric("nats", COMMON["rejected_logp"].meaning),
+    "chosen_logp_change": Metric("nats", "chosen_logp minus its value before training"),
+    "rejected_logp_change": Metric("nats", "rejected_logp minus its value before training"),
+    "chosen_tokens": Metric("tokens", COMMON["chosen_tokens"].meaning),
+    "rejected_tokens": Metric("tokens", COMMON["rejected_tokens"].meaning),
 }

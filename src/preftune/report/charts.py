@@ -13,7 +13,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import number
-from preftune.record.reader import Numbers, Record
+from preftune.record.parse import Numbers
+from preftune.record.reader import Record
 from preftune.report.compare import of_one_kind
 from preftune.report.words import rows, sides, visible
 

@@ -9,7 +9,8 @@ from statistics import NormalDist
 from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share, share_error
-from preftune.record.reader import HeldOutRow, Record, standard_error
+from preftune.record.reader import HeldOutRow, Record
+from preftune.record.statistics import standard_error
 from preftune.report.words import duration, objective, total
 
 FEWEST = 10  # shared rows below which nothing is said

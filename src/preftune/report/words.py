@@ -116,11 +116,11 @@ def lede(record: Record) -> list[str]:
 
 def status(record: Record) -> str:
     """`finished`, `stopped at step 40` or `unfinished`."""
-    last = next((e for e in reversed(record.events) if e.event in ("finished", "stopped", "resumed")), None)
-    if last and last.event == "finished":
+    last = next((e for e in reversed(record.events) if e.kind in ("finished", "stopped", "resumed")), None)
+    if last and last.kind == "finished":
         return "finished"
     reached = number(record.steps[-1]["step"]) if record.steps else "0"
-    return f"{'stopped' if last and last.event == 'stopped' else 'unfinished'} at step {reached}"
+    return f"{'stopped' if last and last.kind == 'stopped' else 'unfinished'} at step {reached}"
 
 
 def tiles(record: Record) -> list[Tile]:

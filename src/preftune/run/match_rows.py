@@ -117,7 +117,7 @@ def _with_scores_for_all_or_none(
     return groups
 
 
-def _without_unusable(objectives: Sequence[Formula], dataset: Dataset, notes: Notes) -> Prepared:
+def _without_unusable(objectives: Sequence[Formula], dataset: Dataset, notes: Notes) -> Dataset:
     """The rows without those that no part of the objective can use, which would only thin out the steps.
 
     Raises UserError where none is left.
