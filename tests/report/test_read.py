@@ -65,7 +65,7 @@ def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "where"),
+    ("name", "content", "location"),
     [
         ("run.toml", "seed = ", "run.toml"),
         ("run.toml", b"\xff\xfe", "run.toml"),
