@@ -17,16 +17,16 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_run_file_is_read() -> None:
-    run = load(EXAMPLES / "dpo.toml", ["model.path=mine"])
-    assert (run.model.path, run.batch.rows, run.optim.lr, run.evaluate.every) == ("mine", 64, 1e-6, 100)
+    run = load(EXAMPLES / "dpo.toml", ["model.path=tiny"])
+    assert (run.model.path, run.batch.rows, run.optim.lr, run.evaluate.every) == ("tiny", 64, 1e-6, 100)
 
 
 def test_the_frontier(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "frontier.py"), run_name="__main__")
-    told = capsys.readouterr().out.splitlines()
-    rewards = [float(line.split()[2]) for line in told[1:6]]
+    printed = capsys.readouterr().out.splitlines()
+    rewards = [float(line.split()[2]) for line in printed[1:6]]
     assert rewards == sorted(rewards)
-    assert float(told[6].split()[-4]) > 0
+    assert float(printed[6].split()[-4]) > 0
 
 
 def test_tuning_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +41,6 @@ def test_tuning_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     files.write(tmp_path / "pairs.jsonl", "".join(lines))
     tune = runpy.run_path(str(EXAMPLES / "tune.py"))["tune"]
     tune(str(tmp_path / "model"), str(tmp_path / "pairs.jsonl"), str(tmp_path / "run"))
-    told = capsys.readouterr().out
-    assert told.startswith("accuracy on held-out pairs 50.0% -> ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("accuracy on held-out pairs 50.0% -> ")
     assert (tmp_path / "run" / "report.html").stat().st_size > 1e6
