@@ -107,7 +107,8 @@ def _step(rng: np.random.Generator, step: int, steps: int, beta: float) -> dict[
     return {
         "step": step, "epoch": step * BATCH / 3838, **line, "chosen_incentive": -incentive,
         "rejected_incentive": incentive, "grad_norm": np.exp(rng.normal(0.4, 0.25)),
-        "lr": 1e-6 * (1 - step / (steps + 1)), "examples": BATCH, "tokens_computed": round(rng.normal(7200, 320)), "tokens_shared": 3400,
+        "lr": 1e-6 * (1 - step / (steps + 1)), "examples": BATCH,
+        "tokens_computed": round(rng.normal(7200, 320)), "tokens_shared": 3400,
         "seconds": rng.normal(0.83, 0.05) + (2.0 if step == 1 else 0.0),
     }  # fmt: skip
 

@@ -193,7 +193,7 @@ def test_runs_of_several_objectives(make_record: Make, library: str) -> None:
 
 def test_objectives_are_written_as_people_write_them() -> None:
     both = {"name": "sum", "parts": [{"name": "dpo"}, {"name": "nll"}]}
-    for table, spelled in (({"name": "simpo"}, "SimPO"), ({"name": "of_its_author"}, "of_its_author"), ({}, "tuning"),
+    for table, spelled in (({"name": "simpo"}, "SimPO"), ({"name": "dpo", "source": "0f"}, "dpo"), ({}, "tuning"),
                            (both, "DPO + SFT")):  # fmt: skip
         assert objective(Record(path=Path("run"), run={"objective": table})) == spelled
 

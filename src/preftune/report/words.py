@@ -9,7 +9,7 @@ from pathlib import PurePath
 from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
-from preftune.diagnosis.objective_facts import objective_class, parts
+from preftune.diagnosis.objective_facts import parts
 from preftune.record.reader import Record
 from preftune.record.schema import EVALUATION
 
@@ -39,12 +39,7 @@ class Line(Struct, frozen=True):
 
 def objective(record: Record) -> str:
     """The objective as people write it; the parts of a sum with plus signs."""
-    names = [name for part in parts(record) if isinstance(name := part.get("name"), str)]
-    classes = [objective_class(name) for name in names]
-    spelled = [
-        kind.written if kind else name.replace("_", "-").upper() for kind, name in zip(classes, names, strict=True)
-    ]
-    return " + ".join(spelled) or "tuning"
+    return " + ".join(part.kind.written if part.kind else part.name for part in parts(record)) or "tuning"
 
 
 def model(record: Record) -> str:
@@ -171,8 +166,9 @@ def evaluations(record: Record) -> list[Line]:
             continue
         percent = meter.unit == "share"
         spell, unit = (share, "") if percent else (number, meter.unit)
-        points = percent and change is not None
-        difference = f"{number(100 * change, 1, sign=True)} pt" if points else number(change, sign=True)
+        difference = number(change, sign=True)
+        if percent and change is not None:
+            difference = f"{number(100 * change, 1, sign=True)} pt"
         name = key.replace("_", " ").replace("logp", "log-probability").capitalize()
         unit = "" if unit == "as the objective" else unit
         lines.append(Line(name, meter.meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
