@@ -38,20 +38,15 @@ def make(folder: Path, seed: int) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / "dpo.toml").exists():
         raise UserError("the folder holds other files.", location=str(folder), hint="Choose another with --out.")
     sft = Run(
-        model=Model(path=str(folder / "untrained")),
-        data=Data(train=str(folder / "reviews.jsonl")),
-        objective=NLL(norm="sum"),
-        optim=Optim(lr=5e-3, epochs=8, schedule="cosine"),
-        batch=Batch(rows=64),
+        model=Model(path=str(folder / "untrained")), data=Data(train=str(folder / "reviews.jsonl")),
+        objective=NLL(norm="sum"), optim=Optim(lr=5e-3, epochs=8, schedule="cosine"), batch=Batch(rows=64),
         seed=seed, out=str(folder / "sft"), device="cpu",
     )  # fmt: skip
     dpo = Run(
         model=Model(path=str(folder / "sft" / "model")),
         data=Data(train=str(folder / "pairs.jsonl"), evaluate=str(folder / "held_out.jsonl")),
-        objective=DPO(beta=BETA),
-        reference=Stored(store=str(folder / "store")),
-        optim=Optim(lr=5e-4, epochs=3, schedule="cosine"),
-        batch=Batch(rows=64),
+        objective=DPO(beta=BETA), reference=Stored(store=str(folder / "store")),
+        optim=Optim(lr=5e-4, epochs=3, schedule="cosine"), batch=Batch(rows=64),
         seed=seed, out=str(folder / "dpo"), device="cpu",
     )  # fmt: skip
     files.write(folder / "dpo.toml", dump(dpo))

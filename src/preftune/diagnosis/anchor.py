@@ -71,7 +71,6 @@ def weak_reference(record: Record) -> Finding | None:
         return None
     return Finding(
         code="anchor.weak",
-        severity="warn",
         title="The model began on the wrong side",
         evidence="Before training, the rejected response was the more probable one (per token) in "
         f"{share(1 - right)} of {number(len(verdicts))} held-out pairs.",
@@ -83,15 +82,10 @@ def weak_reference(record: Record) -> Finding | None:
 
 def _start_verdict(row: HeldOutRow) -> float | None:
     """1 where chosen was the more probable response per token before training, 0 where rejected was, 1/2 if equal."""
-    chosen = _start_mean_logp(row.chosen_logp, row.chosen_logp_change, row.chosen_tokens)
-    rejected = _start_mean_logp(row.rejected_logp, row.rejected_logp_change, row.rejected_tokens)
-    if chosen is None or rejected is None:
-        return None
-    return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
-
-
-def _start_mean_logp(logp: float | None, change: float | None, tokens: float | None) -> float | None:
-    return (logp - change) / tokens if logp is not None and change is not None and tokens else None
+    chosen = row.chosen_logp, row.chosen_logp_change, row.chosen_tokens
+    rejected = row.rejected_logp, row.rejected_logp_change, row.rejected_tokens
+    start = [(x - gain) / n for x, gain, n in (chosen, rejected) if x is not None and gain is not None and n]
+    return None if len(start) < 2 else 1.0 if start[0] > start[1] else 0.5 if start[0] == start[1] else 0.0
 
 
 def drifted(record: Record) -> Finding | None:
@@ -161,7 +155,6 @@ def no_better_than_chance(record: Record) -> Finding | None:
         return None
     return Finding(
         code="anchor.chance",
-        severity="warn",
         title="Held-out accuracy is no better than chance",
         evidence=f"It is {share(accuracy)} ± {number(100 * NOISE * error, 1)} points on {number(rows)} held-out rows.",
         meaning="What was learned on the training rows does not show on others, or too few rows are held out to "

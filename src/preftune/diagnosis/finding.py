@@ -20,7 +20,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     """One finding. code: stable, for scripts; evidence: a sentence with the numbers; the rest: plain words."""
 
     code: str
-    severity: Severity
+    severity: Severity = "warn"
     title: str
     evidence: str
     meaning: str

@@ -28,7 +28,6 @@ def responses_unlikely(record: Record) -> Finding | None:
     both = "" if rejected is None else f" and {number(rejected, 2)} for rejected"
     return Finding(
         code="shift.unlikely",
-        severity="warn",
         title="The model would not have written these responses",
         evidence=f"Before training the held-out responses had {number(chosen, 2)} nats a token for chosen{both}, which "
         f"is a perplexity of {number(math.exp(-chosen), 0)}.",
@@ -76,7 +75,6 @@ def rows_cut(record: Record) -> Finding | None:
         return None
     return Finding(
         code="shift.cut",
-        severity="warn",
         title="Many responses lost their end",
         evidence=f"{number(train.cut)} of {number(train.kept)} rows ({share(train.cut / train.kept)}) were cut at the "
         "longest length allowed.",

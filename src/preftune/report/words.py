@@ -138,23 +138,13 @@ def tiles(record: Record) -> list[Tile]:
     return row
 
 
-def sharing(record: Record) -> list[str]:
-    """What computing every distinct token once has saved."""
-    computed, shared = total(record, "tokens_computed"), total(record, "tokens_shared")
+def sharing(record: Record) -> str:
+    """What computing every distinct token once saves in these rows; empty where the record does not count them."""
     naive, distinct = record.data.tokens_naive, record.data.tokens_distinct
-    sentences = []
-    if computed:
-        saved = share(shared / (computed + shared))
-        sentences.append(
-            f"Training put {number(computed)} tokens through the model. With every prompt computed for "
-            f"each response it would have been {number(computed + shared)}: sharing saved {saved}."
-        )
-    if naive and distinct is not None:
-        sentences.append(
-            f"The rows have {number(naive)} tokens when each prompt is written out with each response; "
-            f"{number(distinct)} of them are distinct."
-        )
-    return sentences
+    if not naive or distinct is None:
+        return ""
+    whole = f"{number(naive)} tokens when each prompt is written out with each response"
+    return f"The rows have {whole}; {number(distinct)} of them are distinct."
 
 
 def evaluations(record: Record) -> list[Line]:
