@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -69,18 +70,18 @@ class Parsed(HTMLParser):
         return {chart["id"]: chart for chart in charts}
 
 
-@pytest.fixture(scope="session")
+@functools.cache
 def library() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
 
 
-def parsed(records: list[Record], library: str) -> Parsed:
+def parsed(*records: Record) -> Parsed:
     """The page without plotly's five megabytes, which are checked to be there once."""
     html = page(records)
-    assert html.count(library) == 1
-    return Parsed(html.replace(library, "0"))
+    assert html.count(library()) == 1
+    return Parsed(html.replace(library(), "0"))
 
 
 def swap(record: Record, text: str) -> Record:
@@ -101,12 +102,12 @@ def swap(record: Record, text: str) -> Record:
     )
 
 
-def test_only_the_two_known_scripts_may_run_and_nothing_is_fetched(make_record: Make, library: str) -> None:
+def test_only_the_two_known_scripts_may_run_and_nothing_is_fetched(make_record: Make) -> None:
     record = Record.open(make_record())
-    result = parsed([record], library)
+    result = parsed(record)
     metas = [attributes for tag, attributes in result.elements if tag == "meta"]
     policy = next(meta["content"] or "" for meta in metas if meta.get("http-equiv") == "Content-Security-Policy")
-    scripts = [library if text == "0" else text for kind, text in result.scripts if kind == "run"]
+    scripts = [library() if text == "0" else text for kind, text in result.scripts if kind == "run"]
     hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts}
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     assert len(scripts) == 2
@@ -117,13 +118,13 @@ def test_only_the_two_known_scripts_may_run_and_nothing_is_fetched(make_record: 
         assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img", "a")
         assert not {"src", "href", "srcset", "action"} & attributes.keys()
         assert not any(name.startswith("on") for name in attributes)
-    assert not re.search(r"https?:|url\(|@import|//[a-z]+\.", page([record]).replace(library, ""))
+    assert not re.search(r"https?:|url\(|@import|//[a-z]+\.", page([record]).replace(library(), ""))
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE)])
-def test_no_text_of_a_record_becomes_markup(make_record: Make, library: str, text: str) -> None:
+def test_no_text_of_a_record_becomes_markup(make_record: Make, text: str) -> None:
     record = Record.open(make_record(steps=12))
-    benign, hostile = (parsed([swap(record, t)], library) for t in ("plain", text))
+    benign, hostile = (parsed(swap(record, t)) for t in ("plain", text))
     assert hostile.elements == benign.elements
     assert hostile.comments == benign.comments == []
     assert hostile.scripts[1:] == benign.scripts[1:]
@@ -131,18 +132,16 @@ def test_no_text_of_a_record_becomes_markup(make_record: Make, library: str, tex
     assert hostile.charts()["rows"]["series"][0]["text"][0] == visible(text) + "prefs.jsonl:1"
 
 
-def test_hostile_folder_names_side_by_side(make_record: Make, library: str) -> None:
+def test_hostile_folder_names_side_by_side(make_record: Make) -> None:
     names = ["<img src=x onerror=hit()>", "a\u202eb", "\"onload='hit()"]
-    hostile, benign = (
-        parsed([Record.open(make_record(n, steps=12)) for n in group], library) for group in (names, "xyz")
-    )
+    hostile, benign = (parsed(*(Record.open(make_record(n, steps=12)) for n in group)) for group in (names, "xyz"))
     assert hostile.elements == benign.elements
     assert "aU+202Eb" in hostile.text
 
 
-def test_page_says_what_the_record_says(make_record: Make, library: str) -> None:
+def test_page_says_what_the_record_says(make_record: Make) -> None:
     record = Record.open(make_record())
-    result = parsed([record], library)
+    result = parsed(record)
     share = f"{100 * (record.end['accuracy'] or 0):.1f} %"
     for words in (f"After 240 steps of DPO, stories260K ranks {share} of 320 held-out pairs right.", "from 3,838 pairs",
                   "The chosen responses became less probable", "Skipped: too_long 118", "0.689", "Lily found a key.",
@@ -157,21 +156,21 @@ def test_page_says_what_the_record_says(make_record: Make, library: str) -> None
     assert len(charts) == 12
 
 
-def test_several_runs(make_record: Make, library: str) -> None:
+def test_several_runs(make_record: Make) -> None:
     first = Record.open(make_record("a"))
     same = replace(first, path=Path("b"))
     better = replace(first, path=Path("c"), run={**first.run, "objective": {"name": "dpo", "beta": 0.5}},
                      rows=tuple(replace(row, accuracy=1.0) for row in first.rows))  # fmt: skip
-    text = parsed([first, same, better], library).text
+    text = parsed(first, same, better).text
     assert "3 runs side by side, differing in objective.beta" in text
     assert re.search(r"b 0\.0 ± 0\.7 points on 320 common rows within noise", text)
     assert re.search(r"c \+\S+ ± \S+ points on 320 common rows beyond noise", text)
-    assert "too few rows" in parsed([first, replace(same, rows=())], library).text
+    assert "too few rows" in parsed(first, replace(same, rows=())).text
     few = [replace(first, path=Path(name), rows=first.rows[:12]) for name in "ab"]
     assert differences(few)[0].text == "0.0 ± 14.0 points on 12 common rows", "few equal verdicts prove little"
 
 
-def test_runs_of_several_objectives(make_record: Make, library: str) -> None:
+def test_runs_of_several_objectives(make_record: Make) -> None:
     """One entry describes each objective, and what has no common scale is not drawn."""
     first = Record.open(make_record("a"))
 
@@ -184,11 +183,11 @@ def test_runs_of_several_objectives(make_record: Make, library: str) -> None:
     assert differing(records) == ["objective"]
     described = ["dpo beta=0.1", "dpo beta=0.5", "simpo", "DPO + SFT"]
     assert [column.values for column in columns(records)] == [(text,) for text in described]
-    assert "loss" not in parsed(records, library).charts()
+    assert "loss" not in parsed(*records).charts()
     moving = run("b", "moving", name="dpo", beta=0.5, flip=0.0)
     assert differing([records[0], moving, records[2]]) == ["objective", "reference.kind"]
     assert differing(records[:2]) == ["objective.beta"]
-    assert "loss" in parsed(records[:2], library).charts()
+    assert "loss" in parsed(*records[:2]).charts()
 
 
 def test_objectives_are_written_as_people_write_them() -> None:
@@ -229,9 +228,7 @@ def test_changes_explain_the_margin_only_where_they_are_of_the_same_rows(make_re
     [("rating", "good above bad", {"Good responses", "Bad responses"}),
      ("pair", "pairs ranked right", {"Chosen", "Rejected"}), ("demo", None, {"Responses"})],
 )  # fmt: skip
-def test_charts_speak_of_the_rows(
-    make_record: Make, library: str, kind: str, unit: str | None, names: set[str]
-) -> None:
+def test_charts_speak_of_the_rows(make_record: Make, kind: str, unit: str | None, names: set[str]) -> None:
     record = of_kinds(Record.open(make_record(steps=12)), **{kind: 9})
     if kind == "demo":
         absent = ("accuracy", "margin", "rejected", "chosen_reward")
@@ -242,7 +239,7 @@ def test_charts_speak_of_the_rows(
         lengths = {key: value for key, value in record.data.lengths.items() if key != "rejected"}
         record = replace(record, steps=steps, evaluations=evaluations, rows=(),
                          data=replace(record.data, lengths=lengths))  # fmt: skip
-    result = parsed([record], library)
+    result = parsed(record)
     charts = result.charts()
     assert charts.get("accuracy", {}).get("y") == unit
     assert {s["name"] for s in charts["logp_change"]["series"] if "held out" not in s["name"]} == names
@@ -261,18 +258,18 @@ def test_what_tells_runs_apart(make_record: Make) -> None:
     assert differing(used) == []
 
 
-def test_bare_broken_and_pairless_records_have_a_page(tmp_path: Path, make_record: Make, library: str) -> None:
+def test_bare_broken_and_pairless_records_have_a_page(tmp_path: Path, make_record: Make) -> None:
     (tmp_path / "run.toml").write_text("seed = 1")
     bare = Record.open(tmp_path)
-    assert "holds no step" in parsed([bare], library).text
+    assert "holds no step" in parsed(bare).text
     full = Record.open(make_record(steps=30))
     nan = float("nan")
     broken = replace(full, steps=tuple({k: v if k == "step" else nan for k, v in s.items()} for s in full.steps),
                      evaluations=tuple({**e, "loss": nan, "margin": nan} for e in full.evaluations))  # fmt: skip
-    assert "was not a number" in parsed([broken], library).text
+    assert "was not a number" in parsed(broken).text
     demos = [{"step": s, "loss": 2 - s / 50, "lr": 1e-5, "grad_norm": 1.0, "accuracy": None} for s in range(1, 40)]
     held_out = ({"step": 0, "rows": 9, "loss": 2.0}, {"step": 39, "rows": 9, "loss": 1.25})
-    sft = parsed([replace(bare, steps=tuple(demos), evaluations=held_out)], library)
+    sft = parsed(replace(bare, steps=tuple(demos), evaluations=held_out))
     assert "has a held-out loss of 1.25, down from 2" in sft.text
     assert "accuracy" not in sft.charts()
     page([bare, full, broken])
@@ -280,12 +277,12 @@ def test_bare_broken_and_pairless_records_have_a_page(tmp_path: Path, make_recor
         page([])
 
 
-def test_page_is_small_and_the_same_each_time(make_record: Make, library: str) -> None:
+def test_page_is_small_and_the_same_each_time(make_record: Make) -> None:
     record = Record.open(make_record(steps=6))
     long = replace(record, steps=tuple({**record.steps[0], "step": i} for i in range(1, 20_001)))
     first, second = page([long]), page([long])
     assert first == second
-    assert len(first) - len(library) < 200_000
+    assert len(first) - len(library()) < 200_000
 
 
 def test_the_home_folder_is_not_shown(make_record: Make, monkeypatch: pytest.MonkeyPatch) -> None:

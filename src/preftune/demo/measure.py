@@ -114,8 +114,8 @@ def _log_ratio(drawn: Sequence[Drawn], before: Policy, after: Policy) -> np.ndar
 
     log_ratios = []
     for sample in drawn:
-        place = Place(sample.prompt, 1)
-        group = TokenGroup(prompt=sample.prompt_ids, responses=sample.ids, kind="demo", place=place)
+        source = Place(sample.prompt, 1)
+        group = TokenGroup(prompt=sample.prompt_ids, responses=sample.ids, kind="demo", place=source)
         batch = collate([group], before.device)
         with torch.no_grad():
             log_ratios.append(batch.sum(after.token_logp(batch) - before.token_logp(batch)).double().cpu().numpy())
