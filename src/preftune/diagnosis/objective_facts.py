@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple, get_args
 
 from preftune.objective import Single
-from preftune.objective.base import ObjectiveTable
+from preftune.objective.base import Formula
 from preftune.record.reader import Record
 
-CLASSES: dict[object, type[ObjectiveTable]] = {kind.__struct_config__.tag: kind for kind in get_args(Single)}
+CLASSES: dict[object, type[Formula]] = {kind.__struct_config__.tag: kind for kind in get_args(Single)}
 
 
 class Part(NamedTuple):
@@ -19,7 +19,7 @@ class Part(NamedTuple):
 
     name: str
     keys: dict[str, object]
-    kind: type[ObjectiveTable] | None
+    kind: type[Formula] | None
 
 
 def parts(record: Record) -> list[Part]:
