@@ -38,7 +38,9 @@ def main() -> None:
             updates["ours"].append(told["steps"][0]["cpu"] + told["reference"]["cpu"])
             store = {"reference.store": place / f"again-{at}"}
             spec = speed.ours(place, 8192, mine, 1, **store)
-            found["ours"].append(command(sys.executable, str(common.HERE / "ours.py"), spec, common.HERE.parent / "src"))
+            found["ours"].append(
+                command(sys.executable, str(common.HERE / "ours.py"), spec, common.HERE.parent / "src")
+            )
             spec = speed.peer(place, 8192, planned, 1, "best")
             told = common.child("peer", spec)
             updates["best"].append(told["steps"][0]["cpu"] + told["reference"]["cpu"])

@@ -56,7 +56,9 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
             loss = objective(pairs_of(policy, batch)).sum() / step.rows
             loss.backward()
         update(policy, optimizer, optim, learning_rate(optim, number, len(plan.steps)))
-        print(f"update {number + 1} of {len(plan.steps)}: loss of its last pack {float(loss) * step.rows / len(pack):.4f}")
+        print(
+            f"update {number + 1} of {len(plan.steps)}: loss of its last pack {float(loss) * step.rows / len(pack):.4f}"
+        )
 
     with files.folder(Path(out)) as folder:
         policy.weights.export(folder, tokenizer)

@@ -1,4 +1,4 @@
-"""The world whose every response is listed."""
+"""The world whose responses can all be listed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def logits(world: Enumerated, groups: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(groups, len(world.below), world.symbols + 1))
 
 
-@pytest.mark.parametrize(("symbols", "longest"), [(1, 1), (2, 3), (4, 6)])
-def test_the_responses_are_all_and_differ(symbols: int, longest: int) -> None:
+@pytest.mark.parametrize(("symbols", "longest", "count"), [(1, 1, 2), (2, 3, 15), (4, 6, 5461)])
+def test_the_responses_are_all_and_differ(symbols: int, longest: int, count: int) -> None:
     world = enumerated(symbols, longest)
-    texts = {tuple(row[there]) for row, there in zip(world.token, world.there, strict=True)}
-    assert len(texts) == len(world.token) == sum(symbols**k for k in range(longest + 1))
-    ended = [text for text in texts if text[-1] == symbols]
+    texts = responses(world)
+    assert len(set(texts)) == len(texts) == count
+    ended = {text for text in texts if text[-1] == symbols}
     assert all(symbols not in text[:-1] and len(text) <= longest for text in ended)
-    assert all(len(text) == longest for text in texts - set(ended))
+    assert all(len(text) == longest for text in set(texts) - ended)
+    assert (world.counts == [np.bincount(text, minlength=symbols + 1) for text in texts]).all()
+    assert (world.tokens == [len(text) for text in texts]).all()
 
 
-def test_the_default_is_the_world_of_5461() -> None:
-    world = enumerated()
-    assert len(world.token) == 5461
-    assert len(world.below) == 1365
+def responses(world: Enumerated) -> list[tuple[int, ...]]:
+    return [tuple(token[mask].tolist()) for token, mask in zip(world.token, world.mask, strict=True)]
 
 
 def test_probabilities_sum_to_1_and_are_products_of_steps() -> None:
@@ -38,22 +38,14 @@ def test_probabilities_sum_to_1_and_are_products_of_steps() -> None:
     logp = world.logp(table)
     assert np.exp(logp).sum(-1) == pytest.approx(np.ones(2), abs=1e-12)
     step = np.exp(table) / np.exp(table).sum(-1, keepdims=True)
-    row = [tuple(t[m]) for t, m in zip(world.token, world.there, strict=True)].index((2, 0, 3))
     second = world.below[0][2]
     third = world.below[second][0]
-    assert np.exp(logp[:, row]) == pytest.approx(step[:, 0, 2] * step[:, second, 0] * step[:, third, 3], rel=1e-12)
-
-
-def test_counts_are_the_tokens() -> None:
-    world = enumerated(3, 4)
-    assert (world.counts.sum(-1) == world.tokens).all()
-    assert (
-        world.counts[:, 3] == np.array([t[m][-1] == 3 for t, m in zip(world.token, world.there, strict=True)])
-    ).all()
+    product = step[:, 0, 2] * step[:, second, 0] * step[:, third, 3]
+    assert np.exp(logp[:, responses(world).index((2, 0, 3))]) == pytest.approx(product, rel=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 5.0])
-def test_the_optimum_found_token_by_token_is_the_tilted_reference(beta: float) -> None:
+def test_the_optimum_computed_token_by_token_is_the_tilted_reference(beta: float) -> None:
     world = enumerated(3, 5)
     table = logits(world)
     ref_logp = world.logp(table)
@@ -85,25 +77,24 @@ def test_dpo_on_every_pair_arrives_at_the_optimum() -> None:
     world, beta = enumerated(2, 3), 0.7
     table = logits(world, 1, seed=3)
     reward = world.counts @ np.array([0.8, -0.6, 0.1])
-    aim = torch.from_numpy(world.logp(world.tilted(table, reward, beta))[0])
+    optimum = torch.from_numpy(world.logp(world.tilted(table, reward, beta))[0])
     anchor = torch.from_numpy(world.logp(table)[0])
     first, second = torch.triu_indices(len(anchor), len(anchor), 1)
     prefers = torch.sigmoid(torch.from_numpy(reward)[first] - torch.from_numpy(reward)[second])
     policy = torch.from_numpy(table[0].copy()).requires_grad_()
-    there = torch.from_numpy(world.there)
+    prefix, token, mask, tokens = map(torch.from_numpy, (world.prefix, world.token, world.mask, world.tokens))
 
     def logp() -> torch.Tensor:
-        steps = policy.log_softmax(-1)[torch.from_numpy(world.prefix), torch.from_numpy(world.token)]
-        return torch.where(there, steps, 0.0).sum(-1)
+        return torch.where(mask, policy.log_softmax(-1)[prefix, token], 0.0).sum(-1)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        scores = Responses(logp(), torch.from_numpy(world.tokens), anchor)
-        loss = DPO(beta=beta)(Pairs(scores[first], scores[second], torch.ones_like(prefers), prefers)).mean()
+        table = Responses(logp(), tokens, anchor)
+        loss = DPO(beta=beta)(Pairs(table[first], table[second], torch.ones_like(prefers), prefers)).mean()
         loss.backward()
         return loss
 
     optimizer = torch.optim.LBFGS([policy], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16,
                                   line_search_fn="strong_wolfe")  # fmt: skip
     optimizer.step(closure)
-    assert float((aim.exp() * (aim - logp().detach())).sum()) < 1e-10
+    assert float((optimum.exp() * (optimum - logp().detach())).sum()) < 1e-10

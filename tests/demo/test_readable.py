@@ -20,31 +20,23 @@ def test_every_review_is_well_formed_and_within_the_reward(seed: int) -> None:
     assert -3 <= readable.reward(text) <= 3
 
 
-@pytest.mark.parametrize(
-    ("text", "reward"),
-    [
-        (" The taste was very good and the price was fine, but the waiter was awful.", 1),
-        (" The taste was usual.", 0),
-        (" The plate was sad.", -1),
-        (" Good, good, good, good, good.", 3),
-        (" bad bad bad bad", -3),
-        (" goodness, a badger", 0),
-        ("", 0),
-    ],
-)
-def test_reward_is_counted(text: str, reward: int) -> None:
-    assert readable.reward(text) == reward
+def test_reward_is_counted() -> None:
+    for text, reward in (
+        (" The taste was very good and the price was fine, but the waiter was awful.", 1), (" The taste was usual.", 0),
+        (" The plate was sad.", -1), (" Good, good, good, good, good.", 3), (" bad bad bad bad", -3),
+        (" goodness, a badger", 0), ("", 0),
+    ):  # fmt: skip
+        assert readable.reward(text) == reward
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "The taste was good.", " The taste was good", " The taste was very very good.",
-     " The taste was good but the price was bad.",
-     " the taste was good.", " The taste was good, and the price was fine.", " The soup was good.",
-     " The taste was good and the price was fine and the table was fine and the sauce was fine."],
-)  # fmt: skip
-def test_what_is_not_a_review(text: str) -> None:
-    assert not readable.well_formed(text)
+def test_what_is_not_a_review() -> None:
+    for text in (
+        "", "The taste was good.", " The taste was good", " The taste was very very good.", " the taste was good.",
+        " The taste was good but the price was bad.", " The taste was good, and the price was fine.",
+        " The soup was good.",
+        " The taste was good and the price was fine and the table was fine and the sauce was fine.",
+    ):  # fmt: skip
+        assert not readable.well_formed(text)
 
 
 def test_reviews_have_no_opinion_on_average_but_do_differ() -> None:
@@ -60,7 +52,7 @@ def test_the_lists_are_apart() -> None:
     assert len(readable.words()) == len(set(readable.words()))
 
 
-def test_the_judge_is_bradley_and_terrys() -> None:
+def test_the_judge_is_a_bradley_terry_model() -> None:
     rng = np.random.default_rng(0)
     kind, harsh = " The taste was good.", " The taste was bad."
     judged = [readable.judge("p", harsh, kind, rng) for _ in range(4000)]

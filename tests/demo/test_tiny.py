@@ -1,4 +1,4 @@
-"""The model made there, what it draws, and the stages of the demo."""
+"""The small model, what it draws, and the stages of the demo."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from preftune.demo import stages as demo
 from preftune.demo.sampling import draw
 from preftune.demo.tiny import make_tiny, word_tokenizer
 from preftune.errors import UserError
+from preftune.events import Event, Progress, listening
 from preftune.files import digest, read_lines, verify
 from preftune.rows.row import Demo, Place
-from preftune.tokens.tokenize import tokenize
-from preftune.tokens.tokenizer import load_tokenizer
+from preftune.tokens.tokenizer import load_tokenizer, tokenize_row
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_it_loads_elsewhere_and_follows_from_the_seed(folder: Path, tmp_path: Pa
 def test_a_review_is_its_words_and_goes_back_to_its_text(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     text = " The taste was very good, but the price was sad."
-    row = Demo(prompt=readable.prompt("soup"), response=text, place=Place("made", 1))
-    (group,) = tokenize([row], tokenizer, max_tokens=999).groups
+    row = Demo(prompt=readable.prompt("soup"), response=text, place=Place("rows", 1))
+    group = tokenize_row(row, tokenizer)
     assert tokenizer.convert_ids_to_tokens(group.prompt.tolist()) == ["Review", " of", " the", " soup", ":"]
     assert tokenizer.convert_ids_to_tokens(group.responses[0].tolist())[-3:] == [" sad", ".", "<end>"]
     assert tokenizer.decode(group.responses[0], skip_special_tokens=True) == text
@@ -66,31 +66,32 @@ def test_draws_are_the_models_own_distribution_and_repeat(folder: Path) -> None:
     with torch.no_grad():
         logits = module(torch.from_numpy(first.prompt_ids.astype(np.int64))[None]).logits[0, -1]
     expected = logits.softmax(-1).numpy()
-    found = np.bincount([ids[0] for ids in first.ids], minlength=len(expected)) / 3000
-    assert np.abs(found - expected).max() < 4 * np.sqrt(expected.max() / 3000)
+    shares = np.bincount([ids[0] for ids in first.ids], minlength=len(expected)) / 3000
+    assert np.abs(shares - expected).max() < 4 * np.sqrt(expected.max() / 3000)
 
 
 def test_a_draw_ends_with_its_first_end_token_or_is_cut(folder: Path) -> None:
     module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
-    told: list[tuple[int, int]] = []
+    events: list[Event] = []
     prompts = [readable.prompt(dish) for dish in readable.DISHES[:2]]
-    drawn = draw(module, tokenizer, prompts, 400, longest=30, seed=0, show=lambda at, of: told.append((at, of)))
-    assert told == [(400, 800), (800, 800)]
+    with listening(events.append):
+        drawn = draw(module, tokenizer, prompts, 400, longest=30, seed=0, stage="drawing")
+    assert events == [Progress("drawing", 400, 800), Progress("drawing", 800, 800)]
     end = tokenizer.eos_token_id
-    ids = [one for some in drawn for one in some.ids]
-    assert all((end not in one[:-1]) and (one[-1] == end or len(one) == 30) for one in ids)
-    assert {bool(one[-1] == end) for one in ids} == {True, False}
-    assert all("<end>" not in text for some in drawn for text in some.texts)
+    ids = [response for group in drawn for response in group.ids]
+    assert all((end not in response[:-1]) and (response[-1] == end or len(response) == 30) for response in ids)
+    assert {bool(response[-1] == end) for response in ids} == {True, False}
+    assert all("<end>" not in text for group in drawn for text in group.texts)
 
 
 def test_the_demo_writes_run_files_that_anyone_can_train_with(tmp_path: Path) -> None:
     demo.make(tmp_path / "demo", 0)
-    first, second = load(tmp_path / "demo" / "sft.toml"), load(tmp_path / "demo" / "dpo.toml", ["objective.beta=0.1"])
-    assert (first.objective.__class__.__name__, second.objective.beta) == ("NLL", 0.1)
+    sft, dpo = load(tmp_path / "demo" / "sft.toml"), load(tmp_path / "demo" / "dpo.toml", ["objective.beta=0.1"])
+    assert (sft.objective.__class__.__name__, dpo.objective.beta) == ("NLL", 0.1)
     rows = read_lines(tmp_path / "demo" / "reviews.jsonl")
     assert len(rows) == 24 * demo.REVIEWS
-    assert not set(demo.ASKED) & set(demo.HELD_OUT)
-    demo.make(tmp_path / "demo", 1)  # its own folder is made again
+    assert not set(demo.JUDGED_DISHES) & set(demo.HELD_OUT_DISHES)
+    demo.make(tmp_path / "demo", 1)  # its own folder is replaced
     assert read_lines(tmp_path / "demo" / "reviews.jsonl") != rows
 
 

@@ -1,8 +1,9 @@
-"""Each check finds what it is for, and nothing just below its threshold."""
+"""Each check finds what it is for, and finds nothing just below its threshold. The sentences belong to the checks."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, Finding, diagnose
-from preftune.diagnosis.finding import number, share, share_error
-from preftune.events import Happened
+from preftune.diagnosis.finding import ORDER, number, share, share_error
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record
-from preftune.rows.account import Account, Counts
+from preftune.rows.account import Counts, Account
+from preftune.events import Happened
 
 START: Numbers = {
     "step": 0, "rows": 400, "loss": math.log(2), "margin": 0.0, "accuracy": 0.5, "chosen_reward": 0.0,
@@ -83,9 +84,10 @@ def judged(count: int) -> tuple[HeldOutRow, ...]:
     return tuple(replace(row, accuracy=1.0 if i < count else None) for i, row in enumerate(ROWS))
 
 
-def scattered(count: int) -> tuple[HeldOutRow, ...]:
-    """A few rows, half of which went one way and half the other."""
-    return tuple(replace(row, chosen_logp_change=2.0 + 5 * (-1) ** i) for i, row in enumerate(ROWS[:count]))
+def scattered(count: int, kind: str = "pairs") -> tuple[HeldOutRow, ...]:
+    """A few rows, half of which went one way and half the other; a rating has one side and no margin."""
+    ratings = {"margin": None, "rejected_logp_change": None} if kind == "ratings" else {}
+    return tuple(replace(row, chosen_logp_change=2.0 + 5 * (-1) ** i, **ratings) for i, row in enumerate(ROWS[:count]))
 
 
 def stuck(**changed: float) -> Record:
@@ -98,6 +100,7 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("length.reward", "warn", end(reward_length_correlation=0.31), end(reward_length_correlation=0.29)),
     ("length.reward", "serious", end(reward_length_correlation=0.6),
      asks(end(reward_length_correlation=0.6), name="nll")),
+    ("length.reward", "serious", asks(end(reward_length_correlation=0.6), name="of_its_author"), HEALTHY),
     ("length.reward", "warn", end(reward_length_correlation=0.6, rows=29), HEALTHY),
     ("length.reward", "warn", asks(end(reward_length_correlation=0.6), name="orpo"), HEALTHY),
     ("length.reward", "serious", end(reward_length_correlation=-0.84), end(reward_length_correlation=-0.29)),
@@ -134,6 +137,7 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("anchor.overfit", "warn", losses(0.69, 0.5, 0.6), losses(0.69, 0.5, 0.505)),
     ("anchor.overfit", "serious", losses(0.69, 0.5, 0.8), losses(0.69, 0.6, 0.5)),
     ("anchor.overfit", "serious", losses(0.693, 0.735), replace(losses(0.693, 0.735), rows=scattered(13))),
+    ("anchor.overfit", "serious", losses(0.693, 0.735), replace(losses(0.693, 0.735), rows=scattered(13, "ratings"))),
     ("anchor.not_finite", "serious", replace(HEALTHY, steps=(*STEPS, {"step": 101, "loss": math.nan})), HEALTHY),
     ("anchor.not_finite", "serious", replace(HEALTHY, events=(Happened(7, "non_finite", "loss"),)),
      replace(HEALTHY, events=(Happened(7, "note", "loss"),))),
@@ -169,13 +173,11 @@ def test_every_check_has_a_case() -> None:
 
 
 def test_findings_name_their_numbers_and_come_by_severity() -> None:
-    ill = end(chosen_logp_change=-10.0, rejected_logp_change=-16.0, reward_length_correlation=0.4, rows=60)
-    found = diagnose(ill)
-    assert [f.severity for f in found] == sorted((f.severity for f in found), key=["serious", "warn", "info"].index)
-    fallen = next(f for f in found if f.code == "displacement.chosen")
-    for evidence in ("−10.0", "−16.0", "28\u00a0%", "1.00 times"):  # exp(10 / 40) = 1.284
-        assert evidence in fallen.evidence
-    assert all(f.title and f.evidence and f.meaning and f.remedy for f in found)
+    fallen = end(chosen_logp_change=-10.0, rejected_logp_change=-16.0, reward_length_correlation=0.4, rows=60)
+    findings = diagnose(fallen)
+    assert [f.severity for f in findings] == sorted((f.severity for f in findings), key=ORDER.index)
+    evidence = finding_of(fallen, "displacement.chosen").evidence
+    assert all(text in evidence for text in ("−10.0", "−16.0", "28\u00a0%", "1.00 times"))  # exp(10 / 40) = 1.284
 
 
 SENTENCES = [replace(ill, rows=rows) for _, _, ill, _ in CASES for rows in (ill.rows, ill.rows[:7])]
@@ -183,23 +185,20 @@ SENTENCES += [replace(asks(ill, name="ipo", tau=0.1), evaluations=ill.evaluation
 
 
 def test_every_text_is_whole_sentences() -> None:
-    found = [finding for record in SENTENCES for finding in diagnose(record)]
-    assert {finding.code for finding in found} == {code for code, *_ in CASES}
-    for finding in found:
-        for text in (finding.evidence, finding.meaning, finding.remedy):
-            assert text.endswith(".")
-            assert text[0].isupper() or text[0].isdigit()
-            assert "  " not in text
+    findings = [finding for record in SENTENCES for finding in diagnose(record)]
+    assert {finding.code for finding in findings} == {code for code, *_ in CASES}
+    for text in (text for f in findings for text in (f.evidence, f.meaning, f.remedy)):
+        assert re.fullmatch(r"[A-Z0-9](?!.*  ).*\.", text)
 
 
-def one(record: Record, code: str) -> Finding:
+def finding_of(record: Record, code: str) -> Finding:
     return next(finding for finding in diagnose(record) if finding.code == code)
 
 
-def test_accuracy_is_of_the_rows_that_have_one() -> None:
+def test_accuracy_is_of_the_rows_that_have_it() -> None:
     few = replace(end(accuracy=0.55), rows=judged(10))
-    assert "10 of 400 held-out rows have an accuracy" in one(few, "shift.held_out").evidence
-    assert one(few, "anchor.chance").evidence.endswith("on 10 held-out rows.")
+    assert "10 of 400 held-out rows have an accuracy" in finding_of(few, "shift.held_out").evidence
+    assert finding_of(few, "anchor.chance").evidence.endswith("on 10 held-out rows.")
     mixed = replace(few, rows=(*few.rows, replace(ROW, id="rating", margin=None, chosen_tokens=None)))
     assert mixed.judged == 10, "beside pairs, the accuracy is of pairs"
     assert replace(few, rows=()).judged == 400
@@ -215,47 +214,46 @@ def test_noise_on_few_rows_is_no_alarm() -> None:
     assert codes(replace(falling, steps=falling.steps[:8]))["displacement.chosen"] == "warn"
 
 
-def test_by_heart_only_what_was_seen_twice() -> None:
-    once, twice = (one(steps(accuracy=0.95, epoch=epoch), "anchor.overfit") for epoch in (0.9, 1.1))
+def test_only_rows_seen_twice_are_memorized() -> None:
+    once, twice = (finding_of(steps(accuracy=0.95, epoch=epoch), "anchor.overfit") for epoch in (0.9, 1.1))
     assert "No row was seen twice" in once.meaning
     assert "epochs" not in once.remedy
-    assert "by heart; what was gained" in twice.meaning
+    assert "begun to memorize" in twice.meaning
 
 
 @pytest.mark.parametrize(
-    ("objective", "told"),
+    ("objective", "hint"),
     [({"name": "dpo", "beta": 0.1}, ", raise objective.beta, or"),
      ({"name": "ipo", "tau": 1.0}, ", raise objective.tau, or"),
      ({"name": "sum", "parts": [{"name": "dpo", "beta": 0.1}, {"name": "nca"}]}, ", raise beta in objective.parts, or"),
+     ({"name": "of_its_author", "beta": 0.1}, "Lower optim.lr, or"),
      ({"name": "orpo", "odds_weight": 0.1}, "Lower optim.lr, or")],
 )  # fmt: skip
-def test_remedies_name_keys_that_there_are(objective: dict[str, object], told: str) -> None:
-    assert told in one(asks(end(rejected_logp_change=-41.0), **objective), "anchor.drift").remedy
+def test_remedies_name_keys_that_there_are(objective: dict[str, object], hint: str) -> None:
+    assert hint in finding_of(asks(end(rejected_logp_change=-41.0), **objective), "anchor.drift").remedy
 
 
 def test_both_directions_of_length() -> None:
-    short = one(end(reward_length_correlation=-0.84), "length.reward")
+    short = finding_of(end(reward_length_correlation=-0.84), "length.reward")
     assert short.title == "The reward falls with length"
-    assert "prefer short responses" in short.meaning
-    assert "R-DPO" not in short.remedy
-    wrong = one(end(accuracy_chosen_longer=0.3, accuracy_chosen_shorter=0.9), "length.accuracy")
+    assert "R-DPO" not in short.remedy, "it subtracts what grows with length"
+    wrong = finding_of(end(accuracy_chosen_longer=0.3, accuracy_chosen_shorter=0.9), "length.accuracy")
     assert wrong.title.endswith("the chosen response is shorter")
-    assert "On long chosen responses" in wrong.meaning
     assert "whose longer response is chosen" in wrong.remedy
 
 
 def test_no_advice_that_the_model_has_no_positions_for() -> None:
     long = train(skipped={"too_long": 160})
-    assert "raise data.max_tokens as far as the model has positions" in one(long, "shift.skipped").remedy
-    full = replace(long, data=replace(long.data, max_tokens=512))
-    assert "512 tokens are all the positions" in one(full, "shift.skipped").remedy
-    told = replace(full, run={**full.run, "data": {"max_tokens": 512}})
-    assert "as far as the model has positions" in one(told, "shift.skipped").remedy
-    assert "too long" not in one(train(skipped={"pair.identical": 160}), "shift.skipped").remedy
+    limited = replace(long, data=replace(long.data, max_tokens=512))
+    chosen = replace(limited, run={**limited.run, "data": {"max_tokens": 512}})
+    for record, advice in ((long, "raise data.max_tokens"), (limited, "only 512 positions"),
+                           (chosen, "raise data.max_tokens")):  # fmt: skip
+        assert advice in finding_of(record, "shift.skipped").remedy
+    assert "too long" not in finding_of(train(skipped={"pair.identical": 160}), "shift.skipped").remedy
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_nothing_to_go_by_is_no_crash(check: Callable[[Record], object]) -> None:
+def test_missing_numbers_are_no_crash(check: Callable[[Record], object]) -> None:
     for record in (Record(path=Path("run")), _holes(None), _holes(math.nan)):
         check(record)
 
@@ -267,11 +265,6 @@ def _holes(hole: float | None) -> Record:
     return replace(HEALTHY, evaluations=tuple(lines), steps=blank, rows=())
 
 
-def test_displacement_is_seen_in_training_where_nothing_is_held_out() -> None:
-    falling = steps(chosen_logp_change=-5.0, rejected_logp_change=-9.0, chosen_tokens=40.0, rejected_tokens=40.0)
-    assert "displacement.chosen" in codes(replace(falling, evaluations=(), rows=()))
-
-
 def test_demos_raise_no_pair_findings() -> None:
     """SFT has neither margin nor rejected; a rising chosen log-probability is what it is for."""
     demo: Numbers = {"step": 0, "rows": 400, "loss": 1.5, "chosen_mean_logp": -1.5, "chosen_tokens": 40.0}
@@ -279,22 +272,20 @@ def test_demos_raise_no_pair_findings() -> None:
     course = tuple({"step": i, "loss": 1.5 - 0.003 * i, "grad_norm": 1.0} for i in range(100))
     assert diagnose(Record(path=Path("sft"), evaluations=(demo, after), steps=course)) == []
     far = {**after, "rows": 11, "chosen_logp_change": 80.0}
-    found = diagnose(Record(path=Path("sft"), evaluations=({**demo, "chosen_mean_logp": -4.0}, far), steps=course))
-    assert [finding.code for finding in found] == ["shift.held_out"]
-    assert "accuracy" not in found[0].evidence
+    (held_out,) = diagnose(
+        Record(path=Path("sft"), evaluations=({**demo, "chosen_mean_logp": -4.0}, far), steps=course)
+    )
+    assert held_out.code == "shift.held_out"
+    assert "accuracy" not in held_out.evidence
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (320.0, "320"), (1234567.0, "1,234,567"), (99.99, "100"), (12.345, "12.3"), (1.2345, "1.23"),
-     (0.01234, "0.012"), (2.1e-7, "2.1e−7"), (-3.99, "−3.99"), (-0.0, "0"), (math.nan, "not a number"),
-     (-math.inf, "−∞"), (None, "–")],
-)  # fmt: skip
-def test_numbers_are_spelled(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-def test_signs_and_shares() -> None:
+def test_numbers_are_spelled() -> None:
+    for value, text in (
+        (0.0, "0"), (320.0, "320"), (1234567.0, "1,234,567"), (99.99, "100"), (12.345, "12.3"), (1.2345, "1.23"),
+        (0.01234, "0.012"), (2.1e-7, "2.1e−7"), (-3.99, "−3.99"), (-0.0, "0"), (math.nan, "not a number"),
+        (-math.inf, "−∞"), (None, "–"),
+    ):  # fmt: skip
+        assert number(value) == text
     assert number(3.14159, 1, sign=True) == "+3.1"
     assert number(-0.04, 1, sign=True) == "0.0", "a rounded zero has no sign"
     assert share(0.7284) == "72.8\u00a0%"

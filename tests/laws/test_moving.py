@@ -25,7 +25,13 @@ def test_a_reference_copied_at_each_update_leaves_no_margin(run_of: Callable[...
 
 
 def test_it_goes_on_from_a_checkpoint(run_of: Callable[..., Run], tmp_path: Path) -> None:
-    keys = {"reference__alpha": 0.5, "reference__update_every": 2, "save__every": 3, "optim__steps": 6, "optim__epochs": None}
+    keys = {
+        "reference__alpha": 0.5,
+        "reference__update_every": 2,
+        "save__every": 3,
+        "optim__steps": 6,
+        "optim__epochs": None,
+    }
     whole = train(moving(run_of, out=str(tmp_path / "whole"), **keys))
     cut = train(moving(run_of, out=str(tmp_path / "cut"), **keys))
     (cut / "checkpoints" / "step-00000006").rename(tmp_path / "lost")

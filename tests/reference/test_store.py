@@ -122,7 +122,9 @@ def test_a_store_in_memory_holds_the_same_numbers(tmp_path: Path) -> None:
     in_memory = Store(None, policy.weights.digest(), numerics(policy))
     score_missing(policy, in_memory, made, tokens=60, seed=0)
     for one, other in zip(filled(made, in_memory), filled(made, on_disk), strict=True):
-        assert all(np.array_equal(*both) for both in zip(one.column("reference"), other.column("reference"), strict=True))
+        assert all(
+            np.array_equal(*both) for both in zip(one.column("reference"), other.column("reference"), strict=True)
+        )
 
 
 def test_a_stopped_pass_keeps_what_it_did(tmp_path: Path) -> None:

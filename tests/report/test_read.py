@@ -15,19 +15,15 @@ from preftune.record.statistics import standard_error
 
 def test_whole_record(make_record: Callable[..., Path]) -> None:
     record = Record.open(make_record(steps=60))
-    assert record.name == "demo"
     assert [step["step"] for step in record.steps] == list(range(1, 61))
-    assert record.start["step"] == 0
-    assert record.end["step"] == 60
-    assert record.setting("objective.beta") == 0.1
-    assert record.setting("objective.tau") is None
-    assert record.gain("margin") == pytest.approx((record.end["margin"] or 0) - 0)
+    assert (record.name, record.start["step"], record.end["step"]) == ("demo", 0, 60)
+    assert (record.setting("objective.beta"), record.setting("objective.tau")) == (0.1, None)
+    assert record.gain("margin") == record.end["margin"]
     assert record.data.train is not None
     assert record.data.train.skipped["too_long"] == 118
     assert record.events[0].details == {"tokens": 590_811}
     assert record.extras.samples[1].prompt == "Lily found a key."
-    last = [step["loss"] or 0 for step in record.steps[-6:]]
-    assert record.recent("loss") == pytest.approx(sum(last) / 6)
+    assert record.recent("loss") == pytest.approx(sum(step["loss"] or 0 for step in record.steps[-6:]) / 6)
 
 
 def test_no_record(tmp_path: Path) -> None:

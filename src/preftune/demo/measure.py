@@ -1,4 +1,4 @@
-"""What tuning did to a model of the readable world: true reward, distance, and how far both are from the best."""
+"""What tuning did to a model of the readable world: true reward, KL, and how far both are from the best possible."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from preftune import files
 from preftune.demo import readable
+from preftune.events import Note, emit
 from preftune.frontier.measure import Frontier, interval, win_rate
 from preftune.record.reader import Extras, ExtraTable, HeldOutRow, Record, Rewrite
-from preftune.record.show import Show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,9 +52,18 @@ class Reviews(Struct, frozen=True):
     tokens: np.ndarray
     well_formed: np.ndarray
 
+    @classmethod
+    def of(cls, drawn: Sequence[Drawn]) -> Reviews:
+        """Count the rewards and tokens of drawn texts."""
+        return cls(
+            np.array([[readable.reward(text) for text in sample.texts] for sample in drawn], float),
+            np.array([[len(ids) for ids in sample.ids] for sample in drawn], float),
+            np.array([[readable.well_formed(text) for text in sample.texts] for sample in drawn], float),
+        )
 
-def loaded(path: Path) -> PreTrainedModel:
-    """The model of a folder."""
+
+def load_module(path: Path) -> PreTrainedModel:
+    """The model of a folder, in fp32 on the CPU."""
     import torch
 
     from preftune.model.load import load_model
@@ -63,7 +72,7 @@ def loaded(path: Path) -> PreTrainedModel:
 
 
 def compare(
-    tuned: Path, reference: Path, dishes: Sequence[str], judged: Sequence[readable.Judged], seed: int, show: Show
+    tuned: Path, reference: Path, dishes: Sequence[str], judged: Sequence[readable.Judged], seed: int
 ) -> Comparison:
     """Measure a tuned model, the record of its run, against its reference, a model's folder.
 
@@ -73,35 +82,26 @@ def compare(
     from preftune.model.policy import wrap
     from preftune.tokens.tokenizer import load_tokenizer
 
-    models = loaded(reference), loaded(tuned / "model")
+    modules = load_module(reference), load_module(tuned / "model")
     tokenizer = load_tokenizer(str(reference))
     prompts = [readable.prompt(dish) for dish in dishes]
-    drawn = [
-        draw(module, tokenizer, prompts, count, longest=LONGEST, seed=10 * seed + own,
-             show=lambda done, total, name=name: show(f"drawing from {name}", done, total))
-        for own, count, name, module in zip(
-            (2, 3), (DRAWN_REFERENCE, DRAWN), ("the reference", "the tuned model"), models, strict=True)
-    ]  # fmt: skip
+    from_reference, from_tuned = (
+        draw(module, tokenizer, prompts, count, longest=LONGEST, seed=10 * seed + offset, stage=f"drawing from {name}")
+        for module, count, offset, name in zip(
+            modules, (DRAWN_REFERENCE, DRAWN), (2, 3), ("the reference", "the tuned model"), strict=True)
+    )  # fmt: skip
     samples = []
-    for own, prompt in enumerate(prompts[:SHOWN], 4):  # the same random numbers for both, and no choice among several
-        one, other = (
-            draw(module, tokenizer, [prompt], 1, longest=LONGEST, seed=10 * seed + own)[0] for module in models
+    for offset, prompt in enumerate(prompts[:SHOWN], 4):  # the same random numbers for both; no text is picked by hand
+        first, second = (
+            draw(module, tokenizer, [prompt], 1, longest=LONGEST, seed=10 * seed + offset)[0].texts[0].strip()
+            for module in modules
         )
-        samples.append(Rewrite(prompt, one.texts[0].strip(), other.texts[0].strip()))
-    show("measuring")
-    before, after = (wrap(module, "auto")[0] for module in models)
-    theirs, ours = (_counted(mine) for mine in drawn)
-    log_ratio = _log_ratio(drawn[1], before, after)
-    told = lines(theirs, ours, log_ratio, Record.open(tuned).rows, judged)
-    return Comparison(tuple(told), ceiling(theirs, ours, log_ratio), tuple(samples))
-
-
-def _counted(drawn: Sequence[Drawn]) -> Reviews:
-    return Reviews(
-        np.array([[readable.reward(text) for text in one.texts] for one in drawn], float),
-        np.array([[len(ids) for ids in one.ids] for one in drawn], float),
-        np.array([[readable.well_formed(text) for text in one.texts] for one in drawn], float),
-    )
+        samples.append(Rewrite(prompt, first, second))
+    emit(Note("measuring"))
+    log_ratio = _log_ratio(from_tuned, *(wrap(module, "auto")[0] for module in modules))
+    before, after = Reviews.of(from_reference), Reviews.of(from_tuned)
+    figures = lines(before, after, log_ratio, Record.open(tuned).rows, judged)
+    return Comparison(tuple(figures), ceiling(before, after, log_ratio), tuple(samples))
 
 
 def _log_ratio(drawn: Sequence[Drawn], before: Policy, after: Policy) -> np.ndarray:
@@ -112,22 +112,20 @@ def _log_ratio(drawn: Sequence[Drawn], before: Policy, after: Policy) -> np.ndar
     from preftune.rows.row import Place
     from preftune.tokens.groups import TokenGroup
 
-    found = []
-    for one in drawn:
-        group = TokenGroup(prompt=one.prompt_ids, responses=one.ids, kind="demo", place=Place(one.prompt, 1))
+    log_ratios = []
+    for sample in drawn:
+        source = Place(sample.prompt, 1)
+        group = TokenGroup(prompt=sample.prompt_ids, responses=sample.ids, kind="demo", place=source)
         batch = collate([group], before.device)
         with torch.no_grad():
-            found.append(batch.sum(after.token_logp(batch) - before.token_logp(batch)).double().cpu().numpy())
-    return np.stack(found)
+            log_ratios.append(batch.sum(after.token_logp(batch) - before.token_logp(batch)).double().cpu().numpy())
+    return np.stack(log_ratios)
 
 
 def lines(
-    before: Reviews,
-    after: Reviews,
-    log_ratio: np.ndarray,
-    rows: Sequence[HeldOutRow],
+    before: Reviews, after: Reviews, log_ratio: np.ndarray, rows: Sequence[HeldOutRow],
     judged: Sequence[readable.Judged],
-) -> list[Line]:
+) -> list[Line]:  # fmt: skip
     """Every figure with its 95 % interval and its meaning.
 
     log_ratio: (groups, responses) of the reviews after; rows: the run's last evaluation, of the `judged` pairs.
@@ -139,22 +137,22 @@ def lines(
 
     best = Frontier.sampled(before.reward).at_kl(log_ratio.mean())
     reached = (after.reward.mean() - before.reward.mean()) / (best.reward - before.reward.mean())
-    right = np.array([[_right(row.margin or 0.0) for row in rows]])
-    most = np.mean([_right(readable.reward(pair.chosen) - readable.reward(pair.rejected)) for pair in judged])
-    between = interval(gap, before.reward, both, rounds=ROUNDS)
+    right = np.array([[_verdict(row.margin or 0.0) for row in rows]])
+    most = np.mean([_verdict(readable.reward(pair.chosen) - readable.reward(pair.rejected)) for pair in judged])
+    gap_interval = interval(gap, before.reward, both, rounds=ROUNDS)
+    wins = interval(win_rate, after.reward, before.reward, rounds=ROUNDS)
     return [
         Line("true reward", _mean(before.reward), _mean(after.reward),
              "kind words minus harsh words, mean over reviews of dishes that no pair was about"),
-        Line("win rate", "50 %", _percent(win_rate(after.reward, before.reward),
-                                          interval(win_rate, after.reward, before.reward, rounds=ROUNDS)),
+        Line("win rate", "50 %", _percent(win_rate(after.reward, before.reward), wins),
              "how often a review of the tuned model has more reward than one of the reference; a tie counts half"),
         Line("KL to the reference", "0", f"{_mean(log_ratio)} nats",
-             "how far the model went to get there: mean log-ratio of its own reviews"),
+             "how far the model moved from the reference: mean log-ratio of its own reviews"),
         Line("best reward at this KL", "", f"{best.reward:.2f}",
-             f"what no policy this near can beat: the reference times exp(reward / {best.beta:.2f}), estimated from "
-             f"its reviews by importance sampling; effective sample size {best.effective:,.0f}"),
-        Line("short of the best by", "", _with(gap(before.reward, both), between),
-             f"the run gained {reached:.0%} of the reward that was to be had at its KL"),
+             f"no policy at this KL has more: the reference times exp(reward / {best.beta:.2f}), estimated from its "
+             f"reviews by importance sampling; effective sample size {best.effective:,.0f}"),
+        Line("short of the best by", "", _with_interval(gap(before.reward, both), gap_interval),
+             f"the run gained {reached:.0%} of the reward that can be gained at its KL"),
         Line("held-out accuracy", "50 %", _percent(right.mean(), interval(np.mean, right, rounds=ROUNDS)),
              f"how often the model's log-ratio ranks {len(rows)} new pairs as the judge did; the judge errs, and the "
              f"true reward itself gets {most:.1%}"),
@@ -165,7 +163,7 @@ def lines(
         Line("tokens", _mean(before.tokens, 1), _mean(after.tokens, 1),
              "length of a review; three kind clauses earn more than one"),
         Line("well formed", _percent(before.well_formed.mean()), _percent(after.well_formed.mean()),
-             "reviews that keep to the grammar that the model was taught"),
+             "reviews that keep to the grammar of the SFT texts"),
     ]  # fmt: skip
 
 
@@ -186,9 +184,7 @@ def add_to_page(comparison: Comparison, record: Path) -> Path:
     from preftune.report import page
 
     rows = tuple((line.name, line.before, line.after, line.meaning) for line in comparison.lines)
-    note = (
-        "Brackets hold 95 % bootstrap intervals. The reward is known here, so the result can be held against the best."
-    )
+    note = "Brackets hold 95 % bootstrap intervals. The reward is known here, so the best possible result is known too."
     table = ExtraTable("What changed", ("", "before", "after", "what it means"), rows, note)
     extras = Extras((table, comparison.ceiling), comparison.samples)
     files.write_json(record / "extras.json", msgspec.to_builtins(extras))
@@ -196,25 +192,24 @@ def add_to_page(comparison: Comparison, record: Path) -> Path:
     return record / "report.html"
 
 
-def _right(margin: float) -> float:
+def _verdict(margin: float) -> float:
+    """1 where the margin is above 0, 0 where it is below, one half at 0."""
     return 0.5 + 0.5 * float(np.sign(margin))
 
 
-def _with(value: float, between: tuple[float, float], digits: int = 2) -> str:
-    return f"{value:.{digits}f} [{between[0]:.{digits}f}, {between[1]:.{digits}f}]"
+def _with_interval(value: float, bounds: tuple[float, float], digits: int = 2, sign: str = "") -> str:
+    low, high = bounds
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def _mean(values: np.ndarray, digits: int = 2) -> str:
-    return _with(values.mean(), interval(np.mean, values, rounds=ROUNDS), digits)
-
-
-def _percent(share: float, between: tuple[float, float] | None = None) -> str:
-    return f"{share:.1%}".replace("%", " %") + (
-        f" [{between[0]:.1%}, {between[1]:.1%}]".replace("%", "") if between else ""
-    )
+def _mean(values: np.ndarray, digits: int = 2, sign: str = "") -> str:
+    return _with_interval(values.mean(), interval(np.mean, values, rounds=ROUNDS), digits, sign)
 
 
 def _change(values: Sequence[float | None]) -> str:
-    found = np.array([[value for value in values if value is not None]])
-    low, high = interval(np.mean, found, rounds=ROUNDS)
-    return f"{found.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    return _mean(np.array([[value for value in values if value is not None]]), sign="+")
+
+
+def _percent(share: float, bounds: tuple[float, float] | None = None) -> str:
+    brackets = f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else ""
+    return f"{100 * share:.1f} %{brackets}"

@@ -1,8 +1,8 @@
-"""Restaurant reviews in a few dozen English words, with a reward that a reader can count on their fingers.
+"""Restaurant reviews in a few dozen English words, with a reward that can be counted by hand.
 
 A review is one to three clauses: `The taste was very good and the price was fair, but the waiter was awful.` Its
 reward is the number of its kind words minus the number of its harsh words, at most 3 either way. A clause after
-"and" keeps the mood of the one before it, a clause after "but" turns it: a model has something to learn besides words.
+"and" keeps the mood of the one before it and a clause after "but" turns it, so there is more to learn than words.
 """
 
 from __future__ import annotations
@@ -43,57 +43,55 @@ class Judged(Struct, frozen=True):
 
 
 def prompt(dish: str) -> str:
-    """What the model is asked for."""
+    """The prompt for a review of a dish."""
     return f"Review of the {dish}:"
 
 
 def words() -> list[str]:
-    """Every piece of text of this world, each as it stands in a sentence: with the space before it."""
+    """Every token of this world, with the space that stands before it in a sentence."""
     inner = ["the", "was", "and", "but", "The", "of", *ASPECTS, *DEGREES, *VALUES, *DISHES]
     return ["Review", *(f" {word}" for word in inner), ",", ".", ":"]
 
 
 def review(rng: np.random.Generator) -> str:
-    """One review by a reviewer with no opinion on average: the mean reward is 0. Begins with a space."""
-    mood = _any((1,) * 7 + (0,) * 6 + (-1,) * 7, rng)
+    """One review, beginning with a space. Reviewers have no opinion on average: the mean reward is 0."""
+    mood = _pick((1,) * 7 + (0,) * 6 + (-1,) * 7, rng)
     text = f" The {_clause(mood, rng)}"
     for _ in range(rng.integers(3)):
-        if rng.random() < 0.6:
-            text += " and"
-        else:
-            text += ", but"
-            mood = -mood if mood else _any((1, -1), rng)
-        text += f" the {_clause(mood, rng)}"
+        same_mood = rng.random() < 0.6
+        if not same_mood:
+            mood = -mood if mood else _pick((1, -1), rng)
+        text += f"{' and' if same_mood else ', but'} the {_clause(mood, rng)}"
     return f"{text}."
 
 
 def _clause(mood: int, rng: np.random.Generator) -> str:
-    degree = f"{_any(DEGREES, rng)} " if rng.random() < 0.4 else ""
-    return f"{_any(ASPECTS, rng)} was {degree}{_any(MOODS[mood], rng)}"
+    degree = f"{_pick(DEGREES, rng)} " if rng.random() < 0.4 else ""
+    return f"{_pick(ASPECTS, rng)} was {degree}{_pick(MOODS[mood], rng)}"
 
 
-def _any(choices: Sequence[T], rng: np.random.Generator) -> T:
+def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
     return choices[int(rng.integers(len(choices)))]
 
 
 def reward(text: str) -> int:
     """Kind words minus harsh words, between -3 and 3."""
-    found = sum(VALUES.get(word, 0) for word in WORD.findall(text.lower()))
-    return max(-LARGEST, min(LARGEST, found))
+    value = sum(VALUES.get(word, 0) for word in WORD.findall(text.lower()))
+    return max(-LARGEST, min(LARGEST, value))
 
 
 def well_formed(text: str) -> bool:
-    """Whether a review follows the grammar that the model was taught."""
+    """Whether a review follows the grammar of this world."""
     return REVIEW.fullmatch(text) is not None
 
 
 def judge(prompt: str, first: str, second: str, rng: np.random.Generator) -> Judged:
-    """A judge after Bradley and Terry: `first` is chosen with probability sigmoid(reward(first) - reward(second))."""
+    """A Bradley-Terry judge: `first` is chosen with probability sigmoid(reward(first) - reward(second))."""
     likes_first = rng.random() < 1 / (1 + math.exp(reward(second) - reward(first)))
     return Judged(prompt, first, second) if likes_first else Judged(prompt, second, first)
 
 
 def judged_pairs(prompt: str, responses: Sequence[str], rng: np.random.Generator) -> list[Judged]:
     """Neighboring responses as judged pairs, each response in one pair; equal texts make none."""
-    two = zip(responses[::2], responses[1::2], strict=False)
-    return [judge(prompt, first, second, rng) for first, second in two if first != second]
+    neighbors = zip(responses[::2], responses[1::2], strict=False)
+    return [judge(prompt, first, second, rng) for first, second in neighbors if first != second]

@@ -1,4 +1,4 @@
-"""A language model small enough to be trained while one watches, untrained, in a plain folder."""
+"""An untrained language model in a model folder, small enough to train in a minute."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ PAD, END, UNKNOWN = SPECIAL = ("<pad>", "<end>", "<unknown>")
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a word with the space before it, so that ids go back to exactly the text they came from."""
+    """A tokenizer with one token a word and the space before it, so that decoding gives exactly the encoded text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = {word: place for place, word in enumerate([*SPECIAL, *words])}
-    made = Tokenizer(models.WordLevel(known, unk_token=UNKNOWN))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[^\w\s]|\s"), behavior="isolated")
-    made.decoder = decoders.Fuse()
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[^\w\s]|\s"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
     )
 
 
 def make_tiny(
     path: Path, words: Sequence[str], *, width: int = 64, layers: int = 2, positions: int = 64, seed: int = 0
 ) -> None:
-    """Write a small untrained Llama that speaks `words` as the folder `path`; a folder already there is replaced.
+    """Write a small untrained Llama with the vocabulary `words` into the folder `path`, which is replaced.
 
-    width: size of a hidden state; positions: longest text, in tokens. The weights follow from the seed.
+    width: size of a hidden state; positions: longest text, in tokens. The seed decides the weights.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

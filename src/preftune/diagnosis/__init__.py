@@ -1,4 +1,7 @@
-"""The known failures of preference tuning, measured from a record alone; so any old run can be diagnosed again."""
+"""The known failures of preference tuning, measured from a record alone, so that any old run can be diagnosed again.
+
+Held by tests/diagnosis/test_findings.py.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
 
 
 def diagnose(record: Record) -> list[Finding]:
-    """Every finding of every check, the most serious first. A check whose numbers the record lacks finds nothing."""
-    found = [finding for check in CHECKS if (finding := check(record))]
-    return sorted(found, key=lambda finding: ORDER.index(finding.severity))
+    """The findings of all checks, the most serious first. A check whose numbers the record lacks finds nothing."""
+    findings = [finding for check in CHECKS if (finding := check(record))]
+    return sorted(findings, key=lambda finding: ORDER.index(finding.severity))
 
 
 __all__ = ["CHECKS", "Finding", "diagnose"]

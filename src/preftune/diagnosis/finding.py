@@ -1,4 +1,4 @@
-"""A named failure of preference tuning: its evidence, what it means and what to do. And how numbers are spelled."""
+"""A named failure of preference tuning, and how its numbers are written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from msgspec import Struct
 Severity = Literal["serious", "warn", "info"]
 ORDER: tuple[Severity, ...] = ("serious", "warn", "info")
 
-# A difference counts when it is larger than this many standard errors: one in twenty would be by chance.
+# A difference counts when it is larger than this many standard errors: chance alone gives that once in twenty times.
 NOISE = 2.0
-# Fewer rows than this, or steps where nothing is held out, are a hint and not grounds for alarm.
+# Fewer rows than this, or fewer steps where nothing is held out, are a hint but no ground for alarm.
 SURE = 30
 
 
@@ -20,7 +20,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     """One finding. code: stable, for scripts; evidence: a sentence with the numbers; the rest: plain words."""
 
     code: str
-    severity: Severity
+    severity: Severity = "warn"
     title: str
     evidence: str
     meaning: str
@@ -33,7 +33,7 @@ def share(value: float | None, places: int = 1) -> str:
 
 
 def number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
-    """Three figures that matter (or fixed decimal places), thousands separated, a true minus sign."""
+    """Three significant figures (or fixed decimal places), thousands separated, with a true minus sign."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -52,6 +52,6 @@ def number(value: float | None, places: int | None = None, *, sign: bool = False
 
 
 def share_error(value: float, rows: float) -> float:
-    """Standard error of a share of `rows` rows (binomial); one row is added on each side so that it is never 0."""
+    """Binomial standard error of a share of `rows` rows; one row is added on each side so that it is never 0."""
     smoothed = (value * rows + 1) / (rows + 2)
     return math.sqrt(smoothed * (1 - smoothed) / (rows + 2))

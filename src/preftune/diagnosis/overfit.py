@@ -1,35 +1,40 @@
-"""Overfitting: what is learned from the training rows does not hold for others."""
+"""Overfitting: what was learned from the training rows does not generalize to held-out rows."""
 
 from __future__ import annotations
 
 import math
 
-from preftune.diagnosis import asked
 from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share, share_error
-from preftune.record.reader import RECENT, Record
+from preftune.diagnosis.objective_facts import anchor_hint
+from preftune.record.reader import RECENT, HeldOutRow, Record
 from preftune.record.statistics import standard_error
 
-OVERFIT = 0.15  # training accuracy is always somewhat higher; this much is memory
+OVERFIT = 0.15  # training accuracy is always somewhat higher; a gap this large is memorization
 LOSS_ROSE = 0.05  # relative to its lowest value or to how far it fell; smaller rises are noise of an evaluation
 
 
 def overfitted(record: Record) -> Finding | None:
     """Training accuracy far above held-out accuracy, or a held-out loss that rises again."""
-    gap, rise, losses = _gap(record), _rise(record), _losses(record)
+    losses = [
+        (loss, line["step"] or 0.0)
+        for line in record.evaluations
+        if (loss := line.get("loss")) is not None and math.isfinite(loss)
+    ]
+    gap, rise = _gap(record), _rise(record, losses)
     if not gap and not rise:
         return None
-    worse = rise != "" and losses[-1][0] > losses[0][0] and (record.end.get("rows") or 0) >= SURE
-    heart = bool(record.steps) and (record.steps[-1].get("epoch") or 0) > 1
-    fewer = "Train for fewer epochs or steps (set evaluate.every to see where to stop), " if heart else ""
-    remedy = f"{fewer}{asked.hold(record, 'raise')}lower optim.lr, or add rows."
+    worse_than_start = rise != "" and losses[-1][0] > losses[0][0] and (record.end.get("rows") or 0) >= SURE
+    repeated = bool(record.steps) and (record.steps[-1].get("epoch") or 0) > 1
+    fewer = "Train for fewer epochs or steps (set evaluate.every to see where to stop), " if repeated else ""
+    remedy = f"{fewer}{anchor_hint(record, 'raise')}lower optim.lr, or add rows."
     return Finding(
         code="anchor.overfit",
-        severity="serious" if worse else "warn",
+        severity="serious" if worse_than_start else "warn",
         title="Held-out rows do not follow the training rows",
         evidence=f"{gap} {rise}".strip(),
-        meaning="The model has begun to learn its rows by heart; what was gained last holds for them only."
-        if heart
-        else "No row was seen twice, so none is known by heart: the steps are too large, or the held-out rows are of "
+        meaning="The model has begun to memorize its training rows; what it gained last does not generalize."
+        if repeated
+        else "No row was seen twice, so none is memorized: the steps are too large, or the held-out rows are of "
         "another kind than the training rows.",
         remedy=remedy[0].upper() + remedy[1:],
     )
@@ -40,41 +45,34 @@ def _gap(record: Record) -> str:
     train, held_out, rows = record.recent("accuracy"), record.end.get("accuracy"), record.judged
     if train is None or held_out is None or not rows:
         return ""
-    last = record.steps[-max(1, round(RECENT * len(record.steps))) :]
-    seen = math.fsum(step.get("examples") or 0.0 for step in last)
-    error = math.hypot(share_error(held_out, rows), share_error(train, seen) if seen else 0.0)
+    last_steps = record.steps[-max(1, round(RECENT * len(record.steps))) :]
+    examples = math.fsum(step.get("examples") or 0.0 for step in last_steps)
+    error = math.hypot(share_error(held_out, rows), share_error(train, examples) if examples else 0.0)
     if not train - held_out > max(OVERFIT, NOISE * error):
         return ""
     return f"Accuracy is {share(train)} on the rows of the last steps and {share(held_out)} held out."
 
 
-def _rise(record: Record) -> str:
-    """The held-out loss at its lowest and at the end, where it rose by more than its noise."""
-    losses = _losses(record)
+def _rise(record: Record, losses: list[tuple[float, float]]) -> str:
+    """The held-out loss at its lowest and at the end, where it rose by more than its noise. losses: with their step."""
     if not losses:
         return ""
-    (lowest, place), last = min(losses), losses[-1][0]
-    if last - lowest <= max(LOSS_ROSE * max(abs(lowest), losses[0][0] - lowest), NOISE * _error(record)):
+    (lowest, step), last = min(losses), losses[-1][0]
+    if last - lowest <= max(LOSS_ROSE * max(abs(lowest), losses[0][0] - lowest), NOISE * _loss_error(record)):
         return ""
-    return f"The held-out loss rose from {number(lowest, 3)} at step {number(place)} to {number(last, 3)}."
+    return f"The held-out loss rose from {number(lowest, 3)} at step {number(step)} to {number(last, 3)}."
 
 
-def _losses(record: Record) -> list[tuple[float, float]]:
-    """Each finite held-out loss with its step."""
-    found = [(line.get("loss"), line["step"] or 0.0) for line in record.evaluations]
-    return [(loss, step) for loss, step in found if loss is not None and math.isfinite(loss)]
-
-
-def _error(record: Record) -> float:
+def _loss_error(record: Record) -> float:
     """Standard error of the change of the held-out loss, to first order: each row's changes of log-probability times
     the slopes that training began with. 0 where the record does not tell rows apart.
     """
     up, down = record.early("chosen_incentive") or 0.0, record.early("rejected_incentive") or 0.0
-    changes = [
-        up * (row.margin or 0.0)  # a ranking has its margin alone
-        if row.chosen_logp_change is None and row.rejected_logp_change is None
-        else up * (row.chosen_logp_change or 0.0) + down * (row.rejected_logp_change or 0.0)
-        for row in record.rows
-    ]
-    finite = [change for change in changes if math.isfinite(change)]
+
+    def loss_change(row: HeldOutRow) -> float:
+        if row.chosen_logp_change is None and row.rejected_logp_change is None:
+            return up * (row.margin or 0.0)  # a ranking has a margin and nothing else
+        return up * (row.chosen_logp_change or 0.0) + down * (row.rejected_logp_change or 0.0)
+
+    finite = [change for change in map(loss_change, record.rows) if math.isfinite(change)]
     return standard_error(finite) if finite else 0.0

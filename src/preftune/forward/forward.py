@@ -78,13 +78,13 @@ def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor 
     """(members,) what each token counts; None where every one counts 1."""
     if all(group.column("weight") is None for group in groups):
         return None
-    weights = [w for group in groups for w in group.column("weight") or [np.ones(len(r), np.float32) for r in group.responses]]
+    weights = [
+        w for group in groups for w in group.column("weight") or [np.ones(len(r), np.float32) for r in group.responses]
+    ]
     return torch.from_numpy(np.concatenate(weights)).to(device)
 
 
-def responses_of(
-    groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor | None, dtype: torch.dtype
-) -> Responses:
+def responses_of(groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor | None, dtype: torch.dtype) -> Responses:
     """All that a loss may read of these groups' responses, (responses,) fp64 on the host.
 
     logp: (responses,) fp64 on the host. dtype: that of the policy's log-probabilities. Sums of columns are rounded to it
@@ -190,9 +190,7 @@ def step_gradient(
     return gradient
 
 
-def _one_pass(
-    models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRetry, dist: Distributed
-) -> StepGradient:
+def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRetry, dist: Distributed) -> StepGradient:
     """Each pack has its own loss, and goes back at once."""
     policy, rows = models.policy, [groups[i] for i in step.order]
 

@@ -53,7 +53,10 @@ class ReferencePass:
 
 def filled(groups: Sequence[TokenGroup], store: Store) -> list[TokenGroup]:
     """The groups with the column `reference`, a view of what the store holds. Each response must be in it."""
-    return [group.with_column("reference", tuple(store[key_of(group.prompt, r)] for r in group.responses)) for group in groups]
+    return [
+        group.with_column("reference", tuple(store[key_of(group.prompt, r)] for r in group.responses))
+        for group in groups
+    ]
 
 
 def score_missing(
@@ -124,7 +127,9 @@ def _computed(
                 continue
             if not np.isfinite(token_logp).all():
                 location = str(missing[key].place)
-                raise UserError("the reference gives a response no finite probability.", location=location, code=CORRUPT)
+                raise UserError(
+                    "the reference gives a response no finite probability.", location=location, code=CORRUPT
+                )
             store.put(key, token_logp)
             scored += 1
         if time.monotonic() - flushed > FLUSH_SECONDS:

@@ -61,7 +61,9 @@ class MovingReference:
         for i, part in zip(step.order, parts, strict=True):
             if i in scored:
                 part.copy_(torch.from_numpy(scored[i]))
-        table = dist.sum(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).split(counts)  # zeros where others scored
+        table = dist.sum(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).split(
+            counts
+        )  # zeros where others scored
         return {i: _with_reference(groups[i], values.numpy()) for i, values in zip(step.order, table, strict=True)}
 
 

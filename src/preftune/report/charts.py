@@ -1,13 +1,13 @@
-"""Charts as plain values: what to draw, with which colour role, and what to look for. The page's script draws them.
+"""Charts as plain values: what to draw, in which color role, and what to look for. The page's script draws them.
 
-Colours are roles (`chosen`, `held`, `run-1`), not values: the page's style sheet gives each role its colour in the
-light and in the dark theme.
+Colors are roles (`chosen`, `held`, `run-1`): the page's style sheet gives each role its color in the light and in the
+dark theme.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,29 +15,29 @@ from msgspec.structs import replace
 from preftune.diagnosis.finding import number
 from preftune.record.parse import Numbers
 from preftune.record.reader import Record
-from preftune.report.compare import of_one_kind
-from preftune.report.words import rows, sides, visible
+from preftune.record.statistics import mean
+from preftune.report.compare import comparable
+from preftune.report.words import row_kind, sides, visible
 
-POINTS = 400  # points a line keeps: more than a chart has pixels to show
+POINTS = 400  # points of a line; a chart has no pixels for more
 SMOOTH_FROM = 24  # shorter lines are shown as they are
 WINDOW = 0.06  # share of the steps in the moving mean
-RUN_COLOURS = 8
-RIGHT = {"ratings": "good above bad"}  # what an accuracy counts; else pairs
-SCATTER = 4000  # rows a scatter shows; more only make it darker
+RUN_COLORS = 8
+SCATTER = 4000  # rows that a scatter shows; more only make it darker
 
 
 class Series(Struct, frozen=True, omit_defaults=True):
     """One line or set of points. style: line, faint, dots (points joined), points or steps."""
 
     name: str
-    colour: str
+    color: str
     x: list[float]
     y: list[float | None]
     style: str = "line"
     dash: bool = False
     legend: bool = True
     text: list[str] | None = None
-    label: str = ""  # in the legend, where not the name
+    label: str = ""  # in the legend, where it is not the name
 
 
 class Chart(Struct, frozen=True, omit_defaults=True):
@@ -48,10 +48,10 @@ class Chart(Struct, frozen=True, omit_defaults=True):
 
     id: str
     title: str
-    look: str
-    x: str
     y: str
-    series: list[Series]
+    look: str
+    x: str = ""
+    series: list[Series] = []
     percent: bool = False
     zero: bool = False
     half: bool = False
@@ -60,213 +60,190 @@ class Chart(Struct, frozen=True, omit_defaults=True):
     doubling: bool = False
 
 
-Value = Callable[[Numbers], float | None]
 Runs = Sequence[tuple[str, Record]]  # each with the name that tells it from the others
 
 
 def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     """The charts of one run, or of several laid over each other, under the headings they belong to."""
-    kind = of_kind(runs)
-    right = RIGHT.get(kind, "pairs ranked right")
+    kind = _common_kind(runs)
+    right = "good above bad" if kind == "ratings" else "pairs ranked right"
     better, worse = sides(kind)
-    learned = [_trained(runs, "loss", "Loss", "as the objective",
-                        "Held out should fall with training and stay down; a rise at the end is overfitting."),
-               _trained(runs, "accuracy", "Accuracy", right,
-                        "Above the dashed half is learning. A widening gap between training and held out is memory.",
-                        percent=True, half=True),
-               _trained(runs, "margin", "Margin", "nats",
-                        f"The lead of {better} over {worse}. Should rise, then level off.",
-                        zero=True)]  # fmt: skip
-    moved = [_sides(runs, "reward", "Rewards", "beta × nats",
-                    f"The two should part with {better} above {worse}; best without a fall of {better} below zero."),
-             _sides(runs, "logp_change", "Change of log-probability", "nats since the start",
-                    "Should rise, also held out: these are the responses to imitate." if kind == "demos" else
-                    f"Where {better} fell too, the margin is bought by making both less probable: displacement."),
-             _sides(runs, "incentive", "Incentives of the objective", "d loss / d logp",
-                    "Negative pushes up, positive pushes down. Near zero the objective has nothing more to ask for."),
-             _scatter(runs)]  # fmt: skip
+    change = "Should rise, also held out: the model learns to write these responses." if kind == "demos" else \
+        f"Where {better} fell too, the margin is bought by making both less probable: displacement."  # fmt: skip
+    learned = [
+        _trained(runs, Chart("loss", "Loss", "as the objective",
+            "Held out should fall with training and stay down; a rise at the end is overfitting.")),
+        _trained(runs, Chart("accuracy", "Accuracy", right, percent=True, half=True, look="Above the dashed half is "
+            "learning. A widening gap between training and held out is memorization.")),
+        _trained(runs, Chart("margin", "Margin", "nats", zero=True,
+            look=f"The lead of {better} over {worse}. Should rise, then level off.")),
+    ]  # fmt: skip
+    if not comparable([record for _, record in runs]):
+        learned = [_trained(runs, Chart("accuracy_of_change", "Accuracy since start", right, percent=True, half=True,
+            look=f"How often {better} gained more than {worse}: the same measure in all runs, unlike losses and "
+            "margins."))]  # fmt: skip
+    moved = [
+        _sides(runs, Chart("reward", "Rewards", "beta × nats",
+            f"The two should part with {better} above {worse}; best without a fall of {better} below zero.")),
+        _sides(runs, Chart("logp_change", "Change of log-probability", "nats since the start", change)),
+        _sides(runs, Chart("incentive", "Incentives of the objective", "d loss / d logp",
+            "Negative pushes up, positive pushes down. Near zero the objective asks for nothing more.")),
+        _scatter(runs),
+    ]  # fmt: skip
     optimizer = [
-        _trained(
-            runs,
-            "grad_norm",
-            "Gradient norm",
-            "before clipping",
-            "Spikes are single hard steps; a steady climb means that the rate is too high.",
-            floor=True,
-        ),
-        _trained(runs, "lr", "Learning rate", "", "The schedule as it was run.", raw=True, floor=True),
-    ]
-    cost = [_tokens(runs[0][1]) if len(runs) == 1 else None, _speed(runs)]
-    sections = [("Did it learn?", learned), ("Where did the probability go?", moved),
-                ("The optimizer", optimizer), ("Cost", cost)]  # fmt: skip
-    if not of_one_kind([record for _, record in runs]):
-        learned = [_trained(runs, "accuracy_of_change", "Accuracy since start", right,
-                            f"How often {better} gained more than {worse}: means the same in all runs, where losses "
-                            "and margins do not.", percent=True, half=True)]  # fmt: skip
-        sections[0] = (sections[0][0], learned)
-    kept = [(title, [chart for chart in group if chart and chart.series]) for title, group in sections]
-    return [(title, group) for title, group in kept if group]
-
-
-def of_kind(runs: Runs) -> str:
-    """What the rows of all runs are, in the plural; `rows` where they are not the same."""
-    kinds = {rows(record) for _, record in runs}
-    return kinds.pop() if len(kinds) == 1 else "rows"
+        _trained(runs, Chart("grad_norm", "Gradient norm", "before clipping", floor=True,
+            look="Spikes are single hard steps; a steady climb means that the rate is too high.")),
+        _trained(runs, Chart("lr", "Learning rate", "", "The schedule as it was run.", floor=True), smooth=False),
+    ]  # fmt: skip
+    cost = [_speed(runs)] if len(runs) > 1 else [_tokens(runs[0][1]), _speed(runs)]
+    sections = (("Did it learn?", learned), ("Where did the probability go?", moved), ("The optimizer", optimizer),
+                ("Cost", cost))  # fmt: skip
+    drawn = [(title, [chart for chart in group if chart.series]) for title, group in sections]
+    return [(title, group) for title, group in drawn if group]
 
 
 def lengths(record: Record) -> Chart | None:
     """Histogram of the lengths that data.json counts."""
     series = []
-    better, worse = sides(rows(record))
-    for part, called, colour in (("prompt", "prompt", "train"), ("chosen", better, "chosen"),
-                                 ("rejected", worse, "rejected")):  # fmt: skip
+    better, worse = sides(row_kind(record))
+    for part, name, color in (("prompt", "prompt", "train"), ("chosen", better, "chosen"),
+                              ("rejected", worse, "rejected")):  # fmt: skip
         spread = record.data.lengths.get(part)
         if spread and spread.bins:
             # The bins double in width, so the first one begins at half of its end; from zero and back to zero.
             x = [spread.bins[0].to / 2, *(b.to for b in spread.bins), spread.bins[-1].to]
             y = [0.0, *(float(b.count) for b in spread.bins), 0.0]
-            series.append(Series(called.capitalize(), colour, x, [*y], "steps"))
+            series.append(Series(name.capitalize(), color, x, [*y], "steps"))
     look = f"{better.capitalize()} and {worse} should lie on each other; apart, length predicts the label."
     if not record.data.lengths.get("rejected"):
-        look = "How long prompts and responses are. Long ones decide the memory that a step takes."
-    if not series:
-        return None
-    return Chart("lengths", "Lengths", look, "tokens", "responses", series, floor=True, doubling=True)
+        look = "How long prompts and responses are. Long ones decide how much memory a step takes."
+    return (
+        Chart("lengths", "Lengths", "responses", look, "tokens", series, floor=True, doubling=True) if series else None
+    )
 
 
-def _trained(runs: Runs, key: str, title: str, unit: str, look: str, *, raw: bool = False, percent: bool = False,
-             half: bool = False, zero: bool = False, floor: bool = False) -> Chart:  # fmt: skip
-    """A number over the steps: in training and, where it is measured there, held out."""
+def describe(chart: Chart) -> str:
+    """The chart in a sentence, for those who do not see it."""
+    courses = []
+    for series in chart.series:
+        values = [v for v in series.y if v is not None]
+        if series.legend and values and series.style in ("line", "dots"):
+            courses.append(f"{series.name} from {number(values[0])} to {number(values[-1])}")
+    return f"{chart.title}: {'; '.join(courses)}." if courses else f"{chart.title}."
+
+
+def _common_kind(runs: Runs) -> str:
+    """What the rows of all runs are, in the plural; `rows` where they differ."""
+    kinds = {row_kind(record) for _, record in runs}
+    return kinds.pop() if len(kinds) == 1 else "rows"
+
+
+def _trained(runs: Runs, chart: Chart, *, smooth: bool = True) -> Chart:
+    """The chart of the number that its id names: in training and, where it is measured there, held out."""
     series: list[Series] = []
-    for index, (called, record) in enumerate(runs):
+    for index, (name, record) in enumerate(runs):
         if len(runs) == 1:
-            series += _line(record.steps, _of(key), "Training", "train", raw=raw, faint=True)
-            series += _line(record.evaluations, _of(key), "Held out", "held", style="dots")
+            series += _line(record.steps, chart.id, "Training", "train", smooth=smooth, faint=True)
+            series += _line(record.evaluations, chart.id, "Held out", "held", style="dots")
             continue
-        held_out = _line(record.evaluations, _of(key), called, _colour(index), style="dots")
-        training = _line(record.steps, _of(key), called, _colour(index), raw=raw)
-        series += [replace(one, style="faint", legend=False) for one in training] if held_out else training
+        held_out = _line(record.evaluations, chart.id, name, _color(index), style="dots")
+        training = _line(record.steps, chart.id, name, _color(index), smooth=smooth)
+        series += [replace(line, style="faint", legend=False) for line in training] if held_out else training
         series += held_out
-    if len(runs) > 1 and any(one.style == "dots" for one in series):
-        look += " Points are held out, thin lines are training."
-    return Chart(key, title, look, "step", unit, series, percent=percent, half=half, zero=zero, floor=floor)
+    dots = " Points are held out, thin lines are training." if any(line.style == "dots" for line in series) else ""
+    return replace(chart, x="step", series=series, look=chart.look + (dots if len(runs) > 1 else ""))
 
 
-def _sides(runs: Runs, key: str, title: str, unit: str, look: str) -> Chart:
+def _sides(runs: Runs, chart: Chart) -> Chart:
     """A number of the chosen and of the rejected response; of several runs rejected is dashed."""
     series: list[Series] = []
-    if len(runs) == 1:
-        record = runs[0][1]
-        for side, name in zip(("chosen", "rejected"), sides(rows(record)), strict=True):
-            series += _line(record.steps, _of(f"{side}_{key}"), name.capitalize(), side)
-            held_out = f"{name.capitalize()}, held out"
-            series += _line(record.evaluations, _of(f"{side}_{key}"), held_out, side, style="dots", dash=True)
-        return Chart(key, title, look, "step", unit, series, zero=True)
-    for index, (called, record) in enumerate(runs):
-        for side, name in zip(("chosen", "rejected"), sides(of_kind(runs)), strict=True):
-            dash = side == "rejected"
-            line = _line(record.steps, _of(f"{side}_{key}"), f"{called}, {name}", _colour(index), dash=dash)
-            series += [replace(one, legend=not dash, label=called) for one in line]
-    if any(one.dash for one in series):
-        look = f"{look} Solid is {sides(of_kind(runs))[0]}, dotted is {sides(of_kind(runs))[1]}."
-    return Chart(key, title, look, "step", unit, series, zero=True)
-
-
-def _of(key: str) -> Value:
-    return lambda numbers: numbers.get(key)
+    names = sides(_common_kind(runs))
+    for index, (run, record) in enumerate(runs):
+        for side, name in zip(("chosen", "rejected"), names, strict=True):
+            key, dash = f"{side}_{chart.id}", side == "rejected"
+            if len(runs) == 1:
+                held_out = f"{name.capitalize()}, held out"
+                series += _line(record.steps, key, name.capitalize(), side)
+                series += _line(record.evaluations, key, held_out, side, style="dots", dash=True)
+            else:
+                lines = _line(record.steps, key, f"{run}, {name}", _color(index), dash=dash)
+                series += [replace(line, legend=not dash, label=run) for line in lines]
+    both = len(runs) > 1 and any(line.dash for line in series)
+    look = f"{chart.look} Solid is {names[0]}, dotted is {names[1]}." if both else chart.look
+    return replace(chart, x="step", series=series, look=look, zero=True)
 
 
 def _scatter(runs: Runs) -> Chart:
     """Margin of every held-out row against how much longer its chosen response is."""
     series = []
-    for index, (called, record) in enumerate(runs):
-        x, y, text = [], [], []
-        for row in record.rows[:SCATTER]:
-            if row.margin is not None and row.chosen_tokens is not None and row.rejected_tokens is not None:
-                x.append(row.chosen_tokens - row.rejected_tokens)
-                y.append(_rounded(row.margin))
-                text.append(visible(row.id))
-        if x:
-            colour = "held" if len(runs) == 1 else _colour(index)
-            name = "Held-out row" if len(runs) == 1 else called
-            series.append(Series(name, colour, x, y, "points", text=text))
+    for index, (run, record) in enumerate(runs):
+        points = [
+            (row.chosen_tokens - row.rejected_tokens, _rounded(row.margin), visible(row.id))
+            for row in record.rows[:SCATTER]
+            if row.margin is not None and row.chosen_tokens is not None and row.rejected_tokens is not None
+        ]
+        if points:
+            x, y, text = (list(values) for values in zip(*points, strict=True))
+            name, color = ("Held-out row", "held") if len(runs) == 1 else (run, _color(index))
+            series.append(Series(name, color, x, y, "points", text=text))
     look = "A cloud that climbs to the right is length bias. Below the zero line the model prefers rejected."
-    return Chart("rows", "Margin against length", look, "tokens by which chosen is longer", "margin, nats", series,
-                 zero=True)  # fmt: skip
+    x_title = "tokens by which chosen is longer"
+    return Chart("rows", "Margin against length", "margin, nats", look, x_title, series, zero=True)
 
 
 def _tokens(record: Record) -> Chart:
-    computed = _line(record.steps, _of("tokens_computed"), "Computed", "held")
-    shared = _line(record.steps, _of("tokens_shared"), "Saved by sharing", "muted")
-    look = "The upper band is what computing every prompt with each response anew would have cost on top."
-    return Chart("tokens", "Tokens of a step", look, "step", "tokens", computed + shared, stack=True, floor=True)
+    computed = _line(record.steps, "tokens_computed", "Computed", "held")
+    shared = _line(record.steps, "tokens_shared", "Saved by sharing", "muted")
+    look = "The upper band is what it would cost on top to compute every prompt again with each response."
+    return Chart("tokens", "Tokens of a step", "tokens", look, "step", computed + shared, stack=True, floor=True)
 
 
 def _speed(runs: Runs) -> Chart:
     """Tokens computed a second."""
     series: list[Series] = []
-    for index, (called, record) in enumerate(runs):
-        alone = len(runs) == 1
-        name, colour = ("Speed", "held") if alone else (called, _colour(index))
-        series += _line(record.steps, _per_second, name, colour, faint=alone)
+    for index, (run, record) in enumerate(runs):
+        points: list[Numbers] = [
+            {"step": step["step"], "speed": tokens / seconds}
+            for step in record.steps
+            if (tokens := step.get("tokens_computed")) is not None and (seconds := step.get("seconds"))
+        ]
+        name, color = ("Speed", "held") if len(runs) == 1 else (run, _color(index))
+        series += _line(points, "speed", name, color, faint=len(runs) == 1)
     look = "Level is good. Slow first steps are compilation or warm-up; dips are other work on the machine."
-    return Chart("speed", "Speed", look, "step", "tokens computed / s", series, floor=True)
+    return Chart("speed", "Speed", "tokens computed / s", look, "step", series, floor=True)
 
 
-def _per_second(step: Numbers) -> float | None:
-    tokens, seconds = step.get("tokens_computed"), step.get("seconds")
-    return tokens / seconds if tokens is not None and seconds else None
-
-
-def _line(points: Sequence[Numbers], value: Value, name: str, colour: str, *, style: str = "line", raw: bool = False,
-          faint: bool = False, dash: bool = False, legend: bool = True) -> list[Series]:  # fmt: skip
+def _line(points: Sequence[Numbers], key: str, name: str, color: str, *, style: str = "line", smooth: bool = True,
+          faint: bool = False, dash: bool = False) -> list[Series]:  # fmt: skip
     """The number as one series, or as a faint one under its moving mean; none where the number never exists."""
-    pairs = [(p["step"] or 0.0, found) for p in points if (found := value(p)) is not None]
+    pairs = [(point["step"] or 0.0, value) for point in points if (value := point.get(key)) is not None]
     if not pairs:
         return []
-    x, y = _thinned([pair[0] for pair in pairs], [_rounded(pair[1]) for pair in pairs])
-    if raw or style != "line" or len(x) < SMOOTH_FROM:
-        return [Series(name, colour, x, y, style, dash, legend)]
-    under = [Series(name, colour, x, y, "faint", dash, False)] if faint else []
-    return [*under, Series(name, colour, x, _smooth(y), style, dash, legend)]
+    x, y = _thinned(pairs)
+    if not smooth or style != "line" or len(x) < SMOOTH_FROM:
+        return [Series(name, color, x, y, style, dash)]
+    under = [Series(name, color, x, y, "faint", dash, legend=False)] if faint else []
+    return [*under, Series(name, color, x, _moving_mean(y), style, dash)]
 
 
-def _smooth(y: Sequence[float | None]) -> list[float | None]:
-    """Centred moving mean; at both ends over the half of the window that there is."""
+def _moving_mean(y: Sequence[float | None]) -> list[float | None]:
+    """Centered moving mean; at both ends over the part of the window that there is."""
     half = max(1, round(len(y) * WINDOW / 2))
-    result = []
-    for i in range(len(y)):
-        around = [v for v in y[max(0, i - half) : i + half + 1] if v is not None]
-        result.append(_rounded(math.fsum(around) / len(around)) if around else None)
-    return result
+    return [_rounded(mean(y[max(0, i - half) : i + half + 1])) for i in range(len(y))]
 
 
-def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
-    """At most about POINTS points: the means of neighbors."""
-    every = math.ceil(len(x) / POINTS)
-    if every <= 1:
-        return list(x), list(y)
-    means: list[float | None] = []
-    for i in range(0, len(y), every):
-        block = [v for v in y[i : i + every] if v is not None]
-        means.append(_rounded(math.fsum(block) / len(block)) if block else None)
-    return [x[min(i + every // 2, len(x) - 1)] for i in range(0, len(x), every)], means
+def _thinned(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float | None]]:
+    """x and y of at most about POINTS points: the means of neighbors."""
+    every = math.ceil(len(pairs) / POINTS)
+    blocks = [pairs[i : i + every] for i in range(0, len(pairs), every)]
+    x = [pairs[min(i * every + every // 2, len(pairs) - 1)][0] for i in range(len(blocks))]
+    return x, [_rounded(mean(value for _, value in block)) for block in blocks]
 
 
 def _rounded(value: float | None) -> float | None:
-    """Five figures, which no chart can show; what is no number is a gap."""
+    """Five figures, more than a chart can show; what is no number is a gap."""
     return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
 
 
-def _colour(index: int) -> str:
-    return f"run-{index % RUN_COLOURS + 1}"
-
-
-def describe(chart: Chart) -> str:
-    """The chart in a sentence, for those who do not see it."""
-    parts = []
-    for series in chart.series:
-        values = [v for v in series.y if v is not None]
-        if series.legend and values and series.style in ("line", "dots"):
-            parts.append(f"{series.name} from {number(values[0])} to {number(values[-1])}")
-    return f"{chart.title}: {'; '.join(parts)}." if parts else f"{chart.title}."
+def _color(index: int) -> str:
+    return f"run-{index % RUN_COLORS + 1}"

@@ -2,16 +2,16 @@
 (() => {
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const colour = (role) => getComputedStyle(document.documentElement).getPropertyValue("--" + role).trim();
+  const themeColor = (role) => getComputedStyle(document.documentElement).getPropertyValue("--" + role).trim();
   // Plotly reads a little HTML in texts; a name of a run or a row must not be taken for it.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const faded = (hex, alpha) => {
-    const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+    const [r, g, b] = [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
     return `rgba(${r},${g},${b},${alpha})`;
   };
 
   function trace(series, chart) {
-    const ink = colour(series.colour), style = series.style || "line";
+    const ink = themeColor(series.color), style = series.style || "line";
     const base = { type: "scatter", name: plain(series.name), x: series.x, y: series.y, connectgaps: false };
     const line = { color: ink, width: 2, dash: series.dash ? "4px,3px" : "solid" };
     if (style === "points") {
@@ -21,7 +21,7 @@
     }
     if (style === "faint") return { ...base, mode: "lines", line: { color: faded(ink, 0.32), width: 1 }, hoverinfo: "skip" };
     if (style === "dots") {
-      const marker = { color: ink, size: 6, line: { color: colour("surface"), width: 1.5 } };
+      const marker = { color: ink, size: 6, line: { color: themeColor("surface"), width: 1.5 } };
       return { ...base, mode: "lines+markers", line, marker };
     }
     if (style === "steps") {
@@ -32,40 +32,40 @@
   }
 
   function guide(y, dash) {
-    const line = { color: colour("muted"), width: 1, dash };
+    const line = { color: themeColor("muted"), width: 1, dash };
     return { type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line, layer: "below" };
   }
 
   function layout(chart) {
     const scatter = chart.series.some((series) => series.style === "points");
-    const axis = { zeroline: false, automargin: true, fixedrange: true, ticks: "", tickfont: { color: colour("muted") } };
+    const axis = { zeroline: false, automargin: true, fixedrange: true, ticks: "", tickfont: { color: themeColor("muted") } };
     const values = chart.series.flatMap((series) => series.y).map(Math.abs);
-    const places = chart.series.flatMap((series) => series.x);
-    const few = chart.x === "step" && Math.max(...places) - Math.min(...places) < 6 ? { dtick: 1 } : {};
-    const doubling = chart.doubling ? { type: "log", tickvals: places } : {};
+    const positions = chart.series.flatMap((series) => series.x);
+    const few = chart.x === "step" && Math.max(...positions) - Math.min(...positions) < 6 ? { dtick: 1 } : {};
+    const doubling = chart.doubling ? { type: "log", tickvals: positions } : {};
     const small = Math.max(...values) < 0.001;
     return {
       autosize: true, dragmode: false, showlegend: false, hovermode: scatter ? "closest" : "x unified",
       margin: { l: 36, r: 14, t: 10, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("soft") },
-      hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("rule"), font: { color: colour("ink") }, namelength: -1 },
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: themeColor("soft") },
+      hoverlabel: { bgcolor: themeColor("surface"), bordercolor: themeColor("rule"), font: { color: themeColor("ink") }, namelength: -1 },
       shapes: [...(chart.zero ? [guide(0, "solid")] : []), ...(chart.half ? [guide(0.5, "4px,3px")] : [])],
-      xaxis: { ...axis, nticks: 6, ...few, ...doubling, showgrid: false, showline: true, linecolor: colour("rule"), title:
-        { text: chart.x, standoff: 6, font: { size: 12, color: colour("muted") } } },
-      yaxis: { ...axis, gridcolor: colour("grid"), nticks: 6, tickformat: chart.percent ? ".0%" : undefined,
+      xaxis: { ...axis, nticks: 6, ...few, ...doubling, showgrid: false, showline: true, linecolor: themeColor("rule"), title:
+        { text: chart.x, standoff: 6, font: { size: 12, color: themeColor("muted") } } },
+      yaxis: { ...axis, gridcolor: themeColor("grid"), nticks: 6, tickformat: chart.percent ? ".0%" : undefined,
         hoverformat: chart.percent ? ".1%" : ".4~g", exponentformat: small ? "power" : "SI", rangemode: chart.floor ? "tozero" : "normal" },
     };
   }
 
   function draw() {
     for (const chart of charts) {
-      const place = document.getElementById("chart-" + chart.id);
+      const plot = document.getElementById("chart-" + chart.id);
       const traces = chart.series.map((series) => trace(series, chart));
-      Plotly.react(place, traces, layout(chart), { displayModeBar: false, showTips: false });
+      Plotly.react(plot, traces, layout(chart), { displayModeBar: false, showTips: false });
     }
   }
   draw();
-  const watch = new ResizeObserver((seen) => seen.forEach((entry) => Plotly.Plots.resize(entry.target)));
-  document.querySelectorAll(".plot").forEach((place) => watch.observe(place));
+  const watch = new ResizeObserver((entries) => entries.forEach((entry) => Plotly.Plots.resize(entry.target)));
+  document.querySelectorAll(".plot").forEach((plot) => watch.observe(plot));
   dark.addEventListener("change", draw);
 })();

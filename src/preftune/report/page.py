@@ -1,7 +1,8 @@
 """Records to one self-contained page: no request leaves it, and no text of a record can act in it.
 
 The content policy allows two scripts, by their hash: plotly's and the page's own. Text goes through autoescape, the
-charts' data through a JSON block in which no tag can begin, and control characters are spelled out.
+charts' data through a JSON block in which no tag can begin, and control characters are written as codes.
+Held by tests/report/test_page.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 INERT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-REWRITES = 12  # rewrites shown; a page is no data set
+REWRITES = 12  # samples that a page shows at most
 
 
 def page(records: Sequence[Record]) -> str:
@@ -42,30 +43,26 @@ def page(records: Sequence[Record]) -> str:
     lengths = charts.lengths(records[0]) if len(records) == 1 else None
     drawn = [chart for _, group in sections for chart in group] + ([lengths] if lengths else [])
     library, script = get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            records=records,
-            record=records[0],
-            names=names,
-            sections=sections,
-            lengths=lengths,
-            findings=[diagnose(record) for record in records],
-            checks=len(CHECKS),
-            keys=compare.differing(records),
-            columns=compare.columns(records),
-            results=compare.RESULTS if compare.of_one_kind(records) else compare.SINCE_START,
-            alike=compare.of_one_kind(records),
-            differences=compare.differences(records),
-            rewrites=records[0].extras.samples[:REWRITES],
-            policy=_policy(library, script),
-            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-            library=Markup(library),
-            script=Markup(script),
-            data=Markup(inert(drawn)),
-        )
-    )
+    return _environment().get_template("page.html").render(
+        records=records,
+        record=records[0],
+        names=names,
+        sections=sections,
+        lengths=lengths,
+        findings=[diagnose(record) for record in records],
+        checks=len(CHECKS),
+        keys=compare.differing(records),
+        columns=compare.columns(records),
+        results=compare.RESULTS if compare.comparable(records) else compare.SINCE_START,
+        comparable=compare.comparable(records),
+        differences=compare.differences(records),
+        rewrites=records[0].extras.samples[:REWRITES],
+        policy=_policy(library, script),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        library=Markup(library),
+        script=Markup(script),
+        data=Markup(inert(drawn)),
+    )  # fmt: skip
 
 
 def inert(value: object) -> str:
@@ -74,9 +71,9 @@ def inert(value: object) -> str:
 
 
 def numeric(rows: Sequence[Sequence[Cell]]) -> set[int]:
-    """Places of the columns that hold numbers only; they are set to the right."""
-    held = [[cell for cell in column if cell is not None] for column in zip_longest(*rows)]
-    return {place for place, cells in enumerate(held) if cells and not any(isinstance(c, str | bool) for c in cells)}
+    """Indices of the columns that hold numbers only; they are aligned to the right."""
+    columns = [[cell for cell in column if cell is not None] for column in zip_longest(*rows)]
+    return {i for i, cells in enumerate(columns) if cells and not any(isinstance(c, str | bool) for c in cells)}
 
 
 def configuration(record: Record) -> str:
@@ -102,12 +99,9 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    def spelled(value: object) -> object:
-        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
     environment = Environment(
-        autoescape=True, loader=FileSystemLoader(HERE), undefined=StrictUndefined, finalize=spelled,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False,
+        autoescape=True, loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     environment.globals |= {"words": words, "configuration": configuration, "versions": versions, "numeric": numeric,
                             "describe": charts.describe}  # fmt: skip

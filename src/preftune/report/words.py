@@ -8,18 +8,12 @@ from pathlib import PurePath
 
 from msgspec import Struct
 
-from preftune.diagnosis import asked
 from preftune.diagnosis.finding import number, share
+from preftune.diagnosis.objective_facts import parts
 from preftune.record.reader import Record
 from preftune.record.schema import EVALUATION
 
-SPELLED = {
-    "simpo": "SimPO", "ln_dpo": "length-normalized DPO", "robust": "robust DPO", "dpo_positive": "DPO-Positive",
-    "cal_dpo": "Cal-DPO", "beta_dpo": "β-DPO", "dr_dpo": "Dr. DPO", "f_dpo": "f-DPO", "chi_po": "χPO", "hypo": "HyPO",
-    "alpha_po": "AlphaPO", "simper": "SimPER", "slic": "SLiC", "hinge": "hinge loss", "apo_zero": "APO-zero",
-    "apo_down": "APO-down", "info_nca": "InfoNCA", "plackett_luce": "Plackett-Luce", "nll": "imitation",
-}  # fmt: skip
-ADDS_UP = 0.02  # where kinds are mixed only some rows have a margin, and the changes of all do not explain it
+EXPLAINS = 0.02  # where kinds of row are mixed only some have a margin, and the changes of all do not explain it
 SIDES = {"ratings": ("good responses", "bad responses"), "demos": ("responses", "rejected")}  # else chosen, rejected
 JOINERS = "\u200c\u200d"  # characters without width that Persian and emoji need
 
@@ -45,48 +39,47 @@ class Line(Struct, frozen=True):
 
 def objective(record: Record) -> str:
     """The objective as people write it; the parts of a sum with plus signs."""
-    names = [name for part in asked.parts(record) if isinstance(name := part.get("name"), str)]
-    return " + ".join(SPELLED.get(name, name.replace("_", "-").upper()) for name in names) or "tuning"
+    return " + ".join(part.kind.written if part.kind else part.name for part in parts(record)) or "tuning"
 
 
 def model(record: Record) -> str:
     """Last part of the policy's path; of a run's own `model` folder, the run's name."""
-    path = record.setting("model.path")
-    if not isinstance(path, str) or not path:
+    setting = record.setting("model.path")
+    if not isinstance(setting, str) or not setting:
         return "the model"
-    place = PurePath(path)
-    return place.parent.name if place.name == "model" and place.parent.name else place.name
+    path = PurePath(setting)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
-def rows(record: Record) -> str:
-    """What the rows of this record are, in the plural."""
-    if record.data.train and len(kinds := record.data.train.kinds) == 1:
-        return f"{next(iter(kinds))}s"
-    if record.data.train and record.data.train.kinds:
-        return "rows"
-    paired = (record.end or record.start).get("rejected_tokens") is not None
-    return "pairs" if paired or any(step.get("rejected_tokens") is not None for step in record.steps[:1]) else "rows"
+def row_kind(record: Record) -> str:
+    """What the rows of this record are, in the plural; `rows` where there are several kinds."""
+    kinds = record.data.train.kinds if record.data.train else {}
+    if kinds:
+        return f"{next(iter(kinds))}s" if len(kinds) == 1 else "rows"
+    lines = (record.end or record.start, *record.steps[:1])
+    return "pairs" if any(line.get("rejected_tokens") is not None for line in lines) else "rows"
 
 
 def sides(kind: str) -> tuple[str, str]:
-    """What chosen and rejected are called of rows of one kind."""
+    """What chosen and rejected are called in rows of this kind."""
     return SIDES.get(kind, ("chosen", "rejected"))
 
 
 def headline(record: Record) -> str:
     """The result in one sentence."""
-    accuracy, held, whole = record.end.get("accuracy"), record.judged, record.end.get("rows") or 0
     steps = len(record.steps)
     if not steps:
         return f"{model(record)} has not been tuned yet: the record holds no step."
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}, {model(record)}"
-    if accuracy is not None and held and rows(record) == "ratings":
+    accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
+    if accuracy is not None and judged and kind == "ratings":
         return (
-            f"{after} puts good above bad in {share(accuracy)} of the comparisons of {number(held)} held-out ratings."
+            f"{after} puts good above bad in {share(accuracy)} of the comparisons of {number(judged)} held-out ratings."
         )
-    if accuracy is not None and held:
-        others = f"; {number(whole - held)} more have no right order" if whole > held else ""
-        return f"{after} ranks {share(accuracy)} of {number(held)} held-out {rows(record)} right{others}."
+    if accuracy is not None and judged:
+        undecided = (record.end.get("rows") or 0) - judged
+        more = f"; {number(undecided)} more have no right order" if undecided > 0 else ""
+        return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
     before, now, location = record.start.get("loss"), record.end.get("loss"), "held-out"
     if before is None or now is None:
         before, now, location = record.early("loss"), record.recent("loss"), "training"
@@ -95,87 +88,79 @@ def headline(record: Record) -> str:
     return f"{after} has a {location} loss of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
 
 
-def lede(record: Record) -> list[str]:
+def lead(record: Record) -> list[str]:
     """Two or three sentences below the headline."""
-    train, said = record.data.train, []
-    learned = f"It learned from {number(train.kept)} {rows(record)}" if train else "It learned"
-    said.append(f"{learned} in {duration(total(record, 'seconds'))}.")
-    first, margin = record.start.get("accuracy"), record.gain("margin")
-    if first is not None and margin is not None:
-        tied = abs(record.start.get("margin") or 0.0) < 1e-3
-        said.append(f"Before training the share was {share(first)}{': every margin was still zero' if tied else ''}.")
+    train = record.data.train
+    learned = f"It learned from {number(train.kept)} {row_kind(record)}" if train else "It learned"
+    sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
+    accuracy, margin = record.start.get("accuracy"), record.gain("margin")
+    if accuracy is not None and margin is not None:
+        tied = ": every margin was still zero" if abs(record.start.get("margin") or 0.0) < 1e-3 else ""
+        sentences.append(f"Before training the share was {share(accuracy)}{tied}.")
         chosen, rejected = record.end.get("chosen_logp_change"), record.end.get("rejected_logp_change")
-        why, (up, down) = "", sides(rows(record))
-        apart = math.inf if chosen is None or rejected is None else chosen - rejected
-        if abs(apart - margin) <= ADDS_UP * max(1, abs(margin)):
-            why = f": the log-probability of {up} changed by {number(chosen, 1, sign=True)}, that of {down} by " \
+        why, (better, worse) = "", sides(row_kind(record))
+        gained = math.inf if chosen is None or rejected is None else chosen - rejected
+        if abs(gained - margin) <= EXPLAINS * max(1, abs(margin)):
+            why = f": the log-probability of {better} changed by {number(chosen, 1, sign=True)}, that of {worse} by " \
                 f"{number(rejected, 1, sign=True)}"  # fmt: skip
-        said.append(f"The margin {'grew' if margin >= 0 else 'shrank'} by {number(abs(margin), 1)} nats{why}.")
-    return said
+        sentences.append(f"The margin {'grew' if margin >= 0 else 'shrank'} by {number(abs(margin), 1)} nats{why}.")
+    return sentences
 
 
 def status(record: Record) -> str:
-    """`finished`, `stopped at step 40` or `unfinished`."""
-    last = next((e for e in reversed(record.events) if e.kind in ("finished", "stopped", "resumed")), None)
-    if last and last.kind == "finished":
+    """`finished`, `stopped at step 40` or `unfinished at step 40`."""
+    ends = [event.kind for event in record.events if event.kind in ("finished", "stopped", "resumed")]
+    if ends[-1:] == ["finished"]:
         return "finished"
     reached = number(record.steps[-1]["step"]) if record.steps else "0"
-    return f"{'stopped' if last and last.kind == 'stopped' else 'unfinished'} at step {reached}"
+    return f"{'stopped' if ends[-1:] == ['stopped'] else 'unfinished'} at step {reached}"
 
 
 def tiles(record: Record) -> list[Tile]:
     """The numbers that a reader wants first."""
-    found = []
+    row = []
     if (accuracy := record.end.get("accuracy")) is not None:
-        found.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
+        row.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
     if (margin := record.end.get("margin")) is not None:
         note = f"nats, from {number(record.start.get('margin'), 1)}"
-        found.append(Tile("Margin", number(margin, 1, sign=True), note))
-    for side, name in zip(("chosen", "rejected"), sides(rows(record)), strict=True):
+        row.append(Tile("Margin", number(margin, 1, sign=True), note))
+    for side, name in zip(("chosen", "rejected"), sides(row_kind(record)), strict=True):
         change, tokens = record.end.get(f"{side}_logp_change"), record.end.get(f"{side}_tokens")
         if change is not None:
             note = f"nats, {number(change / tokens, 2, sign=True)} a token" if tokens else "nats"
-            found.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
-    if not found and record.steps:
-        found.append(Tile("Loss", number(record.recent("loss")), f"from {number(record.early('loss'))}"))
-    if (saved := _saved(record)) is not None:
-        found.append(Tile("Tokens saved by sharing", share(saved[1] / sum(saved)), f"{number(saved[0])} computed"))
-    return found
-
-
-def _saved(record: Record) -> tuple[float, float] | None:
-    """Tokens computed and tokens saved over the whole run; None where they were not counted."""
+            row.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
+    if not row and record.steps:
+        row.append(Tile("Loss", number(record.recent("loss")), f"from {number(record.early('loss'))}"))
     computed, shared = total(record, "tokens_computed"), total(record, "tokens_shared")
-    return (computed, shared) if computed else None
+    if computed:
+        saved = share(shared / (computed + shared))
+        row.append(Tile("Tokens saved by sharing", saved, f"{number(computed)} computed"))
+    return row
 
 
-def sharing(record: Record) -> list[str]:
-    """What computing every distinct token once has saved."""
-    said = []
-    if (saved := _saved(record)) is not None:
-        said.append(f"Training put {number(saved[0])} tokens through the model. Every prompt with every response anew "
-                    f"would have been {number(sum(saved))}: sharing saved {share(saved[1] / sum(saved))}.")  # fmt: skip
+def sharing(record: Record) -> str:
+    """What computing every distinct token once saves in these rows; empty where the record does not count them."""
     naive, distinct = record.data.tokens_naive, record.data.tokens_distinct
-    if naive and distinct is not None:
-        said.append(f"The rows have {number(naive)} tokens when each prompt is written out with each response, and "
-                    f"{number(distinct)} distinct ones.")  # fmt: skip
-    return said
+    if not naive or distinct is None:
+        return ""
+    whole = f"{number(naive)} tokens when each prompt is written out with each response"
+    return f"The rows have {whole}; {number(distinct)} of them are distinct."
 
 
 def evaluations(record: Record) -> list[Line]:
     """Every evaluated number before and after, with its unit and meaning."""
     lines = []
     for key, meter in EVALUATION.items():
-        first, last = record.start.get(key), record.end.get(key)
+        first, last, change = record.start.get(key), record.end.get(key), record.gain(key)
         if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
             continue
         percent = meter.unit == "share"
-        change = record.gain(key)
-        spell = share if percent else number
-        difference = f"{number(100 * change, 1, sign=True)} pt" if percent and change is not None else number(
-            change, sign=True)  # fmt: skip
+        spell, unit = (share, "") if percent else (number, meter.unit)
+        difference = number(change, sign=True)
+        if percent and change is not None:
+            difference = f"{number(100 * change, 1, sign=True)} pt"
         name = key.replace("_", " ").replace("logp", "log-probability").capitalize()
-        unit = "" if percent or meter.unit == "as the objective" else meter.unit
+        unit = "" if unit == "as the objective" else unit
         lines.append(Line(name, meter.meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
     return lines
 
@@ -187,7 +172,7 @@ def total(record: Record, key: str) -> float:
 
 
 def visible(text: str) -> str:
-    """Control and direction-changing characters spelled out, as U+202E: they would show another text than there is."""
+    """Control and direction-changing characters written as codes, such as U+202E, which would hide or reorder text."""
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or c in JOINERS

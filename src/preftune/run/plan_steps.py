@@ -61,9 +61,7 @@ def held_out_step(
     return HeldOut(every, len(rows), step)
 
 
-def _with_mismatched(
-    groups: list[TokenGroup], step: Step, packing: Packing, max_tokens: int, world_size: int
-) -> Step:
+def _with_mismatched(groups: list[TokenGroup], step: Step, packing: Packing, max_tokens: int, world_size: int) -> Step:
     """The step with its mismatched responses, which are added to the groups."""
     first, extra = len(groups), mismatch([groups[i] for i in step.order], max_tokens)
     groups += extra

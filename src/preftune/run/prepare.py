@@ -123,4 +123,3 @@ def _models(run: Run, policy: Policy, reference: Policy | None) -> Models:
     if isinstance(run.reference, Moving) and reference is not None:
         return Models(policy, MovingReference(reference, run.reference.alpha, run.reference.update_every))
     return Models(policy)
-

@@ -29,9 +29,7 @@ def with_recorded_budget(run: Run, out: Path, dist: Distributed) -> Run:
     return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
 
 
-def begin_or_resume(
-    prepared: Prepared, state: State, record: RecordWriter, allow_change: Sequence[str] | None
-) -> None:
+def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allow_change: Sequence[str] | None) -> None:
     """Record which run this is. allow_change: keys in which it may differ from the one that is there; None: it is new.
 
     Raises UserError, with nothing written, where the run that is there cannot be resumed.

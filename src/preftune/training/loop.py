@@ -13,7 +13,10 @@ from preftune.training.checkpoint import State
 from preftune.training.source import Phase
 from preftune.training.update import Training, sync_pack_splits, update
 
-AGREES = {False: 0.02, True: 4.0}  # nats a response that a policy may be off its own copy, in fp32 and in half precision
+AGREES = {
+    False: 0.02,
+    True: 4.0,
+}  # nats a response that a policy may be off its own copy, in fp32 and in half precision
 
 
 def fit(training: Training, state: State, record: RecordWriter | None) -> None:

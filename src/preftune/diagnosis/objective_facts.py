@@ -1,0 +1,56 @@
+"""What the objective of a record asks for. The classes in `preftune.objective` hold these facts.
+
+An objective that this version does not know, such as one that its author brought, has no facts and breaks nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, get_args
+
+from preftune.objective import Single
+from preftune.objective.base import Formula
+from preftune.record.reader import Record
+
+CLASSES: dict[object, type[Formula]] = {kind.__struct_config__.tag: kind for kind in get_args(Single)}
+
+
+class Part(NamedTuple):
+    """An objective of a record, alone or in a sum. keys: its table; kind: its class, None where it is not known."""
+
+    name: str
+    keys: dict[str, object]
+    kind: type[Formula] | None
+
+
+def parts(record: Record) -> list[Part]:
+    """The objective, or those that a sum adds; empty where the record names none."""
+    objective, added = record.setting("objective"), record.setting("objective.parts")
+    tables = added if isinstance(added, list) else [objective]
+    named = [(table.get("name"), table) for table in tables if isinstance(table, dict)]
+    # an objective from outside has its source in the record, and perhaps the name of one of ours
+    kinds = [None if "source" in table else CLASSES.get(name) for name, table in named]
+    return [Part(name, table, kind) for (name, table), kind in zip(named, kinds, strict=True) if isinstance(name, str)]
+
+
+def is_sft(record: Record) -> bool:
+    """Whether nothing is pushed down: no row has a rejected response, or the objective does not look at it."""
+    lines = (*record.evaluations, *record.steps)
+    rejects = any(line.get("rejected_tokens") is not None for line in lines)
+    kinds = [part.kind for part in parts(record)]
+    return not rejects or (bool(kinds) and all(kind is not None and kind.is_sft for kind in kinds))
+
+
+def imitates(record: Record) -> bool:
+    """Whether the likelihood of chosen responses is itself a part of the objective, beside their margin."""
+    imitating = [part for part in parts(record) if part.kind is not None and part.kind.imitates]
+    return any(part.keys.get("nll_weight") != 0 for part in imitating) or is_sft(record)
+
+
+def anchor_hint(record: Record, verb: str) -> str:
+    """`raise objective.beta, `, for a list of remedies; empty where no key holds the policy near its start."""
+    in_sum = record.setting("objective.parts") is not None
+    for part in parts(record):
+        for key in part.kind.anchor_keys if part.kind is not None else ():
+            if key in part.keys:
+                return f"{verb} {key} in objective.parts, " if in_sum else f"{verb} objective.{key}, "
+    return ""
