@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, Finding, diagnose
 from preftune.diagnosis.finding import ORDER, number, share, share_error
+from preftune.events import Happened
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record
-from preftune.rows.account import Counts, Account
-from preftune.events import Happened
+from preftune.rows.account import Account, Counts
 
 START: Numbers = {
     "step": 0, "rows": 400, "loss": math.log(2), "margin": 0.0, "accuracy": 0.5, "chosen_reward": 0.0,
