@@ -22,7 +22,7 @@ import torch
 from preftune.config.load import load
 from preftune.config.resolve import resolve
 from preftune.model import attention
-from preftune.pack import batch as packed
+from preftune.model import layout as layouts
 from preftune.pack.batch import Batch, collate
 from preftune.record.show import silent
 from preftune.run.prepare import Setup, set_up
@@ -64,7 +64,7 @@ def useful(setup: Setup, batch: Batch) -> dict[str, float]:
     config = setup.policy.module.config
     body, own = layer_weights(setup)
     seen = int(np.unique(batch.source.numpy()).size)
-    pairs = float((batch.layout.trie.position + 1).sum())  # (query, key): a row sees its path
+    pairs = float((batch.trie.position + 1).sum())  # (query, key): a row sees its path
     width = config.num_attention_heads * config.head_dim
     return {
         "body": 6.0 * body * batch.tokens,
@@ -116,15 +116,15 @@ def blocks(setup: Setup, regime: str, repeat: int = 5) -> dict:
     """CPU milliseconds of attention in one layer, forward and backward, for blocks of so many rows."""
     config = setup.policy.module.config
     sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-    held, found, groups = packed.BLOCK, {}, [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
+    held, found, groups = layouts.BLOCK, {}, [setup.prepared.train[i] for i in setup.plan.steps[0].packs[0]]
     for rows in ROWS:
-        packed.BLOCK = rows
+        layouts.BLOCK = rows
         batch = collate(groups)
         inputs = [torch.randn(1, heads, batch.tokens, config.head_dim, requires_grad=True) for heads in sizes]
         shape = attention.Shape(config.head_dim**-0.5)
-        work = lambda: attention.InBlocks.apply(*inputs, None, batch.layout, shape).sum().backward()  # noqa: B023, E731
+        work = lambda: attention.InBlocks.apply(*inputs, None, layouts.Layout.of(batch), shape).sum().backward()  # noqa: B023, E731
         found[str(rows)] = 1000 * timed(work, repeat)
-    packed.BLOCK = held
+    layouts.BLOCK = held
     return {"regime": regime, "tokens": batch.tokens, "milliseconds": found, "used": held}
 
 

@@ -53,7 +53,7 @@ def engines(dtype: torch.dtype, ranks: Distributed) -> list[Models]:
     found = []
     for objective in OBJECTIVES:
         anchor = reference if any(part.reference for _, part in o.parts(objective)) else NoReference()
-        found.append(Models(policy, anchor, Loss(objective, "all", 200), Packing(60, scale=50), ranks))
+        found.append(Models(policy, anchor, Loss(objective, "all", 200), Packing(60, attention_crossover=50), ranks))
     return found
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from making import group, groups, tiny
 
 from preftune.errors import UserError
-from preftune.model.load import weights_digest
 from preftune.model.policy import Policy, wrap
 from preftune.model.verify import plain_logp
+from preftune.model.weights import WholeModel
 from preftune.pack.batch import Batch, collate
 from preftune.reference.reference import StoredReference, numerics, score
 from preftune.reference.store import Store, key_of
@@ -67,7 +67,7 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, da
 
 def scored(tmp_path: Path, made: list, tokens: int = 60):
     policy, _ = wrap(tiny(), "auto")
-    store = Store(tmp_path, weights_digest(policy.module), numerics(policy))
+    store = Store(tmp_path, policy.weights.digest(), numerics(policy))
     return policy, store, score(policy, store, made, tokens=tokens, seed=0, show=quiet, stop=quiet)
 
 
@@ -144,13 +144,13 @@ def test_a_store_that_answers_otherwise_than_the_model_is_refused(tmp_path: Path
 
 
 def test_the_digest_sees_weights_names_and_config() -> None:
-    base = weights_digest(tiny())
-    assert base == weights_digest(tiny())
+    base = WholeModel(tiny()).digest()
+    assert base == WholeModel(tiny()).digest()
     changed = tiny()
     with torch.no_grad():
         next(changed.parameters()).view(-1)[0] += 1e-6
     others = {
-        weights_digest(m)
+        WholeModel(m).digest()
         for m in (changed, tiny(rope_theta=5e5), tiny(rms_norm_eps=1e-5), tiny().bfloat16(), tiny("qwen2"))
     }
     assert base not in others

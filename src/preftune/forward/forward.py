@@ -81,7 +81,7 @@ def score_all(
         with torch.no_grad():
             return [(pack, score(engine, made(pack))) for pack in packs]
 
-    return gathered(engine, groups, step, memory.over(groups, step.of(engine.dist.rank), work))
+    return gathered(engine, groups, step, memory.run(groups, step.packs_of_rank(engine.dist.rank), work))
 
 
 def score_mismatched(engine: Models, groups: Sequence[TokenGroup], memory: OomRetry) -> Whole | None:
@@ -122,7 +122,7 @@ def dry_run(engine: Models, groups: Sequence[TokenGroup], pack: Pack, memory: Oo
             logp = score(engine, engine.batch(groups, part)).logp
             logp.backward(torch.zeros_like(logp))
 
-    memory.over(groups, [pack], work)
+    memory.run(groups, [pack], work)
 
 
 def _uncoupled(
@@ -141,7 +141,7 @@ def _uncoupled(
             done.append((pack, replace(scored, logp=scored.logp.detach())))
         return done
 
-    whole = gathered(engine, groups, step, memory.over(groups, step.of(engine.dist.rank), work))
+    whole = gathered(engine, groups, step, memory.run(groups, step.packs_of_rank(engine.dist.rank), work))
     return Pass(ask(engine.judge, rows, whole.scores), whole.tokens, whole.shared)
 
 
@@ -164,7 +164,7 @@ def _coupled(
             _unchanged(engine.policy, whole.scores, logp.detach(), mine)
             logp.backward(judgement.coefficients[mine].to(logp) / len(rows))
 
-    memory.over(groups, step.of(engine.dist.rank), work)
+    memory.run(groups, step.packs_of_rank(engine.dist.rank), work)
     extra = mismatched.tokens if mismatched else 0
     return Pass(judgement, 2 * whole.tokens + extra, whole.shared)
 

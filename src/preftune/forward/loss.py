@@ -20,7 +20,7 @@ from preftune.model.policy import Policy
 from preftune.objective import Objective, parts
 from preftune.objective.base import PairFormula
 from preftune.objective.responses import Responses
-from preftune.pack.batch import Batch, collate
+from preftune.pack.batch import Batch
 from preftune.pack.plan import Pack, Packing
 from preftune.reference.reference import Reference
 from preftune.tokens.groups import TokenGroup
@@ -84,7 +84,7 @@ class Models:
 
     def batch(self, groups: Sequence[TokenGroup], pack: Pack) -> Batch:
         """A pack of some of these groups, where the policy is."""
-        return collate([groups[i] for i in pack], self.policy.device, self.policy.multiple)
+        return self.policy.batch([groups[i] for i in pack])
 
     def with_ema(self, ema: tuple[float | None, ...]) -> Models:
         """The same with an objective that knows these running means."""
@@ -107,9 +107,9 @@ def score(engine: Models, batch: Batch) -> Scored:
     policy, weights = engine.policy, token_weights(batch.groups, engine.policy.device)
     sharpness = None
     if "sharpness" in engine.judge.needs:
-        token_logp, found = policy.token_logp_and_statistics(batch)
-        each = torch.ones_like(found.squares) if weights is None else weights.to(found.squares.dtype)
-        sharpness = batch.sum((token_logp.detach() - found.squares) * each) / batch.sum(each)
+        token_logp, squares = policy.token_logp_and_squares(batch)
+        each = torch.ones_like(squares) if weights is None else weights.to(squares.dtype)
+        sharpness = batch.sum((token_logp.detach() - squares) * each) / batch.sum(each)
     else:
         token_logp = policy.token_logp(batch)
     logp = summed(batch, token_logp, weights)

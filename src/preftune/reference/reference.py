@@ -17,7 +17,7 @@ from preftune import files
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.model.policy import Policy
-from preftune.pack.batch import Batch, collate
+from preftune.pack.batch import Batch
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack
 from preftune.pack.trie import common_prefix
@@ -181,12 +181,12 @@ def _logp(policy: Policy, groups: Sequence[TokenGroup], memory: OomRetry) -> tup
     """(members,) of groups of one response, fp32, and tokens computed."""
 
     def work(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
-        batches = [collate([groups[i] for i in pack], policy.device, policy.multiple) for pack in packs]
+        batches = [policy.batch([groups[i] for i in pack]) for pack in packs]
         with torch.no_grad():
             found = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
         return np.concatenate(found), sum(batch.tokens for batch in batches)
 
-    return memory.over(groups, [tuple(range(len(groups)))], work)
+    return memory.run(groups, [tuple(range(len(groups)))], work)
 
 
 def _exchange(store: Store, givers: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], dist: Distributed) -> None:

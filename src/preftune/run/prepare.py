@@ -9,16 +9,17 @@ from pathlib import Path
 
 import msgspec
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import UserError
 from preftune.forward.loss import Loss, Models
 from preftune.model import load
-from preftune.model.budget import pack_budget
+from preftune.model.budget import attention_crossover, pack_budget
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.verify import sample, verify_layout
-from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_rank
+from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_order
 from preftune.record.show import Show
 from preftune.reference import reference as anchors
 from preftune.reference.config import Frozen, Moving, Stored
@@ -37,7 +38,7 @@ class Setup:
 
     run: Run
     engine: Models
-    tokenizer: load.PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase
     same_start: bool
     prepared: Prepared
     plan: Plan
@@ -102,13 +103,13 @@ def set_up(
     policy = trainable(policy, checkpointing=run.model.checkpointing)
     budget = -dist.max(-(run.batch.tokens or pack_budget(module, device, run.model.checkpointing)))
     run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=budget))
-    packing = Packing(budget, scale_of(module.config))
+    packing = Packing(budget, attention_crossover(module.config))
     plan = plan_of(run, prepared.train, packing, dist.world_size)
     judge = Loss(run.objective, run.data.rankings, prepared.account["max_tokens"])
-    digests = {**material.digests, "model": load.weights_digest(module)}
+    digests = {**material.digests, "model": policy.weights.digest()}
     anchor = anchor_model(run, policy, prepared.train)
     if anchor is not None:
-        digests["reference"] = digests["model"] if anchor is policy else load.weights_digest(anchor.module)
+        digests["reference"] = digests["model"] if anchor is policy else anchor.weights.digest()
     assert_same_on_all_ranks(identity(run, digests), dist)
     if as_one:
         groups = [*prepared.train, *judge.extra(prepared.train)]
@@ -155,20 +156,10 @@ def plan_of(run: Run, groups: Sequence[TokenGroup], packing: Packing, dist: int 
         seed=run.seed,
         steps=optim.steps,
         epochs=optim.epochs,
-        near=prefix_rank([g.prompt for g in groups]),
+        sort_key=prefix_order([g.prompt for g in groups]),
         costs=[packing.cost(g) for g in groups],
-        ranks=dist,
+        world_size=dist,
     )
-
-
-def scale_of(config: load.PreTrainedConfig) -> float:
-    """Tokens of context at which attention takes as long as a layer's products with its matrices.
-
-    Per token, and in multiples of the width, these are about 4 width + 3 inner, and attention half the path, twice.
-    """
-    text = config.get_text_config()
-    width = text.hidden_size
-    return 4 * width + 3 * (getattr(text, "intermediate_size", None) or 4 * width)
 
 
 def in_vocabulary(known: int, prepared: Prepared) -> None:

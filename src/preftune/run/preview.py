@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.model import load
-from preftune.model.budget import LARGEST, Expected, expected
+from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.reference.config import Frozen
 from preftune.run.dataset import in_tokens
 from preftune.run.match_rows import Notes, fit
-from preftune.run.prepare import device_of, in_vocabulary, plan_of, scale_of
+from preftune.run.prepare import device_of, in_vocabulary, plan_of
 from preftune.run.prepare_rows import Prepared, Rows
 
 SHOWN_STEPS = 20  # steps whose packs are counted to the token; the rest is taken to be alike
@@ -28,7 +29,7 @@ class Preview:
     run: Run
     prepared: Prepared
     notes: Notes
-    tokenizer: load.PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase
     plan: Plan
     parameters: int
     memory: Expected
@@ -51,7 +52,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     parameters = sum(p.numel() for p in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST[device_of(run).type]
-    plan = plan_of(run, prepared.train, Packing(budget, scale_of(config)))
+    plan = plan_of(run, prepared.train, Packing(budget, attention_crossover(config)))
     counts = []
     for step in plan.steps[:SHOWN_STEPS]:
         packs = [

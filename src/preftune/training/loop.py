@@ -20,7 +20,6 @@ from preftune.evaluate.evaluate import HeldOut, evaluate
 from preftune.evaluate.metrics import Sums, Values
 from preftune.forward.forward import dry_run, passes
 from preftune.forward.loss import score
-from preftune.model.load import export
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack, Step, halved
 from preftune.record.schema import STEP
@@ -197,7 +196,7 @@ def start_check(setup: Setup, state: State, record: Record) -> None:
     if not setup.same_start:
         return
     rows, packs = setup.prepared.train, setup.plan.steps[0].packs[:1]
-    off = OomRetry(state.splits).over(rows, packs, lambda cut: max(_margin(setup, pack) for pack in cut))
+    off = OomRetry(state.splits).run(rows, packs, lambda cut: max(_margin(setup, pack) for pack in cut))
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     record.event(0, "start_check", text, residual=off)
     if not off <= (4.0 if setup.policy.half else 0.02):
@@ -236,7 +235,7 @@ def _finish(setup: Setup, state: State, record: Record, show: Show) -> None:
     """Export the model and write the page."""
     show("writing the model and the page")
     with files.folder(record.path / "model") as folder:
-        export(folder, setup.policy.module, setup.tokenizer)
+        setup.policy.weights.export(folder, setup.tokenizer)
     record.event(state.step, "finished", f"finished after {state.step} steps")
     from preftune.record.reader import Record as Written
     from preftune.report import page
