@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from types import MethodType
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from preftune.model import logp
-from preftune.model.fuse import fuse, original_modules
-from preftune.model.fused import GatedMLP, RMSNorm, Rotation
+from preftune.model.fuse import ROTARY, fuse, original_modules
+from preftune.model.fused import GatedMLP, RMSNorm, Rotation, rotate
 from preftune.model.policy import trainable, wrap
 from preftune.model.verify import disagreement, plain_logp
 from preftune.pack.batch import collate
@@ -77,6 +78,12 @@ EXPECTED = {
 }
 
 
+def swapped(model: nn.Module) -> list[str]:
+    """The names of our functions that a model has."""
+    forwards = [f.__func__ for part in model.modules() if isinstance(f := vars(part).get("forward"), MethodType)]
+    return sorted({rotate.__name__ if f.__globals__.get(ROTARY) is rotate else f.__name__ for f in forwards})
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", EXPECTED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -88,7 +95,8 @@ def test_what_is_swapped(family: str, dtype: torch.dtype, gain: int) -> None:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(gain)
-    assert fuse(model) == EXPECTED[family]
+    fuse(model)
+    assert swapped(model) == EXPECTED[family]
 
 
 def test_another_model_of_the_family_stays_as_it_is() -> None:
@@ -138,7 +146,8 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_slim_model_has_the_same_gradients(family: str) -> None:
     made = [tiny(family, dtype=torch.float64) for _ in range(2)]
-    assert fuse(made[0])
+    fuse(made[0])
+    assert swapped(made[0])
     for a, b in zip(*map(gradients, made), strict=True):
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-10)
 
@@ -227,7 +236,7 @@ def test_half_precision_products_train(family: str) -> None:
         module = AutoModelForCausalLM.from_config(tiny(family).config, attn_implementation="eager").eval()
         policy, _ = wrap(module, "auto", compute)
         batch = collate(groups(3, seed=4))
-        assert disagreement(policy, batch, plain_logp(policy, batch)).most < 0.1
+        assert disagreement(policy, batch, plain_logp(policy, batch)).worst < 0.1
         (-batch.sum(policy.token_logp(batch))).sum().backward()
         grads = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
         assert all(g.dtype == torch.float32 for g in grads)

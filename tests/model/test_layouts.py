@@ -11,6 +11,7 @@ from making import group, groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention, flex
+from preftune.model.layout import Layout, Shape
 from preftune.model.policy import recompute_activations, wrap
 from preftune.model.verify import plain_logp, verify_layout
 from preftune.pack.batch import collate
@@ -87,9 +88,9 @@ def test_fill_changes_nothing(family: str) -> None:
     bare = collate(made)
     for multiple in (32, 2 * bare.tokens + 1):
         filled = collate(made, multiple=multiple)
-        read = filled.layout.read
+        read = Layout.of(filled).read
         assert filled.tokens == bare.tokens
-        assert {len(filled.ids), len(filled.layout.end), len(filled.layout.position)} == {
+        assert {len(filled.ids), len(filled.end), len(filled.position)} == {
             -(-bare.tokens // multiple) * multiple
         }
         assert len(filled.source) % multiple == len(filled.target) % multiple == 0
@@ -107,7 +108,7 @@ def test_packs_are_filled_where_a_shape_costs() -> None:
     assert wrap(tiny(dtype=torch.bfloat16), "auto")[0].multiple == 128
 
 
-def dense(q, k, v, sinks, layout, shape: attention.Shape) -> torch.Tensor:
+def dense(q, k, v, sinks, layout, shape: Shape) -> torch.Tensor:
     """The definition: one masked square over the whole pack, in double; result (1, tokens, heads, width)."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
@@ -138,7 +139,7 @@ PACKS = {
     ("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.dtype, allowed: float) -> None:
-    layout, shape = collate(PACKS[pack]).layout, attention.Shape(0.25, **more)
+    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, **more)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, len(layout.end), 16).to(dtype).requires_grad_() for heads in (6, 2, 2))
     inputs = [q, k, v, *([torch.randn(6).to(dtype).requires_grad_()] if sunk else [])]
@@ -160,20 +161,20 @@ def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.d
 @pytest.mark.parametrize("sunk", [False, True])
 def test_flex_attention_equals_the_mask(pack: str, more: dict, sunk: bool) -> None:
     """Forward only: on a CPU it has no backward pass."""
-    layout, shape = collate(PACKS[pack]).layout, attention.Shape(0.25, **more)
+    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, **more)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, len(layout.end), 16) for heads in (6, 2, 2))
     sinks = torch.randn(6) if sunk else None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is slow when it is not compiled
-        found = flex.in_flex(q, k, v, sinks, layout, *shape)
+        found = flex.in_flex(q, k, v, sinks, layout, shape)
     assert torch.allclose(found.double(), dense(q, k, v, sinks, layout, shape), atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 40, 200])
 def test_the_block_mask_of_flex_attention_is_that_of_the_definition(window: int | None) -> None:
     made = [*groups(5, seed=3, prompt=(50, 200), response=(10, 60)), group(range(400), range(3, 60), range(90))]
-    layout = collate(made).layout
+    layout = Layout.of(collate(made))
     some, whole = flex.blocks_met(layout.trie.end, layout.trie.position, window)
     row = torch.arange(-(-len(layout.end) // flex.SIDE) * flex.SIDE)
     end, position = (torch.nn.functional.pad(x, (0, len(row) - len(layout.end))) for x in (layout.end, layout.position))
@@ -189,8 +190,8 @@ def test_the_block_mask_of_flex_attention_is_that_of_the_definition(window: int 
 
 def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     made = [*groups(3, seed=7), group([3, 4, 5], [6, 7, 8, 9], [6, 7])]  # one response is the beginning of another
-    layout = collate(made).layout
-    path, starts_q, starts_k, longest_q, longest_k = layout.leaves
+    layout = Layout.of(collate(made))
+    path, starts_q, starts_k, longest_q, longest_k = layout.varlen
     q, k = starts_q.tolist(), starts_k.tolist()
     assert q[-1] == len(layout.end)
     sees = torch.zeros(len(layout.end), len(layout.end), dtype=torch.bool)
@@ -219,8 +220,8 @@ def test_neighbors_never_leak() -> None:
     batch = collate([*clean, poison])
     own = collate(clean)
     hidden, expected = policy.hidden(batch), policy.hidden(own)
-    same = {tuple(batch.ids[torch.as_tensor(p)].tolist()): p for p in batch.layout.trie.paths}
-    for path in own.layout.trie.paths:
+    same = {tuple(batch.ids[torch.as_tensor(p)].tolist()): p for p in batch.trie.paths}
+    for path in own.trie.paths:
         there = same[tuple(own.ids[torch.as_tensor(path)].tolist())]
         assert torch.allclose(hidden[there], expected[path], atol=1e-4)
     assert torch.isfinite(alone).all()

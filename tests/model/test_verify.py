@@ -8,6 +8,7 @@ from making import groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention
+from preftune.model.layout import Layout
 from preftune.model.policy import NOISE, Policy, wrap
 from preftune.model.verify import GROUPS, HALF, disagreement, plain_logp, rounding_sensitivity, sample, verify_layout
 from preftune.pack.batch import Batch, collate
@@ -114,7 +115,7 @@ def test_the_sample_is_short_rows_and_one_beyond_the_window() -> None:
     made = [*groups(30, seed=3, prompt=(4, 9), response=(3, 6)), *groups(3, seed=4, prompt=(60, 70), response=(3, 6))]
     batch = sample(made, policy)
     assert len(batch.groups) == GROUPS + 1
-    assert batch.layout.depth > 40
+    assert Layout.of(batch).depth > 40
     assert max(g.tokens for g in batch.groups[:GROUPS]) < 40
     assert len(sample(groups(30, response=(90, 99)), wrap(tiny(), "auto")[0]).groups) == 2
 
@@ -148,7 +149,7 @@ def test_a_cap_of_logits_counts_whatever_its_config_calls_it() -> None:
 def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:
     policy, batch = policy_of("llama", "float32")
     plain = plain_logp(policy, batch)
-    assert disagreement(policy, batch, plain).most < 1e-5
+    assert disagreement(policy, batch, plain).worst < 1e-5
     policy.module.set_attn_implementation("eager")
     assert disagreement(policy, batch, plain).mean == float("inf")
 

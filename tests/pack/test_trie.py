@@ -53,7 +53,7 @@ def test_blocks_cover_every_visible_pair_once(sequences: list[list[int]], most: 
         assert block.start == last
         assert 0 < block.stop - block.start <= most
         own, last = slice(block.start, block.stop), block.stop
-        covered[own, torch.from_numpy(block.above)] += 1
+        covered[own, torch.from_numpy(block.ancestors)] += 1
         covered[own, own] += sees[own, own]
         assert len({trie.position[p] for p in range(block.start, block.stop) if trie.position[p] == 0}) <= 1
     assert last == trie.tokens

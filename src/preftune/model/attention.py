@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from preftune.model import flex
-from preftune.model.layout import Layout, QueryBlock
+from preftune.model.layout import Layout, QueryBlock, Shape
 
 NAME = "preftune_trie"
 
@@ -34,14 +34,6 @@ def register() -> str:
 
     AttentionInterface.register(NAME, attend)
     return NAME
-
-
-class Shape(NamedTuple):
-    """What a family does to its scores: times `scale`, softcap c in c * tanh(score / c), window in positions."""
-
-    scale: float
-    softcap: float | None = None
-    window: int | None = None
 
 
 def attend(
@@ -76,7 +68,7 @@ def attend(
         if plain and value.dtype != torch.float32 and _varlen_options() is not None:
             return along_paths(query, key, value, trie, shape.scale), None
         if width in flex.HEAD_WIDTHS:
-            return flex.in_flex(query, key, value, s_aux, trie, *shape), None
+            return flex.in_flex(query, key, value, s_aux, trie, shape), None
     with torch.autocast(query.device.type, enabled=False):  # both passes must make the same probabilities
         return InBlocks.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
 

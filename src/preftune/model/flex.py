@@ -14,25 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from preftune.model.layout import Layout
+from preftune.model.layout import Layout, Shape
 from preftune.pack.visible import visible
 
 SIDE = 128  # rows of a block
 HEAD_WIDTHS = (16, 32, 64, 128, 256)  # those that its kernels have
 
 
-def in_flex(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    layout: Layout,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
+def in_flex(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, layout: Layout, shape: Shape) -> Tensor:
     """q (1, heads, tokens, width), k and v (1, key heads, tokens, width) -> (1, tokens, heads, width)."""
-    cap = softcap or 1.0
+    cap, window = shape.softcap or 1.0, shape.window
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
@@ -41,9 +32,9 @@ def in_flex(
         q,
         k,
         v,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if shape.softcap is None else capped,
         block_mask=layout.memo(("flex", window), lambda: block_mask(layout, window)),
-        scale=scale,
+        scale=shape.scale,
         enable_gqa=q.shape[1] != k.shape[1],
         return_aux=None if sinks is None else AuxRequest(lse=True),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +22,14 @@ from preftune.pack.visible import Block, blocks, visible
 T = TypeVar("T")
 MIN_SAVING = 0.1  # share of unread rows below which moving rows about costs more than leaving them out saves
 BLOCK = 64  # rows of a block: fewer make products too thin, more compute what nobody sees (bench/limit.py)
+
+
+class Shape(NamedTuple):
+    """What a family does to its scores: times `scale`, softcap c in c * tanh(score / c), window in positions."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

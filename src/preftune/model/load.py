@@ -1,4 +1,4 @@
-"""Models from a folder, the hub or memory, fit to be trained. Held by tests/model/test_load.py and tests/corpus."""
+"""Models from a folder, the hub or memory, fit to be trained. Held by tests/model/test_weights.py and tests/corpus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load_model(
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
     switch_dropout_off(module)
-    return module.to(device).eval()
+    return torch.nn.Module.to(module, device).eval()
 
 
 def _from_pretrained(path: str, revision: str | None, dtype: torch.dtype, location: str) -> PreTrainedModel:

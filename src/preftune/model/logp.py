@@ -88,9 +88,7 @@ def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool
     target_prob = probs.gather(1, column)
     logp, underflow = target_prob.log().squeeze(1), (target_prob < UNDERFLOW).squeeze(1)
     if bool(underflow.any()):  # rare: these rows alone are computed again, the safe way
-        logp[underflow] = (
-            torch.log_softmax(head.logits(hidden[underflow]), 1).gather(1, column[underflow]).squeeze(1)
-        )
+        logp[underflow] = torch.log_softmax(head.logits(hidden[underflow]), 1).gather(1, column[underflow]).squeeze(1)
     squares = 2 * torch.linalg.vector_norm(probs, dim=1).log() if with_squares else None
     # p_y - 1 in the wide type, before rounding: p_y may be nearly 1
     dlogits = probs.scatter_add_(1, column, torch.full_like(target_logit, -1))

@@ -94,6 +94,11 @@ class Policy:
         return states[sequence, batch.position]
 
     @property
+    def logp_dtype(self) -> torch.dtype:
+        """The type of its log-probabilities: fp32, or fp64 where the model is in that."""
+        return torch.promote_types(self.module.dtype, torch.float32)
+
+    @property
     def rounding(self) -> float:
         """Relative distance of neighboring numbers of the coarsest type that is used on the way."""
         return max(torch.finfo(dtype).eps for dtype in (self.compute, self.module.dtype))

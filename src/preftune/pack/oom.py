@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from preftune.pack.plan import Pack, halved
 from preftune.tokens.groups import TokenGroup
 
 T = TypeVar("T")
+Groups = Sequence[TokenGroup] | Mapping[int, TokenGroup]  # what the indices of a pack mean
 
 
 @dataclass
@@ -23,7 +24,7 @@ class OomRetry:
     splits: int = 0
     hint: str = "Lower data.max_tokens, or set model.checkpointing = true if it is not."
 
-    def run(self, groups: Sequence[TokenGroup], packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
+    def run(self, groups: Groups, packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
         """work(packs); where memory runs out, again from its beginning with packs cut in two.
 
         No rank waits for another inside `work`, so each may retry by itself. Raises UserError at a pack of one row.
