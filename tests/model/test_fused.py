@@ -24,7 +24,7 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-def half_turned(x: torch.Tensor) -> torch.Tensor:
+def half_rotated(x: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, -1)
     return torch.cat([-second, first], -1)
 
@@ -39,12 +39,12 @@ FORMULAS = {
     ),
     "rotation": (
         lambda x: Rotation.apply(x, COS, SIN),
-        lambda x: x * COS + half_turned(x) * SIN,
+        lambda x: x * COS + half_rotated(x) * SIN,
         [double(1, 2, 5, 6)],
     ),
     "rotation of a part": (
         lambda x: Rotation.apply(x, COS, SIN),
-        lambda x: torch.cat([x[..., :6] * COS + half_turned(x[..., :6]) * SIN, x[..., 6:]], -1),
+        lambda x: torch.cat([x[..., :6] * COS + half_rotated(x[..., :6]) * SIN, x[..., 6:]], -1),
         [double(1, 2, 5, 10)],
     ),
     "mlp": (
@@ -58,11 +58,11 @@ FORMULAS = {
 @pytest.mark.parametrize("name", FORMULAS)
 def test_value_and_gradient_in_double(name: str) -> None:
     ours, plain, inputs = FORMULAS[name]
-    found, expected = ours(*inputs), plain(*inputs)
-    assert torch.allclose(found, expected, atol=1e-13, rtol=0)
+    y, expected = ours(*inputs), plain(*inputs)
+    assert torch.allclose(y, expected, atol=1e-13, rtol=0)
     upstream = torch.randn_like(expected)
     for a, b in zip(
-        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+        torch.autograd.grad(y, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
 
@@ -113,7 +113,7 @@ def test_another_model_of_the_family_stays_as_it_is() -> None:
     assert torch.allclose(model(input_ids=ids).logits, plain, atol=1e-6)
 
 
-def test_a_norm_in_half_precision_is_no_worse_than_theirs() -> None:
+def test_a_norm_in_half_precision_is_no_worse_than_the_familys() -> None:
     """1 + w would round away what a norm has learned."""
     model = tiny("gemma", dtype=torch.bfloat16)
     with torch.no_grad():
@@ -123,10 +123,10 @@ def test_a_norm_in_half_precision_is_no_worse_than_theirs() -> None:
     ids = torch.randint(3, 60, (8, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = copy.deepcopy(model).float()(input_ids=ids).logits
-        theirs = model(input_ids=ids).logits - exact
+        original = model(input_ids=ids).logits - exact
         fuse(model)
         ours = model(input_ids=ids).logits - exact
-    assert float(ours.square().mean()) < 1.2 * float(theirs.square().mean())
+    assert float(ours.square().mean()) < 1.2 * float(original.square().mean())
 
 
 def tied(**keys: object) -> torch.nn.Module:
@@ -144,7 +144,7 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_slim_model_has_the_same_gradients(family: str) -> None:
+def test_a_fused_model_has_the_same_gradients(family: str) -> None:
     made = [tiny(family, dtype=torch.float64) for _ in range(2)]
     fuse(made[0])
     assert swapped(made[0])
@@ -160,7 +160,7 @@ def test_gradients_added_in_place_are_the_same(
     tie: bool, padding: int | None, layout: str, compute: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two packs, one of them with the head's probabilities kept and one without."""
-    found = []
+    gradients_of = []
     for in_place in (False, True):
         dtype = compute if compute == torch.float64 else torch.float32
         module = tied(dtype=dtype) if tie else tiny("llama", dtype=dtype)
@@ -171,8 +171,8 @@ def test_gradients_added_in_place_are_the_same(
             monkeypatch.setattr(logp, "KEEP", {"cpu": keep})
             batch = collate(groups(4, seed=seed))
             batch.sum(policy.token_logp(batch)).sum().backward()
-        found.append([p.grad for p in module.parameters()])
-    for a, b in zip(*found, strict=True):
+        gradients_of.append([p.grad for p in module.parameters()])
+    for a, b in zip(*gradients_of, strict=True):
         assert a.dtype == b.dtype == dtype
         assert torch.allclose(a, b, atol=1e-12 if dtype == compute else 1e-4, rtol=1e-10)
 
@@ -180,18 +180,18 @@ def test_gradients_added_in_place_are_the_same(
 class Gated(nn.Module):
     """A gated MLP, but for what a family may add: a limit to the gate, a factor."""
 
-    def __init__(self, most: float = torch.inf, factor: float = 1.0) -> None:
+    def __init__(self, limit: float = torch.inf, factor: float = 1.0) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(32, 32, bias=False) for _ in range(3))
-        self.act_fn, self.most, self.factor = nn.SiLU(), most, factor
+        self.act_fn, self.limit, self.factor = nn.SiLU(), limit, factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.gate_proj(x).clamp(max=self.most)
+        gate = self.gate_proj(x).clamp(max=self.limit)
         return self.factor * self.down_proj(self.act_fn(gate) * self.up_proj(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("more", "swapped"), [({}, True), ({"most": 7.0}, False), ({"factor": 0.97}, False)])
+@pytest.mark.parametrize(("more", "swapped"), [({}, True), ({"limit": 7.0}, False), ({"factor": 0.97}, False)])
 def test_an_mlp_that_does_more_stays(dtype: torch.dtype, more: dict[str, float], swapped: bool) -> None:
     model = tiny("llama")
     model.base_model.layers[0].mlp = part = Gated(**more).to(dtype)
@@ -230,7 +230,7 @@ def test_a_copy_works_with_its_own_weights() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "olmo2", "gpt2", "gpt_oss", "qwen3_moe", "phi"])
 def test_half_precision_products_train(family: str) -> None:
     """fp32 weights, products in bfloat16: agrees with its own plain pass, and its gradient points where fp32's does."""
-    found = []
+    gradients_of = []
     for compute in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         module = AutoModelForCausalLM.from_config(tiny(family).config, attn_implementation="eager").eval()
@@ -240,5 +240,5 @@ def test_half_precision_products_train(family: str) -> None:
         (-batch.sum(policy.token_logp(batch))).sum().backward()
         grads = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
         assert all(g.dtype == torch.float32 for g in grads)
-        found.append(torch.cat(grads))
-    assert float(torch.cosine_similarity(*found, dim=0)) > 0.99
+        gradients_of.append(torch.cat(grads))
+    assert float(torch.cosine_similarity(*gradients_of, dim=0)) > 0.99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -90,9 +91,7 @@ def test_fill_changes_nothing(family: str) -> None:
         filled = collate(made, multiple=multiple)
         read = Layout.of(filled).read
         assert filled.tokens == bare.tokens
-        assert {len(filled.ids), len(filled.end), len(filled.position)} == {
-            -(-bare.tokens // multiple) * multiple
-        }
+        assert {len(filled.ids), len(filled.end), len(filled.position)} == {-(-bare.tokens // multiple) * multiple}
         assert len(filled.source) % multiple == len(filled.target) % multiple == 0
         assert read is None or (len(read) % multiple == 0 and set(bare.source.tolist()) <= set(read.tolist()))
         policy = wrap(tiny(family), "auto")[0]
@@ -167,8 +166,8 @@ def test_flex_attention_equals_the_mask(pack: str, more: dict, sunk: bool) -> No
     sinks = torch.randn(6) if sunk else None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is slow when it is not compiled
-        found = flex.in_flex(q, k, v, sinks, layout, shape)
-    assert torch.allclose(found.double(), dense(q, k, v, sinks, layout, shape), atol=1e-5)
+        out = flex.in_flex(q, k, v, sinks, layout, shape)
+    assert torch.allclose(out.double(), dense(q, k, v, sinks, layout, shape), atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 40, 200])
@@ -205,6 +204,16 @@ def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     assert longest_k == layout.depth
 
 
+def test_a_batch_has_one_layout_that_goes_with_it() -> None:
+    batch = collate(groups(3, seed=7))
+    layout = Layout.of(batch)
+    assert Layout.of(batch) is layout
+    assert layout.path_runs(None) is layout.path_runs(None)
+    gone = weakref.ref(layout)
+    del batch, layout
+    assert gone() is None
+
+
 def test_neighbors_never_leak() -> None:
     """NaN in one row's embeddings reaches no other row, and no gradient reaches a neighbor."""
     policy, _ = wrap(tiny(), "auto")
@@ -218,12 +227,12 @@ def test_neighbors_never_leak() -> None:
     assert clean
     policy.module.tie_weights()
     batch = collate([*clean, poison])
-    own = collate(clean)
-    hidden, expected = policy.hidden(batch), policy.hidden(own)
+    by_itself = collate(clean)
+    hidden, expected = policy.hidden(batch), policy.hidden(by_itself)
     same = {tuple(batch.ids[torch.as_tensor(p)].tolist()): p for p in batch.trie.paths}
-    for path in own.trie.paths:
-        there = same[tuple(own.ids[torch.as_tensor(path)].tolist())]
-        assert torch.allclose(hidden[there], expected[path], atol=1e-4)
+    for path in by_itself.trie.paths:
+        same_rows = same[tuple(by_itself.ids[torch.as_tensor(path)].tolist())]
+        assert torch.allclose(hidden[same_rows], expected[path], atol=1e-4)
     assert torch.isfinite(alone).all()
     assert torch.isnan(hidden).any()
 
@@ -236,7 +245,7 @@ def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest
     policy, _ = wrap(tiny(family), "auto")
     recompute_activations(policy.module)
     right = attention._by_token
-    monkeypatch.setattr(attention, "_by_token", lambda *given: computed.append(1) or right(*given))
+    monkeypatch.setattr(attention, "_by_token", lambda *args: computed.append(1) or right(*args))
     again = grads(policy, made)
     assert torch.equal(plain[0], again[0])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain[1], again[1], strict=True))

@@ -27,11 +27,11 @@ def test_value_and_gradient(
     logits = scale * (hidden @ weight.T + (0 if shift is None else shift))
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     expected = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
-    found = head_logp(hidden, LanguageHead(weight, shift, scale, softcap), target)
-    assert torch.allclose(found, expected, atol=1e-13, rtol=0)
+    logp = head_logp(hidden, LanguageHead(weight, shift, scale, softcap), target)
+    assert torch.allclose(logp, expected, atol=1e-13, rtol=0)
     inputs = [t for t in (hidden, weight, shift) if t is not None and t.requires_grad]
     for a, b in zip(
-        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+        torch.autograd.grad(logp, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
 
@@ -57,9 +57,9 @@ def test_squares() -> None:
 def test_half_precision_inputs_give_full_precision_sums() -> None:
     torch.manual_seed(2)
     hidden, weight, target = torch.randn(300, 16), torch.randn(500, 16), torch.randint(0, 500, (300,))
-    found = head_logp(hidden.bfloat16(), LanguageHead(weight.bfloat16()), target)
-    assert found.dtype == torch.float32
-    assert float((found - head_logp(hidden, LanguageHead(weight), target)).abs().max()) < 0.15
+    logp = head_logp(hidden.bfloat16(), LanguageHead(weight.bfloat16()), target)
+    assert logp.dtype == torch.float32
+    assert float((logp - head_logp(hidden, LanguageHead(weight), target)).abs().max()) < 0.15
 
 
 def test_no_scored_rows() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from preftune.errors import UserError
 from preftune.files import Folder
 from preftune.model.load import load_model
 from preftune.model.policy import trainable, wrap
-from preftune.model.weights import Weights, WholeModel, copy_into
+from preftune.model.weights import Weights, WholeModel
 
 CPU = torch.device("cpu")
 
@@ -37,9 +36,6 @@ class LastLayer(Weights):
 
     def state(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self.trained().items()}
-
-    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        return copy_into(self.state(), tensors)
 
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         WholeModel(self.module).export(into, tokenizer)

@@ -84,7 +84,7 @@ _SAVED: ContextVar[SavedOutputs | None] = ContextVar("saved", default=None)
 
 
 def keep_outputs() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Keep attention outputs when checkpointing: they are small and expensive. A `context_fn` for torch's checkpoint."""
+    """Keep attention outputs when checkpointing: they are small and expensive. For torch, as `context_fn`."""
     outputs: list[Tensor] = []
     return _saving(SavedOutputs(outputs, replay=False)), _saving(SavedOutputs(outputs, replay=True))
 

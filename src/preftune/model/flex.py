@@ -49,7 +49,7 @@ def in_flex(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, layout: Layou
 def block_mask(layout: Layout, window: int | None) -> BlockMask:
     """Who sees whom, for blocks of SIDE rows; window: positions that a row looks back on, itself included."""
     rows = len(layout.end)
-    some, whole = blocks_met(layout.trie.end, None if window is None else layout.trie.position, window)
+    some, whole = blocks_met(layout.trie.end, layout.trie.position, window)
     padding = -rows % SIDE
     end, position = (torch.nn.functional.pad(x, (0, padding)) for x in (layout.end, layout.position))
 
@@ -61,7 +61,7 @@ def block_mask(layout: Layout, window: int | None) -> BlockMask:
     return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=SIDE, mask_mod=sees, seq_lengths=(rows, rows))
 
 
-def blocks_met(end: np.ndarray, position: np.ndarray | None, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+def blocks_met(end: np.ndarray, position: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(blocks, blocks) bool each, of queries and keys: whether some row may see some other, and whether all see all."""
     starts = np.arange(0, len(end), SIDE)
     stops = np.minimum(starts + SIDE, len(end))
@@ -69,7 +69,7 @@ def blocks_met(end: np.ndarray, position: np.ndarray | None, window: int | None)
     some = (furthest[None, :] > starts[:, None]) & (starts[None, :] < stops[:, None])
     whole = (nearest[None, :] >= stops[:, None]) & (stops[None, :] <= starts[:, None] + 1)
     whole &= stops[:, None] - starts[:, None] == SIDE  # a last block that is not full is masked
-    if position is not None and window is not None:
+    if window is not None:
         highest, lowest = np.maximum.reduceat(position, starts), np.minimum.reduceat(position, starts)
         whole &= highest[:, None] - lowest[None, :] < window
     return some, whole

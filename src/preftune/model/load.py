@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,26 +39,20 @@ def load_model(
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
     switch_dropout_off(module)
-    return torch.nn.Module.to(module, device).eval()
+    return module.to(device).eval()  # pyright: ignore[reportArgumentType]
 
 
 def _from_pretrained(path: str, revision: str | None, dtype: torch.dtype, location: str) -> PreTrainedModel:
-    refuse_unnamed(path, location)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        refuse_code(folder, location)
+    source, folder = _source(path, location), Path(path).expanduser()
     location = f"{location}: {path}"
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise UserError(
-            "has no *.safetensors file.",
-            location=location,
-            hint="Weights in pickle files are not read; save the model again as safetensors.",
-        )
+        hint = "Weights in pickle files are not read; save the model again as safetensors."
+        raise UserError("has no *.safetensors file.", location=location, hint=hint)
     if not folder.is_dir() and (folder.exists() or path.startswith((".", "/", "~"))):
         raise UserError("is not the folder of a model.", location=location)
     try:
         module, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            str(folder) if folder.is_dir() else path,
+            source,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
@@ -68,41 +62,43 @@ def _from_pretrained(path: str, revision: str | None, dtype: torch.dtype, locati
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error
-    _refuse_mismatch(info, location)
+    problem, hint = _mismatch(info)
+    if problem:
+        raise UserError(problem, location=location, hint=hint)
     return module
 
 
-def _refuse_mismatch(info: Mapping[str, Sequence], location: str) -> None:
-    """Raise UserError where weights and config.json are not of one model."""
+def _mismatch(info: Mapping[str, Iterable]) -> tuple[str, str]:
+    """Why weights and config.json are not of one model, and a hint; empty where they are."""
     for name, size, expected in sorted(info["mismatched_keys"]):
-        raise UserError(f"{name} is {_shape(size)} in its weights, but {_shape(expected)} by its config.json.",
-                        location=location, hint="Is it the config of another model?")  # fmt: skip
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"has no weights for {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
-            location=location,
-            hint="Not the folder of a causal language model?",
-        )
-    unexpected = [key for key in info["unexpected_keys"] if "layers." in key]
-    if unexpected:
-        raise UserError(
-            f"holds weights that its config.json has no place for, such as {min(unexpected)}.",
-            location=location,
-            hint="Is it the config of another model?",
-        )
+        text = f"{name} is {_shape(size)} in its weights, but {_shape(expected)} by its config.json."
+        return text, "Is it the config of another model?"
+    if missing := sorted(info["missing_keys"]):
+        names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        return f"has no weights for {names}.", "Not the folder of a causal language model?"
+    if unexpected := [key for key in info["unexpected_keys"] if "layers." in key]:
+        text = f"holds weights that its config.json has no place for, such as {min(unexpected)}."
+        return text, "Is it the config of another model?"
+    return "", ""
 
 
 def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
     """The model's config alone, without its weights."""
-    refuse_unnamed(path, location)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        refuse_code(folder, location)
+    source = _source(path, location)
     try:
-        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
+        return AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:
         raise UserError(f"cannot be read: {third_party_message(error)}", location=f"{location}: {path}") from error
+
+
+def _source(path: str, location: str) -> str:
+    """What transformers is asked for: a folder that asks for no code, or a name of the hub."""
+    refuse_unnamed(path, location)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    refuse_code(folder, location)
+    return str(folder)
 
 
 def _shape(size: Sequence[int]) -> str:

@@ -39,10 +39,10 @@ class PrunedLayer:
         self._layout = weakref.ref(layout)
         return args, {**kwargs, "trie": layout.last_layer}
 
-    def _select(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _select(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         layout = self._layout and self._layout()
         if layout is None or layout.read is None:
-            return None
+            return args
         return (args[0].index_select(1, layout.read), *args[1:])
 
     def _among_zeros(self, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -40,12 +40,20 @@ class Weights(ABC):
         """What a checkpoint holds, detached; not a copy."""
 
     @abstractmethod
-    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
-        """Take over a `state`. Returns "", or the name of what does not fit; then nothing has changed."""
-
-    @abstractmethod
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain Hugging Face layout into a folder that is being built."""
+
+    @final
+    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
+        """Take over a `state`. Returns "", or the name of what does not fit; then nothing has changed."""
+        state = self.state()
+        for name in sorted(state.keys() | tensors.keys()):
+            if name not in state or name not in tensors or state[name].shape != tensors[name].shape:
+                return name
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(tensors[name])
+        return ""
 
 
 @final
@@ -69,23 +77,9 @@ class WholeModel(Weights):
     def state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
-        return copy_into(self.state(), tensors)
-
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         name = str(self.module.config._attn_implementation)
         self.module.set_attn_implementation("eager")  # ours is not known elsewhere
         self.module.save_pretrained(into.path)
         self.module.set_attn_implementation(name)
         tokenizer.save_pretrained(into.path)
-
-
-def copy_into(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """Copy tensors into those of the same names, all or none; returns "", or a name that does not fit."""
-    for name in sorted(state.keys() | tensors.keys()):
-        if name not in state or name not in tensors or state[name].shape != tensors[name].shape:
-            return name
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(tensors[name])
-    return ""

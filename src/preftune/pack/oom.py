@@ -1,4 +1,4 @@
-"""What to do where memory runs out: the same packs, each cut in two. Held by tests/laws/test_packs.py."""
+"""What to do where memory runs out: the same packs, each cut in two. Held by tests/laws/test_trajectory.py."""
 
 from __future__ import annotations
 

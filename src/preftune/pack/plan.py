@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from preftune.pack.trie import lexicographic_order
 from preftune.tokens.groups import TokenGroup
 
 Pack = tuple[int, ...]
@@ -163,8 +164,4 @@ def halved(packs: Sequence[Pack], times: int) -> tuple[Pack, ...]:
 
 def prefix_order(sequences: Sequence[np.ndarray]) -> list[int]:
     """The place of each sequence in lexicographic order: the sort_key of groups, given the prompt of each."""
-    keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]
-    order = [0] * len(keys)
-    for place, index in enumerate(sorted(range(len(keys)), key=keys.__getitem__)):
-        order[index] = place
-    return order
+    return np.argsort(lexicographic_order(sequences)).tolist()
