@@ -15,7 +15,7 @@ from preftune.model.policy import Policy, trainable, wrap
 from preftune.objective import DPO
 from preftune.objective.responses import Pairs, Responses
 from preftune.pack.batch import Batch, collate
-from preftune.pack.plan import Packing, Plan, make_plan, prefix_rank
+from preftune.pack.plan import Packing, Plan, make_plan, prefix_order
 from preftune.reference.fill import filled, score_missing
 from preftune.reference.store import Store
 from preftune.rows.read import read
@@ -49,7 +49,7 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
     score_missing(policy, store, groups, tokens=packing.tokens, seed=seed)
     groups = filled(groups, store)
 
-    objective, optimizer = DPO(beta=0.1), adamw(module, optim)
+    objective, optimizer = DPO(beta=0.1), adamw(policy.weights, optim)
     for number, step in enumerate(plan.steps):
         for pack in step.packs:
             batch = collate([groups[i] for i in pack])
@@ -72,7 +72,7 @@ def plan_of(groups: list[TokenGroup], packing: Packing, rows: int, optim: Optim,
         tokens=packing.tokens,
         seed=seed,
         epochs=optim.epochs,
-        sort_key=prefix_rank([group.prompt for group in groups]),
+        sort_key=prefix_order([group.prompt for group in groups]),
         costs=[packing.cost(group) for group in groups],
     )
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from preftune.report import page
     from preftune.rows.config import Data
     from preftune.run.score import score
+    from preftune.run.train import train
     from preftune.training.config import Optim, Save
-    from preftune.training.loop import train
 
 _MODULES = {
     "config.load": ["load"],
@@ -41,7 +41,7 @@ _MODULES = {
     "rows.config": ["Data"],
     "run.score": ["score"],
     "training.config": ["Optim", "Save"],
-    "training.loop": ["train"],
+    "run.train": ["train"],
 }
 _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = [

@@ -57,6 +57,10 @@ class Distributed:
         """The largest of the ranks' numbers. It is also a barrier: no rank goes on before all have come here."""
         return int(self.all_reduce_max(torch.tensor(number, dtype=torch.int64)))
 
+    def barrier(self) -> None:
+        """Return when every rank has come this far."""
+        self.max(0)
+
     def broadcast_int(self, number: int) -> int:
         """The number of rank 0; those of the others are ignored."""
         return int(self.sum(torch.tensor(number if self.first else 0, dtype=torch.int64)))

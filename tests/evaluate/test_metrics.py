@@ -13,11 +13,11 @@ from preftune.evaluate.evaluate import RowMetrics, rating_auc
 from preftune.evaluate.metrics import ranked_right, rewards, score_metrics
 from preftune.forward.examples import Examples
 from preftune.objective.responses import Responses
-from preftune.record.schema import SCORES
+from preftune.record.schema import COMMON
 
 
 def metrics_of(objective: o.Objective, examples: Examples) -> dict:
-    return score_metrics(objective, examples, list(SCORES), loss=0.0)
+    return score_metrics(objective, examples, list(COMMON), loss=0.0)
 
 
 def scores(logp: list[float], tokens: list[float], reference: float | None = 0.0) -> Responses:

@@ -45,9 +45,9 @@ import preftune
 
 # Keys of the configuration as the runs below spell them -> as the present build spells them.
 KEYS = {
-    "model.tokeniser": "model.tokeniser",
-    "reference.share": "reference.share",
-    "reference.every": "reference.every",
+    "model.tokeniser": "model.tokenizer",
+    "reference.share": "reference.alpha",
+    "reference.every": "reference.update_every",
 }
 # Numbers of the record as golden.json spells them -> as the present build spells them; others have kept their names.
 METRICS: dict[str, str] = {}

@@ -38,11 +38,11 @@ def check(*words: str) -> None:
         from preftune.run.preview import preview
 
         planned = preview(run, rows)
-    for part, tokenized in planned.prepared.tokenized.items():
+    for part, tokenized in planned.dataset.tokenized.items():
         console.print(view.tokenized(part, tokenized))
-    for group in planned.prepared.train[:3]:
-        console.print(view.group(group, planned.tokenizer))
+    for group in planned.dataset.train[:3]:
+        console.print(view.group(group, planned.dataset.tokenizer))
     for sentence, _ in planned.notes.values():
         console.print(sentence, markup=False)
-    console.print(view.lengths(planned.prepared.account))
+    console.print(view.lengths(planned.dataset.account))
     console.print(view.work(planned))

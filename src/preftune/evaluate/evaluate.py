@@ -25,10 +25,10 @@ from preftune.evaluate.metrics import (
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models, score_step
 from preftune.forward.loss import Loss
-from preftune.objective import Objective
+from preftune.objective.base import ObjectiveTable
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Step
-from preftune.record.schema import SCORES
+from preftune.record.schema import COMMON
 from preftune.tokens.groups import TokenGroup
 
 
@@ -73,7 +73,7 @@ def evaluate(
     output = loss([groups[i] for i in step.order], scores.responses, mismatched)
     examples, logp = output.examples, scores.responses.logp
     before = logp if start is None else torch.from_numpy(start)
-    metrics = score_metrics(loss.objective, examples, list(SCORES), loss=output.value, start=before)
+    metrics = score_metrics(loss.objective, examples, list(COMMON), loss=output.value, start=before)
     by_row = RowMetrics(examples, loss.objective, before)
     metrics |= by_row.length_metrics() | by_row.rating_metrics()
     metrics |= {"rows": held_out.rows, "responses": len(logp), "seconds": round(time.monotonic() - began, 3)}
@@ -87,7 +87,7 @@ class RowMetrics:
     of each rated response, by its place.
     """
 
-    def __init__(self, examples: Examples, objective: Objective, before: Tensor) -> None:
+    def __init__(self, examples: Examples, objective: ObjectiveTable, before: Tensor) -> None:
         self.examples, self.before = examples, before
         self.change = examples.responses.logp - before
         self.log_ratio = self.change if examples.responses.reference is None else examples.responses.log_ratio

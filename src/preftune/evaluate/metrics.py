@@ -9,14 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from preftune.forward.examples import Examples
-from preftune.objective import Objective, parts
+from preftune.objective import parts
+from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Responses
 
 Metrics = dict[str, float | None]
 TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
 
 
-def rewards(objective: Objective, responses: Responses) -> Tensor | None:
+def rewards(objective: ObjectiveTable, responses: Responses) -> Tensor | None:
     """(responses,) beta times the log-ratio as the first part of the objective with a beta and a reference takes it.
 
     None where there is no such part, or no reference.
@@ -29,7 +30,7 @@ def rewards(objective: Objective, responses: Responses) -> Tensor | None:
 
 
 def score_metrics(
-    objective: Objective,
+    objective: ObjectiveTable,
     examples: Examples,
     names: Sequence[str],
     *,
@@ -91,7 +92,7 @@ def margins_per_token(examples: Examples) -> Tensor:
     return chosen - rejected
 
 
-def pair_accuracy(examples: Examples, objective: Objective) -> Tensor:
+def pair_accuracy(examples: Examples, objective: ObjectiveTable) -> Tensor:
     """(pairs,) 1 where the margin that the objective goes by ranks the pair right, one half at a tie."""
     if all(part.length_normalized for _, part in parts(objective)):
         return ranked_right(margins_per_token(examples), TIE / 100)

@@ -11,7 +11,7 @@ Held by tests/laws/test_packs.py and tests/laws/test_ranks.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
@@ -25,13 +25,11 @@ from preftune.forward.loss import Loss, LossOutput
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses
-from preftune.pack.batch import Batch, collate
-from preftune.pack.oom import OomRetry
+from preftune.pack.batch import Batch
+from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
 from preftune.reference.moving import MovingReference
 from preftune.tokens.groups import TokenGroup
-
-Groups = Sequence[TokenGroup] | Mapping[int, TokenGroup]  # by the indices that a plan holds
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Models:
     reference: MovingReference | None = None
 
     def collate(self, groups: Groups, pack: Pack) -> Batch:
-        """The batch of a pack of these groups, where the policy is."""
-        return collate([groups[i] for i in pack], self.policy.device, self.policy.multiple)
+        """The batch of a pack of these groups, as the policy takes it."""
+        return self.policy.batch([groups[i] for i in pack])
 
     def with_reference(self, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> Groups:
         """The step's groups with the reference's numbers of now, where it moves; else the groups as they are."""

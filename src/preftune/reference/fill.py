@@ -18,7 +18,6 @@ from preftune import events, files, signals
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.model.policy import Policy
-from preftune.pack.batch import collate
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack
 from preftune.pack.trie import common_prefix
@@ -143,7 +142,7 @@ def _token_logp(policy: Policy, groups: Sequence[TokenGroup], oom: OomRetry) -> 
     """(members,) of groups of one response, fp32, and tokens computed."""
 
     def score(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
-        batches = [collate([groups[i] for i in pack], policy.device, policy.multiple) for pack in packs]
+        batches = [policy.batch([groups[i] for i in pack]) for pack in packs]
         with torch.no_grad():
             parts = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
         return np.concatenate(parts), sum(batch.tokens for batch in batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,7 @@ import torch
 
 from preftune.distributed import Distributed
 from preftune.model.policy import Policy
-from preftune.pack.batch import collate
-from preftune.pack.oom import OomRetry
+from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
 from preftune.tokens.groups import TokenGroup
 
@@ -31,9 +30,7 @@ class MovingReference:
                 for reference, trained in zip(self.policy.module.parameters(), policy.module.parameters(), strict=True):
                     reference.lerp_(trained, self.alpha)
 
-    def fill(
-        self, groups: Sequence[TokenGroup] | Mapping[int, TokenGroup], step: Step, oom: OomRetry, dist: Distributed
-    ) -> dict[int, TokenGroup]:
+    def fill(self, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> dict[int, TokenGroup]:
         """The groups of a step by their index, with this model's numbers of now in the column `reference`."""
         filled: dict[int, TokenGroup] = {}
         for part in (step, step.mismatched):
@@ -41,13 +38,11 @@ class MovingReference:
                 filled |= self._fill(groups, part, oom, dist)
         return filled
 
-    def _fill(
-        self, groups: Sequence[TokenGroup] | Mapping[int, TokenGroup], step: Step, oom: OomRetry, dist: Distributed
-    ) -> dict[int, TokenGroup]:
+    def _fill(self, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> dict[int, TokenGroup]:
         def score(packs: Sequence[Pack]) -> dict[int, np.ndarray]:
             scored: dict[int, np.ndarray] = {}
             for pack in packs:
-                batch = collate([groups[i] for i in pack], self.policy.device, self.policy.multiple)
+                batch = self.policy.batch([groups[i] for i in pack])
                 with torch.no_grad():
                     token_logp = self.policy.token_logp(batch).cpu().numpy()
                 stops = np.cumsum([sum(map(len, groups[i].responses)) for i in pack])[:-1]

@@ -145,7 +145,7 @@ def _ranking(raw: RawRow, responses: Sequence[Prompt], order: list[float], score
     prompt, aligned = align(raw.prompt(), responses)
     ranks = {number: rank for rank, number in enumerate(sorted(set(order)), 1)}
     return Ranking(prompt=prompt, responses=aligned, ranks=tuple(ranks[number] for number in order), place=raw.place,
-                   scores=scores and tuple(scores), token_weights=raw.listed_token_weights(aligned))  # fmt: skip
+                   scores=tuple(scores) if scores else None, token_weights=raw.listed_token_weights(aligned))  # fmt: skip
 
 
 def single(raw: RawRow) -> Row:

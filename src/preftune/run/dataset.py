@@ -72,8 +72,9 @@ def cached_loader() -> Loader:
 
 def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     """Rows that were read, in token ids. Raises UserError where too many are unusable, or none is left."""
-    tokenizer = load_tokenizer(run.model.tokenizer or run.model.path, run.model.revision, run.data.template)
-    config = load_config(run.model.path, run.model.revision, "model.path")
+    path, tokenizer = run.model.path, run.model.tokenizer or str(run.model.path)
+    tokenizer = load_tokenizer(tokenizer, run.model.revision, run.data.template)
+    config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
     max_tokens = _max_tokens(run.data, config)
     parts = {"train": rows.train, "evaluate": rows.evaluate}
     tokenized = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup])
     if path is None and isinstance(kind, Stored):
         return policy
     module = load.load_model(
-        path or run.model.path,
+        path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
         revision=None if path else run.model.revision,
         weights=run.model.weights,
         device=policy.device,

@@ -10,7 +10,7 @@ from preftune.errors import UserError
 from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.examples import mismatch
-from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_rank
+from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_order
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
 
@@ -24,7 +24,7 @@ def plan_steps(run: Run, groups: Sequence[TokenGroup], packing: Packing, world_s
         seed=run.seed,
         steps=run.optim.steps,
         epochs=run.optim.epochs,
-        sort_key=prefix_rank([group.prompt for group in groups]),
+        sort_key=prefix_order([group.prompt for group in groups]),
         costs=[packing.cost(group) for group in groups],
         world_size=world_size,
     )

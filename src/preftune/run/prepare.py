@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import replace
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
@@ -14,7 +15,6 @@ from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.model.budget import attention_crossover, pack_budget
-from preftune.model.load import PreTrainedTokenizerBase
 from preftune.model.policy import Policy
 from preftune.pack.plan import Packing
 from preftune.reference.config import Moving

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from preftune import files
 from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.distributed import Distributed
@@ -50,7 +51,7 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
         emit(Happened(state.step, "note", f"bits may differ from before: {', '.join(changes)}"))
     record.json("environment.json", surroundings)
     record.json("data.json", msgspec.to_builtins(prepared.dataset.account))
-    record.text("run.toml", dump(run))
+    files.write(record.path / "run.toml", dump(run))
     for kind, (text, details) in prepared.notes.items():
         emit(Happened(state.step, kind, text, details))
 

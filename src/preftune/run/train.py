@@ -12,11 +12,12 @@ from pathlib import Path
 from preftune import events, files, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
+from preftune.config.tree import flatten, tree_of
 from preftune.distributed import process_group
 from preftune.errors import UserError
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
-from preftune.record.trackers import guarded, trackers
+from preftune.record.trackers import assert_ready, guarded, tracking
 from preftune.record.writer import RecordWriter, claim
 from preftune.report import page
 from preftune.run.dataset import Loader, load_dataset
@@ -46,6 +47,7 @@ def train(
     if resume and force:
         raise UserError("--resume and --force cannot be combined.", hint="Go on with the run, or replace it.")
     run = resolve(run)
+    assert_ready(run.track)
     out = Path(run.out).expanduser()
     with ExitStack() as stack:
         dist = stack.enter_context(process_group())
@@ -60,21 +62,29 @@ def train(
         models = prepared.training.models
         state = State(
             weights=models.policy.weights,
-            optimizer=adamw(models.policy.module, run.optim),
+            optimizer=adamw(models.policy.weights, run.optim),
             reference=models.reference.policy.module if models.reference else None,
         )
         record = None
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
-            stack.enter_context(events.listening(record, *map(guarded, sinks)))
+            stack.enter_context(events.listening(record, *(guarded(sink, name_of(sink)) for sink in sinks)))
             begin_or_resume(prepared, state, record, allow_change if resuming else None)
-            stack.enter_context(trackers(run.track, prepared.run, out, state.step))
+            settings = {
+                key: value for key, value in flatten(tree_of(prepared.run)).items() if not key.startswith("track.")
+            }
+            stack.enter_context(tracking(run.track, settings, out, state.step))
         checkpoint.broadcast(state, dist)
         fit(prepared.training, state, record)
         if record is not None:
             finish(prepared, state, record)
         dist.barrier()  # when this returns, on any rank, everything is written
     return out
+
+
+def name_of(sink: events.Sink) -> str:
+    """What an event calls a sink of the caller's."""
+    return getattr(sink, "__name__", type(sink).__name__)
 
 
 def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:

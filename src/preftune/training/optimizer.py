@@ -6,12 +6,13 @@ import math
 
 import torch
 
+from preftune.model.weights import Weights
 from preftune.training.config import Optim
 
 
-def adamw(module: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
+def adamw(weights: Weights, optim: Optim) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay on matrices only (decoupled: arXiv 1711.05101)."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = list(weights.trained().values())
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
