@@ -23,7 +23,7 @@ SLIPS = {
     "check data.train=row.jsonl": 'Did you mean "rows.jsonl"?',
     "check model=M": "model: must be a table, got text. Write model.path",
     "check": "data.train: no rows are named.",
-    "check track.project=x": "track.to",
+    "check track.project=x": "track: Object missing required field",
     "check track.to=wandbb": '"wandbb" is not one of them. Did you mean "wandb"?',
     "check rows.jsonl extra": '"extra" is neither a flag nor key=value.',
     "keys objectve": 'no key begins with "objectve". Did you mean "objective',

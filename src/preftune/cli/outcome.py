@@ -16,14 +16,9 @@ from preftune.record.reader import Record
 from preftune.record.schema import EVALUATION
 
 SWEEP_COLUMNS = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "accuracy_per_token": "per token",
-    "accuracy_of_change": "since start",
-    "margin": "margin",
-    "chosen_logp_change": "chosen",
-    "rejected_logp_change": "rejected",
-}
+    "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token", "accuracy_of_change": "since start",
+    "margin": "margin", "chosen_logp_change": "chosen", "rejected_logp_change": "rejected",
+}  # fmt: skip
 
 
 def metrics_table(*columns: Mapping[str, float | None], titles: tuple[str, ...] = ("value",)) -> Table:

@@ -11,16 +11,8 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
@@ -103,15 +95,15 @@ class LiveLine:
     def __init__(self, console: Console) -> None:
         wide = console.width >= WIDE
         columns = [
-            TextColumn("{task.description}"),
-            *([BarColumn(bar_width=24)] if wide else []),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}", table_column=Column(overflow="fold")),  # the column that may wrap
-            *([TimeElapsedColumn(), TextColumn("left")] if wide else []),
-            TimeRemainingColumn(),
+            progress.TextColumn("{task.description}"),
+            *([progress.BarColumn(bar_width=24)] if wide else []),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[numbers]}", table_column=Column(overflow="fold")),  # may wrap
+            *([progress.TimeElapsedColumn(), progress.TextColumn("left")] if wide else []),
+            progress.TimeRemainingColumn(),
         ]
-        self.bars, self.wide = Bars(*columns, console=console), wide
-        self.tasks: dict[str, TaskID] = {}
+        self.bars, self.wide = progress.Progress(*columns, console=console), wide
+        self.tasks: dict[str, progress.TaskID] = {}
 
     def __enter__(self) -> LiveLine:
         self.bars.start()

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class TrackedRun(NamedTuple):
-    """What a tracker is told once. configuration: by dotted keys; resumed_at: updates done before, 0 for a new run.
+    """What a tracker gets when it opens. configuration: by dotted keys; resumed_at: updates done before, 0 if new.
 
     id: the same before and after a resume, and no other run's.
     """
@@ -75,7 +75,7 @@ def _trackio(run: TrackedRun) -> Tracker:
 
     def close(code: int) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            handle.finish()
+            trackio.finish()  # and not handle.finish(), which trackio would call again when Python ends
 
     return Tracker(lambda step, metrics: handle.log(metrics, step=step), close)
 

@@ -18,21 +18,9 @@ from preftune.events import Evaluated, Event, Happened, StepDone
 
 METRICS, EVALUATIONS, EVENTS = LINES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 RUN_FILES = (
-    "run.toml",
-    "environment.json",
-    "identity.json",
-    "data.json",
-    "evaluation_rows.jsonl",
-    "extras.json",
-    "report.html",
-    "start.safetensors",
-    "track.json",
-    "checkpoints",
-    "model",
-    "tensorboard",
-    "wandb",
-    *LINES,
-)  # what `claim` removes when a run is replaced
+    "run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl", "extras.json", "report.html",
+    "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb", *LINES,
+)  # fmt: skip  # what `claim` deletes when a run is replaced
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
 
 
@@ -144,11 +132,8 @@ def environment(
 ) -> dict[str, object]:
     """Versions, kind of machine and digests: all that a figure of this run depends on besides run.toml."""
     return {
-        "preftune": version("preftune"),
+        **{package: version(package) for package in ("preftune", "torch", "transformers", "numpy")},
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "numpy": version("numpy"),
         "system": platform.system(),
         "machine": platform.machine(),
         "device": device,
