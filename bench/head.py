@@ -25,12 +25,13 @@ SIZES = {8192: 384, 151936: 256}  # vocabulary -> width, as of the other benchma
 def work(way: str, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(rows,): log-probabilities of the targets."""
     from preftune.model import logp
+    from preftune.model.heads import LanguageHead
 
     if way.startswith("torch"):
         options = None if "whole" in way else torch.nn.LinearCrossEntropyOptions(chunking_method="auto")
         return -functional.linear_cross_entropy(hidden, weight, target, reduction="none", options=options)
     logp.KEEP["cpu"] = 2**40 if "kept" in way else 0
-    return logp.head_logp(hidden, logp.Head(weight), target)
+    return logp.head_logp(hidden, LanguageHead(weight), target)
 
 
 def measure(way: str, rows: int, vocab: int, width: int) -> dict[str, float]:

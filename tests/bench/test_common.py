@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.pack.plan import make_plan, prefix_rank
+from preftune.pack.plan import make_plan, prefix_order
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import common
@@ -19,8 +19,8 @@ import table
 def test_the_peer_meets_the_rows_of_every_step_of_our_plan() -> None:
     rows = common.made_rows("hh", 512, 20)
     sizes = [sum(len(text.split()) for text in row.values()) for row in rows]
-    near = prefix_rank([np.array([int(w[1:]) for w in row["prompt"].split()]) for row in rows])
-    plan = make_plan(sizes, rows=common.PAIRS, tokens=700, seed=3, near=near)
+    sort_key = prefix_order([np.array([int(w[1:]) for w in row["prompt"].split()]) for row in rows])
+    plan = make_plan(sizes, rows=common.PAIRS, tokens=700, seed=3, sort_key=sort_key)
     theirs = common.planned(rows, 3)
     for at, step in enumerate(plan.steps):
         ours = {rows[i]["prompt"] for pack in step.packs for i in pack}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from making import group, groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention, flex
+from preftune.model.layout import Layout, Shape
 from preftune.model.policy import recompute_activations, wrap
 from preftune.model.verify import plain_logp, verify_layout
 from preftune.pack.batch import collate
@@ -87,11 +89,9 @@ def test_fill_changes_nothing(family: str) -> None:
     bare = collate(made)
     for multiple in (32, 2 * bare.tokens + 1):
         filled = collate(made, multiple=multiple)
-        read = filled.layout.read
+        read = Layout.of(filled).read
         assert filled.tokens == bare.tokens
-        assert {len(filled.ids), len(filled.layout.end), len(filled.layout.position)} == {
-            -(-bare.tokens // multiple) * multiple
-        }
+        assert {len(filled.ids), len(filled.end), len(filled.position)} == {-(-bare.tokens // multiple) * multiple}
         assert len(filled.source) % multiple == len(filled.target) % multiple == 0
         assert read is None or (len(read) % multiple == 0 and set(bare.source.tolist()) <= set(read.tolist()))
         policy = wrap(tiny(family), "auto")[0]
@@ -107,7 +107,7 @@ def test_packs_are_filled_where_a_shape_costs() -> None:
     assert wrap(tiny(dtype=torch.bfloat16), "auto")[0].multiple == 128
 
 
-def dense(q, k, v, sinks, layout, shape: attention.Shape) -> torch.Tensor:
+def dense(q, k, v, sinks, layout, shape: Shape) -> torch.Tensor:
     """The definition: one masked square over the whole pack, in double; result (1, tokens, heads, width)."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
@@ -138,7 +138,7 @@ PACKS = {
     ("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.dtype, allowed: float) -> None:
-    layout, shape = collate(PACKS[pack]).layout, attention.Shape(0.25, **more)
+    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, **more)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, len(layout.end), 16).to(dtype).requires_grad_() for heads in (6, 2, 2))
     inputs = [q, k, v, *([torch.randn(6).to(dtype).requires_grad_()] if sunk else [])]
@@ -160,20 +160,20 @@ def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.d
 @pytest.mark.parametrize("sunk", [False, True])
 def test_flex_attention_equals_the_mask(pack: str, more: dict, sunk: bool) -> None:
     """Forward only: on a CPU it has no backward pass."""
-    layout, shape = collate(PACKS[pack]).layout, attention.Shape(0.25, **more)
+    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, **more)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, len(layout.end), 16) for heads in (6, 2, 2))
     sinks = torch.randn(6) if sunk else None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is slow when it is not compiled
-        found = flex.in_flex(q, k, v, sinks, layout, *shape)
-    assert torch.allclose(found.double(), dense(q, k, v, sinks, layout, shape), atol=1e-5)
+        out = flex.in_flex(q, k, v, sinks, layout, shape)
+    assert torch.allclose(out.double(), dense(q, k, v, sinks, layout, shape), atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 40, 200])
 def test_the_block_mask_of_flex_attention_is_that_of_the_definition(window: int | None) -> None:
     made = [*groups(5, seed=3, prompt=(50, 200), response=(10, 60)), group(range(400), range(3, 60), range(90))]
-    layout = collate(made).layout
+    layout = Layout.of(collate(made))
     some, whole = flex.blocks_met(layout.trie.end, layout.trie.position, window)
     row = torch.arange(-(-len(layout.end) // flex.SIDE) * flex.SIDE)
     end, position = (torch.nn.functional.pad(x, (0, len(row) - len(layout.end))) for x in (layout.end, layout.position))
@@ -189,8 +189,8 @@ def test_the_block_mask_of_flex_attention_is_that_of_the_definition(window: int 
 
 def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     made = [*groups(3, seed=7), group([3, 4, 5], [6, 7, 8, 9], [6, 7])]  # one response is the beginning of another
-    layout = collate(made).layout
-    path, starts_q, starts_k, longest_q, longest_k = layout.leaves
+    layout = Layout.of(collate(made))
+    path, starts_q, starts_k, longest_q, longest_k = layout.varlen
     q, k = starts_q.tolist(), starts_k.tolist()
     assert q[-1] == len(layout.end)
     sees = torch.zeros(len(layout.end), len(layout.end), dtype=torch.bool)
@@ -202,6 +202,16 @@ def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     assert torch.equal(sees, visible(row[:, None], row[None, :], layout.end))
     assert longest_q == max(b - a for a, b in itertools.pairwise(q))
     assert longest_k == layout.depth
+
+
+def test_a_batch_has_one_layout_that_goes_with_it() -> None:
+    batch = collate(groups(3, seed=7))
+    layout = Layout.of(batch)
+    assert Layout.of(batch) is layout
+    assert layout.path_runs(None) is layout.path_runs(None)
+    gone = weakref.ref(layout)
+    del batch, layout
+    assert gone() is None
 
 
 def test_neighbors_never_leak() -> None:
@@ -217,12 +227,12 @@ def test_neighbors_never_leak() -> None:
     assert clean
     policy.module.tie_weights()
     batch = collate([*clean, poison])
-    own = collate(clean)
-    hidden, expected = policy.hidden(batch), policy.hidden(own)
-    same = {tuple(batch.ids[torch.as_tensor(p)].tolist()): p for p in batch.layout.trie.paths}
-    for path in own.layout.trie.paths:
-        there = same[tuple(own.ids[torch.as_tensor(path)].tolist())]
-        assert torch.allclose(hidden[there], expected[path], atol=1e-4)
+    by_itself = collate(clean)
+    hidden, expected = policy.hidden(batch), policy.hidden(by_itself)
+    same = {tuple(batch.ids[torch.as_tensor(p)].tolist()): p for p in batch.trie.paths}
+    for path in by_itself.trie.paths:
+        same_rows = same[tuple(by_itself.ids[torch.as_tensor(path)].tolist())]
+        assert torch.allclose(hidden[same_rows], expected[path], atol=1e-4)
     assert torch.isfinite(alone).all()
     assert torch.isnan(hidden).any()
 
@@ -235,7 +245,7 @@ def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest
     policy, _ = wrap(tiny(family), "auto")
     recompute_activations(policy.module)
     right = attention._by_token
-    monkeypatch.setattr(attention, "_by_token", lambda *given: computed.append(1) or right(*given))
+    monkeypatch.setattr(attention, "_by_token", lambda *args: computed.append(1) or right(*args))
     again = grads(policy, made)
     assert torch.equal(plain[0], again[0])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain[1], again[1], strict=True))

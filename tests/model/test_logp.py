@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from preftune.model import logp as module
-from preftune.model.logp import Head, head_logp, head_logp_and_statistics
+from preftune.model.heads import LanguageHead
+from preftune.model.logp import head_logp, head_logp_and_squares
 
 
 @pytest.mark.parametrize("mode", ["kept", "recomputed", "frozen"])
@@ -26,11 +27,11 @@ def test_value_and_gradient(
     logits = scale * (hidden @ weight.T + (0 if shift is None else shift))
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     expected = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
-    found = head_logp(hidden, Head(weight, shift, scale, softcap), target)
-    assert torch.allclose(found, expected, atol=1e-13, rtol=0)
+    logp = head_logp(hidden, LanguageHead(weight, shift, scale, softcap), target)
+    assert torch.allclose(logp, expected, atol=1e-13, rtol=0)
     inputs = [t for t in (hidden, weight, shift) if t is not None and t.requires_grad]
     for a, b in zip(
-        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+        torch.autograd.grad(logp, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-12, rtol=1e-12)
 
@@ -38,31 +39,29 @@ def test_value_and_gradient(
 def test_a_frozen_matrix_gets_no_gradient_from_a_bias_that_learns() -> None:
     hidden, weight = torch.randn(9, 8), torch.nn.Parameter(torch.randn(30, 8), requires_grad=False)
     bias, target = torch.zeros(30, requires_grad=True), torch.arange(9)
-    head_logp(hidden, Head(weight, bias, in_place=True), target).sum().backward()
+    head_logp(hidden, LanguageHead(weight, bias, in_place=True), target).sum().backward()
     assert weight.grad is None
     assert bias.grad is not None
     assert torch.allclose(bias.grad[:9].sum() + bias.grad[9:].sum(), torch.tensor(0.0), atol=1e-5)
 
 
-def test_statistics() -> None:
+def test_squares() -> None:
     torch.manual_seed(1)
     hidden, weight, target = torch.randn(9, 8), torch.randn(30, 8), torch.randint(0, 30, (9,))
-    p = torch.softmax(hidden @ weight.T, -1)
-    logp, found = head_logp_and_statistics(hidden, Head(weight), target)
-    assert torch.equal(logp, head_logp(hidden, Head(weight), target))
-    assert torch.allclose(found.squares, (p**2).sum(-1).log(), atol=1e-5)
-    assert torch.allclose(found.entropy, -(p * p.log()).sum(-1), atol=1e-5)
-    assert torch.equal(found.top, p.argmax(-1) == target)
+    probs = torch.softmax(hidden @ weight.T, -1)
+    logp, squares = head_logp_and_squares(hidden, LanguageHead(weight), target)
+    assert torch.equal(logp, head_logp(hidden, LanguageHead(weight), target))
+    assert torch.allclose(squares, (probs**2).sum(-1).log(), atol=1e-5)
 
 
 def test_half_precision_inputs_give_full_precision_sums() -> None:
     torch.manual_seed(2)
     hidden, weight, target = torch.randn(300, 16), torch.randn(500, 16), torch.randint(0, 500, (300,))
-    found = head_logp(hidden.bfloat16(), Head(weight.bfloat16()), target)
-    assert found.dtype == torch.float32
-    assert float((found - head_logp(hidden, Head(weight), target)).abs().max()) < 0.15
+    logp = head_logp(hidden.bfloat16(), LanguageHead(weight.bfloat16()), target)
+    assert logp.dtype == torch.float32
+    assert float((logp - head_logp(hidden, LanguageHead(weight), target)).abs().max()) < 0.15
 
 
 def test_no_scored_rows() -> None:
-    empty = head_logp(torch.randn(0, 8), Head(torch.randn(5, 8)), torch.zeros(0, dtype=torch.long))
+    empty = head_logp(torch.randn(0, 8), LanguageHead(torch.randn(5, 8)), torch.zeros(0, dtype=torch.long))
     assert empty.shape == (0,)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from making import groups, tiny
 
 from preftune.errors import UserError
 from preftune.model import attention
+from preftune.model.layout import Layout
 from preftune.model.policy import NOISE, Policy, wrap
 from preftune.model.verify import GROUPS, HALF, disagreement, plain_logp, rounding_sensitivity, sample, verify_layout
 from preftune.pack.batch import Batch, collate
@@ -32,13 +35,13 @@ def policy_of(family: str, kind: str, gain: float = 1.0) -> tuple[Policy, Batch]
 def test_rounding_alone_refuses_no_model(family: str, kind: str, gain: float) -> None:
     """Not where a rounding sends a token to another expert, nor where large gains make much of it."""
     policy, batch = policy_of(family, kind, gain)
-    found, off = verify_layout(policy, batch)
-    assert found.layout == policy.layout
-    assert off <= found.noise
+    verified, off = verify_layout(policy, batch)
+    assert verified.layout == policy.layout
+    assert off <= verified.noise
     if kind == "float32":
-        assert found.noise == NOISE
+        assert verified.noise == NOISE
     else:
-        assert found.noise >= HALF
+        assert verified.noise >= HALF
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -48,8 +51,8 @@ def test_wrong_attention_is_caught_and_replaced(family: str, kind: str, monkeypa
     right = attention.InBlocks.apply
     monkeypatch.setattr(attention.InBlocks, "apply", lambda q, k, v, *rest: right(q, k, v.flip(2), *rest))
     policy, batch = policy_of(family, kind)
-    found, off = verify_layout(policy, batch)
-    assert found.layout == "padded"
+    verified, off = verify_layout(policy, batch)
+    assert verified.layout == "padded"
     assert off > 0.1
 
 
@@ -60,24 +63,17 @@ FAULTS = {  # nats a token that they are off in fp32
 }
 
 
-@pytest.mark.parametrize("kind", ["float32", "products"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "kind"), [*itertools.product(FAULTS, ["float32", "products"]), (next(iter(FAULTS)), "weights")]
+)
 def test_a_wrong_part_is_refused(fault: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In both layouts; where the weights are in fp32, half precision hides nothing."""
+    """In both layouts; where the weights are in fp32, half precision hides nothing, and else no forgotten factor."""
     policy, batch = policy_of("llama", kind)
     right = Policy.hidden
     monkeypatch.setattr(Policy, "hidden", lambda self, pack: FAULTS[fault](right, self, pack))
-    with pytest.raises(UserError, match="nats a token off its own forward pass") as caught:
+    with pytest.raises(UserError, match="nats a token off its own forward pass") as refused:
         verify_layout(policy, batch)
-    assert ("float32" in str(caught.value)) == (kind != "float32")
-
-
-def test_a_part_as_wrong_as_a_forgotten_factor_is_refused_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, batch = policy_of("llama", "weights")
-    right = Policy.hidden
-    monkeypatch.setattr(Policy, "hidden", lambda self, pack: right(self, pack) * 1.1)
-    with pytest.raises(UserError, match="float32"):
-        verify_layout(policy, batch)
+    assert ("float32" in str(refused.value)) == (kind != "float32")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -86,15 +82,15 @@ def test_few_tokens_refuse_no_model(family: str) -> None:
     policy, _ = policy_of(family, "weights")
     for seed in range(20):
         pairs = groups(1, seed=seed, prompt=(4, 12), response=(1, 2))
-        found, _ = verify_layout(policy, collate(pairs, multiple=policy.multiple))
-        assert found.layout == "trie", seed
+        verified, _ = verify_layout(policy, collate(pairs, multiple=policy.multiple))
+        assert verified.layout == "trie", seed
 
 
 @pytest.mark.parametrize("kind", ["float32", "weights"])
 def test_a_model_that_draws_at_random_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, batch = policy_of("llama", kind)
     part = policy.module.base_model.layers[1].mlp
-    part.register_forward_hook(lambda _part, _given, out: torch.nn.functional.dropout(out, 0.02))
+    part.register_forward_hook(lambda _part, _inputs, out: torch.nn.functional.dropout(out, 0.02))
     with pytest.raises(UserError, match="draws at random"):
         verify_layout(policy, batch)
 
@@ -105,8 +101,8 @@ def test_a_model_that_fails_on_the_trie_is_padded_unless_the_trie_was_asked_for(
     assert policy.layout == "trie"
     with pytest.raises(UserError, match="auto"):
         verify_layout(policy, batch, fall_back=False)
-    found, off = verify_layout(policy, batch)
-    assert (found.layout, off) == ("padded", float("inf"))
+    verified, off = verify_layout(policy, batch)
+    assert (verified.layout, off) == ("padded", float("inf"))
 
 
 def test_the_sample_is_short_rows_and_one_beyond_the_window() -> None:
@@ -114,7 +110,7 @@ def test_the_sample_is_short_rows_and_one_beyond_the_window() -> None:
     made = [*groups(30, seed=3, prompt=(4, 9), response=(3, 6)), *groups(3, seed=4, prompt=(60, 70), response=(3, 6))]
     batch = sample(made, policy)
     assert len(batch.groups) == GROUPS + 1
-    assert batch.layout.depth > 40
+    assert Layout.of(batch).depth > 40
     assert max(g.tokens for g in batch.groups[:GROUPS]) < 40
     assert len(sample(groups(30, response=(90, 99)), wrap(tiny(), "auto")[0]).groups) == 2
 
@@ -140,27 +136,27 @@ def test_one_wrong_token_among_many_is_refused(kind: str, monkeypatch: pytest.Mo
 def test_a_cap_of_logits_counts_whatever_its_config_calls_it() -> None:
     for family, name in (("recurrent_gemma", "logits_soft_cap"), ("gemma2", "final_logit_softcapping")):
         policy, _ = wrap(tiny(family, **{name: 2.0}), "auto")
-        found, off = verify_layout(policy, collate(groups(3, seed=1)))
-        assert found.head.softcap == 2
+        verified, off = verify_layout(policy, collate(groups(3, seed=1)))
+        assert verified.head.softcap == 2
         assert off < 5e-5
 
 
 def test_a_layout_that_never_arrives_is_infinitely_wrong() -> None:
     policy, batch = policy_of("llama", "float32")
     plain = plain_logp(policy, batch)
-    assert disagreement(policy, batch, plain).most < 1e-5
+    assert disagreement(policy, batch, plain).worst < 1e-5
     policy.module.set_attn_implementation("eager")
     assert disagreement(policy, batch, plain).mean == float("inf")
 
 
 def test_what_rounding_moves_follows_the_type_and_leaves_the_model_as_it_was() -> None:
-    found = {}
+    moves = {}
     for kind in ("float32", "products", "weights"):
         policy, batch = policy_of("llama", kind)
         plain, drawn = plain_logp(policy, batch), torch.random.get_rng_state()
-        found[kind] = rounding_sensitivity(policy, batch, plain).mean
+        moves[kind] = rounding_sensitivity(policy, batch, plain).mean
         assert torch.equal(plain_logp(policy, batch), plain)
         assert torch.equal(torch.random.get_rng_state(), drawn)
-    assert 0 < found["float32"] < 1e-5
-    assert 1e-3 < found["products"] < 0.1
-    assert 1e-3 < found["weights"] < 0.1
+    assert 0 < moves["float32"] < 1e-5
+    assert 1e-3 < moves["products"] < 0.1
+    assert 1e-3 < moves["weights"] < 0.1

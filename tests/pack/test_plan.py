@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import group
 
-from preftune.pack.plan import Packing, fill, make_plan, prefix_rank
+from preftune.pack.plan import Packing, fill, make_plan, prefix_order
 
 SIZES = st.lists(st.integers(1, 90), min_size=1, max_size=60)
 
@@ -30,7 +30,7 @@ def test_every_epoch_has_every_row_once(sizes: list[int], rows: int, tokens: int
 @settings(max_examples=60, deadline=None)
 def test_packs_and_neighbors_never_move_a_row_to_another_step(sizes: list[int], rows: int, seed: int) -> None:
     a = make_plan(sizes, rows=rows, tokens=10**6, seed=seed)
-    b = make_plan(sizes, rows=rows, tokens=50, seed=seed, near=sizes)
+    b = make_plan(sizes, rows=rows, tokens=50, seed=seed, sort_key=sizes)
     flat = lambda plan: [sorted(i for pack in s.packs for i in pack) for s in plan.steps]  # noqa: E731
     assert flat(a) == flat(b)
 
@@ -50,7 +50,7 @@ def test_packs_are_even_rather_than_one_full_and_a_rest() -> None:
 
 def test_near_rows_share_a_pack() -> None:
     prompts = [np.array(p) for p in ([1, 2], [9, 9], [1, 2, 3], [9, 8])]
-    assert fill(range(4), [50] * 4, 100, prefix_rank(prompts)) == ((0, 2), (3, 1))
+    assert fill(range(4), [50] * 4, 100, prefix_order(prompts)) == ((0, 2), (3, 1))
 
 
 @given(SIZES, st.integers(1, 20), st.integers(1, 200), st.integers(1, 5), st.data())
@@ -60,10 +60,10 @@ def test_ranks_share_the_packs_of_the_same_steps(
 ) -> None:
     costs = [size * data.draw(st.floats(1, 3)) for size in sizes]
     alone = make_plan(sizes, rows=rows, tokens=tokens, seed=5)
-    plan = make_plan(sizes, rows=rows, tokens=tokens, seed=5, costs=costs, ranks=ranks, near=sizes)
+    plan = make_plan(sizes, rows=rows, tokens=tokens, seed=5, costs=costs, world_size=ranks, sort_key=sizes)
     assert [step.order for step in plan.steps] == [step.order for step in alone.steps]
     for step in plan.steps:
-        assert sorted(i for rank in range(ranks) for pack in step.of(rank) for i in pack) == step.order
+        assert sorted(i for rank in range(ranks) for pack in step.packs_of_rank(rank) for i in pack) == step.order
         assert len(step.packs) % ranks == 0 or all(len(pack) == 1 for pack in step.packs)
         assert all(sum(sizes[i] for i in pack) <= tokens or len(pack) == 1 for pack in step.packs)
         flat = [sizes[i] for pack in step.packs for i in pack]
@@ -74,16 +74,16 @@ def test_ranks_share_the_packs_of_the_same_steps(
 
 
 def test_ranks_without_a_pack_have_none() -> None:
-    (step,) = make_plan([5], rows=4, tokens=99, seed=0, ranks=3).steps
-    assert [step.of(rank) for rank in range(3)] == [((0,),), (), ()]
+    (step,) = make_plan([5], rows=4, tokens=99, seed=0, world_size=3).steps
+    assert [step.packs_of_rank(rank) for rank in range(3)] == [((0,),), (), ()]
 
 
 def test_long_paths_cost_more_than_their_tokens() -> None:
     """One row of 400 tokens against four of 100: half of the tokens, and more than half of the work."""
     made = [group(range(350), range(25), range(25)), *(group(range(50), range(25), range(25)) for _ in range(4))]
     assert Packing(9999).cost(made[0]) == 400
-    assert Packing(9999, scale=375).cost(made[0]) == 800
-    assert Packing(9999, scale=375).cost(made[1]) == 120
-    assert [len(pack) for pack in Packing(9999, scale=375).step(made, 2).packs] == [4, 1]
-    step = make_plan([100] * 5, rows=5, tokens=100, seed=0, costs=[400.0, 100, 100, 100, 100], ranks=2).steps[0]
-    assert sorted(len(step.of(rank)) for rank in range(2)) == [1, 4]
+    assert Packing(9999, attention_crossover=375).cost(made[0]) == 800
+    assert Packing(9999, attention_crossover=375).cost(made[1]) == 120
+    assert [len(pack) for pack in Packing(9999, attention_crossover=375).step(made, 2).packs] == [4, 1]
+    step = make_plan([100] * 5, rows=5, tokens=100, seed=0, costs=[400.0, 100, 100, 100, 100], world_size=2).steps[0]
+    assert sorted(len(step.packs_of_rank(rank)) for rank in range(2)) == [1, 4]

@@ -44,17 +44,17 @@ def test_the_one_line_is_ancestry(sequences: list[list[int]]) -> None:
 
 @given(SEQUENCES, st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
-def test_blocks_cover_every_visible_pair_once(sequences: list[list[int]], most: int) -> None:
+def test_blocks_cover_every_visible_pair_once(sequences: list[list[int]], max_rows: int) -> None:
     trie = build([np.array(s) for s in sequences])
     sees = ancestry(trie)
     covered = torch.zeros(sees.shape, dtype=torch.int64)
     last = 0
-    for block in blocks(trie, most):
+    for block in blocks(trie, max_rows):
         assert block.start == last
-        assert 0 < block.stop - block.start <= most
-        own, last = slice(block.start, block.stop), block.stop
-        covered[own, torch.from_numpy(block.above)] += 1
-        covered[own, own] += sees[own, own]
+        assert 0 < block.stop - block.start <= max_rows
+        rows, last = slice(block.start, block.stop), block.stop
+        covered[rows, torch.from_numpy(block.ancestors)] += 1
+        covered[rows, rows] += sees[rows, rows]
         assert len({trie.position[p] for p in range(block.start, block.stop) if trie.position[p] == 0}) <= 1
     assert last == trie.tokens
     assert torch.equal(covered, sees.long())

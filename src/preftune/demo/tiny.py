@@ -38,7 +38,7 @@ def make_tiny(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from preftune.model.load import export
+    from preftune.model.weights import WholeModel
 
     tokenizer = word_tokenizer(words)
     config = LlamaConfig(
@@ -50,4 +50,4 @@ def make_tiny(
         torch.manual_seed(seed)
         module = LlamaForCausalLM(config)
     with files.folder(path) as folder:
-        export(folder, module, tokenizer)
+        WholeModel(module).export(folder, tokenizer)

@@ -1,13 +1,13 @@
 """Attention over a trie: every token is a row once, and sees its ancestors.
 
-Registered with transformers' AttentionInterface, so that model code stays theirs: it hands over queries, keys and
-values after rotary embedding, and the layout of the pack as the keyword `trie`. Three ways give the same numbers:
+Registered with transformers' AttentionInterface, so that model code stays theirs: it hands over q, k and v after
+rotary embedding, and the layout of the pack as the keyword `trie`. Three ways give the same numbers:
 
-in_blocks    everywhere: some rows against their ancestors and themselves, as dense products, block after block. The
-             weights of a block are made again in the backward pass, so nothing of size tokens x tokens is kept.
-along_paths  CUDA, half precision: one variable-length call a layer; a sequence's own rows are the queries, its whole
-             path is the keys, aligned at the end.
+InBlocks     everywhere: dense products of some rows with their ancestors and themselves, one block after the other.
+along_paths  CUDA, half precision: one variable-length call a layer.
 in_flex      CUDA otherwise (flex.py): fp32, soft caps, sinks, sliding windows.
+
+Held by tests/model/test_layouts.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from preftune.model import flex
-from preftune.pack.batch import Layout, Piece
+from preftune.model.layout import Layout, QueryBlock, Shape
 
 NAME = "preftune_trie"
 
@@ -34,14 +34,6 @@ def register() -> str:
 
     AttentionInterface.register(NAME, attend)
     return NAME
-
-
-class Shape(NamedTuple):
-    """What a family does to its scores: times `scale`, softcap c in c * tanh(score / c), window in positions."""
-
-    scale: float
-    softcap: float | None = None
-    window: int | None = None
 
 
 def attend(
@@ -61,174 +53,185 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query (1, heads, tokens, width), key and value (1, key heads, tokens, width) -> (1, tokens, heads, width).
 
-    s_aux: (heads,) a logit a head that takes attention and gives no value. Raises ValueError where the pack's layout
+    s_aux: (heads,) a logit for each head that takes attention and gives no value. Raises ValueError where the layout
     did not arrive or the model asks for a bias that a trie cannot place.
     """
     if trie is None or attention_mask is not None or position_bias is not None or query.shape[0] != 1:
         raise ValueError("this model does not hand the trie to its attention as it should")
     trie.calls.append(1)
-    window = sliding_window if sliding_window is not None and sliding_window < trie.depth else None
-    shape = Shape(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, window)
     width = query.shape[-1]
+    window = sliding_window if sliding_window is not None and sliding_window < trie.depth else None
+    shape = Shape(width**-0.5 if scaling is None else scaling, softcap, window)
     if query.is_cuda and value.dtype != torch.float64:
         query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embedding may have widened them
         plain = softcap is None and window is None and s_aux is None and width % 8 == 0 and width <= 256
-        if plain and value.dtype != torch.float32 and _varlen():
+        if plain and value.dtype != torch.float32 and _varlen_options() is not None:
             return along_paths(query, key, value, trie, shape.scale), None
-        if width in flex.WIDTHS:
-            return flex.in_flex(query, key, value, s_aux, trie, *shape), None
-    with torch.autocast(query.device.type, enabled=False):  # both passes must make the same weights
+        if width in flex.HEAD_WIDTHS:
+            return flex.in_flex(query, key, value, s_aux, trie, shape), None
+    with torch.autocast(query.device.type, enabled=False):  # both passes must make the same probabilities
         return InBlocks.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
 
 
-class Kept(NamedTuple):
-    """What attention gave in the first pass of a layer, in order; again: this is the second pass."""
+class SavedOutputs(NamedTuple):
+    """What attention gave in the first pass of a checkpointed layer, in order. replay: this is the second pass."""
 
     outputs: list[Tensor]
-    again: bool
+    replay: bool
 
 
-_KEPT: ContextVar[Kept | None] = ContextVar("kept", default=None)
+_SAVED: ContextVar[SavedOutputs | None] = ContextVar("saved", default=None)
 
 
 def keep_outputs() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For torch's checkpoint, as `context_fn`: what is dear to compute and small is not computed again."""
+    """Keep attention outputs when checkpointing: they are small and expensive. For torch, as `context_fn`."""
     outputs: list[Tensor] = []
-    return _keeping(Kept(outputs, again=False)), _keeping(Kept(outputs, again=True))
+    return _saving(SavedOutputs(outputs, replay=False)), _saving(SavedOutputs(outputs, replay=True))
 
 
 @contextmanager
-def _keeping(kept: Kept) -> Iterator[None]:
-    before = _KEPT.set(kept)
+def _saving(saved: SavedOutputs) -> Iterator[None]:
+    token = _SAVED.set(saved)
     try:
         yield
     finally:
-        _KEPT.reset(before)
+        _SAVED.reset(token)
 
 
+# Forward, for a block of queries i and the keys j of their path (letters of FlashAttention-2, arXiv 2307.08691):
+#
+#     S_ij = scale q_i . k_j             with a soft cap: S <- c tanh(S / c)
+#     S_ij = -inf                        where row i does not see row j
+#     P    = softmax over j of S         with a sink: one more column, a logit of the head, that has no value
+#     o_i  = sum_j P_ij v_j
+#
+# Backward, from do. P is computed again: kept, it would be the one thing of size tokens x tokens. Unlike
+# FlashAttention we need no running maximum and no lse, because a block has all of its keys at once.
+#
+#     dv_j = sum_i P_ij do_i             dP_ij = do_i . v_j
+#     dS   = P * (dP - sum_j dP P)       with a soft cap: dS <- dS * (1 - (S / c)^2), since tanh' = 1 - tanh^2
+#     dq_i = scale sum_j dS_ij k_j       dk_j = sum_i dS_ij (scale q_i)
+#     dsink = sum_i dS_i,sink            of each query head
+#
+# n_rep query heads share a key head (grouped queries, arXiv 2305.13245). Lying side by side as rows, they are one
+# product with their keys, and keys need not be repeated. Blocks of one path come after one another, so that k, v, dk
+# and dv of the path are gathered once for all of its blocks, and mostly not at all: they are slices.
 class InBlocks(torch.autograd.Function):
-    """softmax(scores) @ values, block by block, in fp32 or wider. Heads that share keys are rows of one product."""
+    """softmax(scores) @ values, block by block, in fp32 or wider. Shapes as in `attend`."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, trie: Layout, shape: Shape):
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, layout: Layout, shape: Shape):
         ctx.save_for_backward(query, key, value, sinks)
-        ctx.trie, ctx.shape = trie, shape
-        kept = _KEPT.get()
-        if kept is not None and kept.again:
-            return kept.outputs.pop(0)
-        heads, share = key.shape[1], query.shape[1] // key.shape[1]
-        queries, keys, values = (_by_key_head(x, heads) for x in (query, key, value))
-        queries.mul_(shape.scale)
-        out = torch.zeros_like(queries)
-        for stretch in trie.stretches(shape.window):
-            own, theirs = stretch.take(keys), stretch.take(values)
-            for piece in stretch.pieces:
-                rows, seen = slice(piece.start * share, piece.stop * share), own[:, piece.seen]
-                weights, _ = _weights(queries[:, rows], seen, sinks, piece, shape)
-                out[:, rows] = torch.bmm(weights[..., : seen.shape[1]], theirs[:, piece.seen])
-        out = _by_token(out, share).to(value.dtype)
-        if kept is not None:
-            kept.outputs.append(out.detach())
+        ctx.layout, ctx.shape = layout, shape
+        saved = _SAVED.get()
+        if saved is not None and saved.replay:
+            return saved.outputs.pop(0)
+        heads, n_rep = key.shape[1], query.shape[1] // key.shape[1]
+        q, k, v = (_by_key_head(x, heads) for x in (query, key, value))
+        q.mul_(shape.scale)
+        out = torch.zeros_like(q)  # rows of blocks that are left out stay 0
+        for run in layout.path_runs(shape.window):
+            k_path, v_path = run.gather(k), run.gather(v)
+            for block in run.blocks:
+                rows, k_seen = slice(block.start * n_rep, block.stop * n_rep), k_path[:, block.keys]
+                P, _ = _probs(q[:, rows], k_seen, sinks, block, shape)
+                out[:, rows] = torch.bmm(P[..., : k_seen.shape[1]], v_path[:, block.keys])
+        out = _by_token(out, n_rep).to(value.dtype)
+        if saved is not None:
+            saved.outputs.append(out.detach())
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, dout: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, sinks = ctx.saved_tensors
-        shape, heads, share = ctx.shape, key.shape[1], query.shape[1] // key.shape[1]
-        queries, keys, values, grads = (_by_key_head(x, heads) for x in (query, key, value, grad.transpose(1, 2)))
-        queries.mul_(shape.scale)
-        d_queries, d_keys, d_values = (torch.zeros_like(x) for x in (queries, keys, values))
-        d_sinks = queries.new_zeros(heads, share)
-        for stretch in ctx.trie.stretches(shape.window):
-            own, theirs = stretch.take(keys), stretch.take(values)
-            d_own, d_theirs = stretch.room(d_keys), stretch.room(d_values)
-            for piece in stretch.pieces:
-                rows, seen = slice(piece.start * share, piece.stop * share), own[:, piece.seen]
-                count = seen.shape[1]
-                weights, slope = _weights(queries[:, rows], seen, sinks, piece, shape)
-                by_weight = torch.bmm(grads[:, rows], theirs[:, piece.seen].transpose(1, 2))
+        shape, heads, n_rep = ctx.shape, key.shape[1], query.shape[1] // key.shape[1]
+        q, k, v, do = (_by_key_head(x, heads) for x in (query, key, value, dout.transpose(1, 2)))
+        q.mul_(shape.scale)
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        dsinks = q.new_zeros(heads, n_rep)
+        for run in ctx.layout.path_runs(shape.window):
+            k_path, v_path = run.gather(k), run.gather(v)
+            dk_path, dv_path = run.grad_buffer(dk), run.grad_buffer(dv)
+            for block in run.blocks:
+                rows, k_seen = slice(block.start * n_rep, block.stop * n_rep), k_path[:, block.keys]
+                n_keys = k_seen.shape[1]
+                P, cap_slope = _probs(q[:, rows], k_seen, sinks, block, shape)
+                dP = torch.bmm(do[:, rows], v_path[:, block.keys].transpose(1, 2))
                 if sinks is not None:
-                    by_weight = torch.nn.functional.pad(by_weight, (0, 1))
-                by_score = torch.ops.aten._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+                    dP = torch.nn.functional.pad(dP, (0, 1))  # the sink gives no value
+                dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)  # one pass where three would be
                 if sinks is not None:
-                    d_sinks += by_score[..., count].view(heads, -1, share).sum(1)
-                by_score = by_score[..., :count] if slope is None else by_score[..., :count] * slope
-                d_queries[:, rows] = torch.bmm(by_score, seen)
-                d_own[:, piece.seen].baddbmm_(by_score.transpose(1, 2), queries[:, rows])
-                d_theirs[:, piece.seen].baddbmm_(weights[..., :count].transpose(1, 2), grads[:, rows])
-            stretch.add(d_keys, d_own)
-            stretch.add(d_values, d_theirs)
-        d_query = _by_token(d_queries.mul_(shape.scale), share).transpose(1, 2).to(query.dtype)
-        d_sinks = None if sinks is None else d_sinks.flatten().to(sinks.dtype)
-        return d_query, d_keys[None].to(key.dtype), d_values[None].to(value.dtype), d_sinks, None, None
+                    dsinks += dS[..., n_keys].view(heads, -1, n_rep).sum(1)
+                dS = dS[..., :n_keys] if cap_slope is None else dS[..., :n_keys] * cap_slope
+                dq[:, rows] = torch.bmm(dS, k_seen)
+                dk_path[:, block.keys].baddbmm_(dS.transpose(1, 2), q[:, rows])
+                dv_path[:, block.keys].baddbmm_(P[..., :n_keys].transpose(1, 2), do[:, rows])
+            run.scatter_add(dk, dk_path)
+            run.scatter_add(dv, dv_path)
+        dquery = _by_token(dq.mul_(shape.scale), n_rep).transpose(1, 2).to(query.dtype)
+        dsinks = None if sinks is None else dsinks.flatten().to(sinks.dtype)
+        return dquery, dk[None].to(key.dtype), dv[None].to(value.dtype), dsinks, None, None
 
 
-def _weights(
-    queries: Tensor, keys: Tensor, sinks: Tensor | None, piece: Piece, shape: Shape
-) -> tuple[Tensor, Tensor | None]:
-    """Attention weights (key heads, rows * share, keys and perhaps the sink), and the slope of the soft cap."""
-    scores, slope = torch.bmm(queries, keys.transpose(1, 2)), None
+def _probs(q: Tensor, k: Tensor, sinks: Tensor | None, block: QueryBlock, shape: Shape) -> tuple[Tensor, Tensor | None]:
+    """P of a block, (key heads, rows * n_rep, keys and perhaps the sink), and the slope of the soft cap.
+
+    q, scaled: (key heads, rows * n_rep, width); k: (key heads, keys, width).
+    """
+    S, cap_slope = torch.bmm(q, k.transpose(1, 2)), None
     if shape.softcap is not None:
-        scores = scores.div_(shape.softcap).tanh_()
-        slope = 1 - scores**2
-        scores.mul_(shape.softcap)
-    heads, _, count = scores.shape
-    table = scores.view(heads, piece.stop - piece.start, -1, count)
-    table[..., count - piece.mask.shape[1] :].add_(piece.mask[:, None])
+        S = S.div_(shape.softcap).tanh_()
+        cap_slope = 1 - S**2
+        S.mul_(shape.softcap)
+    heads, _, n_keys = S.shape
+    by_row = S.view(heads, block.stop - block.start, -1, n_keys)  # (key heads, rows, n_rep, keys)
+    by_row[..., n_keys - block.mask.shape[1] :].add_(block.mask[:, None])
     if sinks is not None:
-        sink = sinks.to(scores.dtype).view(heads, 1, -1).expand(table.shape[:3])
-        scores = torch.cat([scores, sink.reshape(heads, -1, 1)], -1)
-    return torch.softmax(scores, -1), slope
+        sink = sinks.to(S.dtype).view(heads, 1, -1).expand(by_row.shape[:3])
+        S = torch.cat([S, sink.reshape(heads, -1, 1)], -1)
+    return torch.softmax(S, -1), cap_slope
 
 
 def _by_key_head(x: Tensor, heads: int) -> Tensor:
-    """(1, query heads, tokens, width) -> (key heads, tokens * share, width), a copy in fp32 or wider.
-
-    share: query heads a key head.
-    """
-    _, queries, tokens, width = x.shape
-    copy = torch.empty(
-        heads, tokens, queries // heads, width, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
-    )
+    """(1, query heads, tokens, width) -> (key heads, tokens * n_rep, width), a copy in fp32 or wider."""
+    _, query_heads, tokens, width = x.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
+    copy = torch.empty(heads, tokens, query_heads // heads, width, dtype=wide, device=x.device)
     copy.copy_(x.view(heads, -1, tokens, width).transpose(1, 2))
     return copy.view(heads, -1, width)
 
 
-def _by_token(x: Tensor, share: int) -> Tensor:
-    """The way back, to (1, tokens, query heads, width)."""
+def _by_token(x: Tensor, n_rep: int) -> Tensor:
+    """(key heads, tokens * n_rep, width) -> (1, tokens, query heads, width): the way back."""
     heads, rows, width = x.shape
-    by_token = x.view(heads, rows // share, share, width).transpose(0, 1)
-    return by_token.reshape(1, rows // share, heads * share, width)
+    by_token = x.view(heads, rows // n_rep, n_rep, width).transpose(0, 1)
+    return by_token.reshape(1, rows // n_rep, heads * n_rep, width)
 
 
-def along_paths(query: Tensor, key: Tensor, value: Tensor, trie: Layout, scale: float) -> Tensor:
-    """One variable-length call: queries are the rows that a sequence brought in, keys its whole path.
+def along_paths(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """One variable-length call: the queries of a leaf are the rows that it added, its keys the whole path.
 
-    Shapes as in `attend`.
+    With fewer queries than keys the kernel aligns both at their ends, and so its causal mask is the trie's. Shapes as
+    in `attend`.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    path, starts_q, starts_k, longest_q, longest_k = trie.leaves
+    keys, cu_seq_q, cu_seq_k, max_q, max_k = layout.varlen
     q = query[0].transpose(0, 1).contiguous()
-    k, v = (t[0].transpose(0, 1).index_select(0, path) for t in (key, value))
-    out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale, **_varlen_options())
+    k, v = (x[0].transpose(0, 1).index_select(0, keys) for x in (key, value))
+    out = varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, **(_varlen_options() or {}))
     assert isinstance(out, Tensor)
     return out[None]
 
 
 @cache
-def _varlen() -> bool:
+def _varlen_options() -> dict[str, Any] | None:
+    """Keywords that differ between versions of torch; None where this one has no such kernel."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return "window_size" in inspect.signature(varlen_attn).parameters
-
-
-@cache
-def _varlen_options() -> dict[str, Any]:  # keywords that differ between versions of torch
-    from torch.nn.attention.varlen import varlen_attn
-
-    causal = {"window_size": (-1, 0)}
-    gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-    return {**causal, **gqa}
+        return None
+    names = inspect.signature(varlen_attn).parameters
+    if "window_size" not in names:
+        return None
+    return {"window_size": (-1, 0), **({"enable_gqa": True} if "enable_gqa" in names else {})}

@@ -1,4 +1,4 @@
-"""How much memory a run will take, from shapes alone, and the budget of a pack that follows."""
+"""How much memory and time a model takes, from its shapes alone, and the budget of a pack that follows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ SMALLEST = 512
 
 def positions(config: PreTrainedConfig) -> int:
     """Positions the model can tell apart; a large number where it has no such limit."""
-    text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", None) or 2**30)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +35,30 @@ class Expected:
 def expected(
     config: PreTrainedConfig, parameters: int, *, tokens: int, weight_bytes: int, checkpointing: bool
 ) -> Expected:
-    """Memory of training with packs of `tokens`; frozen references come on top."""
-    own = parameters * weight_bytes
-    return Expected(own, own, 2 * own, tokens * token_bytes(config, weight_bytes, checkpointing))
+    """Memory of training with packs of `tokens`; a reference that is held in memory comes on top."""
+    weights = parameters * weight_bytes
+    return Expected(weights, weights, 2 * weights, tokens * token_bytes(config, weight_bytes, checkpointing))
 
 
 def token_bytes(config: PreTrainedConfig, element: int, checkpointing: bool) -> int:
     """Bytes that one token keeps for the backward pass: about 16 widths and 5 MLP widths a layer."""
     text = config.get_text_config()
-    width = text.hidden_size
-    inner = getattr(text, "intermediate_size", None) or 4 * width
-    layer = 16 * width + 5 * inner
-    layers = text.num_hidden_layers
-    kept = layer + 2 * layers * width if checkpointing else layers * layer
-    return element * (kept + 4 * width)
+    width, layers = text.hidden_size, text.num_hidden_layers
+    layer = 16 * width + 5 * _mlp_width(config)
+    return element * ((layer + 2 * layers * width if checkpointing else layers * layer) + 4 * width)
+
+
+def attention_crossover(config: PreTrainedConfig) -> float:
+    """Tokens of context at which attention takes as long as a layer's products with its matrices.
+
+    Per token, in multiples of the width, these are about 4 width + 3 MLP width, and attention half the path, twice.
+    """
+    return 4 * config.get_text_config().hidden_size + 3 * _mlp_width(config)
+
+
+def _mlp_width(config: PreTrainedConfig) -> int:
+    text = config.get_text_config()
+    return getattr(text, "intermediate_size", None) or 4 * text.hidden_size
 
 
 def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bool) -> int:
@@ -57,8 +66,7 @@ def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bo
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     element = next(module.parameters()).element_size()
-    room = 0.6 * (free - 3 * weights)
-    fit = int(room / token_bytes(module.config, element, checkpointing))
+    fit = int(0.6 * (free - 3 * weights) / token_bytes(module.config, element, checkpointing))
     return max(SMALLEST, min(LARGEST[device.type], fit // 256 * 256))
 
 

@@ -1,7 +1,7 @@
 """The trie's attention by torch's FlexAttention: for what variable-length kernels lack on CUDA.
 
-Its block mask is written down from `end` alone: which blocks of keys a block of queries meets, and which of those need
-no mask. Nothing of size tokens x tokens is made.
+Its block mask follows from `end` alone: which blocks of keys a block of queries meets, and which of those need no
+mask. Nothing of size tokens x tokens is made. Held by tests/model/test_layouts.py.
 """
 
 from __future__ import annotations
@@ -14,82 +14,72 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from preftune.pack.batch import Layout
+from preftune.model.layout import Layout, Shape
 from preftune.pack.visible import visible
 
 SIDE = 128  # rows of a block
-WIDTHS = (16, 32, 64, 128, 256)  # of a head, that its kernels have
+HEAD_WIDTHS = (16, 32, 64, 128, 256)  # those that its kernels have
 
 
-def in_flex(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sinks: Tensor | None,
-    trie: Layout,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """query (1, heads, tokens, width), key and value (1, key heads, tokens, width) -> (1, tokens, heads, width)."""
-
-    cap = softcap or 1.0
+def in_flex(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, layout: Layout, shape: Shape) -> Tensor:
+    """q (1, heads, tokens, width), k and v (1, key heads, tokens, width) -> (1, tokens, heads, width)."""
+    cap, window = shape.softcap or 1.0, shape.window
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
 
-    found: Any = (_compiled() if query.is_cuda else flex_attention)(
-        query,
-        key,
-        value,
-        score_mod=None if softcap is None else capped,
-        block_mask=trie.once(("flex", window), lambda: block_mask(trie, window)),
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+    answer: Any = (_compiled() if q.is_cuda else flex_attention)(
+        q,
+        k,
+        v,
+        score_mod=None if shape.softcap is None else capped,
+        block_mask=layout.memo(("flex", window), lambda: block_mask(layout, window)),
+        scale=shape.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
         return_aux=None if sinks is None else AuxRequest(lse=True),
     )
     if sinks is None:
-        return found.transpose(1, 2)
-    out, aux = found
-    left = torch.sigmoid(aux.lse - sinks.view(1, -1, 1))  # the share of a row's attention that its sink leaves to keys
-    return (out * left.to(out.dtype)[..., None]).transpose(1, 2)
+        return answer.transpose(1, 2)
+    out, aux = answer
+    # softmax over keys and sink gives the keys exp(lse) / (exp(lse) + exp(sink)) of the weight
+    weight = torch.sigmoid(aux.lse - sinks.view(1, -1, 1))
+    return (out * weight.to(out.dtype)[..., None]).transpose(1, 2)
 
 
-def block_mask(trie: Layout, window: int | None) -> BlockMask:
+def block_mask(layout: Layout, window: int | None) -> BlockMask:
     """Who sees whom, for blocks of SIDE rows; window: positions that a row looks back on, itself included."""
-    count = -(-len(trie.end) // SIDE)
-    some, whole = blocks_met(trie.trie.end, None if window is None else trie.trie.position, window)
-    padding = count * SIDE - len(trie.end)
-    end, position = (torch.nn.functional.pad(x, (0, padding)) for x in (trie.end, trie.position))
+    rows = len(layout.end)
+    some, whole = blocks_met(layout.trie.end, layout.trie.position, window)
+    padding = -rows % SIDE
+    end, position = (torch.nn.functional.pad(x, (0, padding)) for x in (layout.end, layout.position))
 
     def sees(_: Tensor, __: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = visible(q, k, end)
         return seen if window is None else seen & (position[q] - position[k] < window)
 
-    parts = [part for met in (some & ~whole, whole) for part in _listed(met, trie.end.device)]
-    return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=SIDE, mask_mod=sees, seq_lengths=(len(trie.end), len(trie.end)))
+    lists = [part for met in (some & ~whole, whole) for part in _as_lists(met, layout.end.device)]
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=SIDE, mask_mod=sees, seq_lengths=(rows, rows))
 
 
-def blocks_met(end: np.ndarray, position: np.ndarray | None, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+def blocks_met(end: np.ndarray, position: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(blocks, blocks) bool each, of queries and keys: whether some row may see some other, and whether all see all."""
-    count = -(-len(end) // SIDE)
-    starts = np.arange(count) * SIDE
+    starts = np.arange(0, len(end), SIDE)
     stops = np.minimum(starts + SIDE, len(end))
     furthest, nearest = np.maximum.reduceat(end, starts), np.minimum.reduceat(end, starts)
     some = (furthest[None, :] > starts[:, None]) & (starts[None, :] < stops[:, None])
     whole = (nearest[None, :] >= stops[:, None]) & (stops[None, :] <= starts[:, None] + 1)
     whole &= stops[:, None] - starts[:, None] == SIDE  # a last block that is not full is masked
-    if position is not None and window is not None:
+    if window is not None:
         highest, lowest = np.maximum.reduceat(position, starts), np.minimum.reduceat(position, starts)
         whole &= highest[:, None] - lowest[None, :] < window
     return some, whole
 
 
-def _listed(met: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def _as_lists(met: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """How many blocks of keys each block of queries meets, and which, those first; (1, 1, blocks[, blocks]) int32."""
     order = np.argsort(~met, axis=1, kind="stable")
-    put = lambda x: torch.from_numpy(np.ascontiguousarray(x, np.int32)).to(device)[None, None]  # noqa: E731
-    return put(met.sum(1)), put(order)
+    counts, blocks = (torch.from_numpy(np.ascontiguousarray(x, np.int32)) for x in (met.sum(1), order))
+    return counts.to(device)[None, None], blocks.to(device)[None, None]
 
 
 @cache

@@ -1,7 +1,8 @@
 """Norm, rotation, gated MLP and tied embedding as most families have them, in fewer passes over memory, with less kept.
 
 transformers writes them as chains of elementwise operations; each reads and writes whole activations, and several keep
-theirs for the backward pass. On a CPU that is a sixth of a step's time and half of its memory. `slim` puts these in.
+theirs for the backward pass. On a CPU that is a sixth of a step's time and half of its memory. `fuse` swaps these in.
+Held by tests/model/test_fused.py.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ EPS = ("variance_epsilon", "eps")  # under which names norms keep what is added 
 LINEAR = ("gate_proj", "up_proj", "down_proj")
 
 
+# With r = 1 / sqrt(mean(x^2) + eps), one number a row, and x^ = r x:      y = w * x^
+#
+#     dx = r (w dy - x^ mean(w dy x^))        dw = sum over rows of dy x^
+#
+# LayerNorm's backward kernel with a mean of 0 gives r (w dy - mean(w dy) - x^ mean(w dy x^)) in one pass. It subtracts
+# mean(w dy) because there the mean moves with x; here it does not, so r mean(w dy) is added again.
 class RMSNorm(torch.autograd.Function):
-    """y = w * x / rms(x) over the last axis (arXiv 1910.07467, eq. 4), in fp32 or wider and then given as `dtype`.
+    """w * x / rms(x) over the last axis (arXiv 1910.07467, eq. 4), in fp32 or wider and then given as `dtype`.
 
     Keeps x and one number a row.
     """
@@ -22,45 +29,49 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         wide, size = _wide(x), x.shape[-1]
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(size).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, inverse, weight)
-        return (wide * inverse).mul_(weight).to(dtype)
+        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(size).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, r, weight)
+        return (wide * r).mul_(weight).to(dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, inverse, weight = ctx.saved_tensors
-        wide, grad, used, size = _wide(x), _wide(grad).contiguous(), _wide(weight), x.shape[-1]
-        # LayerNorm's kernel, told that the mean is 0; what it takes away because a mean would move is given back
-        back, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, wide, [size], torch.zeros_like(inverse), inverse, used, None, [True, True, False]
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, r, weight = ctx.saved_tensors
+        wide, dy, w, size = _wide(x), _wide(dy).contiguous(), _wide(weight), x.shape[-1]
+        dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
+            dy, wide, [size], torch.zeros_like(r), r, w, None, [True, True, False]
         )
-        back.addcmul_(inverse, (grad.view(-1, size) @ used).div_(size).view(inverse.shape))
-        return back.to(x.dtype), of_weight.to(weight.dtype), None, None
+        dx.addcmul_(r, (dy.view(-1, size) @ w).div_(size).view(r.shape))
+        return dx.to(x.dtype), dw.to(weight.dtype), None, None
 
 
+# y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for each pair of coordinates. The rotation is orthogonal, so its backward
+# pass is the rotation by the opposite angle, and x is not needed.
 class Rotation(torch.autograd.Function):
     """Rotary embedding (arXiv 2104.09864) by cos and sin that broadcast to x, but for their width. Keeps no x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return turned(x, cos, sin, 1)
+        return rotated(x, cos, sin, 1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         cos, sin = ctx.saved_tensors
-        return turned(grad, cos, sin, -1), None, None
+        return rotated(dy, cos, sin, -1), None, None
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    """x turned by the angles, or back where way is -1. The first numbers of its last axis, as many as there are angles,
-    are turned, their halves being the two coordinates; the others stay."""
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """x rotated by sign times the angles.
+
+    Of its last axis the first numbers, as many as there are angles, are rotated, the two halves of them being the
+    coordinates; the others stay.
+    """
     width = cos.shape[-1]
     half = width // 2
-    out = x * cos if width == x.shape[-1] else torch.cat([x[..., :width] * cos, x[..., width:]], -1)
-    out[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-way)
-    out[..., half:width].addcmul_(x[..., :half], sin[..., half:], value=way)
-    return out
+    y = x * cos if width == x.shape[-1] else torch.cat([x[..., :width] * cos, x[..., width:]], -1)
+    y[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-sign)
+    y[..., half:width].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return y
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -69,30 +80,36 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 
     return Rotation.apply(q, cos, sin), Rotation.apply(k, cos, sin)  # type: ignore[return-value]
 
 
+# g = x Wg^T, u = x Wu^T, a = silu(g):      y = (a * u) Wd^T
+#
+#     dh = dy Wd        du = a * dh        dg = silu'(g) * u * dh        dx = dg Wg + du Wu
+#     dWd = dy^T (a * u)      dWu = du^T x      dWg = dg^T x
+#
+# a and a * u are made again from g and u: one cheap pass in place of two kept activations, the widest of a layer.
 class GatedMLP(torch.autograd.Function):
-    """(silu(x @ gate^T) * (x @ up^T)) @ down^T (arXiv 2002.05202). Keeps the two products of x, not what follows."""
+    """(silu(x @ gate^T) * (x @ up^T)) @ down^T (arXiv 2002.05202). Keeps x and its two products only."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        gated, raised = rows @ gate.T, rows @ up.T
-        ctx.save_for_backward(rows, gated, raised, gate, up, down)
-        return (nn.functional.silu(gated).mul_(raised) @ down.T).view(*x.shape[:-1], -1)
+        g, u = rows @ gate.T, rows @ up.T
+        ctx.save_for_backward(rows, g, u, gate, up, down)
+        return (nn.functional.silu(g).mul_(u) @ down.T).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, gated, raised, gate, up, down = ctx.saved_tensors
-        of_rows, of_gate, of_up, of_down = ctx.needs_input_grad
-        shape, grad = grad.shape, grad.reshape(-1, grad.shape[-1])
-        active, inner = nn.functional.silu(gated), grad @ down
-        d_down = grad.T @ (active * raised) if of_down else None
-        d_raised = active.mul_(inner)
-        d_gated = torch.ops.aten.silu_backward(inner.mul_(raised), gated)
-        d_rows = (d_gated @ gate).addmm_(d_raised, up).view(*shape[:-1], -1) if of_rows else None
-        return d_rows, d_gated.T @ rows if of_gate else None, d_raised.T @ rows if of_up else None, d_down
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, g, u, gate, up, down = ctx.saved_tensors
+        x_learns, gate_learns, up_learns, down_learns = ctx.needs_input_grad
+        shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
+        a, dh = nn.functional.silu(g), dy @ down
+        ddown = dy.T @ (a * u) if down_learns else None
+        du = a.mul_(dh)
+        dg = torch.ops.aten.silu_backward(dh.mul_(u), g)
+        dx = (dg @ gate).addmm_(du, up).view(*shape[:-1], -1) if x_learns else None
+        return dx, dg.T @ x if gate_learns else None, du.T @ x if up_learns else None, ddown
 
 
-class Lookup(torch.autograd.Function):
+class TiedEmbedding(torch.autograd.Function):
     """Rows of an embedding's matrix that has its gradient already: the head's, where the two are one.
 
     The rows' gradient is added to it in place, where torch would fill a second matrix with zeros and add that.
@@ -105,14 +122,14 @@ class Lookup(torch.autograd.Function):
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         ids, weight = ctx.saved_tensors
-        ids, grad = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
+        ids, dy = ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
         if ctx.padding is not None:  # torch's rule: this row does not learn
-            grad = grad * (ids != ctx.padding)[:, None]
-        into = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        into.index_add_(0, ids, grad.to(into.dtype))
-        return None, into if weight.grad is None else None, None
+            dy = dy * (ids != ctx.padding)[:, None]
+        dweight = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        dweight.index_add_(0, ids, dy.to(dweight.dtype))
+        return None, dweight if weight.grad is None else None, None
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -121,8 +138,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def product_type(x: Tensor) -> torch.dtype:
     """The type in which linear layers work on x just now."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def norm(self: nn.Module, x: Tensor) -> Tensor:
@@ -155,6 +172,6 @@ def mlp(self: nn.Module, x: Tensor) -> Tensor:
     return GatedMLP.apply(x.to(dtype), *weights)  # type: ignore[return-value]
 
 
-def lookup(self: nn.Module, ids: Tensor) -> Tensor:
+def tied_embedding(self: nn.Module, ids: Tensor) -> Tensor:
     """Forward of an embedding whose matrix is that of a head which adds to `.grad` in place."""
-    return Lookup.apply(ids, self.get_parameter("weight"), self.padding_idx)  # type: ignore[return-value]
+    return TiedEmbedding.apply(ids, self.get_parameter("weight"), self.padding_idx)  # type: ignore[return-value]

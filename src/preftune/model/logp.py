@@ -1,61 +1,45 @@
 """Log-probabilities of given tokens from hidden states, without ever holding (tokens, vocab).
 
-Only rows whose prediction some objective sees meet the head. Where rows x vocab fits the budget the probabilities are
-kept for the backward pass (three products with the head's matrix). Beyond, the forward pass goes over some rows after
-the others, and the backward pass over parts of the vocabulary, making probabilities again (four products), so that
-each number of the matrix's gradient is written once. Where the head is frozen, the gradient is taken already in the
-forward pass, because each log-probability has one number for its upstream gradient (two products).
+Only rows whose prediction some objective sees meet the head. There are three ways to the gradient:
 
-What costs beside the products is passing over (rows, vocab). It happens once, in the softmax, which takes the logits'
-place; upstream numbers multiply the hidden states and not the gradient by the logits.
+kept             rows x vocab fits into KEEP: probabilities stay for the backward pass; three products with the head.
+made again       beyond that: the forward pass goes over chunks of rows, the backward pass over chunks of the
+                 vocabulary, where it makes probabilities again; four products, each number of dW is written once.
+fused backward   the head is frozen: the forward pass takes dhidden at once; two products.
+
+Held by tests/model/test_logp.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from preftune.model.fused import product_type
 
+if TYPE_CHECKING:
+    from preftune.model.heads import LanguageHead
+
 KEEP = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of probabilities kept for the backward pass
 CHUNK = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time, where they are not kept
-LEAST = 32, 4096  # rows and words of the vocabulary at a time: smaller products run slower
+LEAST = 32, 4096  # rows and tokens of the vocabulary at a time: smaller products run slower
 
-FAINT = 1e-30  # probability below which its logarithm is taken from the logits: fp32 ends at 1e-38
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The map from hidden state to logits: softcap(scale * (weight @ h + bias)).
-
-    weight: (vocab, width); bias: (vocab,) or None; softcap: c in c * tanh(logits / c), or None; in_place: the backward
-    pass adds the gradient by weight, a parameter, to its `.grad`.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    in_place: bool = False
-
-    def logits(self, hidden: Tensor, words: slice = slice(None)) -> Tensor:
-        """(rows, width) -> (rows, words of the vocabulary), a new tensor in fp32 or wider."""
-        logits = _product(hidden, self.weight[words].to(hidden.dtype).T)
-        if self.bias is not None:
-            logits += self.bias[words]
-        if self.scale != 1:
-            logits *= self.scale
-        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
-
-    def slope(self, logits: Tensor) -> Tensor | None:
-        """Of the soft cap, at logits that it has capped: the derivative of c tanh(x / c) is 1 - tanh(x / c)^2."""
-        return None if self.softcap is None else 1 - (logits / self.softcap) ** 2
+UNDERFLOW = 1e-30  # probability below which its logarithm is taken from the logits: fp32 ends at 1e-38
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def head_logp(hidden: Tensor, head: LanguageHead, target: Tensor) -> Tensor:
+    """(scored, width), (scored,) -> (scored,): log-probability of each target, fp32 (fp64 for fp64 models), in nats."""
+    return _apply(hidden, head, target, with_squares=False)[0]
+
+
+def head_logp_and_squares(hidden: Tensor, head: LanguageHead, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`head_logp`, and log sum_v p_v^2 of each row's distribution from the same pass, (scored,), without gradient."""
+    return _apply(hidden, head, target, with_squares=True)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right in fp32 or wider; on CUDA products of half-precision numbers are summed and given so."""
     wide = torch.promote_types(left.dtype, torch.float32)
     if left.is_cuda and left.dtype != wide:
@@ -63,129 +47,116 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right).to(wide)
 
 
-class Statistics(NamedTuple):
-    """Facts of each scored row's distribution that objectives and meters may ask for; (scored,), no gradient.
-
-    squares: log of sum_v p_v^2; entropy: in nats; top: whether the target was the likeliest token.
-    """
-
-    squares: Tensor
-    entropy: Tensor
-    top: Tensor
-
-
-def head_logp(hidden: Tensor, head: Head, target: Tensor) -> Tensor:
-    """(scored, width), (scored,) -> (scored,): log-probability of each target, fp32 (fp64 for fp64 models), in nats."""
-    return _apply(hidden, head, target, False)[0]
-
-
-def head_logp_and_statistics(hidden: Tensor, head: Head, target: Tensor) -> tuple[Tensor, Statistics]:
-    """The same, and statistics of the same rows from the same pass."""
-    logp, *found = _apply(hidden, head, target, True)
-    return logp, Statistics(*found)
-
-
-def _apply(hidden: Tensor, head: Head, target: Tensor, told: bool) -> tuple[Tensor, ...]:
-    hidden, later = hidden.to(product_type(hidden)), torch.is_grad_enabled()
-    return _HeadLogp.apply(hidden, head.weight, head.bias, target, head, later, told)  # type: ignore[return-value]
+def _apply(hidden: Tensor, head: LanguageHead, target: Tensor, *, with_squares: bool) -> tuple[Tensor, Tensor]:
+    hidden, grad_enabled = hidden.to(product_type(hidden)), torch.is_grad_enabled()
+    return _HeadLogp.apply(hidden, head.weight, head.bias, target, head, grad_enabled, with_squares)  # type: ignore[return-value]
 
 
 def _slices(count: int, other: int, least: int, device: str) -> list[slice]:
-    """Even slices of `count` whose logits, `other` numbers for each, take about CHUNK bytes; at least one."""
+    """Even slices of `count` whose logits, `other` numbers for each, take about CHUNK bytes; at least one slice."""
     size = max(least, CHUNK[device] // (4 * max(1, other)))
     size = max(1, -(-count // max(1, -(-count // size))))
     return [slice(first, min(first + size, count)) for first in range(0, max(1, count), size)]
 
 
+# For a row with hidden state h and target y; the head is W (vocab, width), bias b, scale s and perhaps a soft cap c:
+#
+#     x = s (W h + b)      z = c tanh(x / c), or x without a cap      (logits)
+#     lse = log sum_v exp z_v        p = exp(z - lse)        logp = z_y - lse
+#
+# Backward, with g the row's upstream number, d loss / d logp. `dlogits` is as of a cross-entropy, d(-logp) / dx: then
+# the probabilities in memory need one number a row changed, and not all of them their sign.
+#
+#     dlogits = (p - onehot(y)) * dz/dx                               dz/dx = 1 - (z / c)^2
+#     dhidden = -s g (dlogits W)     dW = dlogits^T (-s g h)          db = dlogits^T (-s g)
+#
+# Beside the products, what costs is each pass over (rows, vocab). So there is one, the softmax, which takes the place
+# of the logits; g and s never meet dlogits, but h, or the product, which have only `width` numbers a row.
 class _Rows(NamedTuple):
-    """logp, normalizer: (rows,) of the targets, and log of the sum of exp(logits); pull: (rows, vocab) minus the
-    gradient of logp by scale * (weight @ hidden + bias), in the type of the products."""
+    """logp, lse: (rows,); dlogits: (rows, vocab), in the type of the products; squares: log sum_v p_v^2, (rows,)."""
 
     logp: Tensor
-    normalizer: Tensor
-    pull: Tensor
-    statistics: tuple[Tensor, ...]
+    lse: Tensor
+    dlogits: Tensor
+    squares: Tensor | None
 
 
-def _rows(hidden: Tensor, head: Head, target: Tensor, told: bool) -> _Rows:
-    logits, at_target = head.logits(hidden), target[:, None]
-    chosen, slope = logits.gather(1, at_target), head.slope(logits)
-    share = torch.softmax(logits, 1, out=logits)  # in place: a row is read whole before it is written
-    wanted = share.gather(1, at_target)
-    logp, faint = wanted.log().squeeze(1), (wanted < FAINT).squeeze(1)
-    if bool(faint.any()):
-        logp[faint] = torch.log_softmax(head.logits(hidden[faint]), 1).gather(1, at_target[faint]).squeeze(1)
-    statistics = ()
-    if told:
-        squares = 2 * torch.linalg.vector_norm(share, dim=1).log()
-        statistics = squares, torch.special.entr(share).sum(1), (wanted == share.amax(1, keepdim=True)).squeeze(1)
-    pull = share.scatter_add_(1, at_target, torch.full_like(chosen, -1))  # in the wide type: share may be nearly 1
-    pull = pull if slope is None else pull.mul_(slope)
-    return _Rows(logp, chosen.squeeze(1) - logp, pull.to(hidden.dtype), statistics)
+def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool) -> _Rows:
+    logits, column = head.logits(hidden), target[:, None]
+    target_logit, cap_slope = logits.gather(1, column), head.cap_slope(logits)
+    probs = torch.softmax(logits, 1, out=logits)  # in place: a row is read whole before it is written
+    target_prob = probs.gather(1, column)
+    logp, underflow = target_prob.log().squeeze(1), (target_prob < UNDERFLOW).squeeze(1)
+    if bool(underflow.any()):  # rare: these rows alone are computed again, the safe way
+        logp[underflow] = torch.log_softmax(head.logits(hidden[underflow]), 1).gather(1, column[underflow]).squeeze(1)
+    squares = 2 * torch.linalg.vector_norm(probs, dim=1).log() if with_squares else None
+    # p_y - 1 in the wide type, before rounding: p_y may be nearly 1
+    dlogits = probs.scatter_add_(1, column, torch.full_like(target_logit, -1))
+    dlogits = dlogits if cap_slope is None else dlogits.mul_(cap_slope)
+    return _Rows(logp, target_logit.squeeze(1) - logp, dlogits.to(hidden.dtype), squares)
 
 
-def _pull(hidden: Tensor, head: Head, target: Tensor, normalizer: Tensor, words: slice) -> Tensor:
-    """The same pull as of `_rows`, of some words of the vocabulary."""
+def _dlogits(hidden: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, words: slice) -> Tensor:
+    """(rows, words): the dlogits of `_rows`, made again for a slice of the vocabulary."""
     logits = head.logits(hidden, words)
-    slope = head.slope(logits)
-    pull = logits.sub_(normalizer[:, None]).exp_()
-    here = torch.nonzero((target >= words.start) & (target < words.stop)).squeeze(1)
-    pull[here, target[here] - words.start] -= 1
-    return (pull if slope is None else pull.mul_(slope)).to(hidden.dtype)
+    cap_slope = head.cap_slope(logits)
+    dlogits = logits.sub_(lse[:, None]).exp_()
+    rows = torch.nonzero((target >= words.start) & (target < words.stop)).squeeze(1)
+    dlogits[rows, target[rows] - words.start] -= 1
+    return (dlogits if cap_slope is None else dlogits.mul_(cap_slope)).to(hidden.dtype)
 
 
-def _collect(into: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
-    """Add left @ right to `into`, or put it there where nothing has been written yet."""
-    if into.dtype == left.dtype:
-        torch.addmm(into, left, right, beta=0 if fresh else 1, out=into)
-    elif fresh:
-        into.copy_(_product(left, right))
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, empty: bool) -> None:
+    """total += left @ right, or total = left @ right where nothing has been written there yet."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if empty else 1, out=total)
+    elif empty:
+        total.copy_(product(left, right))
     else:
-        into += _product(left, right)
+        total += product(left, right)
 
 
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, head, later, told):  # type: ignore[override]
-        trained = later and (weight.requires_grad or (bias is not None and bias.requires_grad))
-        early = later and hidden.requires_grad and not trained
+    def forward(ctx, hidden, weight, bias, target, head, grad_enabled, with_squares):  # type: ignore[override]
+        trained = grad_enabled and (weight.requires_grad or (bias is not None and bias.requires_grad))
+        fused_backward = grad_enabled and hidden.requires_grad and not trained
         device = hidden.device.type
         keep = trained and len(target) * len(weight) * hidden.element_size() <= KEEP[device]
-        found, of_hidden, pull = [], [], None
-        for rows in [slice(0, len(target))] if keep else _slices(len(target), len(weight), LEAST[0], device):
-            part = _rows(hidden[rows], head, target[rows], told)
-            if early:  # d logp / d hidden; the upstream number multiplies it in the backward pass
-                of_hidden.append(_product(part.pull, weight.to(hidden.dtype)).mul_(-head.scale))
-            pull = part.pull if keep else None
-            found.append((part.logp, part.normalizer, *part.statistics))
-        logp, normalizer, *statistics = (torch.cat(numbers) for numbers in zip(*found, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, target, normalizer, torch.cat(of_hidden) if early else None)
-        ctx.pull, ctx.head = pull, head
-        ctx.mark_non_differentiable(*statistics)
-        return logp, *statistics
+        chunks = [slice(0, len(target))] if keep else _slices(len(target), len(weight), LEAST[0], device)
+        columns, dhidden, dlogits = [], [], None
+        for rows in chunks:
+            part = _rows(hidden[rows], head, target[rows], with_squares)
+            if fused_backward:  # d logp / d hidden, still without g
+                dhidden.append(product(part.dlogits, weight.to(hidden.dtype)).mul_(-head.scale))
+            dlogits = part.dlogits if keep else None
+            columns.append((part.logp, part.lse) if part.squares is None else (part.logp, part.lse, part.squares))
+        logp, lse, *squares = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, target, lse, torch.cat(dhidden) if fused_backward else None)
+        ctx.dlogits, ctx.head = dlogits, head
+        ctx.mark_non_differentiable(*squares)
+        return logp, *squares
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[override]
-        hidden, weight, bias, target, normalizer, early = ctx.saved_tensors
-        if early is not None:
-            return (early * grad[:, None]).to(hidden.dtype), *(None,) * 6
-        head, kept, ctx.pull = ctx.head, ctx.pull, None
-        upstream = -head.scale * grad
-        scaled, drawn = hidden * upstream.to(hidden.dtype)[:, None], 0
-        grad_bias = None if bias is None else torch.empty_like(bias)
-        before = weight.grad if head.in_place else None
+        hidden, weight, bias, target, lse, dhidden = ctx.saved_tensors
+        if dhidden is not None:
+            return (dhidden * grad[:, None]).to(hidden.dtype), *(None,) * 6
+        head, kept, ctx.dlogits = ctx.head, ctx.dlogits, None
+        g = -head.scale * grad
+        scaled_hidden, dhidden = hidden * g.to(hidden.dtype)[:, None], 0
+        dbias = None if bias is None else torch.empty_like(bias)
+        earlier = weight.grad if head.in_place else None  # the gradient of the packs before, to be added to
         learns = ctx.needs_input_grad[1]
-        into = (torch.empty_like(weight) if before is None else before) if learns else None
-        parts = (
-            _slices(len(weight), len(target), LEAST[1], hidden.device.type) if kept is None else [slice(0, len(weight))]
-        )
-        for words in parts:
-            pull = _pull(hidden, head, target, normalizer, words) if kept is None else kept
-            drawn = drawn + _product(pull, weight[words].to(pull.dtype))
-            if into is not None:
-                _collect(into[words], pull.T, scaled, fresh=before is None)
-            if grad_bias is not None:
-                grad_bias[words] = pull.T.to(grad.dtype) @ upstream
+        dweight = (torch.empty_like(weight) if earlier is None else earlier) if learns else None
+        whole = [slice(0, len(weight))]
+        for words in whole if kept is not None else _slices(len(weight), len(target), LEAST[1], hidden.device.type):
+            dlogits = _dlogits(hidden, head, target, lse, words) if kept is None else kept
+            dhidden = dhidden + product(dlogits, weight[words].to(dlogits.dtype))
+            if dweight is not None:
+                _add_product(dweight[words], dlogits.T, scaled_hidden, empty=earlier is None)
+            if dbias is not None:
+                dbias[words] = dlogits.T.to(grad.dtype) @ g
         if head.in_place and learns:
-            weight.grad = into
-        return (drawn * upstream[:, None]).to(hidden.dtype), None if head.in_place else into, grad_bias, *(None,) * 4
+            weight.grad = dweight
+        return (dhidden * g[:, None]).to(hidden.dtype), None if head.in_place else dweight, dbias, *(None,) * 4

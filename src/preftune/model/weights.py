@@ -1,47 +1,85 @@
-"""What is trained, as one value."""
+"""What is trained, as one value: it answers for its parameters, digest, checkpoint and export.
+
+Nothing else in the code knows which kind of weights a model has. Held by tests/model/test_weights.py.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.files import Folder
-from preftune.model import load
+
+UNRELATED = ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype")  # to what it says
 
 
+@dataclass(frozen=True)
 class Weights(ABC):
+    """The weights of a module, all of them or some."""
+
     module: PreTrainedModel
 
     @abstractmethod
-    def trained(self) -> dict[str, nn.Parameter]: ...
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every trainable parameter once, by name."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the model's log-probabilities."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, detached; not a copy."""
+
+    @abstractmethod
+    def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the plain Hugging Face layout into a folder that is being built."""
+
+    @final
+    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
+        """Take over a `state`. Returns "", or the name of what does not fit; then nothing has changed."""
+        state = self.state()
+        for name in sorted(state.keys() | tensors.keys()):
+            if name not in state or name not in tensors or state[name].shape != tensors[name].shape:
+                return name
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(tensors[name])
+        return ""
 
 
+@final
+@dataclass(frozen=True)
 class WholeModel(Weights):
-    def __init__(self, module: PreTrainedModel) -> None:
-        self.module = module
+    """Every parameter of a model, but those of which the gradient is switched off."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def digest(self) -> str:
-        return load.weights_digest(self.module)
+        """Of names, shapes, types and bytes of all tensors, and of the config."""
+        digest = hashlib.sha256()
+        config = {key: value for key, value in self.module.config.to_dict().items() if key not in UNRELATED}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def state(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.trained().items()}
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
-        trained = self.trained()
-        for name in tensors.keys() | trained.keys():
-            if name not in tensors or name not in trained or tensors[name].shape != trained[name].shape:
-                return name
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(tensors[name])
-        return ""
+        return {name: p.detach() for name, p in self.module.named_parameters()}
 
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
-        load.export(into, self.module, tokenizer)
+        name = str(self.module.config._attn_implementation)
+        self.module.set_attn_implementation("eager")  # ours is not known elsewhere
+        self.module.save_pretrained(into.path)
+        self.module.set_attn_implementation(name)
+        tokenizer.save_pretrained(into.path)

@@ -1,8 +1,8 @@
-"""What to do where memory runs out: the same packs, each cut in two."""
+"""What to do where memory runs out: the same packs, each cut in two. Held by tests/laws/test_trajectory.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,28 +13,29 @@ from preftune.pack.plan import Pack, halved
 from preftune.tokens.groups import TokenGroup
 
 T = TypeVar("T")
+Groups = Sequence[TokenGroup] | Mapping[int, TokenGroup]  # what the indices of a pack mean
 
 
 @dataclass
 class OomRetry:
-    """What memory takes. halvings: how often packs are cut in two; it rises where a pack does not fit; mend: what to do
-    where a single row does not."""
+    """splits: how often packs are cut in two; it rises where a pack does not fit. hint: what to do where a single row
+    does not."""
 
     splits: int = 0
     hint: str = "Lower data.max_tokens, or set model.checkpointing = true if it is not."
 
-    def over(self, groups: Sequence[TokenGroup], packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
+    def run(self, groups: Groups, packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
         """work(packs); where memory runs out, again from its beginning with packs cut in two.
 
-        No rank waits for another inside `work`, so each may do this by itself. Raises UserError at a pack of one row.
+        No rank waits for another inside `work`, so each may retry by itself. Raises UserError at a pack of one row.
         """
         while True:
-            cut = halved(packs, self.splits)
+            parts = halved(packs, self.splits)
             try:
-                return work(cut)
+                return work(parts)
             except torch.OutOfMemoryError as error:
-                if max(map(len, cut)) == 1:
-                    longest = max((groups[i] for (i,) in cut), key=lambda group: group.tokens)
+                if max(map(len, parts)) == 1:
+                    longest = max((groups[i] for (i,) in parts), key=lambda group: group.tokens)
                     raise UserError(
                         f"one row of {longest.tokens} tokens does not fit into memory.",
                         location=str(longest.place),

@@ -1,7 +1,8 @@
-"""Every step and pack of a run, before the first step: a pure function of lengths, budget, ranks and seed.
+"""Every step and pack of a run, before the first step: a pure function of lengths, budget, world size and seed.
 
-A step is the rows of one update (the mathematics); a pack is the rows of one forward pass (the memory), and each has
-the rank that takes it. Neither packs nor ranks change which rows make a step. Resuming is `plan.steps[state.step:]`.
+A step is the rows of one update (the mathematics); a pack is the rows of one forward pass (the memory; the field's
+micro-batch), and each pack has the rank that takes it. Neither packs nor ranks change which rows make a step. Resuming
+is `plan.steps[state.step:]`. Held by tests/pack/test_plan.py and tests/laws/test_packs.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from preftune.pack.trie import lexicographic_order
 from preftune.tokens.groups import TokenGroup
 
 Pack = tuple[int, ...]
@@ -21,12 +23,14 @@ Pack = tuple[int, ...]
 class Step:
     """The rows of one update, as packs of indices into the groups.
 
-    epoch: passes done after it, with fraction; owners: the rank that takes each pack, 0 where none is given.
+    epoch: passes over the rows after it, with fraction; pack_rank: the rank that takes each pack, 0 where empty;
+    mismatched: packs of responses under other prompts, of indices into the same groups, for KTO's drift.
     """
 
     packs: tuple[Pack, ...]
     epoch: float = 0.0
-    owners: tuple[int, ...] = ()
+    pack_rank: tuple[int, ...] = ()
+    mismatched: Step | None = None
 
     @property
     def rows(self) -> int:
@@ -34,13 +38,12 @@ class Step:
 
     @property
     def order(self) -> list[int]:
-        """Its groups in the one order that knows nothing of packs."""
+        """Its groups in the one order that does not depend on packs."""
         return sorted(i for pack in self.packs for i in pack)
 
-    def of(self, rank: int) -> tuple[Pack, ...]:
-        """The packs that a rank takes."""
-        owners = self.owners or (0,) * len(self.packs)
-        return tuple(pack for pack, owner in zip(self.packs, owners, strict=True) if owner == rank)
+    def packs_of_rank(self, rank: int) -> tuple[Pack, ...]:
+        pack_rank = self.pack_rank or (0,) * len(self.packs)
+        return tuple(pack for pack, taker in zip(self.packs, pack_rank, strict=True) if taker == rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +57,24 @@ class Plan:
 class Packing:
     """How rows become packs.
 
-    tokens: that a pack may hold (a larger group has a pack of its own); scale: length, in tokens, of a path at which
-    attention takes as long as all other work on its tokens.
+    tokens: that a pack may hold (a larger group has a pack of its own); attention_crossover: length, in tokens, of a
+    path at which attention takes as long as all other work on its tokens.
     """
 
     tokens: int
-    scale: float = math.inf
+    attention_crossover: float = math.inf
 
     def cost(self, group: TokenGroup) -> float:
         """Work on a group, in tokens without attention: linear in its tokens, each of which attends to a path."""
         path = len(group.prompt) + max(map(len, group.responses))
-        return group.tokens * (1 + path / self.scale)
+        return group.tokens * (1 + path / self.attention_crossover)
 
-    def step(self, groups: Sequence[TokenGroup], ranks: int) -> Step:
-        """All of these groups as one step, for so many ranks."""
+    def step(self, groups: Sequence[TokenGroup], world_size: int) -> Step:
+        """All of these groups as one step."""
         sizes, costs = [g.tokens for g in groups], [self.cost(g) for g in groups]
-        near = prefix_rank([g.prompt for g in groups])
-        packs = fill(range(len(groups)), sizes, self.tokens, near, costs, ranks)
-        return Step(packs, 0.0, share(packs, costs, ranks))
+        sort_key = prefix_order([g.prompt for g in groups])
+        packs = fill(range(len(groups)), sizes, self.tokens, sort_key, costs, world_size)
+        return Step(packs, 0.0, assign_ranks(packs, costs, world_size))
 
 
 def make_plan(
@@ -82,32 +85,30 @@ def make_plan(
     seed: int,
     steps: int | None = None,
     epochs: int | None = None,
-    near: Sequence[int] | None = None,
+    sort_key: Sequence[int] | None = None,
     costs: Sequence[float] | None = None,
-    ranks: int = 1,
+    world_size: int = 1,
 ) -> Plan:
     """Plan a run over groups of the given sizes (distinct tokens of each).
 
     rows: groups of a step; the last step of an epoch takes what is left. tokens: budget of a pack; a larger group
-    has a pack of its own. steps or epochs: how long; one epoch where neither is given. near: a number a group;
+    has a pack of its own. steps or epochs: how long; one epoch where neither is given. sort_key: a number a group;
     within a step, groups with close numbers share prefixes and are packed together. costs: work of each group, its
-    size where not given; ranks: how many share the packs. None of the last three moves a row to another step.
+    size where not given; world_size: processes that divide the packs. The last three move no row to another step.
     """
     count, costs = len(sizes), costs or sizes
     if not count:
         return Plan(())
-    per_epoch = -(-count // rows)
-    total = steps if steps is not None else (epochs or 1) * per_epoch
+    total = steps if steps is not None else (epochs or 1) * -(-count // rows)
     planned: list[Step] = []
     epoch = 0
     while len(planned) < total:
         order = np.random.default_rng([seed, epoch]).permutation(count)
-        for first in range(0, count, rows):
-            if len(planned) == total:
-                break
+        for first in range(0, count, rows)[: total - len(planned)]:
             chosen = order[first : first + rows].tolist()
-            packs = fill(chosen, sizes, tokens, near, costs, ranks)
-            planned.append(Step(packs, epoch + min(first + rows, count) / count, share(packs, costs, ranks)))
+            packs = fill(chosen, sizes, tokens, sort_key, costs, world_size)
+            passes = epoch + min(first + rows, count) / count
+            planned.append(Step(packs, passes, assign_ranks(packs, costs, world_size)))
         epoch += 1
     return Plan(tuple(planned))
 
@@ -116,54 +117,51 @@ def fill(
     indices: Sequence[int],
     sizes: Sequence[int],
     tokens: int,
-    near: Sequence[int] | None = None,
+    sort_key: Sequence[int] | None = None,
     costs: Sequence[float] | None = None,
-    ranks: int = 1,
+    world_size: int = 1,
 ) -> tuple[Pack, ...]:
     """Cut groups into packs of at most `tokens` (a larger group alone), as equal in cost as their order allows.
 
-    As few as that takes, and a multiple of `ranks` where there are groups enough.
+    As few as that takes, and a multiple of `world_size` where there are groups enough.
     """
-    order = sorted(indices, key=lambda i: (near[i], i)) if near is not None else list(indices)
+    order = sorted(indices, key=lambda i: (sort_key[i], i)) if sort_key is not None else list(indices)
     if not order:
         return ()
     size = np.array([sizes[i] for i in order])
     cost = size if costs is None else np.maximum([costs[i] for i in order], size)  # free groups would never fit
-    place = (np.cumsum(cost) - cost / 2) / cost.sum()  # of each group's middle in the whole work, from 0 to 1
-    count = -(-int(size.sum()) // tokens // ranks) * ranks
+    middle = (np.cumsum(cost) - cost / 2) / cost.sum()  # of each group in the whole work, from 0 to 1
+    count = -(-int(size.sum()) // tokens // world_size) * world_size
     while True:
-        cuts = np.flatnonzero(np.diff((place * count).astype(int))) + 1
+        cuts = np.flatnonzero(np.diff((middle * count).astype(int))) + 1
         parts = np.split(np.arange(len(order)), cuts)
         if all(len(part) == 1 or size[part].sum() <= tokens for part in parts):
             break
-        count += ranks
-    while len(parts) % ranks and (wide := [at for at, part in enumerate(parts) if len(part) > 1]):
-        at = max(wide, key=lambda at: cost[parts[at]].sum())
-        parts[at : at + 1] = np.array_split(parts[at], 2)
+        count += world_size
+    while len(parts) % world_size and any(len(part) > 1 for part in parts):
+        costliest = max((n for n, part in enumerate(parts) if len(part) > 1), key=lambda n: cost[parts[n]].sum())
+        parts = [*parts[:costliest], *np.array_split(parts[costliest], 2), *parts[costliest + 1 :]]
     return tuple(tuple(order[i] for i in part) for part in parts)
 
 
-def share(packs: Sequence[Pack], costs: Sequence[float], ranks: int) -> tuple[int, ...]:
+def assign_ranks(packs: Sequence[Pack], costs: Sequence[float], world_size: int) -> tuple[int, ...]:
     """The rank that takes each pack: the costliest first, each by the rank that has the least work so far."""
     work = [sum(costs[i] for i in pack) for pack in packs]
-    owners, held = [0] * len(packs), [0.0] * ranks
-    for at in sorted(range(len(packs)), key=work.__getitem__, reverse=True):
-        owners[at] = held.index(min(held))
-        held[owners[at]] += work[at]
-    return tuple(owners)
+    pack_rank, load = [0] * len(packs), [0.0] * world_size
+    for n in sorted(range(len(packs)), key=work.__getitem__, reverse=True):
+        pack_rank[n] = load.index(min(load))
+        load[pack_rank[n]] += work[n]
+    return tuple(pack_rank)
 
 
 def halved(packs: Sequence[Pack], times: int) -> tuple[Pack, ...]:
     """Every pack cut in two, so many times; a pack of one group stays."""
     for _ in range(times):
-        packs = [part for pack in packs for part in (pack[: -(-len(pack) // 2)], pack[-(-len(pack) // 2) :]) if part]
+        halves = [half for pack in packs for half in (pack[: -(-len(pack) // 2)], pack[-(-len(pack) // 2) :])]
+        packs = [half for half in halves if half]
     return tuple(packs)
 
 
-def prefix_rank(sequences: Sequence[np.ndarray]) -> list[int]:
-    """Place of each sequence in lexicographic order: what `near` wants, given each group's prompt."""
-    keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]
-    rank = [0] * len(keys)
-    for place, index in enumerate(sorted(range(len(keys)), key=keys.__getitem__)):
-        rank[index] = place
-    return rank
+def prefix_order(sequences: Sequence[np.ndarray]) -> list[int]:
+    """The place of each sequence in lexicographic order: the sort_key of groups, given the prompt of each."""
+    return np.argsort(lexicographic_order(sequences)).tolist()

@@ -30,18 +30,17 @@ class Trie:
 
 def build(sequences: Sequence[np.ndarray]) -> Trie:
     """Merge integer sequences, none of them empty, by shared prefix. Cost: linear in their tokens, and one sort."""
-    keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]  # bytes compare as the tokens do
     paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
-    pieces: list[np.ndarray] = []
+    new_ids: list[np.ndarray] = []
     ends: list[tuple[np.ndarray, int]] = []
     last, last_path, count = np.empty(0, np.int64), np.empty(0, np.int64), 0
-    for index in sorted(range(len(sequences)), key=keys.__getitem__):
+    for index in lexicographic_order(sequences):
         ids = np.asarray(sequences[index], np.int64)
         shared = common_prefix(last, ids)
         if shared < len(last_path):
             ends.append((last_path[shared:], count))  # nothing below these rows can follow any more
         path = np.concatenate([last_path[:shared], np.arange(count, count + len(ids) - shared)])
-        pieces.append(ids[shared:])
+        new_ids.append(ids[shared:])
         count += len(ids) - shared
         last, last_path, paths[index] = ids, path, path
     end = np.full(count, count, np.int64)
@@ -50,7 +49,7 @@ def build(sequences: Sequence[np.ndarray]) -> Trie:
     position = np.empty(count, np.int64)
     for path in paths:
         position[path] = np.arange(len(path))
-    return Trie(np.concatenate(pieces), position, end, tuple(paths))
+    return Trie(np.concatenate(new_ids), position, end, tuple(paths))
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
@@ -62,10 +61,14 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 
 def distinct_tokens(sequences: Sequence[np.ndarray]) -> int:
     """Rows that `build` would give, without building."""
-    keys = sorted(np.asarray(s, dtype=">u4").tobytes() for s in sequences)
-    total, last = 0, np.empty(0, ">u4")
-    for key in keys:
-        ids = np.frombuffer(key, ">u4")
-        total += len(ids) - common_prefix(last, ids)
-        last = ids
+    total, last = 0, np.empty(0, np.int64)
+    for index in lexicographic_order(sequences):
+        total += len(sequences[index]) - common_prefix(last, sequences[index])
+        last = sequences[index]
     return total
+
+
+def lexicographic_order(sequences: Sequence[np.ndarray]) -> list[int]:
+    """Indices of integer sequences in lexicographic order; equal ones stay in theirs."""
+    keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]  # big-endian bytes compare as the tokens do
+    return sorted(range(len(keys)), key=keys.__getitem__)

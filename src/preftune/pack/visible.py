@@ -1,4 +1,4 @@
-"""Who sees whom: the one line, and the same thing cut into blocks that dense products can work on."""
+"""Which row sees which: the one line, and the same relation cut into blocks that dense products can work on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def visible(query: Tensor, key: Tensor, end: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows [start, stop) see all of the rows `above` them, (above,) from the root down, and each other by the one line.
+    """Rows [start, stop) see all of their common `ancestors`, (ancestors,) from the root down, and some of each other.
 
-    chain: the rows follow one another, so that among them the one line is the causal triangle.
+    chain: each row is the parent of the next, so that what they see of each other is the causal triangle.
     """
 
     start: int
     stop: int
-    above: np.ndarray
+    ancestors: np.ndarray
     chain: bool
 
     @property
@@ -35,27 +35,27 @@ class Block:
         return self.stop - self.start
 
 
-def blocks(trie: Trie, most: int) -> list[Block]:
-    """Blocks of at most `most` rows that cover each visible (query, key) once, in the order of the rows.
+def blocks(trie: Trie, max_rows: int) -> list[Block]:
+    """Blocks of at most `max_rows` rows that cover each visible (query, key) once, in the order of the rows.
 
     A block is a piece of a chain, or whole subtrees that hang from one row; two trees never share a block.
     """
     end, position = trie.end, trie.position
-    ends_chain = np.append(np.flatnonzero(np.diff(end)), len(end) - 1)  # last rows of maximal chains
+    chain_ends = np.append(np.flatnonzero(np.diff(end)), len(end) - 1)  # last rows of maximal chains
     path = np.empty(int(position.max(initial=0)) + 1, np.int64)  # rows from the root to the newest row
-    found: list[Block] = []
+    cut: list[Block] = []
     start = 0
     while start < len(end):
         depth, stop = position[start], start
-        while stop < len(end) and position[stop] == depth and end[stop] - start <= most:
+        while stop < len(end) and position[stop] == depth and end[stop] - start <= max_rows:
             stop = int(end[stop])
             if depth == 0:
                 break
         if stop == start:
-            last = int(ends_chain[np.searchsorted(ends_chain, start)])
-            stop = min(last + 1, start + most)
+            chain_end = int(chain_ends[np.searchsorted(chain_ends, start)])
+            stop = min(chain_end + 1, start + max_rows)
         chain = bool((np.diff(position[start:stop]) == 1).all())
-        found.append(Block(start, stop, path[:depth].copy(), chain))
+        cut.append(Block(start, stop, path[:depth].copy(), chain))
         path[position[start:stop]] = np.arange(start, stop)  # of several rows at one depth the newest stays
         start = stop
-    return found
+    return cut

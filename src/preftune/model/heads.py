@@ -1,0 +1,75 @@
+"""Heads: which rows of a batch are read, and what their hidden states answer.
+
+Another head, such as one number a response, is another class. Held by tests/model/test_heads.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftune.model.logp import head_logp, head_logp_and_squares, product
+from preftune.pack.batch import Batch, Reads
+
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call the cap of logits
+
+
+class Head(Protocol):
+    """reads: the rows that a batch must hold for it, "tokens" or "ends" (pack.batch.collate)."""
+
+    reads: ClassVar[Reads]
+
+    def __call__(self, hidden: Tensor, batch: Batch) -> Tensor: ...  # (scored, width) -> (members,)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageHead:
+    """Log-probabilities of tokens; logits are softcap(scale * (weight @ h + bias)).
+
+    weight: (vocab, width); bias: (vocab,) or None; softcap: c in c * tanh(logits / c), or None; in_place: the backward
+    pass adds the gradient by weight, often the largest of all, to its `.grad` and makes no second one: for loops that
+    call `backward`, not for `torch.autograd.grad`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    in_place: bool = False
+    reads: ClassVar[Reads] = "tokens"
+
+    @classmethod
+    def of(cls, module: PreTrainedModel) -> LanguageHead:
+        """The output layer of a model with what its family multiplies and caps logits by."""
+        layer = module.get_output_embeddings()
+        assert layer is not None  # a causal language model has one
+        config = module.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        cap = next((value for name in CAPS if (value := getattr(config, name, None))), None)
+        return cls(layer.weight, getattr(layer, "bias", None), scale, cap)
+
+    def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(scored, width) -> (members,), in nats, fp32 (fp64 for fp64 models)."""
+        return head_logp(hidden, self, batch.target)[batch.member]
+
+    def with_squares(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The log-probabilities, and log sum_v p_v^2 of each token's distribution without gradient, (members,) each."""
+        logp, squares = head_logp_and_squares(hidden, self, batch.target)
+        return logp[batch.member], squares[batch.member]
+
+    def logits(self, hidden: Tensor, words: slice = slice(None)) -> Tensor:
+        """(rows, width) -> (rows, words of the vocabulary), a new tensor in fp32 or wider."""
+        logits = product(hidden, self.weight[words].to(hidden.dtype).T)
+        if self.bias is not None:
+            logits += self.bias[words]
+        if self.scale != 1:
+            logits *= self.scale
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def cap_slope(self, logits: Tensor) -> Tensor | None:
+        """The derivative of c tanh(x / c), which is 1 - tanh(x / c)^2, at logits that are capped already."""
+        return None if self.softcap is None else 1 - (logits / self.softcap) ** 2

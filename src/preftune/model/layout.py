@@ -1,0 +1,168 @@
+"""What attention needs to know of a batch: the trie, cut into blocks that dense products can work on.
+
+Held by tests/model/test_layouts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.pack.batch import Batch
+from preftune.pack.trie import Trie
+from preftune.pack.visible import Block, blocks, visible
+
+T = TypeVar("T")
+MIN_SAVING = 0.1  # share of unread rows below which moving rows about costs more than leaving them out saves
+BLOCK = 64  # rows of a block: fewer make products too thin, more compute what nobody sees (bench/limit.py)
+
+
+class Shape(NamedTuple):
+    """What a family does to its scores: times `scale`, softcap c in c * tanh(score / c), window in positions."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryBlock:
+    """Rows [start, stop) of queries.
+
+    keys: those of its path that some of the rows see, the rows themselves last; mask: (rows, n), 0 where a row sees
+    one of the last n keys, else -inf. All rows see the keys before those.
+    """
+
+    start: int
+    stop: int
+    keys: slice
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PathRun:
+    """Query blocks along one path. path: its rows from the root down, so that the keys of a block are one slice."""
+
+    path: slice | Tensor
+    blocks: tuple[QueryBlock, ...]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(heads, tokens, width) -> (heads, path, width): a view where the path is one run of rows, else a copy."""
+        return x[:, self.path] if isinstance(self.path, slice) else x.index_select(1, self.path)
+
+    def grad_buffer(self, dx: Tensor) -> Tensor:
+        """(heads, path, width) to add gradients to: a view of dx, or zeros that `scatter_add` adds to it."""
+        buffer = self.gather(dx)
+        return buffer if isinstance(self.path, slice) else buffer.zero_()
+
+    def scatter_add(self, dx: Tensor, buffer: Tensor) -> None:
+        """Add what `grad_buffer` collected to dx."""
+        if not isinstance(self.path, slice):
+            dx.index_add_(1, self.path, buffer)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What travels through the model beside a batch, as one keyword.
+
+    end, position: (rows,) as in the batch; trie: the same in numpy, for cutting blocks on the host.
+    read: (read,) the rows whose last hidden state is read, or None where leaving out the others saves too little.
+    only_read: leave out blocks without a read row. calls: one entry a layer that asked, which shows whether the layout
+    reached all of them. What one layer works out is kept for the next.
+    """
+
+    end: Tensor
+    position: Tensor
+    trie: Trie
+    read: Tensor | None = None
+    only_read: bool = False
+    calls: list[int] = field(default_factory=list)
+    _memo: dict[object, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: Batch) -> Layout:
+        """The layout of a batch, made once however often the batch goes through a model."""
+        if batch not in _LAYOUTS:
+            saves = len(batch.read) < (1 - MIN_SAVING) * len(batch.ids)
+            _LAYOUTS[batch] = cls(batch.end, batch.position, batch.trie, batch.read if saves else None)
+        return _LAYOUTS[batch]
+
+    def memo(self, key: object, make: Callable[[], T]) -> T:
+        """make(), kept under a key for the layers that follow."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def path_runs(self, window: int | None) -> list[PathRun]:
+        """The blocks that cover all that is visible; window: positions that a row looks back on, itself included."""
+        return self.memo(window, lambda: [self._path_run(run, window) for run in self._by_path()])
+
+    def _by_path(self) -> list[list[Block]]:
+        """Blocks, in one list where each continues the path of the one before it."""
+        runs: list[list[Block]] = []
+        for block in blocks(self.trie, BLOCK):
+            previous = runs[-1][-1] if runs else None
+            if previous and previous.chain and len(block.ancestors) == len(previous.ancestors) + previous.rows:
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        if not self.only_read or self.read is None:
+            return runs
+        read = self.read.cpu().numpy()
+        runs = [[b for b in run if np.searchsorted(read, b.start) < np.searchsorted(read, b.stop)] for run in runs]
+        return [run for run in runs if run]
+
+    @cached_property
+    def last_layer(self) -> Layout:
+        """The layout for a layer of which only the read rows matter; the others come out as zeros."""
+        return replace(self, only_read=True, _memo={})
+
+    def _path_run(self, run: Sequence[Block], window: int | None) -> PathRun:
+        last = run[-1]
+        path = np.append(last.ancestors, np.arange(last.start, last.stop))
+        contiguous = int(path[-1] - path[0]) + 1 == len(path)
+        rows = slice(int(path[0]), last.stop) if contiguous else torch.from_numpy(path).to(self.end.device)
+        return PathRun(rows, tuple(self._query_block(block, window) for block in run))
+
+    def _query_block(self, block: Block, window: int | None) -> QueryBlock:
+        depth = len(block.ancestors)
+        first = 0 if window is None else max(0, depth + 1 - window)
+        rows = torch.arange(block.start, block.stop, device=self.end.device)
+        unseen = ~visible(rows[:, None], rows[None, :], self.end)  # all ancestors are seen: they need no mask
+        if window is not None:
+            position = torch.cat([torch.arange(first, depth, device=rows.device), self.position[rows]])
+            too_far = self.position[rows][:, None] - position[None, :] >= window
+            too_far[:, depth - first :] |= unseen
+            unseen = too_far
+        mask = torch.zeros(unseen.shape, device=rows.device).masked_fill_(unseen, float("-inf"))
+        return QueryBlock(block.start, block.stop, slice(first, depth + block.rows), mask)
+
+    @cached_property
+    def varlen(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """Keys, cu_seq_q, cu_seq_k, max_q and max_k of one variable-length call.
+
+        Its sequences are the leaves of the trie in order: the queries are the rows that no leaf before has, which are
+        contiguous; the keys are the rows of the leaf's whole path.
+        """
+        paths = sorted({path[-1]: path for path in self.trie.paths}.values(), key=lambda path: path[-1])
+        leaves = [p for p, after in zip(paths, [*paths[1:], None], strict=True) if after is None or p[-1] not in after]
+        last_row = np.array([path[-1] for path in leaves])
+        queries, keys = np.diff(last_row, prepend=-1), np.array([len(path) for path in leaves])
+        cu_q, cu_k = (torch.from_numpy(np.cumsum([0, *n])).to(self.end.device, torch.int32) for n in (queries, keys))
+        rows = torch.from_numpy(np.concatenate(leaves)).to(self.end.device)
+        return rows, cu_q, cu_k, int(queries.max()), int(keys.max())
+
+    @cached_property
+    def depth(self) -> int:
+        """The longest path, in tokens."""
+        return int(self.trie.position.max()) + 1
+
+
+_LAYOUTS: WeakKeyDictionary[Batch, Layout] = WeakKeyDictionary()  # a layout holds no batch, so that both can go
