@@ -59,7 +59,7 @@ def make(folder: Path, seed: int) -> None:
 
 def tune(run_file: Path) -> Path:
     """What `preftune train RUN_FILE --force` does. Returns the folder of the record."""
-    from preftune.training.loop import train
+    from preftune.run.train import train
 
     return train(load(run_file), force=True)
 
