@@ -9,6 +9,7 @@ import torch
 from preftune.demo.enumerated import Enumerated, enumerated, expected, kl
 from preftune.frontier.measure import Frontier
 from preftune.objective import DPO
+from preftune.objective.base import loss_of
 from preftune.objective.responses import Pairs, Responses
 
 
@@ -90,7 +91,8 @@ def test_dpo_on_every_pair_arrives_at_the_optimum() -> None:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         table = Responses(logp(), tokens, anchor)
-        loss = DPO(beta=beta)(Pairs(table[first], table[second], torch.ones_like(prefers), prefers)).mean()
+        pairs = Pairs(table[first], table[second], torch.ones_like(prefers), prefers)
+        loss = loss_of(DPO(beta=beta), pairs).mean()
         loss.backward()
         return loss
 

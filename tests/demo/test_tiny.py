@@ -18,7 +18,8 @@ from preftune.errors import UserError
 from preftune.events import Event, Progress, listening
 from preftune.files import digest, read_lines, verify
 from preftune.rows.row import Demo, Place
-from preftune.tokens.tokenizer import load_tokenizer, tokenize_row
+from preftune.tokens.tokenize import tokenize
+from preftune.tokens.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_a_review_is_its_words_and_goes_back_to_its_text(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     text = " The taste was very good, but the price was sad."
     row = Demo(prompt=readable.prompt("soup"), response=text, place=Place("rows", 1))
-    group = tokenize_row(row, tokenizer)
+    (group,) = tokenize([row], tokenizer, max_tokens=999).groups
     assert tokenizer.convert_ids_to_tokens(group.prompt.tolist()) == ["Review", " of", " the", " soup", ":"]
     assert tokenizer.convert_ids_to_tokens(group.responses[0].tolist())[-3:] == [" sad", ".", "<end>"]
     assert tokenizer.decode(group.responses[0], skip_special_tokens=True) == text

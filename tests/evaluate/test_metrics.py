@@ -110,7 +110,6 @@ def test_a_ranking_is_one_row_of_the_mean_of_its_pairs() -> None:
 
 def test_a_row_of_any_kind_has_its_changes_under_the_name_of_its_side() -> None:
     rows = [group([1], [5], [6]), *RATED[:2], group([1], [5], kind="demo")]
-    views = Examples(rows, scores([3.0, 1.0, 2.0, 4.0, 5.0], [1] * 5))
-    written = _rows(views, torch.ones(5).double(), {}, {}, right_of(views, o.DPO()), _gained(views, BEFORE + 1))
-    changes = [(row.get("chosen_logp_change"), row.get("rejected_logp_change")) for row in written]
+    measured = by_row(Examples(rows, scores([3.0, 1.0, 2.0, 4.0, 5.0], [1] * 5)), start=1.0).rows()
+    changes = [(row.get("chosen_logp_change"), row.get("rejected_logp_change")) for row in measured]
     assert changes == [(2, 0), (1, None), (None, 3), (4, None)]
