@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from making import groups, save_model, tiny
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from preftune import files
@@ -79,6 +80,27 @@ def test_what_does_not_fit_is_named_and_changes_nothing(kind: type[Weights]) -> 
     wrong = {**state, name: state[name][:1]}, {k: v for k, v in state.items() if k != name}, {**state, "a": state[name]}
     assert [weights.load_state(tensors) for tensors in wrong] == [name, name, "a"]
     assert weights.digest() == digest
+
+
+def edited(folder: Path, **changes: object) -> None:
+    """Tensors of a model folder replaced; None deletes one."""
+    tensors = {**load_file(folder / "model.safetensors"), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "text"),
+    [
+        ("model.norm.weight", None, "has no weights for model.norm.weight"),
+        ("model.norm.weight", torch.ones(31), "model.norm.weight is 31 in its weights, but 32 by its config"),
+        ("model.layers.3.mlp.up_proj.weight", torch.ones(48, 32), "has no place for, such as model.layers.3"),
+        ("model.norm.weight", torch.full((32,), torch.nan), "model.norm.weight holds NaN"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(name: str, tensor: torch.Tensor | None, text: str, tmp_path: Path) -> None:
+    edited(save_model(tmp_path / "m"), **{name: tensor})
+    with pytest.raises(UserError, match=text):
+        load_model(str(tmp_path / "m"), revision=None, weights="float32", device=CPU, location="model.path")
 
 
 def test_a_loaded_model_is_taken_as_it_is() -> None:

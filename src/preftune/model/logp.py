@@ -73,12 +73,12 @@ def _slices(count: int, other: int, least: int, device: str) -> list[slice]:
 # Beside the products, what costs is each pass over (rows, vocab). So there is one, the softmax, which takes the place
 # of the logits; g and s never meet dlogits, but h, or the product, which have only `width` numbers a row.
 class _Rows(NamedTuple):
-    """logp, lse: (rows,); dlogits: (rows, vocab), in the type of the products; squares: log sum_v p_v^2, (rows,)."""
+    """dlogits: (rows, vocab), in the type of the products; log_squares: log sum_v p_v^2, and all others, (rows,)."""
 
     logp: Tensor
     lse: Tensor
     dlogits: Tensor
-    squares: Tensor | None
+    log_squares: Tensor | None
 
 
 def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool) -> _Rows:
@@ -89,11 +89,11 @@ def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool
     logp, underflow = target_prob.log().squeeze(1), (target_prob < UNDERFLOW).squeeze(1)
     if bool(underflow.any()):  # rare: these rows alone are computed again, the safe way
         logp[underflow] = torch.log_softmax(head.logits(hidden[underflow]), 1).gather(1, column[underflow]).squeeze(1)
-    squares = 2 * torch.linalg.vector_norm(probs, dim=1).log() if with_squares else None
+    log_squares = 2 * torch.linalg.vector_norm(probs, dim=1).log() if with_squares else None
     # p_y - 1 in the wide type, before rounding: p_y may be nearly 1
     dlogits = probs.scatter_add_(1, column, torch.full_like(target_logit, -1))
     dlogits = dlogits if cap_slope is None else dlogits.mul_(cap_slope)
-    return _Rows(logp, target_logit.squeeze(1) - logp, dlogits.to(hidden.dtype), squares)
+    return _Rows(logp, target_logit.squeeze(1) - logp, dlogits.to(hidden.dtype), log_squares)
 
 
 def _dlogits(hidden: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, words: slice) -> Tensor:
@@ -130,12 +130,12 @@ class _HeadLogp(torch.autograd.Function):
             if fused_backward:  # d logp / d hidden, still without g
                 dhidden.append(product(part.dlogits, weight.to(hidden.dtype)).mul_(-head.scale))
             dlogits = part.dlogits if keep else None
-            columns.append((part.logp, part.lse) if part.squares is None else (part.logp, part.lse, part.squares))
-        logp, lse, *squares = (torch.cat(parts) for parts in zip(*columns, strict=True))
+            columns.append([x for x in (part.logp, part.lse, part.log_squares) if x is not None])
+        logp, lse, *log_squares = (torch.cat(parts) for parts in zip(*columns, strict=True))
         ctx.save_for_backward(hidden, weight, bias, target, lse, torch.cat(dhidden) if fused_backward else None)
         ctx.dlogits, ctx.head = dlogits, head
-        ctx.mark_non_differentiable(*squares)
-        return logp, *squares
+        ctx.mark_non_differentiable(*log_squares)
+        return logp, *log_squares
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[override]
