@@ -128,15 +128,15 @@ def test_form(form: str) -> None:
     assert detect_format(value).read(value, PLACE) == expected
 
 
-def test_every_dialect_has_a_form() -> None:
-    assert {detect_format(value).name for value, _ in FORMS.values()} == {dialect.name for dialect in FORMATS}
+def test_every_format_has_a_case() -> None:
+    assert {detect_format(value).name for value, _ in FORMS.values()} == {form.name for form in FORMATS}
 
 
 def test_a_transcript_goes_there_and_back() -> None:
-    said = (Message("user", "a\n\nb"), Message("assistant", "c"), Message("user", "d"))
-    written = render(said) + response("e")
+    turns = (Message("user", "a\n\nb"), Message("assistant", "c"), Message("user", "d"))
+    written = render(turns) + response("e")
     assert written == "\n\nHuman: a\n\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e"
-    assert parse(written) == (*said, Message("assistant", "e"))
+    assert parse(written) == (*turns, Message("assistant", "e"))
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,10 @@ def ranked_objects(raw: RawRow) -> Row:
 def _ranking(raw: RawRow, responses: Sequence[Prompt], order: list[float], scores: list[float] | None) -> Ranking:
     """order: any numbers of which the smallest is the best; they become 1, 2, ... with ties kept."""
     prompt, aligned = align(raw.prompt(), responses)
-    ranks = {number: rank for rank, number in enumerate(sorted(set(order)), 1)}
-    return Ranking(prompt=prompt, responses=aligned, ranks=tuple(ranks[number] for number in order), place=raw.place,
-                   scores=tuple(scores) if scores else None, token_weights=raw.listed_token_weights(aligned))  # fmt: skip
+    rank_of = {number: rank for rank, number in enumerate(sorted(set(order)), 1)}
+    ranks, weights = tuple(rank_of[number] for number in order), raw.listed_token_weights(aligned)
+    return Ranking(prompt=prompt, responses=aligned, ranks=ranks, place=raw.place,
+                   scores=None if scores is None else tuple(scores), token_weights=weights)  # fmt: skip
 
 
 def single(raw: RawRow) -> Row:

@@ -23,10 +23,10 @@ IN_LIST = "The number is the place in the list."
 BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 GAP = re.compile(r"[\s,]*")
-Found = tuple[Place, object, str]  # a record with its place, and what is wrong with it, or ""
+Parsed = tuple[Place, object, str]  # a record with its place, and what is wrong with it, or ""
 
 
-def records(stream: IO[bytes] | GzipFile, name: str, head: bytes) -> Iterator[Found]:
+def records(stream: IO[bytes] | GzipFile, name: str, head: bytes) -> Iterator[Parsed]:
     """Records of JSON text, of which `head` is the beginning. Raises UserError where the whole cannot be read."""
     lines = _lines(stream, name)
     if head.removeprefix(BOM).lstrip().startswith(b"["):
@@ -45,7 +45,7 @@ def _lines(stream: IO[bytes] | GzipFile, name: str) -> Iterator[tuple[int, bytes
         yield number, line.removeprefix(BOM) if number == 1 else line
 
 
-def _objects(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[Found]:
+def _objects(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[Parsed]:
     """One object a line. Raises UserError where the text looks like something else."""
     opened, first = 0, True  # opened: the last line that begins an object and does not end it
     for number, line in lines:
@@ -65,7 +65,7 @@ def _objects(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[Found]:
         yield Place(name, number), value, wrong
 
 
-def _array(data: bytes, name: str) -> Iterator[Found]:
+def _array(data: bytes, name: str) -> Iterator[Parsed]:
     """Elements of a JSON array, one by one, so that each problem has its place."""
     try:
         text = data.decode("utf-8")

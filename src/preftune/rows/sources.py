@@ -21,7 +21,7 @@ from msgspec import Struct
 from preftune.errors import IO as IO_CODE
 from preftune.errors import Problem, UserError, nearest, third_party_message
 from preftune.files import digest
-from preftune.rows.json_text import FORMS, MAX_LINE, Found, records, what_is_wrong
+from preftune.rows.json_text import FORMS, MAX_LINE, Parsed, records, what_is_wrong
 from preftune.rows.parse import describe
 from preftune.rows.row import Place
 
@@ -62,8 +62,8 @@ def load(name: str, limit: int | None = None) -> Source:
     before = _ordinary_file(path, name)
     try:
         head = _head(path, name)
-        found = _parquet(path, name) if head.startswith(b"PAR1") else _text(path, name, head)
-        values, problems = _gather(found, limit)
+        parsed = _parquet(path, name) if head.startswith(b"PAR1") else _text(path, name, head)
+        values, problems = _gather(parsed, limit)
         sha, after = digest(path), path.stat()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError("the gzip file is cut short or damaged.", location=name, hint="Copy it again.") from error
@@ -76,11 +76,11 @@ def load(name: str, limit: int | None = None) -> Source:
     return Source(sha, values, problems)
 
 
-def _gather(found: Iterable[Found], limit: int | None) -> tuple[list[tuple[Place, dict[str, object]]], list[Problem]]:
+def _gather(parsed: Iterable[Parsed], limit: int | None) -> tuple[list[tuple[Place, dict[str, object]]], list[Problem]]:
     """The records that are objects, and one problem for each that is none."""
     values: list[tuple[Place, dict[str, object]]] = []
     problems: list[Problem] = []
-    for place, value, wrong in islice(found, limit):
+    for place, value, wrong in islice(parsed, limit):
         if not wrong and isinstance(value, dict):
             values.append((place, value))
         else:
@@ -133,12 +133,12 @@ def _is_gzipped(path: Path) -> bool:
         return packed.read(2) == b"\x1f\x8b"
 
 
-def _text(path: Path, name: str, head: bytes) -> Iterator[Found]:
+def _text(path: Path, name: str, head: bytes) -> Iterator[Parsed]:
     with gzip.open(path) if _is_gzipped(path) else path.open("rb") as stream:
         yield from records(stream, name, head)
 
 
-def _parquet(path: Path, name: str) -> Iterator[Found]:
+def _parquet(path: Path, name: str) -> Iterator[Parsed]:
     from pyarrow import ArrowException, parquet
 
     try:
@@ -152,7 +152,7 @@ def _parquet(path: Path, name: str) -> Iterator[Found]:
         raise UserError(f"not readable as Parquet: {third_party_message(error)}", location=name) from error
 
 
-def _hub(name: str) -> Iterator[Found]:
+def _hub(name: str) -> Iterator[Parsed]:
     repository, _, split = name.partition(":")
     load_dataset: Callable[..., Iterable[object]]
     from datasets import load_dataset
@@ -182,7 +182,7 @@ def from_objects(rows: Iterable[object], name: str, limit: int | None = None) ->
     return Source(hashlib.sha256(lines.encode()).hexdigest(), values, problems)
 
 
-def _mappings(rows: Iterable[object], name: str) -> Iterator[Found]:
+def _mappings(rows: Iterable[object], name: str) -> Iterator[Parsed]:
     for number, row in enumerate(rows, 1):
         place = Place(name, number)
         if not isinstance(row, Mapping):

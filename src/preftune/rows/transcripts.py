@@ -2,8 +2,8 @@
 
     <blank line>Human: a question<blank line>Assistant: its response
 
-Such a string is split into turns when it is read; a conversation is written in the same form where a
-tokenizer has no chat template of its own.
+Such a string is split into turns when it is read. A conversation is written in the same form where a tokenizer has no
+chat template of its own.
 """
 
 from __future__ import annotations
@@ -25,24 +25,23 @@ def is_transcript(text: str) -> bool:
 
 
 def parse(text: str) -> tuple[Message, ...]:
-    """The turns of a transcript that ends with the assistant's. Raises Unusable where the split is in doubt."""
-    _, *found = _MARKER.split(text)
-    names, contents = found[::2], [content.strip() for content in found[1::2]]
+    """The turns of a transcript that ends with the assistant's. Raises SkippedRow where the split is in doubt."""
+    _, *parts = _MARKER.split(text)
+    names, contents = parts[::2], [content.strip() for content in parts[1::2]]
     if names[-1] != "Assistant":
         raise SkippedRow("turn.last", "the last turn is not the assistant's.")
-    for place, (name, content) in enumerate(zip(names, contents, strict=True)):
-        if name != ("Human", "Assistant")[place % 2]:
-            raise SkippedRow("turn.order", f"turn {place + 1} is again the {name.lower()}'s.")
+    for index, (name, content) in enumerate(zip(names, contents, strict=True)):
+        if name != ("Human", "Assistant")[index % 2]:
+            raise SkippedRow("turn.order", f"turn {index + 1} is again the {name.lower()}'s.")
         if _INSIDE.search(content):
-            raise SkippedRow(
-                "turn.marker", f"turn {place + 1} has the name of a speaker inside, so its end is in doubt."
-            )
+            message = f"turn {index + 1} has the name of a speaker inside, so its end is in doubt."
+            raise SkippedRow("turn.marker", message)
     roles = {"Human": "user", "Assistant": "assistant"}
     return tuple(Message(roles[name], content) for name, content in zip(names, contents, strict=True))
 
 
 def render(prompt: tuple[Message, ...]) -> str:
-    """The prompt as a transcript that the assistant is to continue; `response` gives the continuation."""
+    """The prompt as a transcript that the assistant is to continue."""
     return "".join(f"\n\n{NAMES[turn.role]}: {turn.content}" for turn in prompt) + "\n\nAssistant:"
 
 

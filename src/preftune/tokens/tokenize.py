@@ -89,13 +89,13 @@ def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip",
             raise SkippedRow("too_long", f"prompt and response have {longest} tokens, {allowed}.")
         if len(ids.prompt) >= max_tokens:
             raise SkippedRow("prompt.too_long", f"the prompt alone has {len(ids.prompt)} tokens, {allowed}.")
-    kept = [response[: max(0, max_tokens - len(ids.prompt))] for response in ids.responses]
+    within = [response[: max(0, max_tokens - len(ids.prompt))] for response in ids.responses]
     if longest > max_tokens:
-        _check_distinct(row, kept, ranks, "_after_cut")
+        _check_distinct(row, within, ranks, "_after_cut")
     score = row.score if isinstance(row, Rating) else None
     return TokenGroup(
         prompt=np.asarray(ids.prompt, np.int32),
-        responses=tuple(np.asarray(response, np.int32) for response in kept),
+        responses=tuple(np.asarray(response, np.int32) for response in within),
         kind=KINDS[type(row)], place=row.place, id=row.id, ranks=ranks,
         good=not isinstance(row, Rating) or row.good,
         preferred=row.preferred if isinstance(row, Pair) else 1.0,
