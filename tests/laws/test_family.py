@@ -47,7 +47,7 @@ def scored(world: Path, tmp_path: Path) -> str:
 
 def keys_of(tag: str) -> dict[str, object]:
     """Without a reference there is no store to name."""
-    free = not next(t for t in get_args(o.Single) if t.__struct_config__.tag == tag).reference
+    free = "reference" not in o.BY_NAME[tag].reads
     return {"objective__name": tag} | (FREE if free else {})
 
 
