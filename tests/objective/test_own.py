@@ -11,7 +11,6 @@ import pytest
 import torch
 from making import group
 from objective.cases import random_pairs, slopes, values
-from preftune.run.prepare_rows import Prepared
 from torch import Tensor
 
 from preftune import objective as o
@@ -20,7 +19,10 @@ from preftune.errors import UserError
 from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.responses import Pairs, Ratings, Responses
+from preftune.rows.account import Account
+from preftune.run.dataset import Dataset
 from preftune.run.match_rows import match_rows
+from preftune.tokens.groups import TokenGroup
 
 
 def mine(pairs: Pairs) -> Tensor:
@@ -73,6 +75,10 @@ def saying(**attributes: object) -> Callable[[object], Tensor]:
 
 
 @pytest.mark.parametrize("function", [mine, Tempered(0.1)])
+def dataset_of(row: TokenGroup) -> Dataset:
+    return Dataset([row], [], Account(), None, None, 64, {}, {})  # type: ignore[arg-type]
+
+
 def test_a_callable_is_the_objective_that_it_computes(function: Callable[[Pairs], Tensor]) -> None:
     """Votes are applied to it as to DPO, and the loss and its derivative are DPO's."""
     objective, pairs = o.own_objective(function), random_pairs(4, preferred=0.8)
@@ -173,8 +179,8 @@ def test_rows_are_matched_with_it() -> None:
     ):
         run = Run(objective=objective)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=sentence):
-            match_rows(run, Prepared([row], [], {}, {}))
-    matched = match_rows(Run(objective=quantiles), Prepared([rated], [], {}, {}))  # type: ignore[arg-type]
+            match_rows(run, dataset_of(row))
+    matched = match_rows(Run(objective=quantiles), dataset_of(rated))  # type: ignore[arg-type]
     assert matched.run.objective is quantiles
     assert "outside of preftune" in matched.notes["objective"][0]
 

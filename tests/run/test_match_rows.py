@@ -38,7 +38,7 @@ def dataset(train: list[TokenGroup], held_out: list[TokenGroup], account: Accoun
 )
 def test_rows_the_objective_cannot_use(objective: o.Objective, train: list[TokenGroup], kept: list[TokenGroup]) -> None:
     result = matched(objective, train, train)
-    for groups in (result.dataset.train, result.dataset.evaluate):
+    for groups in (result.dataset.train, result.dataset.held_out):
         assert [(g.kind, g.good, g.preferred) for g in groups] == [(g.kind, g.good, g.preferred) for g in kept]
     left = 2 * (len(train) - len(kept))
     assert ("idle" in result.notes) == bool(left)

@@ -106,7 +106,7 @@ def responses_of(groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor |
 
     tokens = torch.tensor([len(group.responses[index]) for group, index in responses], dtype=torch.float64)
     weighted = any(group.column("weight") is not None for group in groups)
-    referred = bool(groups) and groups[0].column("reference") is not None
+    referred = all(group.column("reference") is not None for group in groups)
     return Responses(logp, tokens, total("reference") if referred else None, sharpness=sharpness,
                      weight_sum=total("weight") if weighted else None)  # fmt: skip
 

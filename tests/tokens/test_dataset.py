@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from preftune.run.prepare_rows import prepare
+from making import tiny
 from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
 from preftune.rows.config import Data
 from preftune.rows.split import read_rows
+
+
+def account_of(data: Data, tokenizer: PreTrainedTokenizerBase) -> Account:
+    run = Run(model=Model(path=tiny(), tokenizer=tokenizer), data=data)
+    return tokenize_rows(run, read_rows(data)).account
 
 
 def write(path: Path, rows: list[tuple[str, str, str]]) -> str:
@@ -29,22 +34,22 @@ def test_rows_unusable_in_tokens_count_too(part: str, tmp_path: Path, sentence: 
     bad, good = write(tmp_path / "bad.jsonl", [*GOOD, ONLY_END]), write(tmp_path / "good.jsonl", [("x", " y", " z")])
     data = Data(train=bad if part == "train" else good, evaluate=good if part == "train" else bad)
     with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) cannot be used; 5% are allowed.*max_skipped=0.11"):
-        prepare(read_rows(data), data, sentence, 200)
+        account_of(data, sentence)
     data = Data(train=data.train, evaluate=data.evaluate, max_skipped=0.1)
-    counts = getattr(prepare(read_rows(data), data, sentence, 200).account, part)
+    counts = getattr(account_of(data, sentence), part)
     assert counts.skipped == {"response.empty": 1}
 
 
 def test_held_out_rows_count_with_their_file(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, ONLY_END]), holdout=0.5)
     with pytest.raises(UserError, match="1 of 10 rows"):
-        prepare(read_rows(data), data, sentence, 200)
+        account_of(data, sentence)
 
 
 def test_rows_too_long_do_not_count(tmp_path: Path, sentence: PreTrainedTokenizerBase) -> None:
     long = ("question", " a good one" * 999, " a bad one")
     data = Data(train=write(tmp_path / "rows.jsonl", [*GOOD, long, long]))
-    account = prepare(read_rows(data), data, sentence, 200).account.train
+    account = account_of(data, sentence).train
     assert (account.read, account.kept, account.skipped) == (11, 9, {"too_long": 2})
 
 
@@ -52,7 +57,7 @@ def test_no_row_left_to_measure_on(tmp_path: Path, sentence: PreTrainedTokenizer
     long = write(tmp_path / "long.jsonl", [("question", " a good one" * 999, " a bad one")])
     data = Data(train=write(tmp_path / "rows.jsonl", GOOD), evaluate=long)
     with pytest.raises(UserError, match=r"data.evaluate: no row is left to measure on \(1 x too_long\)"):
-        prepare(read_rows(data), data, sentence, 200)
+        account_of(data, sentence)
 
 
 def test_prompts_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
