@@ -26,8 +26,9 @@ def save_baseline(folder: Path, logp: np.ndarray, groups: Sequence[TokenGroup]) 
 def load_baseline(folder: Path, groups: Sequence[TokenGroup]) -> np.ndarray:
     """The log-probabilities. Raises UserError where they are of other responses than those of the groups."""
     path = folder / NAME
-    baseline = load_file(path) if path.exists() else {}
-    if not np.array_equal(baseline.get("rows", ()), _digest(groups)):
+    with files.reported(path, "read"):
+        baseline = load_file(path) if path.exists() else {}
+    if not np.array_equal(baseline.get("rows", ()), _digest(groups)) or "logp" not in baseline:
         raise UserError(
             "the held-out rows, or the weights of their tokens, are not those that the run began with, so their changes "
             "are unknown.",

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune import signals
 from preftune.distributed import Distributed
 from preftune.forward.loss import Loss, LossOutput
 from preftune.model.policy import Policy
@@ -60,7 +61,8 @@ class PackScores(NamedTuple):
 
 
 def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScores:
-    """The forward pass of a pack. reads: what the loss reads."""
+    """The forward pass of a pack. reads: what the loss reads. A signal to stop takes effect before it."""
+    signals.check()
     weights, sharpness = token_weights(batch.groups, policy.device), None
     if "sharpness" in reads:
         token_logp, log_squares = policy.token_logp_and_squares(batch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 from transformers import PreTrainedTokenizerBase
 
+from preftune import signals
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.evaluate.evaluate import HeldOut
@@ -94,6 +95,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)
 
 
+@signals.interruptible()
 def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset, Notes]:
     run, dataset, notes = match_rows(run, load(run), full_batch=full_batch)
     for text, _ in notes.values():
@@ -110,6 +112,7 @@ def _with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Pack
     return run, Packing(tokens, attention_crossover(policy.module.config))
 
 
+@signals.interruptible()
 def _reference(run: Run, dataset: Dataset, policy: Policy) -> tuple[Policy | None, dict[str, str]]:
     """The reference's model, if there is one, and the digests of all that decides the result."""
     digests = {**dataset.digests, "model": policy.weights.digest()}

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from preftune import events, files, signals
+from preftune import events, files, folders, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.tree import flatten, tree_of
 from preftune.distributed import process_group
-from preftune.errors import UserError
+from preftune.errors import NON_FINITE, UserError
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
 from preftune.record.trackers import assert_ready, guarded, tracking
@@ -88,9 +88,18 @@ def name_of(sink: events.Sink) -> str:
 
 
 def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
-    """Export the model and write the page."""
-    events.emit(events.Note("writing the model and the page"))
-    with files.folder(record.path / "model") as folder:
-        state.weights.export(folder, prepared.tokenizer)
-    events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
-    files.write(record.path / "report.html", page([Record.open(record.path)]))
+    """Export the model and write the page; what a run that was finished before has written already stays as it is."""
+    model, report = record.path / "model", record.path / "report.html"
+    with signals.interruptible():
+        if folders.lacks_files(model) or record.finished_at() != state.step:
+            events.emit(events.Note("writing the model and the page"))
+            if broken := checkpoint.not_finite(state.weights.module.state_dict()):
+                raise UserError(
+                    f"{broken} is not finite, so no model is exported.", location=str(model), code=NON_FINITE
+                )
+            with folders.folder(model) as folder:
+                state.weights.export(folder, prepared.tokenizer)
+            files.delete(report)
+        events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
+        if not report.exists():
+            files.write(report, page([Record.open(record.path)]))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from preftune import events, signals
-from preftune.errors import CORRUPT, UserError
+from preftune.errors import CORRUPT, IO, UserError
 from preftune.evaluate.baseline import load_baseline, save_baseline
 from preftune.evaluate.evaluate import evaluate
 from preftune.forward.forward import dry_run
+from preftune.pack.plan import Step
 from preftune.record.writer import RecordWriter
 from preftune.training import checkpoint
 from preftune.training.checkpoint import State
@@ -22,28 +23,36 @@ AGREES = {
 def fit(training: Training, state: State, record: RecordWriter | None) -> None:
     """Every step that is left. record: None on ranks other than the first.
 
-    Evaluates and saves when due. A stop signal takes effect between two steps.
+    Evaluates and saves when due. A signal to stop takes effect between two packs, or with several ranks between two
+    steps; the last update before it is saved.
     """
-    steps, dist = training.source.steps, training.dist
-    signals.check()
-    for phase in training.source.phases(state.step):
-        warm_up(training, state, phase)
-        if state.step == 0:
-            evaluate_held_out(training, state, record)
-        for step in phase.after(state.step):
-            metrics = update(training, state, phase, step)
-            state.step += 1
-            if training.models.reference is not None:
-                training.models.reference.follow(training.models.policy, state.step)
-            events.emit(events.StepDone(state.step, steps, metrics))
-            last = state.step == steps
-            if last or is_due(training.evaluate.every, state.step):
-                evaluate_held_out(training, state, record)
-            stop = signals.agreed(dist)
-            if last or stop or is_due(training.save.every, state.step):
+    saved = state.step
+    with signals.deferred(condition=training.dist.world_size > 1):
+        try:
+            for phase in training.source.phases(state.step):
+                warm_up(training, state, phase)
+                evaluate_if_due(training, state, record)
+                for step in phase.after(state.step):
+                    train_step(training, state, phase, step)
+                    evaluate_if_due(training, state, record)
+                    last, stop = state.step == training.source.steps, signals.agreed(training.dist)
+                    if last or stop or is_due(training.save.every, state.step):
+                        saved = save_checkpoint(training, state, record, must=bool(last or stop)) or saved
+                    if stop:
+                        raise signals.Stopped(stop)
+        except signals.Stopped:
+            if state.step > saved:
                 save_checkpoint(training, state, record)
-            if stop:
-                raise signals.stopped(stop)
+            raise
+
+
+def train_step(training: Training, state: State, phase: Phase, step: Step) -> None:
+    """One update, and what follows from it. A signal that ends it before the update leaves the state as it was."""
+    metrics = update(training, state, phase, step)
+    state.step += 1
+    if training.models.reference is not None:
+        training.models.reference.follow(training.models.policy, state.step)
+    events.emit(events.StepDone(state.step, training.source.steps, metrics))
 
 
 def is_due(every: int | None, step: int) -> bool:
@@ -77,6 +86,13 @@ def warm_up(training: Training, state: State, phase: Phase) -> None:
         )
 
 
+def evaluate_if_due(training: Training, state: State, record: RecordWriter | None) -> None:
+    """Measure at the start, at the end and every so many steps, unless the record of a resumed run has done so."""
+    due = state.step in (0, training.source.steps) or is_due(training.evaluate.every, state.step)
+    if due and not training.dist.broadcast_int(record is not None and record.has_evaluated(state.step)):
+        evaluate_held_out(training, state, record)
+
+
 def evaluate_held_out(training: Training, state: State, record: RecordWriter | None) -> None:
     """Measure on the held-out rows, if there are any, and record the numbers."""
     held_out = training.held_out
@@ -95,12 +111,24 @@ def evaluate_held_out(training: Training, state: State, record: RecordWriter | N
     record.rows("evaluation_rows.jsonl", evaluation.rows)
 
 
-def save_checkpoint(training: Training, state: State, record: RecordWriter | None) -> None:
-    """Write a checkpoint, if all ranks have the same weights. Ranks wait until it is on the disk."""
+def save_checkpoint(training: Training, state: State, record: RecordWriter | None, *, must: bool = True) -> int:
+    """Write a checkpoint, if all ranks have the same weights; returns its step. Ranks wait until it is on the disk.
+
+    must: raise where the disk refuses it; otherwise the record says so, 0 is returned and training goes on, because the
+    checkpoints of before are whole and the next one may succeed.
+    """
     if checkpoint.has_drifted(state, training.dist):
         hint = "The machines compute different results; use identical hardware."
         raise UserError("the ranks no longer have the same weights.", hint=hint, code=CORRUPT)
+    step = state.step
     if record is not None:
         record.sync()
-        checkpoint.save(state, record.checkpoints, training.save.keep)
+        try:
+            checkpoint.save(state, record.checkpoints, training.save.keep)
+        except UserError as error:
+            if must or error.code != IO:
+                raise
+            events.emit(events.Happened(state.step, "save_failed", f"no checkpoint was saved here: {error}"))
+            step = 0
     training.dist.barrier()
+    return step
