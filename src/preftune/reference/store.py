@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from preftune import files
-from preftune.errors import UserError
+from preftune.errors import IO, UserError
 
 Key = bytes  # 32 bytes
 PRIVATE = 0o700
@@ -110,10 +110,10 @@ def _refuse_what_others_can_write(path: Path) -> None:
     """Raise UserError where a file or folder of a store is a link, belongs to another, or can be written by another."""
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # what is written there later says so
         return
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}.", location=str(path)) from error
+        raise UserError(f"cannot be read: {error.strerror}.", location=str(path), code=IO) from error
     problem, hint = "", 'Set reference.store to a folder of your own, or to "memory".'
     if stat.S_ISLNK(status.st_mode):
         problem, hint = "this is a link", "Name the folder that it leads to."
