@@ -176,9 +176,9 @@ def delete(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def rename(path: Path, new_name: str) -> None:
+def move(path: Path, new_name: str) -> None:
     """Give a file another name in its folder, on the disk when this returns."""
-    with reported(path, "rename"):
+    with reported(path, "move"):
         path.replace(path.with_name(new_name))
         sync(path.parent)
 

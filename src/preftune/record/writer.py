@@ -121,7 +121,7 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
         raise UserError("this file is not the run's, and --force would delete it.", location=str(path / names[0]),
                         hint="Move it out of this folder, or choose another `out`.")  # fmt: skip
     if (path / IDENTITY).exists():
-        files.rename(path / IDENTITY, REPLACED)
+        files.move(path / IDENTITY, REPLACED)
     for name in RUN_FILES:
         files.delete(path / name)
     files.sync(path)

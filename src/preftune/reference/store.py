@@ -24,6 +24,7 @@ from preftune.errors import IO, UserError
 
 Key = bytes  # 32 bytes
 PRIVATE = 0o700
+ROOT = 0  # the user who may write everywhere anyway
 ABANDONED = 24 * 3600.0  # seconds after which what a writer has left half written is deleted
 
 
@@ -117,7 +118,7 @@ def _refuse_what_others_can_write(path: Path) -> None:
     problem, hint = "", 'Set reference.store to a folder of your own, or to "memory".'
     if stat.S_ISLNK(status.st_mode):
         problem, hint = "this is a link", "Name the folder that it leads to."
-    elif status.st_uid not in (os.geteuid(), 0):
+    elif status.st_uid not in (os.geteuid(), ROOT):
         problem = "this belongs to another user"
     elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         problem, hint = "other users can write here", f"Run: chmod -R go-w {path}"

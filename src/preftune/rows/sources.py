@@ -158,7 +158,7 @@ def _hub(name: str) -> Iterator[Parsed]:
     from datasets import load_dataset
 
     try:
-        table = load_dataset(repository, split=split or "train")
+        table = load_dataset(repository, split=split or "train", trust_remote_code=False)
     except Exception as error:  # its own classes, those of the hub's client and of the network
         message = f"neither a file nor a dataset that the hub gives: {third_party_message(error)}"
         hint = "Check the name and the network, or download the file."
