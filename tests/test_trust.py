@@ -87,6 +87,12 @@ def test_a_hostile_folder_is_refused_on_disk_and_in_the_cache(
         refuse_hub_code("some/model", None, "model.path")
 
 
+def test_a_pipe_in_a_model_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match="is not an ordinary file"):
+        refuse_code(tmp_path, "model.path")
+
+
 def test_what_is_not_cached_is_left_to_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("some/model", "no such/name", "a/b/c", "gpt2"):

@@ -46,9 +46,13 @@ def reported(path: Path, action: str = "write") -> Iterator[None]:
         reason, hint = getattr(error, "strerror", None) or str(error), ""
         if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT):  # that class has no number
             with contextlib.suppress(OSError):
-                parent = next(p for p in [path, *path.parents] if p.exists())
-                hint = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
+                hint = f"{free(path) / 2**20:.0f} MiB are free there."
         raise UserError(f"cannot {action}: {reason}.", location=str(path), hint=hint, code=IO_CODE) from error
+
+
+def free(path: Path) -> int:
+    """Bytes that are free where a path is, or would be."""
+    return shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
 
 
 def temporary_name(path: Path, kind: str = "tmp") -> Path:

@@ -33,6 +33,8 @@ def refuse_hub_code(name: str, revision: str | None, location: str) -> None:
 def refuse_code(folder: Path, location: str) -> None:
     """Raise UserError if a JSON file of the folder asks to run code of its own, or names a file outside."""
     for file in sorted(folder.glob("*.json")):
+        if not file.is_file():  # a pipe would be waited for
+            raise UserError("is not an ordinary file.", location=f"{location}: {file}")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

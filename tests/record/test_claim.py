@@ -9,7 +9,7 @@ import pytest
 from killed import Killed, build, contents, killed_at
 
 from preftune.errors import UserError
-from preftune.record.writer import RUN_FILES, assert_sweep_writable, claim
+from preftune.record.writer import RUN_FILES, assert_sweep_writable, assert_writable, claim
 
 LEFTOVER = ".preftune-0123456789abcdef.tmp"
 
@@ -36,6 +36,14 @@ def test_what_a_kill_before_the_first_file_left_is_no_obstacle(tmp_path: Path) -
     (tmp_path / LEFTOVER).touch()
     assert not claim(tmp_path, resume=False, force=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    for keys in ({}, {"resume": True}, {"force": True}):
+        with pytest.raises(UserError, match="this is a file, and a folder is needed"):
+            assert_writable(tmp_path / "run", **keys)
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -50,7 +50,7 @@ def _reasons(text: Text, skipped: Sequence[Problem], notes: Sequence[Problem]) -
         by_reason.setdefault(problem.reason, []).append(problem)
     for reason, problems in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         locations = ", ".join(p.location for p in problems[:LOCATIONS]) + (" ..." if len(problems) > LOCATIONS else "")
-        text.append(f"\n  skipped {len(problems):>6}  {reason}", style="yellow")
+        text.append(f"\n  skipped {len(problems):>6}  {printable(reason)}", style="yellow")
         text.append(f"  {printable(locations)}", style="dim")
     for note in notes:
         text.append(f"\n  note: {printable(str(note))}", style="dim")

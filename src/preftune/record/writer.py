@@ -134,7 +134,10 @@ def assert_writable(path: Path, *, resume: bool = False, force: bool = False, hi
 
     hint: what to do where a run is there. Raises UserError where no run may write into this folder.
     """
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if path.exists() and not path.is_dir():
+        raise UserError("this is a file, and a folder is needed.", location=f"out: {path}")
+    with files.reported(path, "read"):
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     names = [name for name in names if name != ".lock" and not files.is_leftover(name)]
     location = f"out: {path}"
     if names and not {IDENTITY, REPLACED} & {*names}:

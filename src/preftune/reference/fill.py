@@ -141,6 +141,7 @@ def _token_logp(policy: Policy, groups: Sequence[TokenGroup], oom: OomRetry) -> 
     """(members,) of groups of one response, fp32, and tokens computed."""
 
     def score(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
+        signals.check()
         batches = [policy.batch([groups[i] for i in pack]) for pack in packs]
         with torch.no_grad():
             parts = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]

@@ -37,6 +37,7 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
     Raises UserError, with nothing written, where the run that is there cannot be resumed.
     """
     run, training = prepared.run, prepared.training
+    checkpoint.assert_room(state, record.path)
     run_identity = identity(run, prepared.digests)
     surroundings = environment(
         prepared.digests,

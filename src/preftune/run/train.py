@@ -92,6 +92,7 @@ def name_of(sink: events.Sink) -> str:
 def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
     """Export the model and write the page; what a run that was finished before has written already stays as it is."""
     model, report = record.path / "model", record.path / "report.html"
+    record.sync()
     with signals.interruptible():
         if folders.lacks_files(model) or record.finished_at() != state.step:
             events.emit(events.Note("writing the model and the page"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from preftune import files, folders
 from preftune.distributed import Distributed
-from preftune.errors import NON_FINITE, UserError, third_party_message
+from preftune.errors import IO, NON_FINITE, UserError, third_party_message
 from preftune.model.weights import Weights
 from preftune.pack.oom import OomRetry
 from preftune.record.writer import CHECKPOINT_FILES
@@ -73,6 +73,17 @@ class _Numbers(Struct, forbid_unknown_fields=True):
     skipped: Annotated[int, Meta(ge=0)]
     splits: Annotated[int, Meta(ge=0, le=MAX_SPLITS)]
     ema: tuple[float | None, ...]
+
+
+def assert_room(state: State, root: Path) -> None:
+    """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
+    trained = sum(parameter.nbytes for parameter in state.weights.trained().values())
+    weights = sum(tensor.nbytes for tensor in state.weights.state().values())
+    reference = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
+    needed, free = weights + 2 * trained + reference, files.free(root)
+    if free < needed:
+        raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
+                        location=str(root), hint="Make room, or choose another `out`.", code=IO)  # fmt: skip
 
 
 def load_newest(state: State, root: Path, *, steps: int, means: int) -> tuple[Path | None, list[str]]:

@@ -34,12 +34,12 @@ def fit(training: Training, state: State, record: RecordWriter | None) -> None:
                 evaluate_if_due(training, state, record)
                 for step in phase.after(state.step):
                     train_step(training, state, phase, step)
-                    evaluate_if_due(training, state, record)
                     last, stop = state.step == training.source.steps, signals.agreed(training.dist)
                     if last or stop or is_due(training.save.every, state.step):
                         saved = save_checkpoint(training, state, record, must=bool(last or stop)) or saved
                     if stop:
                         raise signals.Stopped(stop)
+                    evaluate_if_due(training, state, record)
         except signals.Stopped:
             if state.step > saved:
                 save_checkpoint(training, state, record)
