@@ -69,7 +69,7 @@ def folder(path: Path, ours: frozenset[str] = frozenset()) -> Iterator[Folder]:
 
 
 def _replace_files(temporary: Path, path: Path, names: list[str], ours: frozenset[str]) -> None:
-    """Put the files of a built folder in the place of those of before; a folder half replaced is not whole, but ours."""
+    """Put the files of a built folder in the place of those of before; one half replaced is not whole, but ours."""
     if obstacles := sorted({*names} & {*not_ours(path, ours)}):
         raise UserError("another has put this file there or changed it.", location=str(path / obstacles[0]),
                         hint="Move it away, and go on with --resume.")  # fmt: skip

@@ -184,7 +184,7 @@ def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
 
 
 def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup]) -> None:
-    """Compute a few entries again, which nobody can foresee. Raises UserError where the store disagrees with the model."""
+    """Compute a few entries again, which nobody can foresee. Raises UserError where the store says something else."""
     for key in secrets.SystemRandom().sample(sorted(present), min(CANARIES, len(present))):
         (computed, _), stored = _token_logp(policy, [present[key]], OomRetry(hint=HINT)), store[key]
         off = float(np.abs(computed - stored).max()) if computed.shape == stored.shape else float("inf")
