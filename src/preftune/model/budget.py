@@ -11,11 +11,12 @@ from transformers.configuration_utils import PreTrainedConfig
 
 LARGEST = {"cpu": 1024, "cuda": 8192}  # tokens; on a CPU larger packs gain about 1 % of time and take twice the memory
 SMALLEST = 512
+NO_LIMIT = 2**30  # positions of a model whose config names no limit
 
 
 def positions(config: PreTrainedConfig) -> int:
     """Positions the model can tell apart; a large number where it has no such limit."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**30)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def attention_crossover(config: PreTrainedConfig) -> float:
 
 def _mlp_width(config: PreTrainedConfig) -> int:
     text = config.get_text_config()
-    return getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return width if isinstance(width, int) else max(width)  # some families have one a layer
 
 
 def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bool) -> int:

@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(
     path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, dropout off, with its parameters of type `weights` on the device.
+    """A causal language model in evaluation mode, so without dropout, with its parameters of type `weights` on the device.
 
     path: a folder, a hub name, or a model that is loaded already, which is changed in place: its weights are the ones
     that training goes on with. location: the key that names it, for errors. Raises UserError.
@@ -38,7 +38,6 @@ def load_model(
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
-    switch_dropout_off(module)
     return module.to(device).eval()  # pyright: ignore[reportArgumentType]
 
 
@@ -104,12 +103,3 @@ def _source(path: str, location: str) -> str:
 def _shape(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
-
-def switch_dropout_off(module: PreTrainedModel) -> None:
-    """Every dropout, the functional ones in attention included: log-probabilities must not depend on chance."""
-    for part in module.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.0
-        for name, value in vars(part).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(part, name, 0.0)

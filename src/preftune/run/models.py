@@ -51,23 +51,24 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
     )
     policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
-    wanted = policy.layout
+    wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
     policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
+    measured = f"{off.worst:.1e} nats a token off plain forward passes, rounding may give {policy.noise:.1e}"
     if policy.layout != wanted:
-        reason = "one padded row a response, because sharing prefixes changes what this model says"
-    text = f"layout {policy.layout}: {reason}; {off:.1e} nats a token off plain forward passes, rounding may give " \
-        f"{policy.noise:.1e}"  # fmt: skip
-    notes["layout"] = (text, {"layout": policy.layout, "off": off})
-    return trainable(policy, checkpointing=run.model.checkpointing)
+        reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
+            else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
+    text = f"layout {policy.layout}: {reason}" + ("" if off.reason else f"; {measured}")
+    notes["layout"] = (text, {"layout": policy.layout, "off": off.worst})
+    return policy
 
 
-def check_vocabulary(vocab: int, groups: Sequence[TokenGroup]) -> None:
-    """Raise UserError where a row has a token beyond the `vocab` ones of the model."""
+def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:
+    """Raise UserError where a row has a token beyond the `vocab` ones of the model. model: what it is called."""
     for group in groups:
         largest = max(int(ids.max()) for ids in (group.prompt, *group.responses))
         if largest >= vocab:
             raise UserError(
-                f"token {largest} of this row is unknown to the model, which has {vocab}.",
+                f"token {largest} of this row is unknown to the {model}, which has {vocab}.",
                 location=str(group.place),
                 hint="Is this the model's tokenizer?",
             )
@@ -89,10 +90,9 @@ def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup])
         location="reference.path",
     )
     model = wrap(module, run.model.layout, policy.compute)[0]
-    if model.vocab != policy.vocab:
-        raise UserError("the reference has another vocabulary than the policy.", location=f"reference.path: {path}")
-    model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
+    check_vocabulary(model.vocab, groups, "reference")  # it may have more or fewer rows of padding than the policy
     module.requires_grad_(False)
+    model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
     return model
 
 

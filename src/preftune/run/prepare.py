@@ -113,7 +113,7 @@ def _with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Pack
 def _reference(run: Run, dataset: Dataset, policy: Policy) -> tuple[Policy | None, dict[str, str]]:
     """The reference's model, if there is one, and the digests of all that decides the result."""
     digests = {**dataset.digests, "model": policy.weights.digest()}
-    reference = load_reference_model(run, policy, dataset.train)
+    reference = load_reference_model(run, policy, [*dataset.train, *dataset.held_out])
     if reference is not None:
         digests["reference"] = digests["model"] if reference is policy else reference.weights.digest()
     return reference, digests

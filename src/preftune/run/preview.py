@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.model import load
+from preftune.model.verify import try_longest
 from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
@@ -45,6 +46,7 @@ def preview(run: Run, rows: Rows) -> Preview:
         module = AutoModelForCausalLM.from_config(dataset.config)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
+    try_longest(module, [*dataset.train, *dataset.held_out])
     parameters = sum(parameter.numel() for parameter in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST[device_of(run).type]
