@@ -105,14 +105,15 @@ def test_a_model_that_fails_on_the_trie_is_padded_unless_the_trie_was_asked_for(
     assert (verified.layout, off.worst) == ("padded", float("inf"))
 
 
-def test_the_sample_is_short_rows_and_one_beyond_the_window() -> None:
+def test_the_sample_is_short_rows_one_beyond_the_window_and_the_longest() -> None:
     policy, _ = wrap(tiny("mistral", sliding_window=40), "auto")
     made = [*groups(30, seed=3, prompt=(4, 9), response=(3, 6)), *groups(3, seed=4, prompt=(60, 70), response=(3, 6))]
     batch = sample(made, policy)
-    assert len(batch.groups) == GROUPS + 1
+    assert len(batch.groups) == GROUPS + 2
+    assert max(made, key=lambda g: len(g.prompt) + max(map(len, g.responses))) in batch.groups
     assert Layout.of(batch).depth > 40
     assert max(g.tokens for g in batch.groups[:GROUPS]) < 40
-    assert len(sample(groups(30, response=(90, 99)), wrap(tiny(), "auto")[0]).groups) == 2
+    assert len(sample(groups(30, response=(90, 99)), wrap(tiny(), "auto")[0]).groups) == 3
 
 
 @pytest.mark.parametrize("kind", ["float32", "products", "weights"])

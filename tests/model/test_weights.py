@@ -113,7 +113,7 @@ def test_a_loaded_model_is_taken_as_it_is() -> None:
     assert module.get_input_embeddings().weight is module.get_output_embeddings().weight is embedding
     assert module.base_model.rotary_emb.inv_freq is angles
     assert not module.training
-    assert {part.attention_dropout for part in module.modules() if "attention_dropout" in vars(part)} == {0.0}
+    assert module.config.attention_dropout == 0.5  # off by mode alone, and exported as it came
     with torch.no_grad():
         embedding[3] = float("nan")
     with pytest.raises(UserError, match="NaN"):

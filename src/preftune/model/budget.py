@@ -11,12 +11,11 @@ from transformers.configuration_utils import PreTrainedConfig
 
 LARGEST = {"cpu": 1024, "cuda": 8192}  # tokens; on a CPU larger packs gain about 1 % of time and take twice the memory
 SMALLEST = 512
-NO_LIMIT = 2**30  # positions of a model whose config names no limit
 
 
 def positions(config: PreTrainedConfig) -> int:
     """Positions the model can tell apart; a large number where it has no such limit."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**30)
 
 
 @dataclass(frozen=True, slots=True)

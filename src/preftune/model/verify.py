@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from preftune.errors import UserError, third_party_message
 from preftune.model import attention
-from preftune.model.budget import NO_LIMIT, positions
 from preftune.model.fuse import original_modules
 from preftune.model.layout import Layout
 from preftune.model.policy import NOISE, Policy, choose_layout
@@ -180,13 +179,11 @@ def _baseline(policy: Policy, batch: Batch) -> Baseline:
 
 
 def try_longest(module: PreTrainedModel, groups: Sequence[TokenGroup]) -> None:
-    """Let a model without weights, on torch's meta device, do the longest row where its config names no limit.
+    """Let a model without weights, on torch's meta device, do the longest row: configs spell its limit in many ways.
 
     Raises UserError where it does a short row and fails on that one.
     """
     longest = max(groups, key=_longest)
-    if positions(module.config) < NO_LIMIT:
-        return
     for length in (2, _longest(longest)):
         try:
             module(input_ids=torch.ones(1, length, dtype=torch.long, device="meta"), use_cache=False)
