@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -16,6 +17,17 @@ def refuse_unnamed(path: object, location: str) -> None:
         table, _, key = location.rpartition(".")
         hint = f'Write {location}=my-model, or {key} = "my-model" below [{table}]: a folder or a hub name.'
         raise UserError("no model is named.", location=location, hint=hint)
+
+
+def refuse_hub_code(name: str, revision: str | None, location: str) -> None:
+    """`refuse_code` for what of a hub repository is on this machine; every loader is told not to run code besides."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "tokenizer_config.json"):
+        with contextlib.suppress(ValueError):  # not a name that the hub could have
+            cached = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(cached, str):
+                refuse_code(Path(cached).parent, location)
 
 
 def refuse_code(folder: Path, location: str) -> None:

@@ -18,8 +18,8 @@ LIMIT = 24
 
 
 def longrope(limit: int = LIMIT) -> dict[str, object]:
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 6.0, 8.0, 10.0]}
-    return {"rope_type": "longrope", "rope_theta": 1e4, **factors, "factor": 8.0, "original_max_position_embeddings": limit}  # fmt: skip
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 6.0, 8.0, 10.0], "factor": 8.0}
+    return {"rope_type": "longrope", "rope_theta": 1e4, **factors, "original_max_position_embeddings": limit}
 
 
 ROPES = {

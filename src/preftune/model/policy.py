@@ -37,7 +37,7 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 class Policy:
     """weights: what is trained; head: what is read; layout: how a pack goes through the model; compute: type of its
     matrix products; noise: nats a token by which right ways to the log-probabilities may differ, by rounding alone
-    (`verify_layout` measures it); limits: lengths beyond which the model treats a whole sequence otherwise (`probe`)."""
+    (`verify_layout` measures it); limits: lengths beyond which the model treats a sequence otherwise (`probe`)."""
 
     weights: Weights
     head: Head

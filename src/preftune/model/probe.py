@@ -24,6 +24,8 @@ from preftune.model.budget import positions
 HUGE, SMALL = 1e30, 2.0**-30  # logits that any cap stops, and logits that no cap bends, as a multiple of it
 LONGEST = 2**20  # length up to which positions are asked
 CLASSES = 8  # classes of length that a model may have
+ASKED = 8  # tokens on which a model's loss is looked at
+EXACT, ROUGH = 1e-5, 0.01  # shares of a number that no rounding makes, of a loss in fp32 and of any logit
 
 
 class Behavior(NamedTuple):
@@ -45,7 +47,7 @@ def decoder(module: PreTrainedModel) -> nn.Module:
 @contextmanager
 def attention_of_family(module: PreTrainedModel, replaced: str) -> Iterator[None]:
     """The model with attention of its family where it has the one of the name `replaced`."""
-    name = module.config._attn_implementation
+    name = str(module.config._attn_implementation)
     if name == replaced:
         module.set_attn_implementation("eager")
     try:
@@ -153,3 +155,26 @@ def _limits(part: nn.Module, inputs: dict[str, object], longest: int) -> list[in
         limits.append(first)
         low = last
     return limits
+
+
+def not_followed(module: PreTrainedModel) -> list[str]:
+    """Sentences about what this model does in its own training and not here: it adds to the loss, or acts otherwise in
+    training mode. It is asked on some tokens, with attention of transformers."""
+    sentences, words = [], module.get_input_embeddings().get_parameter("weight").shape[0]
+    ids = torch.arange(ASKED, device=module.device)[None] % words
+    with torch.no_grad(), torch.random.fork_rng(devices=[module.device] if module.device.type == "cuda" else []):
+        out = module(input_ids=ids, labels=ids, use_cache=False)
+        ours = nn.functional.cross_entropy(out.logits[0, :-1].float(), ids[0, 1:])
+        if abs(more := float(out.loss - ours)) > EXACT * float(ours):
+            sentences.append(f"this family adds {more:.2g} to its loss, such as a router's, which is not followed here")
+        module.train()
+        try:
+            again = module(input_ids=ids, use_cache=False).logits
+        finally:
+            module.eval()
+    if float((again - out.logits).abs().max()) > ROUGH * float(out.logits.abs().max()):
+        keys = {k: v for k, v in module.config.get_text_config().to_dict().items()
+                if any(word in k for word in ("drop", "noise", "jitter")) and isinstance(v, float) and v}  # fmt: skip
+        named = ", ".join(f"{key} = {value:g}" for key, value in sorted(keys.items()))
+        sentences.append(f"this model acts otherwise in training mode ({named or 'dropout'}), which is off here")
+    return sentences

@@ -138,8 +138,8 @@ def disagreement(policy: Policy, batch: Batch, plain: Tensor) -> Difference:
     Raises UserError where it fails on padded rows.
     """
     learns = any(parameter.requires_grad for parameter in policy.module.parameters())
+    passes: list[Difference] = []
     try:
-        passes = []
         for keeps_graph in (False, True) if learns else (False, False):
             with torch.set_grad_enabled(keeps_graph):
                 passes.append(Difference.between(policy.token_logp(batch).detach(), plain))

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.files import Folder
 
+SAMPLED = 4096  # numbers of a tensor that stand for it
 UNRELATED = ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype")  # to what it says
 
 
@@ -42,6 +43,13 @@ class Weights(ABC):
     @abstractmethod
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain Hugging Face layout into a folder that is being built."""
+
+    @final
+    def rounded_away(self) -> float:
+        """Half the distance of a trained number to its neighbor, at the median: updates below are lost to rounding."""
+        some = torch.cat([p.detach().flatten()[:: 1 + p.numel() // SAMPLED].cpu() for p in self.trained().values()])
+        exponent = torch.frexp(some[some != 0].double()).exponent  # |number| is in [2^(exponent - 1), 2^exponent)
+        return torch.finfo(some.dtype).eps * 2.0 ** (float(exponent.float().median()) - 2)
 
     @final
     def load_state(self, tensors: Mapping[str, Tensor]) -> str:

@@ -101,9 +101,8 @@ def _one_pass(
 ) -> Batch:  # fmt: skip
     """The batch of prompts with their responses, without the groups. prompts: tokens of each prompt."""
     if reads == "tokens":
-        trie, counts = build([s if whole else s[:-1] for s in sequences]), [
-            len(s) - n for s, n in zip(sequences, prompts, strict=True)
-        ]
+        trie = build([s if whole else s[:-1] for s in sequences])
+        counts = [len(s) - n for s, n in zip(sequences, prompts, strict=True)]
         read_rows = [path[n - 1 : n - 1 + c] for path, n, c in zip(trie.paths, prompts, counts, strict=True)]
     else:
         trie, counts = build(sequences), [1] * len(sequences)
@@ -153,10 +152,11 @@ def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequenc
 
     ids, position, end = torch.cat([p.ids for p in parts]), torch.cat([p.position for p in parts]), rows("end")
     in_order = [members[i] for i in range(len(members))]
-    host = (x.cpu().numpy() for x in (ids, position, end))
     return Batch(
         groups=tuple(groups),
-        trie=Trie(*host, tuple(paths[i] for i in range(len(paths)))),
+        trie=Trie(
+            ids.cpu().numpy(), position.cpu().numpy(), end.cpu().numpy(), tuple(paths[i] for i in range(len(paths)))
+        ),
         ids=ids,
         position=position,
         end=end,

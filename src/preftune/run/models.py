@@ -13,8 +13,12 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.model import load
+from preftune.model.attention import NAME
+from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.probe import attention_of_family, not_followed
 from preftune.model.verify import sample, verify_layout
+from preftune.model.weights import Weights
 from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
 from preftune.reference.store import Store
@@ -42,13 +46,18 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
 
     Raises UserError where the model cannot be used, or disagrees with its own forward pass.
     """
-    module = load.load_model(
+    module, remarks = load.load_model(
         run.model.path,
         revision=run.model.revision,
         weights=run.model.weights,
         device=device_of(run, dist.local),
         location="model.path",
     )
+    notes |= remarks
+    with attention_of_family(module, NAME):
+        sentences = not_followed(module)
+    if sentences:
+        notes["not_followed"] = ("; ".join(sentences), {"sentences": sentences})
     policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
     wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
@@ -57,9 +66,23 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
     if policy.layout != wanted:
         reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
             else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
+    parts = fused_parts(module)
+    fused = ", ".join(f"{taken} of {met} {kind}s" for kind, (taken, met) in sorted(parts.items()))
     text = f"layout {policy.layout}: {reason}" + ("" if off.reason else f"; {measured}")
-    notes["layout"] = (text, {"layout": policy.layout, "off": off.worst})
+    text += f"; fused: {fused}" if fused else ""
+    notes["layout"] = (text, {"layout": policy.layout, "off": off.worst, "fused": parts})
     return policy
+
+
+def refuse_lost_updates(weights: Weights, lr: float) -> None:
+    """Raise UserError where most updates would be rounded away: AdamW moves a number by about the learning rate."""
+    if lr < (least := weights.rounded_away()):
+        raise UserError(
+            f"updates of {lr:g} would be rounded away: {least:.1e} is half the distance of the median weight to its "
+            f"neighbor in {str(weights.module.dtype).removeprefix('torch.')}.",
+            location="optim.lr",
+            hint='Set model.weights = "float32" (model.compute may stay "bfloat16"), or raise the rate.',
+        )
 
 
 def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:
@@ -82,7 +105,7 @@ def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup])
     path = kind.path if isinstance(kind, Stored) else None
     if path is None and isinstance(kind, Stored):
         return policy
-    module = load.load_model(
+    module, _ = load.load_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
         revision=None if path else run.model.revision,
         weights=run.model.weights,
