@@ -45,9 +45,15 @@ class Weights(ABC):
         """Write the plain Hugging Face layout into a folder that is being built."""
 
     @final
+    def sampled(self) -> Tensor:
+        """Some thousand numbers of each trained tensor, a copy on the host: the same ones at each call."""
+        tensors = [p.detach().flatten() for p in self.trained().values()]
+        return torch.cat([tensor[:: 1 + tensor.numel() // SAMPLED].cpu() for tensor in tensors]).clone()
+
+    @final
     def rounded_away(self) -> float:
         """Half the distance of a trained number to its neighbor, at the median: updates below are lost to rounding."""
-        some = torch.cat([p.detach().flatten()[:: 1 + p.numel() // SAMPLED].cpu() for p in self.trained().values()])
+        some = self.sampled()
         exponent = torch.frexp(some[some != 0].double()).exponent  # |number| is in [2^(exponent - 1), 2^exponent)
         return torch.finfo(some.dtype).eps * 2.0 ** (float(exponent.float().median()) - 2)
 
