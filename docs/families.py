@@ -79,9 +79,12 @@ def small_config(family: str) -> PreTrainedConfig:
     known = set(inspect.signature(kind.__init__).parameters) | set(vars(kind())) | {"vocab_size"}
     keys = {key: value for key, value in SMALL.items() if key in known}
     layers = getattr(kind(), "layer_types", None)
-    if layers:
+    mapped = type(kind()).attribute_map.get("layer_types", "layer_types")
+    if layers and not isinstance(getattr(kind, mapped, None), property):
         distinct = list(dict.fromkeys(layers))
         keys |= {"layer_types": distinct, "num_hidden_layers": len(distinct)}
+    if "kv_lora_rank" in keys:
+        keys["num_key_value_heads"] = keys["num_attention_heads"]
     return AutoConfig.for_model(family, **keys)
 
 
@@ -98,6 +101,7 @@ def build(family: str) -> PreTrainedModel:
         for parameter in module.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.7 / parameter.shape[-1] ** 0.5)
+        module(input_ids=torch.ones(1, 40, dtype=torch.long), use_cache=False)
     return module
 
 
@@ -110,7 +114,7 @@ def rows(limits: tuple[int, ...]) -> list[TokenGroup]:
         ids = [np.concatenate([[3, 4], draw.integers(3, WORDS, prompt - 2)]),
                *(draw.integers(3, WORDS, n) for n in responses)]  # fmt: skip
         first, *rest = (x.astype(np.int32) for x in ids)
-        made.append(TokenGroup(first, tuple(rest), "pair", Place("rows", line), ranks=(1, 2)))
+        made.append(TokenGroup(prompt=first, responses=tuple(rest), kind="pair", place=Place("rows", line), ranks=(1, 2)))
     return made
 
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from preftune.errors import UserError
+from preftune.errors import UserError, third_party_message
 from preftune.model.budget import positions
 
 HUGE, SMALL = 1e30, 2.0**-30  # logits that any cap stops, and logits that no cap bends, as a multiple of it
 LONGEST = 2**20  # length up to which positions are asked
 CLASSES = 8  # classes of length that a model may have
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)  # of a model that cannot do a pass
 ASKED = 8  # tokens on which a model's loss is looked at
 EXACT, ROUGH = 1e-5, 0.01  # shares of a number that no rounding makes, of a loss in fp32 and of any logit
 
@@ -71,12 +72,31 @@ def probe(module: PreTrainedModel) -> Behavior:
                     lambda part, args, kwargs: calls.append((part, _named(part, args, kwargs))), with_kwargs=True
                 )
                 stack.callback(hook.remove)
-        (one, large), times = _logits_of(module, 1.0, HUGE)
+        _refuse_if_not_causal(module)
+    try:
+        (unit, large), times = _logits_of(module, 1.0, HUGE)
+    except FAILURES:  # it does more with hidden states than this can follow: the check will tell what that is worth
+        (unit, large), times = (1.0, HUGE), 1.0
     limits = sorted({limit for part, inputs in calls for limit in _limits(part, inputs, positions(module.config))})
     if not 0 < abs(large) < HUGE**0.5:
-        return Behavior(one * times or 1.0, None, tuple(limits))
+        return Behavior(unit * times or 1.0, None, tuple(limits))
     (bent, _), _ = _logits_of(module, large * SMALL, HUGE)
     return Behavior(times * bent / (large * SMALL) or 1.0, large, tuple(limits))
+
+
+def _refuse_if_not_causal(module: PreTrainedModel) -> None:
+    """Raise UserError where the model cannot do a short row, or predicts a token from those that follow it."""
+    ids = torch.ones(2, 2, dtype=torch.long, device=module.device)
+    ids[1, 1] = 2
+    try:
+        with torch.no_grad():
+            first, other = module(input_ids=ids, use_cache=False).logits[:, 0].float()
+    except FAILURES as error:
+        text = f"{module.config.model_type} fails on a row of two tokens: {third_party_message(error)}"
+        raise UserError(text, location="model.path") from error
+    if float((first - other).abs().max()) > ROUGH * float(first.abs().max()):
+        text = f"{module.config.model_type} predicts a token from those that follow it, by its config.json."
+        raise UserError(text, location="model.path", hint="Only causal language models can be tuned.")
 
 
 def _logits_of(module: PreTrainedModel, *answers: float) -> tuple[list[float], float]:

@@ -23,7 +23,7 @@ from preftune.model import attention
 from preftune.model.fuse import original_modules
 from preftune.model.layout import Layout
 from preftune.model.policy import NOISE, Policy, choose_layout
-from preftune.model.probe import attention_of_family
+from preftune.model.probe import FAILURES, attention_of_family
 from preftune.pack.batch import Batch
 from preftune.tokens.groups import TokenGroup
 
@@ -36,7 +36,6 @@ SEEDS = 2, 8  # of the roundings that are tried: for many tokens, and for few
 LEAST = 1e-4  # nats a token that are allowed on average; what fp32 gives is a hundredth of it
 HALF = 0.25  # nats at the worst token that half precision may give, where rounding moves none so far
 COARSE = 1.0  # nats a token, on average: what no rounding excuses
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)  # of a model that cannot do a pass
 
 
 def sample(groups: Sequence[TokenGroup], policy: Policy) -> Batch:
