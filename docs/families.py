@@ -32,7 +32,9 @@ TWO_LAYERS = ["hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_lay
 SMALL = {  # numbers that configs share, whatever else they have
     **dict.fromkeys(["num_hidden_layers", *TWO_LAYERS], 2),
     **dict.fromkeys(["hidden_size", "n_embd", "d_model", "embed_dim", "word_embed_proj_dim", "lru_width"], 32),
-    **dict.fromkeys(["intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "d_ff", "intermediate_size_mlp"], 48),
+    **dict.fromkeys(
+        ["intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "d_ff", "intermediate_size_mlp"], 48
+    ),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"], 4),
     **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"], 4),
     **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk", "first_k_dense_replace", "num_key_value_heads"], 2),
@@ -49,6 +51,14 @@ SMALL = {  # numbers that configs share, whatever else they have
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "qk_head_dim": 16,
+    **dict.fromkeys(["mamba_d_head", "mamba_d_state", "mamba_chunk_size", "chunk_size", "state_size"], 8),
+    **dict.fromkeys(["time_step_rank", "mamba_dt_rank", "ssm_state_size", "mamba_head_dim"], 8),
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_num_heads": 4,
+    "mamba_n_groups": 1,
+    "n_groups": 1,
+    "rotary_dim": 8,
     "index_n_heads": 2,
     "index_head_dim": 16,
     "pad_token_id": 0,
@@ -114,7 +124,9 @@ def rows(limits: tuple[int, ...]) -> list[TokenGroup]:
         ids = [np.concatenate([[3, 4], draw.integers(3, WORDS, prompt - 2)]),
                *(draw.integers(3, WORDS, n) for n in responses)]  # fmt: skip
         first, *rest = (x.astype(np.int32) for x in ids)
-        made.append(TokenGroup(prompt=first, responses=tuple(rest), kind="pair", place=Place("rows", line), ranks=(1, 2)))
+        made.append(
+            TokenGroup(prompt=first, responses=tuple(rest), kind="pair", place=Place("rows", line), ranks=(1, 2))
+        )
     return made
 
 
