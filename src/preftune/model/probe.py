@@ -179,7 +179,7 @@ def _limits(part: nn.Module, inputs: dict[str, object], longest: int) -> list[in
 
 def not_followed(module: PreTrainedModel) -> list[str]:
     """Sentences about what this model does in its own training and not here: it adds to the loss, or acts otherwise in
-    training mode. It is asked on some tokens, with attention of transformers."""
+    training mode. It is asked on some tokens, with attention of transformers, and may have no answer."""
     sentences, words = [], module.get_input_embeddings().get_parameter("weight").shape[0]
     ids = torch.arange(ASKED, device=module.device)[None] % words
     with torch.no_grad(), torch.random.fork_rng(devices=[module.device] if module.device.type == "cuda" else []):
