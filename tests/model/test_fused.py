@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import sys
 from types import MethodType
 
@@ -13,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from preftune.model import logp
-from preftune.model.fuse import ROTARY, fuse, original_modules
+from preftune.model.fuse import ROTARY, fuse, fused_parts, original_modules
 from preftune.model.fused import GatedMLP, RMSNorm, Rotation, rotate
 from preftune.model.policy import trainable, wrap
 from preftune.model.verify import disagreement, plain_logp
@@ -97,6 +99,42 @@ def test_what_is_swapped(family: str, dtype: torch.dtype, gain: int) -> None:
                 parameter.add_(gain)
     fuse(model)
     assert swapped(model) == EXPECTED[family]
+
+
+def renaming(forward):
+    """As releases of transformers decorate a forward whose keywords they rename."""
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        kwargs.pop("old_name", None)
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+def blind(forward):
+    """A decorator that keeps its function where it cannot be found."""
+    functions = [forward]
+    return functools.wraps(forward)(lambda self, *args, **kwargs: functions[0](self, *args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("decorators", "rotations"), [([renaming], 3), ([renaming, renaming], 3), ([blind], 0), ([renaming, blind], 0)]
+)
+def test_a_decorated_attention_rotates_by_ours_and_keeps_its_decorators(
+    decorators: list, rotations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(tiny("llama").base_model.layers[0].self_attn)
+    for decorator in decorators:
+        monkeypatch.setattr(kind, "forward", decorator(kind.forward))
+    policy, _ = wrap(tiny("llama"), "auto")
+    assert fused_parts(policy.module) == {"rotation": (rotations, 3), "gated MLP": (3, 3), "norm": (7, 7)}
+    attention = policy.module.base_model.layers[0].self_attn
+    assert ("forward" in vars(attention)) == (rotations > 0)
+    if rotations:
+        assert inspect.unwrap(vars(attention)["forward"].__func__).__globals__[ROTARY] is rotate
+    batch = collate(groups(3, seed=1))
+    assert disagreement(policy, batch, plain_logp(policy, batch)).worst < 1e-4
 
 
 def test_another_model_of_the_family_stays_as_it_is() -> None:

@@ -52,7 +52,7 @@ def test_every_family_is_right_or_padded(family: str) -> None:
     batch = collate(groups(4, seed=1))
     policy, off = verify_layout(policy, batch)
     assert policy.layout == ("trie" if family in SHARING else "padded"), why
-    assert off < 5e-5
+    assert off.worst < 5e-5
     assert float(plain_logp(policy, batch).std()) > 0.5  # a flat model would agree with anything
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import groups
+from making import group, groups
 
-from preftune.pack.batch import collate
+from preftune.pack.batch import Reads, collate
 from preftune.pack.trie import build, distinct_tokens
 from preftune.pack.visible import blocks, visible
 
@@ -73,3 +75,31 @@ def test_a_batch_scores_every_token_of_every_response_and_no_other() -> None:
     assert batch.tokens_naive == sum(len(s) + 1 for s in sequences)
     counts = batch.sum(torch.ones(len(batch.member)))
     assert counts.tolist() == [len(r) for g in made for r in g.responses]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.sets(st.integers(1, 14), max_size=3), st.integers(1, 5),
+       st.sampled_from(["tokens", "ends"]))  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_no_forward_pass_has_rows_of_two_classes_of_length(
+    lengths: list[int], limits: set[int], multiple: int, reads: Reads
+) -> None:
+    """And whatever the classes, a pack says which token follows which path of every response."""
+    made = [group([3, n % 3], range(4, 4 + n), range(5, 5 + n // 2 + 1)) for n in lengths]
+    bounds = sorted(limits)
+    batch = collate(made, multiple=multiple, reads=reads, limits=bounds)
+    sequences = [(g.prompt, r) for g in made for r in g.responses]
+    assert len(batch.passes) == len({bisect_left(bounds, len(p) + len(r)) for p, r in sequences})
+    assert sum(part.responses for part in batch.passes) == batch.responses == len(sequences)
+    assert batch.tokens == sum(part.trie.tokens for part in batch.passes)
+    for part in batch.passes:
+        longest = {bisect_left(bounds, len(path) + (reads == "tokens")) for path in part.trie.paths}
+        whole = {bisect_left(bounds, len(path)) for path in part.trie.paths}
+        assert len(longest) == 1 or len(whole) == 1
+    row, ids = batch.source[batch.member], batch.ids
+    for number, ((prompt, response), path) in enumerate(zip(sequences, batch.trie.paths, strict=True)):
+        members = batch.response == number
+        last = len(prompt) + len(response)
+        first = len(prompt) - 1 if reads == "tokens" else last - 1
+        assert batch.target[batch.member][members].tolist() == response[-int(members.sum()) :].tolist()
+        assert row[members].tolist() == path[first : first + int(members.sum())].tolist()
+        assert ids[path].tolist() == [*prompt, *response][: len(path)]

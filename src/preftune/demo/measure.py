@@ -68,7 +68,8 @@ def load_module(path: Path) -> PreTrainedModel:
 
     from preftune.model.load import load_model
 
-    return load_model(str(path), revision=None, weights="float32", device=torch.device("cpu"), location=str(path))
+    device = torch.device("cpu")
+    return load_model(str(path), revision=None, weights="float32", device=device, location=str(path)).module
 
 
 def compare(

@@ -51,7 +51,8 @@ def attend(
     position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """query (1, heads, tokens, width), key and value (1, key heads, tokens, width) -> (1, tokens, heads, width).
+    """query (1, heads, tokens, width), key (1, key heads, tokens, width) and value (1, key heads, tokens, value width)
+    -> (1, tokens, heads, value width).
 
     s_aux: (heads,) a logit for each head that takes attention and gives no value. Raises ValueError where the layout
     did not arrive or the model asks for a bias that a trie cannot place.
@@ -65,9 +66,10 @@ def attend(
     if query.is_cuda and value.dtype != torch.float64:
         query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embedding may have widened them
         plain = softcap is None and window is None and s_aux is None and width % 8 == 0 and width <= 256
+        plain = plain and value.shape[-1] == width
         if plain and value.dtype != torch.float32 and _varlen_options() is not None:
             return along_paths(query, key, value, trie, shape.scale), None
-        if width in flex.HEAD_WIDTHS:
+        if width in flex.HEAD_WIDTHS and value.shape[-1] in flex.HEAD_WIDTHS:
             return flex.in_flex(query, key, value, s_aux, trie, shape), None
     with torch.autocast(query.device.type, enabled=False):  # both passes must make the same probabilities
         return InBlocks.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
@@ -129,7 +131,7 @@ class InBlocks(torch.autograd.Function):
         heads, n_rep = key.shape[1], query.shape[1] // key.shape[1]
         q, k, v = (_by_key_head(x, heads) for x in (query, key, value))
         q.mul_(shape.scale)
-        out = torch.zeros_like(q)  # rows of blocks that are left out stay 0
+        out = q.new_zeros(*q.shape[:2], v.shape[2])  # rows of blocks that are left out stay 0
         for run in layout.path_runs(shape.window):
             k_path, v_path = run.gather(k), run.gather(v)
             for block in run.blocks:

@@ -58,7 +58,8 @@ def attention_crossover(config: PreTrainedConfig) -> float:
 
 def _mlp_width(config: PreTrainedConfig) -> int:
     text = config.get_text_config()
-    return getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return width if isinstance(width, int) else max(width)  # some families have one a layer
 
 
 def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bool) -> int:

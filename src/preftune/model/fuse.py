@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def _candidates(part: nn.Module) -> tuple[int, tuple[Forward, ...]]:
     weight = getattr(part, "weight", None)
     if type(part).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and weight.dim() == 1:
         return len(weight), (norm, norm_from_zero) if eps_of(part) is not None else ()
-    if {name for name, _ in part.named_children()} == {*LINEAR, "act_fn"}:
+    if _is_gated(part):
         linear = [part.get_submodule(name) for name in LINEAR]
         x = _random(len(SIZES), 16)
         if all(type(layer) is nn.Linear and layer.bias is None for layer in linear) and _same(
@@ -85,26 +85,64 @@ def _candidates(part: nn.Module) -> tuple[int, tuple[Forward, ...]]:
     return 0, ()
 
 
+def _is_gated(part: nn.Module) -> bool:
+    return {name for name, _ in part.named_children()} == {*LINEAR, "act_fn"}
+
+
 def _fuse_rotation(module: PreTrainedModel) -> None:
     """Let the attention of this model rotate q and k by ours, where its family's function does the same.
 
     The function is a global name of the family's file, which other models share. So each attention gets a copy of its
     own forward, with that one name bound to ours.
     """
-    copies: dict[Callable[..., object], FunctionType] = {}
+    copies: dict[object, FunctionType | None] = {}
     for part in module.modules():
         forward = type(part).forward
-        if "forward" in vars(part) or not isinstance(forward, FunctionType) or ROTARY not in forward.__code__.co_names:
+        if "forward" in vars(part) or not _rotates(forward):
             continue
         if forward not in copies:
-            names = forward.__globals__
-            if not _rotates_as_ours(names.get(ROTARY)):
-                return
-            copies[forward] = FunctionType(
-                forward.__code__, {**names, ROTARY: rotate}, forward.__name__, forward.__defaults__, forward.__closure__
-            )
-            copies[forward].__kwdefaults__, copies[forward].__module__ = forward.__kwdefaults__, __name__
-        _put(part, copies[forward])
+            copies[forward] = _rotating(forward)
+        if (ours := copies[forward]) is not None:
+            _put(part, ours)
+
+
+def _rotates(forward: object) -> bool:
+    """Whether a forward, or what decorators stand around, calls the family's rotation."""
+    inner = inspect.unwrap(forward) if callable(forward) else None
+    return isinstance(inner, FunctionType) and ROTARY in inner.__code__.co_names
+
+
+def _rotating(forward: object) -> FunctionType | None:
+    """A copy of a forward, and of each decorator around it, that rotates by ours; None where that is not the same."""
+    if not isinstance(forward, FunctionType):
+        return None
+    names, cells = forward.__globals__, forward.__closure__
+    wrapped, inner = getattr(forward, "__wrapped__", None), None
+    if wrapped is None:
+        if not _rotates_as_ours(names.get(ROTARY)):
+            return None
+        names = {**names, ROTARY: rotate}
+    else:
+        inner = _rotating(wrapped)
+        if inner is None or not any(cell.cell_contents is wrapped for cell in cells or ()):
+            return None
+        cells = tuple(CellType(inner) if cell.cell_contents is wrapped else cell for cell in cells or ())
+    ours = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, cells)
+    ours.__kwdefaults__, ours.__module__ = forward.__kwdefaults__, __name__
+    if wrapped is not None:
+        ours.__wrapped__ = inner  # type: ignore[attr-defined]
+    return ours
+
+
+def fused_parts(module: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Kind of part -> how many of a model are ours, and how many there are that could be."""
+    counts: dict[str, tuple[int, int]] = {}
+    for part in module.modules():
+        kind = "rotation" if _rotates(type(part).forward) else "gated MLP" if _is_gated(part) else "norm"
+        if kind != "norm" or type(part).__name__.endswith("RMSNorm"):
+            taken, met = counts.get(kind, (0, 0))
+            counts[kind] = (taken + (_our_forward(part) is not None), met + 1)
+    return counts
 
 
 def _rotates_as_ours(original: Callable[..., tuple[Tensor, Tensor]] | None) -> bool:

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.model.logp import head_logp, head_logp_and_squares, product
+from preftune.model.probe import Behavior
 from preftune.pack.batch import Batch, Reads
-
-CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call the cap of logits
 
 
 class Head(Protocol):
@@ -42,15 +41,11 @@ class LanguageHead:
     reads: ClassVar[Reads] = "tokens"
 
     @classmethod
-    def of(cls, module: PreTrainedModel) -> LanguageHead:
+    def of(cls, module: PreTrainedModel, behavior: Behavior) -> LanguageHead:
         """The output layer of a model with what its family multiplies and caps logits by."""
         layer = module.get_output_embeddings()
         assert layer is not None  # a causal language model has one
-        config = module.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        cap = next((value for name in CAPS if (value := getattr(config, name, None))), None)
-        return cls(layer.weight, getattr(layer, "bias", None), scale, cap)
+        return cls(layer.weight, getattr(layer, "bias", None), behavior.scale, behavior.softcap)
 
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(scored, width) -> (members,), in nats, fp32 (fp64 for fp64 models)."""

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from preftune.errors import UserError, third_party_message
-from preftune.trust import refuse_code, refuse_unnamed
+from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
 logging.set_verbosity_error()  # and problems of a model folder are our errors
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LISTED = 3  # names of weights that a sentence gives
+
+
+class Loaded(NamedTuple):
+    """module: in evaluation mode; remarks: kind of event -> sentence, details, of what is odd about its files."""
+
+    module: PreTrainedModel
+    remarks: dict[str, tuple[str, dict[str, object]]]
 
 
 def load_model(
     path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str
-) -> PreTrainedModel:
-    """A causal language model in evaluation mode, dropout off, with its parameters of type `weights` on the device.
+) -> Loaded:
+    """A causal language model in evaluation mode, so without dropout, with parameters of type `weights` on the device.
 
     path: a folder, a hub name, or a model that is loaded already, which is changed in place: its weights are the ones
     that training goes on with. location: the key that names it, for errors. Raises UserError.
     """
+    left_out: list[str] = []
     if isinstance(path, PreTrainedModel):
         module = path
         if module.get_output_embeddings() is None:
@@ -33,69 +47,138 @@ def load_model(
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
-        module = _from_pretrained(path, revision, DTYPES[weights], location)
+        module, left_out = _from_pretrained(path, revision, DTYPES[weights], location)
         location = f"{location}: {path}"
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
-    switch_dropout_off(module)
-    return module.to(device).eval()  # pyright: ignore[reportArgumentType]
+    remarks: dict[str, tuple[str, dict[str, object]]] = {}
+    if left_out:
+        text = (
+            f"{len(left_out)} weights of the model's files are no part of the language model that is trained, and the "
+            f"export will lack them: {_some(left_out)}"
+        )
+        remarks["weights_left_out"] = (text, {"names": left_out})
+    if empty := [name for name, p in module.named_parameters() if p.dim() > 1 and not bool(p.any())]:
+        remarks["weights_of_zero"] = (f"all numbers are 0 in {_some(empty)}", {"names": empty})
+    return Loaded(module.to(device).eval(), remarks)  # pyright: ignore[reportArgumentType]
 
 
-def _from_pretrained(path: str, revision: str | None, dtype: torch.dtype, location: str) -> PreTrainedModel:
-    source, folder = _source(path, location), Path(path).expanduser()
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def _from_pretrained(
+    path: str, revision: str | None, dtype: torch.dtype, location: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the weights of its files that are no part of it."""
+    source, folder = _source(path, revision, location), Path(path).expanduser()
+    if not folder.is_dir() and (folder.exists() or path.startswith((".", "/", "~"))):
+        raise UserError("is not the folder of a model.", location=f"{location}: {path}")
+    load_config(path, revision, location)
     location = f"{location}: {path}"
+    if (folder / "adapter_config.json").exists():
+        raise UserError("holds an adapter (adapter_config.json), which would be left out.", location=location,
+                        hint="Merge it into its model and save that, or take the file away.")  # fmt: skip
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         hint = "Weights in pickle files are not read; save the model again as safetensors."
         raise UserError("has no *.safetensors file.", location=location, hint=hint)
-    if not folder.is_dir() and (folder.exists() or path.startswith((".", "/", "~"))):
-        raise UserError("is not the folder of a model.", location=location)
     try:
         module, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error
-    problem, hint = _mismatch(info)
+    types = _types_in_files(source, revision)
+    problem, hint = _mismatch(info, set(module.state_dict()), types)
     if problem:
         raise UserError(problem, location=location, hint=hint)
-    return module
+    return module, _left_out(module, info["unexpected_keys"], types)
 
 
-def _mismatch(info: Mapping[str, Iterable]) -> tuple[str, str]:
-    """Why weights and config.json are not of one model, and a hint; empty where they are."""
+def _types_in_files(source: str, revision: str | None) -> dict[str, str]:
+    """The name of each tensor in the files of a model, and its type as safetensors spells it."""
+    file = cached_file(source, "config.json", revision=revision)
+    types: dict[str, str] = {}
+    for path in sorted(Path(file).parent.glob("*.safetensors")) if file else ():
+        with safe_open(path, "pt") as tensors:
+            types |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return types
+
+
+def _left_out(module: PreTrainedModel, unexpected: Iterable[str], types: Mapping[str, str]) -> list[str]:
+    """Weights in the files that are no part of the model, also those that transformers passes over on purpose; but not
+    numbers that the model works out by itself."""
+    patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    known, buffers = module.state_dict(), {name.rpartition(".")[2] for name, _ in module.named_buffers()}
+    passed_over = [name for name in types if name not in known and any(re.search(p, name) for p in patterns)]
+    derived = buffers - {name.rpartition(".")[2] for name in known}
+    return sorted(name for name in {*unexpected, *passed_over} if name.rpartition(".")[2] not in derived)
+
+
+def _mismatch(info: Mapping[str, Any], known: set[str], types: Mapping[str, str]) -> tuple[str, str]:
+    """Why weights and config.json are not of one model, and a hint; empty where they are.
+
+    known: names of the model's weights; types: of the tensors in its files.
+    """
     for name, size, expected in sorted(info["mismatched_keys"]):
         text = f"{name} is {_shape(size)} in its weights, but {_shape(expected)} by its config.json."
         return text, "Is it the config of another model?"
     if missing := sorted(info["missing_keys"]):
-        names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        return f"has no weights for {names}.", "Not the folder of a causal language model?"
-    if unexpected := [key for key in info["unexpected_keys"] if "layers." in key]:
-        text = f"holds weights that its config.json has no place for, such as {min(unexpected)}."
+        return f"has no weights for {_some(missing)}.", "Not the folder of a causal language model?"
+    if whole := sorted(name for name in known & types.keys() if types[name][0] in "IU"):
+        return f"{whole[0]} holds whole numbers ({types[whole[0]]}).", "Quantized weights cannot be trained."
+    alike = {_pattern(name) for name in known}
+    other_layers = {_layer(key) for key in info["unexpected_keys"] if _pattern(key) not in alike}
+    beyond = [k for k in info["unexpected_keys"] if _pattern(k) in alike and _layer(k) not in other_layers]
+    if beyond:  # layers like the model's own, and no prediction layer, which has parts of other names
+        text = f"holds weights that its config.json has no place for, such as {min(beyond)}."
         return text, "Is it the config of another model?"
     return "", ""
 
 
+def _pattern(name: str) -> str:
+    """A weight's name without the numbers of layers and experts."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def _layer(name: str) -> str:
+    """The beginning of a weight's name up to the number of its layer."""
+    return name[: match.end()] if (match := re.search(r"\.\d+(?=\.)", name)) else name
+
+
 def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
-    """The model's config alone, without its weights."""
-    source = _source(path, location)
+    """The model's config alone, without its weights. Raises UserError where it is of no causal language model."""
+    source = _source(path, revision, location)
+    location = f"{location}: {path}"
     try:
-        return AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"cannot be read: {third_party_message(error)}", location=f"{location}: {path}") from error
+        raise UserError(f"cannot be read: {third_party_message(error)}", location=location) from error
+    if source == path:
+        refuse_hub_code(path, revision, location)  # what was not on this machine before
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    parts = sorted(name.removesuffix("_config") for name in config.sub_configs)
+    if "text" in parts:
+        text = f"{config.model_type} is a model for more than text ({', '.join(parts)}), which is not supported."
+        raise UserError(text, location=location, hint="Save its text model as a folder of its own.")
+    raise UserError(f"{config.model_type} is no causal language model.", location=location)
 
 
-def _source(path: str, location: str) -> str:
+def _source(path: str, revision: str | None, location: str) -> str:
     """What transformers is asked for: a folder that asks for no code, or a name of the hub."""
     refuse_unnamed(path, location)
     folder = Path(path).expanduser()
     if not folder.is_dir():
+        refuse_hub_code(path, revision, f"{location}: {path}")
         return path
     refuse_code(folder, location)
     return str(folder)
@@ -103,13 +186,3 @@ def _source(path: str, location: str) -> str:
 
 def _shape(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
-
-
-def switch_dropout_off(module: PreTrainedModel) -> None:
-    """Every dropout, the functional ones in attention included: log-probabilities must not depend on chance."""
-    for part in module.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.0
-        for name, value in vars(part).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(part, name, 0.0)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MethodType
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,6 +23,7 @@ from preftune.model import attention
 from preftune.model.fuse import add_in_place, fuse
 from preftune.model.heads import Head, LanguageHead
 from preftune.model.layout import Layout
+from preftune.model.probe import attention_of_family, decoder, probe
 from preftune.model.prune import prune_last_layer
 from preftune.model.weights import Weights, WholeModel
 from preftune.pack.batch import Batch, collate
@@ -33,13 +37,14 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 class Policy:
     """weights: what is trained; head: what is read; layout: how a pack goes through the model; compute: type of its
     matrix products; noise: nats a token by which right ways to the log-probabilities may differ, by rounding alone
-    (`verify_layout` measures it)."""
+    (`verify_layout` measures it); limits: lengths beyond which the model treats a sequence otherwise (`probe`)."""
 
     weights: Weights
     head: Head
     layout: Literal["trie", "padded"]
     compute: torch.dtype = torch.float32
     noise: float = NOISE
+    limits: tuple[int, ...] = ()
 
     @property
     def module(self) -> PreTrainedModel:
@@ -56,7 +61,7 @@ class Policy:
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """The pack of these groups as the model and its head take it."""
-        return collate(groups, self.device, self.multiple, self.head.reads)
+        return collate(groups, self.device, self.multiple, self.head.reads, self.limits)
 
     def read(self, batch: Batch) -> Tensor:
         """What the head answers, (members,)."""
@@ -76,18 +81,20 @@ class Policy:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden state of every row of the trie, (rows, width); those of rows that no head reads may be zero."""
+        if batch.parts:
+            return torch.cat([self.hidden(part) for part in batch.parts])
         if self.layout == "padded":
             return self._padded(batch)
         layout = Layout.of(batch)
         layout.calls.clear()
         inputs = {"input_ids": batch.ids[None], "position_ids": batch.position[None]}
-        return self.module.base_model(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
+        return decoder(self.module)(**inputs, use_cache=False, trie=layout).last_hidden_state[0]
 
     def _padded(self, batch: Batch) -> Tensor:
         """`hidden` from one padded row a distinct sequence. It needs no mask: no token sees the padding behind it."""
         paths = {int(path[-1]): torch.from_numpy(path).to(self.device) for path in batch.trie.paths}
         rows = torch.nn.utils.rnn.pad_sequence(list(paths.values()), batch_first=True)
-        states = self.module.base_model(input_ids=batch.ids[rows], use_cache=False).last_hidden_state
+        states = decoder(self.module)(input_ids=batch.ids[rows], use_cache=False).last_hidden_state
         sequence = torch.zeros_like(batch.ids)
         for index, path in enumerate(paths.values()):
             sequence[path] = index
@@ -122,8 +129,11 @@ class Policy:
 
 def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.float32) -> tuple[Policy, str]:
     """A policy whose whole model is trained, with its language head, and the sentence of `choose_layout`."""
+    with attention_of_family(module, attention.NAME):
+        behavior = probe(module)
     layout, reason = choose_layout(module, wanted)
-    return Policy(WholeModel(module), LanguageHead.of(module), layout, compute), reason
+    head = LanguageHead.of(module, behavior)
+    return Policy(WholeModel(module), head, layout, compute, limits=behavior.limits), reason
 
 
 def choose_layout(module: PreTrainedModel, wanted: str) -> tuple[Literal["trie", "padded"], str]:
@@ -160,12 +170,23 @@ def trainable(policy: Policy, *, checkpointing: bool) -> Policy:
 
 
 def recompute_activations(module: PreTrainedModel) -> None:
-    """Keep each layer's input for the backward pass, and what attention in blocks gives, and recompute the rest."""
-    newer = getattr(module, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
-    (newer or module.gradient_checkpointing_enable)({"use_reentrant": False, "context_fn": attention.keep_outputs})
-    for layer in module.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = True  # it recomputes in training mode only; its parts may draw at random in that mode
+    """Keep each layer's input for the backward pass, and what attention in blocks gives, and recompute the rest.
+
+    The layers stay in evaluation mode, where transformers would recompute in training mode only, with dropout and
+    whatever else draws at random there. Raises UserError where the model has no layers that can be recomputed.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"activations of {module.config.model_type} cannot be recomputed.",
+                        location="model.checkpointing", hint="Remove it; lower batch.tokens instead.")  # fmt: skip
+    for layer in layers:
+        layer.forward = MethodType(_recomputed, layer)
+
+
+def _recomputed(self: nn.Module, *args: object, **kwargs: object) -> object:
+    """Forward of a layer that is computed again in the backward pass."""
+    forward = partial(type(self).forward, self, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=attention.keep_outputs)
 
 
 def _not_plain(module: PreTrainedModel) -> str:

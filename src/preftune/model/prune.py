@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.model.layout import Layout
+from preftune.model.probe import decoder
 
 
 class PrunedLayer:
@@ -56,7 +57,7 @@ class PrunedLayer:
 def prune_last_layer(module: PreTrainedModel) -> None:
     """Skip rows nobody reads in the last layer. Does nothing to layers of an unusual build, or a second time."""
     count = module.config.get_text_config().num_hidden_layers
-    lists = [part for part in module.base_model.modules() if isinstance(part, nn.ModuleList)]
+    lists = [part for part in decoder(module).modules() if isinstance(part, nn.ModuleList)]
     layer = next((layers[-1] for layers in lists if len(layers) == count), None)
     parts = row_by_row(layer) if layer is not None else []
     if layer is not None and parts and not layer._forward_pre_hooks:

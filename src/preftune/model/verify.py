@@ -16,17 +16,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from preftune.errors import UserError, third_party_message
 from preftune.model import attention
 from preftune.model.fuse import original_modules
 from preftune.model.layout import Layout
 from preftune.model.policy import NOISE, Policy, choose_layout
+from preftune.model.probe import FAILURES, attention_of_family
 from preftune.pack.batch import Batch
 from preftune.tokens.groups import TokenGroup
 
 TOKENS, GROUPS = 256, 8  # scored tokens that are enough, and rows that are too many
 LONGEST = 2048  # tokens of a row that is taken for its length
+ROW_BEYOND = 8192  # tokens of one that is taken because it is beyond a limit of the model
 ALLOWED = 2  # times what rounding moves; 84 families of transformers, all right, reach 1.8 over some 50 tokens
 FEW = 16  # tokens for which the mean may be off by twice as much
 SEEDS = 2, 8  # of the roundings that are tried: for many tokens, and for few
@@ -36,26 +39,36 @@ COARSE = 1.0  # nats a token, on average: what no rounding excuses
 
 
 def sample(groups: Sequence[TokenGroup], policy: Policy) -> Batch:
-    """Rows to try: the shortest, until they score enough, and one that a window of attention does not span."""
+    """One pack to try: the shortest rows, until they score enough, and the longest; and where the model treats longer
+    rows otherwise, the shortest that a window of attention does not span, and that are beyond each limit of length."""
     chosen: list[TokenGroup] = []
-    by_length = sorted(groups, key=lambda group: group.tokens)
-    for group in by_length[:GROUPS]:
+    by_length = sorted(groups, key=_longest)
+    for group in sorted(groups, key=lambda group: group.tokens)[:GROUPS]:
         if sum(len(r) for g in chosen for r in g.responses) < TOKENS:
             chosen.append(group)
     window = getattr(policy.module.config.get_text_config(), "sliding_window", None)
-    if isinstance(window, int):
-        longer = (group for group in by_length if window < len(group.prompt) + max(map(len, group.responses)))
-        first = next(longer, None)
-        if first is not None and first not in chosen and first.tokens <= LONGEST:
-            chosen.append(first)
+    longer = [next((g for g in by_length if _longest(g) > n), None) for n in (window, *policy.limits)
+              if isinstance(n, int)]  # fmt: skip
+    for group in (*longer, *[g for g in by_length if g.tokens <= LONGEST][-1:]):
+        if group is not None and group not in chosen and group.tokens <= ROW_BEYOND:
+            chosen.append(group)
     return policy.batch(chosen)
 
 
+def _longest(group: TokenGroup) -> int:
+    """Tokens of the prompt with the longest response."""
+    return len(group.prompt) + max(map(len, group.responses))
+
+
 class Difference(NamedTuple):
-    """How far two log-probabilities of the same tokens are apart, in nats: on average, and at the worst token."""
+    """How far two log-probabilities of the same tokens are apart, in nats: on average, and at the worst token.
+
+    reason: why they could not be compared, where both are inf.
+    """
 
     mean: float
     worst: float
+    reason: str = ""
 
     @classmethod
     def between(cls, logp: Tensor, other: Tensor) -> Difference:
@@ -75,9 +88,9 @@ class Baseline(NamedTuple):
     bound: Difference
 
 
-def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tuple[Policy, float]:
+def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tuple[Policy, Difference]:
     """The policy if it agrees with plain forward passes on this pack, else the padded one if that does, with its noise;
-    and by how many nats the given policy disagrees at its worst token.
+    and by how much the given policy disagrees. It is to be the policy as the training loop uses it.
 
     On a CPU, weights in fp32 are held to that type too, which shows faults that half precision hides; on CUDA other
     kernels would run. Raises UserError where neither layout agrees, or the padded one may not be taken.
@@ -92,7 +105,7 @@ def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tu
         policy = replace(policy, layout=choose_layout(policy.module, "padded")[0], noise=NOISE)
         agrees, last = _agreement(policy, batch, baselines)
     if agrees:
-        return replace(policy, noise=baselines[-1].bound.worst), difference.worst
+        return replace(policy, noise=baselines[-1].bound.worst), difference
     if policy.layout == "trie":
         hint = 'Use layout="auto".'
     elif policy.half:
@@ -118,31 +131,42 @@ def _agreement(policy: Policy, batch: Batch, baselines: Sequence[Baseline]) -> t
 
 
 def disagreement(policy: Policy, batch: Batch, plain: Tensor) -> Difference:
-    """The difference from `plain_logp`; inf where the trie did not reach every layer or the model fails on it.
+    """The difference from `plain_logp`, the larger of two passes, of which one keeps what the backward pass needs; inf
+    where the trie did not reach every layer or the model fails on it.
 
     Raises UserError where it fails on padded rows.
     """
-    failure = Difference(float("inf"), float("inf"))
+    learns = any(parameter.requires_grad for parameter in policy.module.parameters())
+    passes: list[Difference] = []
     try:
-        with torch.no_grad():
-            logp = policy.token_logp(batch)
+        for keeps_graph in (False, True) if learns else (False, False):
+            with torch.set_grad_enabled(keeps_graph):
+                passes.append(Difference.between(policy.token_logp(batch).detach(), plain))
     except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        if not passes:
+            raise  # else the training loop finds out how much fits
+    except FAILURES as error:
         if policy.layout == "trie":
-            return failure
+            return Difference(float("inf"), float("inf"), f"its forward pass fails ({third_party_message(error)[:-1]})")
         family = policy.module.config.model_type
         raise UserError(
             f"{family} fails on padded rows: {third_party_message(error)}", location="model.path"
         ) from error
     layers = policy.module.config.get_text_config().num_hidden_layers
-    reached = policy.layout == "padded" or len(Layout.of(batch).calls) == layers
-    return Difference.between(logp, plain) if reached else failure
+    if policy.layout == "trie" and any(len(Layout.of(part).calls) != layers for part in batch.passes):
+        return Difference(float("inf"), float("inf"), "not all of its layers take the attention that they are given")
+    return max(passes, key=lambda difference: (not difference.mean <= COARSE, difference.worst))
 
 
 def _baseline(policy: Policy, batch: Batch) -> Baseline:
-    """Raises UserError where two plain passes differ by more than rounding."""
-    plain = plain_logp(policy, batch)
+    """Raises UserError where a plain pass fails, or two of them differ by more than rounding."""
+    try:
+        plain = plain_logp(policy, batch)
+    except FAILURES as error:
+        longest = max(batch.groups, key=_longest)
+        text = f"{policy.module.config.model_type} fails on rows of up to {_longest(longest)} tokens: "
+        raise UserError(text + third_party_message(error), location=str(longest.place),
+                        hint="Lower data.max_tokens if the model has fewer positions.") from error  # fmt: skip
     sensitivity = rounding_sensitivity(policy, batch, plain, SEEDS[len(plain) < TOKENS])
     again = Difference.between(plain_logp(policy, batch), plain)
     if again.mean > sensitivity.mean / ALLOWED:
@@ -151,6 +175,23 @@ def _baseline(policy: Policy, batch: Batch) -> Baseline:
     mean = min(COARSE, max(LEAST, allowed * sensitivity.mean))
     worst = max(HALF, allowed * sensitivity.worst) if policy.half else NOISE
     return Baseline(policy.compute, plain, Difference(mean, worst))
+
+
+def try_longest(module: PreTrainedModel, groups: Sequence[TokenGroup]) -> None:
+    """Let a model without weights, on torch's meta device, do the longest row: configs spell its limit in many ways.
+
+    Raises UserError where it does a short row and fails on that one.
+    """
+    longest = max(groups, key=_longest)
+    for length in (2, _longest(longest)):
+        try:
+            module(input_ids=torch.ones(1, length, dtype=torch.long, device="meta"), use_cache=False)
+        except (*FAILURES, NotImplementedError) as error:
+            if length == 2:  # it fails for the lack of weights
+                return
+            raise UserError(f"{module.config.model_type} fails on this row of {length} tokens: "
+                            f"{third_party_message(error)}", location=str(longest.place),
+                            hint="Lower data.max_tokens to the positions of the model.") from error  # fmt: skip
 
 
 def draws_at_random(nats: float) -> UserError:
@@ -164,15 +205,9 @@ def draws_at_random(nats: float) -> UserError:
 
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
     """(members,): as `Policy.token_logp`, by the model's own logits, attention and parts, one response at a time."""
-    module, name = policy.module, policy.module.config._attn_implementation
-    if name == attention.NAME:
-        module.set_attn_implementation("eager")
-    try:
-        with torch.no_grad(), policy.autocast(), original_modules(module):
-            return torch.cat([_logp(policy, g.prompt, response) for g in batch.groups for response in g.responses])
-    finally:
-        if name == attention.NAME:
-            module.set_attn_implementation(name)
+    module = policy.module
+    with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
+        return torch.cat([_logp(policy, g.prompt, response) for g in batch.groups for response in g.responses])
 
 
 def _logp(policy: Policy, prompt: np.ndarray, response: np.ndarray) -> Tensor:

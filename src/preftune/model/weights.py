@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.folders import Folder
 
+SAMPLED = 4096  # numbers of a tensor that stand for it
 UNRELATED = ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype")  # to what it says
 
 
@@ -42,6 +43,19 @@ class Weights(ABC):
     @abstractmethod
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain Hugging Face layout into a folder that is being built."""
+
+    @final
+    def sampled(self) -> Tensor:
+        """Some thousand numbers of each trained tensor, a copy on the host: the same ones at each call."""
+        tensors = [p.detach().flatten() for p in self.trained().values()]
+        return torch.cat([tensor[:: 1 + tensor.numel() // SAMPLED].cpu() for tensor in tensors]).clone()
+
+    @final
+    def rounded_away(self) -> float:
+        """Half the distance of a trained number to its neighbor, at the median: updates below are lost to rounding."""
+        some = self.sampled()
+        exponent = torch.frexp(some[some != 0].double()).exponent  # |number| is in [2^(exponent - 1), 2^exponent)
+        return torch.finfo(some.dtype).eps * 2.0 ** (float(exponent.float().median()) - 2)
 
     @final
     def load_state(self, tensors: Mapping[str, Tensor]) -> str:
@@ -71,7 +85,7 @@ class WholeModel(Weights):
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def state(self) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ Held by tests/pack/test_trie.py.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,10 @@ class Batch:
     member: (members,) the place in scored of every token of every response, in the order groups, responses, tokens;
     where ends are read a response is one member.
     response: (members,) the response that a member belongs to, 0..responses-1 in the same order.
-    tokens_naive: tokens of every prompt with every response, as trainers without sharing compute them.
+    tokens: distinct ones, without fill; tokens_naive: of every prompt with every response, as trainers without sharing
+    compute them.
+    parts: the batches of which the rows are put together, each of which goes through the model by itself, where the
+    model tells classes of length apart; empty where the rows are one forward pass.
     """
 
     groups: tuple[TokenGroup, ...]
@@ -44,12 +48,14 @@ class Batch:
     member: Tensor
     response: Tensor
     responses: int
+    tokens: int
     tokens_naive: int
+    parts: tuple[Batch, ...] = ()
 
     @property
-    def tokens(self) -> int:
-        """Distinct tokens, without fill."""
-        return self.trie.tokens
+    def passes(self) -> tuple[Batch, ...]:
+        """What goes through the model at a time."""
+        return self.parts or (self,)
 
     def sum(self, token_values: Tensor) -> Tensor:
         """(members,) -> (responses,): per-token values summed over each response.
@@ -62,21 +68,46 @@ class Batch:
 
 
 def collate(
-    groups: Sequence[TokenGroup], device: torch.device | str = "cpu", multiple: int = 1, reads: Reads = "tokens"
+    groups: Sequence[TokenGroup],
+    device: torch.device | str = "cpu",
+    multiple: int = 1,
+    reads: Reads = "tokens",
+    limits: Sequence[int] = (),
 ) -> Batch:
     """The pack of these groups on a device. Every prompt and every response has at least one token.
 
-    multiple: rows, read rows and scored tokens are filled up to a multiple of it; fill sees no token of the pack, and
-    no token sees fill. reads: where only predictions are read, the last token of a response is nobody's context, and
-    so it is no row of the trie.
+    multiple: rows, read rows and scored tokens of a pass are filled up to a multiple of it; fill sees no token of the
+    pack, and no token sees fill. reads: where only predictions are read, the last token of a response is nobody's
+    context, and so it is no row of the trie. limits: lengths beyond which the model treats a whole sequence otherwise;
+    sequences on both sides of one are never in one forward pass, and each of those beyond one is there whole.
     """
     sequences = [np.concatenate([g.prompt, r]) for g in groups for r in g.responses]
     prompts = [len(g.prompt) for g in groups for _ in g.responses]
+    by_class: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        by_class.setdefault(bisect_left(limits, len(sequence)), []).append(index)
+    parts = [
+        _one_pass([sequences[i] for i in which], [prompts[i] for i in which], device, multiple, reads, whole=number > 0)
+        for number, which in sorted(by_class.items())
+    ]
+    if len(parts) == 1:
+        return replace(parts[0], groups=tuple(groups))
+    return _joined(groups, parts, [which for _, which in sorted(by_class.items())])
+
+
+def _one_pass(
+    sequences: Sequence[np.ndarray], prompts: Sequence[int], device: torch.device | str, multiple: int, reads: Reads, *,
+    whole: bool,
+) -> Batch:  # fmt: skip
+    """The batch of prompts with their responses, without the groups. prompts: tokens of each prompt."""
     if reads == "tokens":
-        trie, counts = build([s[:-1] for s in sequences]), [len(s) - n for s, n in zip(sequences, prompts, strict=True)]
+        trie = build([s if whole else s[:-1] for s in sequences])
+        counts = [len(s) - n for s, n in zip(sequences, prompts, strict=True)]
+        read_rows = [path[n - 1 : n - 1 + c] for path, n, c in zip(trie.paths, prompts, counts, strict=True)]
     else:
         trie, counts = build(sequences), [1] * len(sequences)
-    source = np.concatenate([path[-n:] for path, n in zip(trie.paths, counts, strict=True)])
+        read_rows = [path[-1:] for path in trie.paths]
+    source = np.concatenate(read_rows)
     target = np.concatenate([s[-n:] for s, n in zip(sequences, counts, strict=True)]).astype(np.int64)
     distinct, member = np.unique(np.stack([source, target]), axis=1, return_inverse=True)
     source, target = np.pad(distinct, ((0, 0), (0, -distinct.shape[1] % multiple)), "edge")
@@ -89,7 +120,7 @@ def collate(
         return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device, non_blocking=True)
 
     return Batch(
-        groups=tuple(groups),
+        groups=(),
         trie=trie,
         ids=put(np.pad(trie.ids, (0, fill))),
         position=put(np.pad(trie.position, (0, fill))),
@@ -100,5 +131,42 @@ def collate(
         member=put(member.reshape(-1)),
         response=put(np.repeat(np.arange(len(sequences)), counts)),
         responses=len(sequences),
+        tokens=trie.tokens,
         tokens_naive=sum(map(len, sequences)),
+    )
+
+
+def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
+    """One batch whose rows are those of its parts, one part after the other. which: the sequences of each part."""
+    first_row = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
+    first_scored = np.cumsum([0, *(len(part.source) for part in parts)]).tolist()
+    members: dict[int, Tensor] = {}
+    paths: dict[int, np.ndarray] = {}
+    for part, row, scored, indices in zip(parts, first_row, first_scored, which, strict=False):
+        counts = torch.bincount(part.response).tolist()
+        members |= dict(zip(indices, (part.member + scored).split(counts), strict=True))
+        paths |= dict(zip(indices, (path + row for path in part.trie.paths), strict=True))
+
+    def rows(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) + row for part, row in zip(parts, first_row, strict=False)])
+
+    ids, position, end = torch.cat([p.ids for p in parts]), torch.cat([p.position for p in parts]), rows("end")
+    in_order = [members[i] for i in range(len(members))]
+    return Batch(
+        groups=tuple(groups),
+        trie=Trie(
+            ids.cpu().numpy(), position.cpu().numpy(), end.cpu().numpy(), tuple(paths[i] for i in range(len(paths)))
+        ),
+        ids=ids,
+        position=position,
+        end=end,
+        read=rows("read"),
+        source=rows("source"),
+        target=torch.cat([p.target for p in parts]),
+        member=torch.cat(in_order),
+        response=torch.cat([torch.full_like(member, i) for i, member in enumerate(in_order)]),
+        responses=len(in_order),
+        tokens=sum(p.tokens for p in parts),
+        tokens_naive=sum(p.tokens_naive for p in parts),
+        parts=tuple(parts),
     )

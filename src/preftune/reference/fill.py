@@ -34,7 +34,8 @@ def numerics(policy: Policy) -> str:
     """Numeric settings that change rounding; stored entries are reused only under the same ones."""
     compute = str(policy.compute).removeprefix("torch.")
     version = ".".join(torch.__version__.split(".")[:2])
-    return f"{compute}-{policy.device.type}-{policy.layout}-torch{version}-1"
+    classes = "-".join(["", *map(str, policy.limits)])  # rows on both sides of a limit once shared their passes
+    return f"{compute}-{policy.device.type}-{policy.layout}-torch{version}-1{classes}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,12 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.model import load
+from preftune.model.attention import NAME
+from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.probe import attention_of_family, not_followed
 from preftune.model.verify import sample, verify_layout
+from preftune.model.weights import Weights
 from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
 from preftune.reference.store import Store
@@ -44,32 +48,52 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
 
     Raises UserError where the model cannot be used, or disagrees with its own forward pass.
     """
-    module = load.load_model(
+    module, remarks = load.load_model(
         run.model.path,
         revision=run.model.revision,
         weights=run.model.weights,
         device=device_of(run, dist.local),
         location="model.path",
     )
+    notes |= remarks
+    with attention_of_family(module, NAME):
+        sentences = not_followed(module)
+    if sentences:
+        notes["not_followed"] = ("; ".join(sentences), {"sentences": sentences})
     policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
-    wanted = policy.layout
+    wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
     policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
+    measured = f"{off.worst:.1e} nats a token off plain forward passes, rounding may give {policy.noise:.1e}"
     if policy.layout != wanted:
-        reason = "one padded row a response, because sharing prefixes changes what this model says"
-    text = f"layout {policy.layout}: {reason}; {off:.1e} nats a token off plain forward passes, rounding may give " \
-        f"{policy.noise:.1e}"  # fmt: skip
-    notes["layout"] = (text, {"layout": policy.layout, "off": off})
-    return trainable(policy, checkpointing=run.model.checkpointing)
+        reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
+            else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
+    parts = fused_parts(module)
+    fused = ", ".join(f"{taken} of {met} {kind}s" for kind, (taken, met) in sorted(parts.items()))
+    text = f"layout {policy.layout}: {reason}" + ("" if off.reason else f"; {measured}")
+    text += f"; fused: {fused}" if fused else ""
+    notes["layout"] = (text, {"layout": policy.layout, "off": off.worst, "fused": parts})
+    return policy
 
 
-def check_vocabulary(vocab: int, groups: Sequence[TokenGroup]) -> None:
-    """Raise UserError where a row has a token beyond the `vocab` ones of the model."""
+def refuse_lost_updates(weights: Weights, lr: float) -> None:
+    """Raise UserError where most updates would be rounded away: AdamW moves a number by about the learning rate."""
+    if lr < (least := weights.rounded_away()):
+        raise UserError(
+            f"updates of {lr:g} would be rounded away: {least:.1e} is half the distance of the median weight to its "
+            f"neighbor in {str(weights.module.dtype).removeprefix('torch.')}.",
+            location="optim.lr",
+            hint='Set model.weights = "float32" (model.compute may stay "bfloat16"), or raise the rate.',
+        )
+
+
+def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:
+    """Raise UserError where a row has a token beyond the `vocab` ones of the model. model: what it is called."""
     for group in groups:
         largest = max(int(ids.max()) for ids in (group.prompt, *group.responses))
         if largest >= vocab:
             raise UserError(
-                f"token {largest} of this row is unknown to the model, which has {vocab}.",
+                f"token {largest} of this row is unknown to the {model}, which has {vocab}.",
                 location=str(group.place),
                 hint="Is this the model's tokenizer?",
             )
@@ -83,7 +107,7 @@ def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup])
     path = kind.path if isinstance(kind, Stored) else None
     if path is None and isinstance(kind, Stored):
         return policy
-    module = load.load_model(
+    module, _ = load.load_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
         revision=None if path else run.model.revision,
         weights=run.model.weights,
@@ -91,10 +115,9 @@ def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup])
         location="reference.path",
     )
     model = wrap(module, run.model.layout, policy.compute)[0]
-    if model.vocab != policy.vocab:
-        raise UserError("the reference has another vocabulary than the policy.", location=f"reference.path: {path}")
-    model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
+    check_vocabulary(model.vocab, groups, "reference")  # it may have more or fewer rows of padding than the policy
     module.requires_grad_(False)
+    model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
     return model
 
 

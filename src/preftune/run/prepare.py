@@ -23,7 +23,7 @@ from preftune.reference.moving import MovingReference
 from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import fill_reference, load_policy, load_reference_model
+from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
 from preftune.training.source import Offline, Phase
 from preftune.training.update import Training
@@ -51,6 +51,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     """
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
+    refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing = _with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
@@ -120,7 +121,7 @@ def _with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Pack
 def _reference(run: Run, dataset: Dataset, policy: Policy) -> tuple[Policy | None, dict[str, str]]:
     """The reference's model, if there is one, and the digests of all that decides the result."""
     digests = {**dataset.digests, "model": policy.weights.digest()}
-    reference = load_reference_model(run, policy, dataset.train)
+    reference = load_reference_model(run, policy, [*dataset.train, *dataset.held_out])
     if reference is not None:
         digests["reference"] = digests["model"] if reference is policy else reference.weights.digest()
     return reference, digests

@@ -12,6 +12,7 @@ from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.model import load
 from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
+from preftune.model.verify import try_longest
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.reference.config import Moving
@@ -45,6 +46,7 @@ def preview(run: Run, rows: Rows) -> Preview:
         module = AutoModelForCausalLM.from_config(dataset.config, trust_remote_code=False)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
+    try_longest(module, [*dataset.train, *dataset.held_out])
     parameters = sum(parameter.numel() for parameter in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
     budget = run.batch.tokens or LARGEST[device_of(run).type]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from torch import Tensor
+
 from preftune import events, files, folders, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
@@ -62,6 +64,7 @@ def train(
             run = with_recorded_budget(run, out, dist)
         prepared = prepare(run, dist, load)
         state, record = new_state(prepared), None
+        start = state.weights.sampled()
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
             stack.enter_context(events.listening(record))
@@ -70,6 +73,7 @@ def train(
         checkpoint.broadcast(state, dist)
         fit(prepared.training, state, record)
         if record is not None:
+            tell_movement(state, start)
             finish(prepared, state, record)
         dist.barrier()  # when this returns, on any rank, everything is written
     return out
@@ -90,6 +94,12 @@ def settings(run: Run) -> dict[str, object]:
 def name_of(sink: events.Sink) -> str:
     """What an event calls a sink of the caller's."""
     return getattr(sink, "__name__", type(sink).__name__)
+
+
+def tell_movement(state: State, start: Tensor) -> None:
+    """Record what share of the weights training has changed. start: a sample of them from before the first update."""
+    share = float((state.weights.sampled() != start).double().mean())
+    events.emit(events.Happened(state.step, "weights_moved", f"{share:.2%} of the weights moved", {"share": share}))
 
 
 def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
