@@ -51,12 +51,14 @@ class Models:
 
 class PackScores(NamedTuple):
     """A pack through the policy. logp: (responses,) in nats, with its gradient; sharpness: (responses,) or None, see
-    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved."""
+    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where
+    "parts" are read."""
 
     logp: Tensor
     sharpness: Tensor | None
     tokens: int
     shared: int
+    parts: Tensor | None = None
 
 
 def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScores:
@@ -68,8 +70,31 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
         sharpness = batch.sum((token_logp.detach() - log_squares) * counts) / batch.sum(counts)
     else:
         token_logp = policy.token_logp(batch)
-    logp = batch.sum(token_logp if weights is None else token_logp * weights.to(token_logp.dtype))
-    return PackScores(logp, sharpness, batch.tokens, batch.tokens_naive - batch.tokens)
+    counted = token_logp if weights is None else token_logp * weights.to(token_logp.dtype)
+    parts = part_sums(batch.groups, counted) if "parts" in reads else None
+    return PackScores(batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
+
+
+def part_sums(groups: Sequence[TokenGroup], token_values: Tensor) -> Tensor:
+    """(members,) -> (responses, 3) fp64: a response's last token; in a pair, the tokens before the two responses part,
+    which have the same numbers in both, and the token at which they part."""
+    bounds, start = [], 0
+    for group in groups:
+        shared = common_start(*group.responses) if group.kind == "pair" else 0
+        for response in group.responses:
+            fork = start + shared
+            start += len(response)
+            bounds.append((start - 1, start, fork - shared, fork, fork, min(fork + 1, start)))
+    sums = torch.nn.functional.pad(token_values.detach().double().cumsum(0), (1, 0))
+    first, last = torch.tensor(bounds, device=sums.device).unflatten(1, (3, 2)).unbind(-1)
+    return sums[last] - sums[first]
+
+
+def common_start(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two responses begin with in common."""
+    size = min(len(first), len(second))
+    differ = np.flatnonzero(first[:size] != second[:size])
+    return int(differ[0]) if len(differ) else size
 
 
 def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
@@ -112,11 +137,13 @@ def responses_of(groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor |
 
 
 class StepScores(NamedTuple):
-    """All responses of a step, on every rank. tokens: through the policy on all ranks; shared: tokens that sharing saved."""
+    """All responses of a step, on every rank. tokens: through the policy on all ranks; shared: tokens that sharing saved;
+    parts: (responses, 3), see `part_sums`; zeros unless they were read."""
 
     responses: Responses
     tokens: int
     shared: int
+    parts: Tensor
 
 
 def gather_step(
@@ -128,7 +155,7 @@ def gather_step(
     """
     places = response_places(groups, step)
     count = sum(map(len, places.values()))
-    table = torch.zeros(count + 1, 2, dtype=torch.float64)
+    table = torch.zeros(count + 1, 5, dtype=torch.float64)
     sharp = torch.zeros(1, dtype=torch.float64)
     for pack, scores in scored:
         rows = [place for i in pack for place in places[i]]
@@ -136,13 +163,15 @@ def gather_step(
         if scores.sharpness is not None:
             table[rows, 1] = scores.sharpness.detach().double().cpu()
             sharp[0] = 1
-        table[count] += torch.tensor([scores.tokens, scores.shared])
+        if scores.parts is not None:
+            table[rows, 2:] = scores.parts.cpu()
+        table[count, :2] += torch.tensor([scores.tokens, scores.shared])
     dist.sum(table)
-    logp, sharpness = table[:count].T.contiguous()
+    logp, sharpness = table[:count, :2].T.contiguous()
     rows_of_step = [groups[i] for i in step.order]
     has_sharpness = bool(dist.sum(sharp))
     responses = responses_of(rows_of_step, logp, sharpness if has_sharpness else None, policy.logp_dtype)
-    return StepScores(responses, int(table[count, 0]), int(table[count, 1]))
+    return StepScores(responses, int(table[count, 0]), int(table[count, 1]), table[:count, 2:])
 
 
 def response_places(groups: Groups, step: Step) -> dict[int, range]:

@@ -62,7 +62,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     needed = [*(groups[i] for i in used), *held_out.groups]  # a short run needs few of its rows
     filled = fill_reference(run, reference, digests.get("reference", ""), needed, notes, dist)
     by_index = dict(zip(used, filled, strict=False))
-    held_out = HeldOut(filled[len(used) :], held_out.rows, held_out.step)
+    held_out = HeldOut(filled[len(used) :], held_out.rows, held_out.step, spell=dataset.tokenizer.decode)
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
     training = Training(
         models=_models(run, policy, reference),
