@@ -17,7 +17,6 @@ import numpy as np
 from preftune.config.run import Run
 from preftune.demo import readable
 from preftune.demo.tiny import make_tiny
-from preftune.evaluate.config import Evaluate
 from preftune.model.config import Model
 from preftune.objective import DPO, NLL
 from preftune.pack.config import Batch
@@ -121,9 +120,14 @@ def cut_both(row: Pair, rng: Rng, words: int = 6) -> Pair:
     return row[0], *(" ".join(text.split(" ")[: words + 1]) for text in row[1:])
 
 
-def swap_taste(row: Pair, rng: Rng) -> Pair:
-    """The taste of half of the prompts is reversed."""
-    return (row[0], row[2], row[1]) if readable.DISHES.index(row[0].split(" ")[3]) % 2 else row
+def is_apart(row: Pair) -> bool:
+    """Whether the prompt is one of the quarter that stands in a file of its own."""
+    return readable.DISHES.index(row[0].split(" ")[3]) % 4 == 1
+
+
+def opposed(row: Pair, rng: Rng) -> Pair:
+    """The taste of that quarter is reversed."""
+    return (row[0], row[2], row[1]) if is_apart(row) else row
 
 
 @dataclass(frozen=True)
@@ -143,22 +147,24 @@ class Planted:
 
 
 def run(planted: Planted, models: dict[str, Path], folder: Path, seed: int) -> Record:
-    """Train on pairs with this failure, and hold out 256 pairs of other prompts with the same one."""
+    """Train on pairs with this failure, and hold out 256 pairs of other prompts with the same one, in two files."""
     rng = np.random.default_rng([seed, 1])
     train_pairs = planted.change(pairs(TRAINED, planted.rows, rng, planted.taste), rng)
     held_out = planted.change(pairs(HELD_OUT, 256, rng, planted.taste), rng)
     if planted.same_rows:
         held_out = train_pairs[:256]
-    for name, rows in (("train", train_pairs), ("held_out", held_out)):
+    sources = {"train": train_pairs, "most": [], "apart": []}
+    for row in held_out:
+        sources["apart" if is_apart(row) else "most"].append(row)
+    for name, rows in sources.items():
         named = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows]
         write(folder / f"{name}.jsonl", [{"id": f"{name}{i}"} | row for i, row in enumerate(named)])
-    data = Data(train=str(folder / "train.jsonl"), evaluate=str(folder / "held_out.jsonl"),
+    data = Data(train=str(folder / "train.jsonl"), evaluate=tuple(str(folder / f"{x}.jsonl") for x in ("most", "apart")),
                 **planted.settings)  # fmt: skip
     reference = planted.reference and str(models[planted.reference])
     tuned = Run(
         model=Model(path=str(models[planted.start])), data=data, objective=DPO(beta=0.5),
-        reference=Stored(path=reference, store="memory"), evaluate=Evaluate(),
-        optim=Optim(lr=planted.lr, epochs=planted.epochs, schedule="cosine"), batch=Batch(rows=32), seed=seed,
-        out=str(folder / "run"), device="cpu",
+        reference=Stored(path=reference, store="memory"), batch=Batch(rows=32), seed=seed,
+        optim=Optim(lr=planted.lr, epochs=planted.epochs, schedule="cosine"), out=str(folder / "run"), device="cpu",
     )  # fmt: skip
     return Record.open(train(tuned))

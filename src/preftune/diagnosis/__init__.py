@@ -17,11 +17,11 @@ from preftune.record.reader import Record
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.not_finite,
     anchor.stuck,
-    shift.end_wrong,
     shift.trained_on_too,
-    shift.responses_unlikely,
-    overfit.overfitted,
     data.cut_in_file,
+    shift.responses_unlikely,
+    shift.end_wrong,
+    overfit.overfitted,
     shift.end_unlearned,
     anchor.weak_reference,
     anchor.starts_off_zero,
@@ -44,14 +44,15 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
 )
 OF_THE_POLICY = ("anchor.drift", "displacement.chosen", "reward.too_sure", "reward.too_easy")
 OF_LENGTH = ("length.reward", "length.data", "reward.word")
+TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, parts, end, too sure
 # What each cause explains: those findings are named below it and not beside it.
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
     "end.wrong": ("end.unlearned",),
-    "shift.seen": ("reward.too_easy",),
-    "shift.unlikely": ("end.unlearned", "anchor.chance", "anchor.overfit", "reward.parts", *OF_THE_POLICY, *OF_LENGTH),
+    "shift.seen": ("reward.too_easy", *OF_LENGTH),
+    "shift.unlikely": ("end.wrong", "end.unlearned", "anchor.chance", "anchor.overfit", "reward.parts", *OF_THE_POLICY, *OF_LENGTH),
     "anchor.overfit": ("anchor.chance", "end.unlearned", "reward.parts", *OF_THE_POLICY, *OF_LENGTH),
-    "data.cut": ("end.unlearned", "shift.cut", *OF_THE_POLICY, *OF_LENGTH),
+    "data.cut": ("end.wrong", "end.unlearned", "anchor.chance", "shift.cut", *OF_THE_POLICY, *OF_LENGTH),
     "end.unlearned": (*OF_THE_POLICY, *OF_LENGTH),
     "reward.word": ("length.reward", "length.data", *OF_THE_POLICY),
     "length.reward": ("length.data", *OF_THE_POLICY),
@@ -70,7 +71,7 @@ def diagnose(record: Record) -> list[Finding]:
     """
     findings = _beyond_noise([finding for check in CHECKS if (finding := check(record))])
     by_code = {finding.code: finding for finding in findings}
-    for cause in by_code.copy():
+    for cause in by_code.copy():  # in the order of CHECKS
         if cause in by_code:
             effects = [by_code.pop(code) for code in EXPLAINS.get(cause, ()) if code in by_code]
             by_code[cause] = _with_effects(by_code[cause], effects)
@@ -91,7 +92,5 @@ def _with_effects(cause: Finding, effects: list[Finding]) -> Finding:
     named = tuple(line for effect in effects for line in (f"{effect.title}. {effect.evidence}", *effect.effects))
     return replace(cause, severity=severity, effects=(*cause.effects, *named))
 
-
-TESTS = 9  # checks with a p value: weak, overfit (twice), displacement, length, word, parts, end, too sure
 
 __all__ = ["CHECKS", "Finding", "diagnose"]

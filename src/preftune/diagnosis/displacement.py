@@ -19,6 +19,8 @@ FALLEN = -1.0
 # Per token: the perplexity of the chosen responses is a quarter worse, which is visible in what the model writes.
 FALLEN_A_TOKEN = -math.log(1.25)
 
+TWINS = 0.1  # share of pairs that differ in one word, from which it is said
+
 WEIGH = "Give the likelihood of the chosen response more weight in the objective"
 
 
@@ -47,6 +49,8 @@ def chosen_falls(record: Record) -> Finding | None:
     if by_token:
         evidence += f" Per token its perplexity is {share(math.expm1(-by_token), 0)} higher than at the start."
     evidence += _where(record)
+    if record.data.texts is not None and record.data.texts.twins >= TWINS:
+        evidence += f" In {share(record.data.texts.twins)} of the training pairs the responses differ in one word."
     count = (record.end.get("rows") or 0) if held_out else len(record.steps)
     return Finding(
         code="displacement.chosen",

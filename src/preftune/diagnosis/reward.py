@@ -12,7 +12,8 @@ from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.statistics import Estimate, chi_square_tail, estimate, robust_error
 
 DECIDES = 0.5  # correlation of a word's count with the margin: it decides a quarter of the margins' variance alone
-SURE_WORD = 5.0  # its |z|: kind words of a judge who likes them reach 10 with a correlation of 0.3
+SURE_WORD, OF_LABELS = 5.0, 3.0  # its |z| for margins and for labels
+TWINS = 0.5  # share of pairs that differ in one word
 PART = 20  # rows from which a part of the data speaks for itself
 DIFFER = 0.01
 LEAST, MOST = -5.0, 40.0  # bounds of the calibration; there is no maximum where every pair is right
@@ -22,20 +23,21 @@ EASY = 0.98
 
 def told_by_a_word(record: Record) -> Finding | None:
     """The token whose count goes with the held-out margins most, at equal length."""
-    word = next(iter(record.words), None)
+    word, texts = next(iter(record.words), None), record.data.texts
+    if texts is not None and texts.twins >= TWINS:
+        return None  # where each pair differs in one word only, some word has to decide
     if word is None or is_sft(record) or abs(word.correlation) < DECIDES or abs(word.z) < SURE_WORD:
         return None
-    if abs(word.z) < abs(word.length_z):
-        return None  # length tells more than this word does
-    more, text = "more" if word.z > 0 else "less", word.text.strip() or f"token {word.token}"
-    label = "the labels follow it too" if word.z * word.label_z > 0 and abs(word.label_z) > 2 else \
-        "the labels themselves hardly follow it"  # fmt: skip
+    if abs(word.z) < abs(word.length_z) or word.z * word.label_z < 0 or abs(word.label_z) < OF_LABELS:
+        return None  # length tells more than this word does, or the labels do not go by it
+    text = word.text.strip() or f"token {word.token}"
     return Finding(
         code="reward.word",
         title="One word decides the reward",
         evidence=f"At equal length the margin of {number(word.pairs)} held-out pairs changes by "
-        f"{number(word.margin_per_token, 2, sign=True)} nats with each time that chosen has “{text}” {more} often than "
-        f"rejected (correlation {number(word.correlation, 2)}), and {label} (z {number(word.label_z, 1)}).",
+        f"{number(word.margin_per_token, 2, sign=True)} nats with each time that chosen has “{text}” more often than "
+        f"rejected (correlation {number(word.correlation, 2)}), and the labels go by it too "
+        f"({number(abs(word.label_z), 1)} standard errors).",
         meaning="What was learned is mostly this word. The tuned model will write it, or avoid it, whether or not the "
         "response is better for it.",
         remedy="Read pairs that differ in it. Where it is an artifact of how the pairs were made, remove it from both "

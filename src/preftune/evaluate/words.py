@@ -6,6 +6,7 @@ are summed by prompt. Held by tests/evaluate/test_words.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,4 +71,5 @@ def _partial(y: np.ndarray, x: np.ndarray, other: np.ndarray, prompt: np.ndarray
     slope = float(x_left @ y_left) / size
     sums = np.bincount(prompt, x_left * (y_left - slope * x_left)) / size
     error = float(np.sqrt(len(sums) / (len(sums) - 1) * (sums @ sums)))
-    return slope / error if error else 0.0, slope, float(x_left @ y_left) / float(np.sqrt(size * (y_left @ y_left)))
+    z = slope / error if error > 1e-9 * abs(slope) else math.copysign(math.inf, slope)
+    return z, slope, float(x_left @ y_left) / float(np.sqrt(size * (y_left @ y_left)))

@@ -121,11 +121,17 @@ def columns(records: Sequence[Record]) -> list[Column]:
 
 
 def settings_of(records: Sequence[Record]) -> list[list[int]]:
-    """Indices of the records, those together that differ in their seed alone; in order of the first of each."""
-    groups: dict[str, list[int]] = {}
+    """Indices of the records, those together that differ in their seed alone; in order of the first of each.
+
+    A run repeated with the same seed tells nothing of the spread between seeds, so it stands by itself.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    repeats: Counter[tuple[str, str]] = Counter()
     for index, run in enumerate(settings(records)):
         key = str(sorted((key, value) for key, value in run.items() if key not in ("out", "seed")))
-        groups.setdefault(key, []).append(index)
+        seed = run.get("seed", "")
+        groups.setdefault((key, repeats[key, seed]), []).append(index)
+        repeats[key, seed] += 1
     return list(groups.values())
 
 

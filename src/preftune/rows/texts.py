@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from operator import ne
 
 from msgspec.structs import replace
 
@@ -25,10 +26,12 @@ def with_texts(account: Account, train: Sequence[Row], evaluate: Sequence[Row]) 
             bad = row.good is False if isinstance(row, Rating) else index > 0
             sides["rejected" if bad else "chosen"].append(text_of(response).rstrip())
     enough = {side: texts for side, texts in sides.items() if len(texts) >= FEWEST}
-    repeated, contradictory = _repeats([row for row in train if isinstance(row, Pair)])
+    pairs = [row for row in train if isinstance(row, Pair)]
+    repeated, contradictory = _repeats(pairs)
     texts = Texts(
         repeated=repeated,
         contradictory=contradictory,
+        twins=sum(map(_are_twins, pairs)) / len(pairs) if pairs else 0.0,
         unclosed={side: sum(map(_unclosed, texts)) / len(texts) for side, texts in enough.items()},
         piled={side: _piled(texts) for side, texts in enough.items()},
     )
@@ -50,6 +53,11 @@ def _piled(texts: Sequence[str]) -> float:
         if 2 * open_ended > len(longest):
             shares.append(open_ended / len(texts))
     return max(shares)
+
+
+def _are_twins(pair: Pair) -> bool:
+    chosen, rejected = text_of(pair.chosen).split(), text_of(pair.rejected).split()
+    return len(chosen) == len(rejected) > 1 and sum(map(ne, chosen, rejected)) == 1
 
 
 def _repeats(pairs: Sequence[Pair]) -> tuple[int, int]:
