@@ -27,8 +27,8 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.starts_off_zero,
     anchor.foreign_reference,
     reward.told_by_a_word,
-    length.reward_follows_length,
     reward.parts_differ,
+    length.reward_follows_length,
     anchor.drifted,
     displacement.chosen_falls,
     anchor.no_better_than_chance,
@@ -62,6 +62,11 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "anchor.chance": ("reward.too_sure",),
     "data.contradictory": ("reward.too_sure",),
 }
+# Where most pairs differ in one word, both sides fall because of what they share, and that is why the model moves far.
+OF_TWINS: dict[str, tuple[str, ...]] = {
+    "anchor.drift": (),
+    "displacement.chosen": ("anchor.drift", *EXPLAINS["displacement.chosen"]),
+}
 
 
 def diagnose(record: Record) -> list[Finding]:
@@ -70,10 +75,12 @@ def diagnose(record: Record) -> list[Finding]:
     A check whose numbers the record lacks finds nothing. Findings that rest on a test share one error rate (Holm 1979).
     """
     findings = _beyond_noise([finding for check in CHECKS if (finding := check(record))])
+    texts = record.data.texts
+    explains = EXPLAINS | OF_TWINS if texts is not None and texts.twins >= reward.TWINS else EXPLAINS
     by_code = {finding.code: finding for finding in findings}
     for cause in by_code.copy():  # in the order of CHECKS
         if cause in by_code:
-            effects = [by_code.pop(code) for code in EXPLAINS.get(cause, ()) if code in by_code]
+            effects = [by_code.pop(code) for code in explains.get(cause, ()) if code in by_code]
             by_code[cause] = _with_effects(by_code[cause], effects)
     return sorted(by_code.values(), key=lambda finding: ORDER.index(finding.severity))
 

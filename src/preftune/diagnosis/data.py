@@ -68,7 +68,7 @@ def small_batch(record: Record) -> Finding | None:
         code="data.batch",
         severity="info",
         title="Each step sees hardly any rows",
-        evidence=f"batch.rows is {rows}, so the training accuracy of a step can only be "
+        evidence=f"With batch.rows = {rows} the training accuracy of a step can only be "
         f"{'0 or 1' if rows == 1 else '0, a half or 1'}.",
         meaning="Such steps follow the noise of single labels, and their curves say little.",
         remedy="Raise batch.rows to 16 or more; packs take as much memory as before, because batch.tokens decides that.",
