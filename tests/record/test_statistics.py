@@ -143,7 +143,12 @@ def test_few_prompts_cannot_be_told() -> None:
 def test_one_sample_by_hand() -> None:
     values = [1.0, 2.0, 3.0, 4.0]
     assert estimate(values, range(4)) == (2.5, pytest.approx(math.sqrt(5 / 3 / 4)), 4, 4)
-    assert estimate(values, "aabb") == (2.5, pytest.approx(math.sqrt(2 * 2 * 2**2 / 4**2)), 4, 2)  # sums off by -2 and 2
+    assert estimate(values, "aabb") == (
+        2.5,
+        pytest.approx(math.sqrt(2 * 2 * 2**2 / 4**2)),
+        4,
+        2,
+    )  # sums off by -2 and 2
     assert estimate([1.0], "a") == (1.0, math.inf, 1, 1)
     assert estimate([], "") is None
     sure = estimate([1.0] * 12, range(12), share=True)

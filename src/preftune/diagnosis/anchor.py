@@ -141,7 +141,8 @@ def drifted(record: Record) -> Finding | None:
         "probable.",
         meaning="So far from the start the preferences no longer describe what the model writes, and other "
         "abilities are likely to be damaged: it may repeat itself or not end.",
-        remedy="Lower optim.lr" + ("" if rise_wanted else f"; {ADD[0].lower()}{ADD[1:]}")
+        remedy="Lower optim.lr"
+        + ("" if rise_wanted else f"; {ADD[0].lower()}{ADD[1:]}")
         + f"; train for fewer steps{_last_resort(record)}.",
     )
 

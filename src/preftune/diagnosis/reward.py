@@ -69,7 +69,9 @@ def _parts_differ(name: str, groups: dict[str, list[HeldOutRow]]) -> Finding | N
     if len(accuracies) < 2:
         return None
     weights = [1 / part.error**2 for part in accuracies.values()]
-    middle = math.fsum(w * part.value for w, part in zip(weights, accuracies.values(), strict=True)) / math.fsum(weights)
+    middle = math.fsum(w * part.value for w, part in zip(weights, accuracies.values(), strict=True)) / math.fsum(
+        weights
+    )
     q = math.fsum(w * (part.value - middle) ** 2 for w, part in zip(weights, accuracies.values(), strict=True))
     p = chi_square_tail(q, len(accuracies) - 1)
     if p > DIFFER:
@@ -119,19 +121,22 @@ def too_sure(record: Record) -> Finding | None:
 
 
 def calibration(rewards: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    """The k that maximizes the sum of log sigma(k reward), within bounds, by Newton steps; its error sums by prompt."""
-    k = 0.0
-    for _ in range(60):
-        wrong = [1 / (1 + math.exp(max(-700.0, min(700.0, k * reward)))) for reward in rewards]
-        gradient = math.fsum(reward * w for reward, w in zip(rewards, wrong, strict=True))
-        curvature = math.fsum(reward**2 * w * (1 - w) for reward, w in zip(rewards, wrong, strict=True))
-        step = gradient / curvature if curvature else math.copysign(1.0, gradient)
-        k, before = max(LEAST, min(MOST, k + max(-2.0, min(2.0, step)))), k
-        if abs(k - before) < 1e-9:
-            break
-    influences = [reward * w / curvature for reward, w in zip(rewards, wrong, strict=True)] if curvature else []
+    """The k that maximizes the sum of log sigma(k reward), within bounds; its error sums by prompt."""
+    low, high = LEAST, MOST
+    for _ in range(50):  # the sum is concave in k, so its slope falls
+        k = (low + high) / 2
+        slope = math.fsum(reward * _wrong(k * reward) for reward in rewards)
+        low, high = (k, high) if slope > 0 else (low, k)
+    k = (low + high) / 2
+    curvature = math.fsum(reward**2 * _wrong(k * reward) * _wrong(-k * reward) for reward in rewards)
+    influences = [reward * _wrong(k * reward) / curvature for reward in rewards] if curvature else []
     error = robust_error(influences, prompts) if influences else math.inf
     return Estimate(k, error, len(rewards), len(set(prompts)))
+
+
+def _wrong(reward: float) -> float:
+    """Probability that a pair of this reward is ranked wrong, sigma(-reward)."""
+    return 1 / (1 + math.exp(max(-700.0, min(700.0, reward))))
 
 
 def too_easy(record: Record) -> Finding | None:

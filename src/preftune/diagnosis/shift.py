@@ -118,7 +118,7 @@ def end_unlearned(record: Record) -> Finding | None:
         "rejected).",
         meaning="The tuned model will go on where it used to end. This happens where rejected responses were cut and "
         "an end token was put behind them, or where longer responses are preferred as such.",
-        remedy='Drop or repair responses that were cut. Where none was, add the likelihood of chosen (a sum of dpo and '
+        remedy="Drop or repair responses that were cut. Where none was, add the likelihood of chosen (a sum of dpo and "
         "nll), and lower optim.lr.",
         p=change.p_below(0.0),
     )

@@ -30,7 +30,7 @@ from preftune.forward.forward import Models, score_step
 from preftune.forward.loss import Loss
 from preftune.objective.base import ObjectiveTable
 from preftune.pack.batch import Batch
-from preftune.pack.oom import OomRetry
+from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
 from preftune.record.schema import COMMON
 from preftune.tokens.groups import TokenGroup
@@ -94,7 +94,7 @@ def evaluate(
     return Evaluation(metrics, rows, words, examples, scores.parts)
 
 
-def _with_progress(models: Models, groups: Sequence[TokenGroup], packs: int) -> Callable[[Pack], Batch]:
+def _with_progress(models: Models, groups: Groups, packs: int) -> Callable[[Pack], Batch]:
     """What makes a pack's batch, and says how many were made."""
     begun = 0
 
@@ -196,7 +196,9 @@ class RowMetrics:
 
 def _row_parts(kind: str, side: str, ended: bool, now: np.ndarray, change: np.ndarray) -> dict[str, object]:
     """The fields of a row that are about parts of a response; those that a resumed run of an older version lacks go."""
-    row: dict[str, object] = {f"{side}_end_logp": float(now[0]), f"{side}_end_change": float(change[0])} if ended else {}
+    row: dict[str, object] = (
+        {f"{side}_end_logp": float(now[0]), f"{side}_end_change": float(change[0])} if ended else {}
+    )
     if kind == "pair":
         row |= {"shared_logp_change": float(change[1]), f"{side}_fork_change": float(change[2])}
     return {key: value for key, value in row.items() if value == value}

@@ -1,7 +1,7 @@
 """Which tokens decide the margins: in data where one word gives the label away, a policy learns that word.
 
 Each token's count enters a regression of the margin through the origin together with the difference of lengths; errors
-are summed by prompt. Held by tests/evaluate/test_words.py.
+are summed by prompt. Held by tests/evaluate/test_parts.py.
 """
 
 from __future__ import annotations

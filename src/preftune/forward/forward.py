@@ -22,6 +22,7 @@ from torch import Tensor
 
 from preftune.distributed import Distributed
 from preftune.forward.loss import Loss, LossOutput
+from preftune.forward.parts import part_sums
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses
@@ -73,28 +74,6 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
     counted = token_logp if weights is None else token_logp * weights.to(token_logp.dtype)
     parts = part_sums(batch.groups, counted) if "parts" in reads else None
     return PackScores(batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
-
-
-def part_sums(groups: Sequence[TokenGroup], token_values: Tensor) -> Tensor:
-    """(members,) -> (responses, 3) fp64: a response's last token; in a pair, the tokens before the two responses part,
-    which have the same numbers in both, and the token at which they part."""
-    bounds, start = [], 0
-    for group in groups:
-        shared = common_start(*group.responses) if group.kind == "pair" else 0
-        for response in group.responses:
-            fork = start + shared
-            start += len(response)
-            bounds.append((start - 1, start, fork - shared, fork, fork, min(fork + 1, start)))
-    sums = torch.nn.functional.pad(token_values.detach().double().cumsum(0), (1, 0))
-    first, last = torch.tensor(bounds, device=sums.device).unflatten(1, (3, 2)).unbind(-1)
-    return sums[last] - sums[first]
-
-
-def common_start(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two responses begin with in common."""
-    size = min(len(first), len(second))
-    differ = np.flatnonzero(first[:size] != second[:size])
-    return int(differ[0]) if len(differ) else size
 
 
 def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:

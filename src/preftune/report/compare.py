@@ -170,7 +170,9 @@ def seeds_note(records: Sequence[Record]) -> str:
     seeds = max(map(len, groups))
     sentences = ["Seeds were not varied, so noise is that of the held-out rows alone."]
     if seeds > 1:
-        sentences = ["Runs that differ in their seed alone are pooled, and their spread is the least that noise can be."]
+        sentences = [
+            "Runs that differ in their seed alone are pooled, and their spread is the least that noise can be."
+        ]
         if len(groups) == 1:
             values = [x for record in records if (x := record.end.get("accuracy")) is not None]
             spread = f": {share(min(values))} to {share(max(values))}" if values else ""

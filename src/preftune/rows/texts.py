@@ -39,7 +39,7 @@ def with_texts(account: Account, train: Sequence[Row], evaluate: Sequence[Row]) 
 
 
 def _unclosed(text: str) -> bool:
-    return bool(text) and text[-1] not in CLOSING and text[-1].isalnum() or text.endswith(",")
+    return (bool(text) and text[-1] not in CLOSING and text[-1].isalnum()) or text.endswith(",")
 
 
 def _piled(texts: Sequence[str]) -> float:
