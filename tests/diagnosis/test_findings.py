@@ -361,7 +361,9 @@ def test_calibration_is_that_of_the_labels() -> None:
     k = calibration(rewards, [str(i) for i in range(1000)])
     assert k.value == pytest.approx(0.5, abs=0.001)
     assert k.error == pytest.approx(1 / (2 * math.sqrt(1000 * 0.731 * 0.269)), rel=0.01)
-    assert calibration([1.0] * 50, [str(i) for i in range(50)]).value == pytest.approx(40), "no maximum where all are right"
+    assert calibration([1.0] * 50, [str(i) for i in range(50)]).value == pytest.approx(40), (
+        "no maximum where all are right"
+    )
 
 
 def test_remedies_name_objectives_that_exist() -> None:
