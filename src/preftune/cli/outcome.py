@@ -43,6 +43,9 @@ def show_run(out: Path) -> None:
         console.print(metrics_table(record.evaluations[0], record.evaluations[-1], titles=("before", "after")))
     for finding in diagnose(record):
         console.print(f"[bold]{finding.severity}[/bold]: {escape(printable(f'{finding.title}. {finding.evidence}'))}")
+        for effect in finding.effects:
+            console.print(f"  It shows as: {printable(effect)}", markup=False)
+        console.print(f"  What to do: {printable(finding.remedy)}", markup=False)
     console.print(f"model  {out / 'model'}\npage   {out / 'report.html'}", markup=False)
 
 

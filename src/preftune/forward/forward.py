@@ -22,6 +22,7 @@ from torch import Tensor
 from preftune import signals
 from preftune.distributed import Distributed
 from preftune.forward.loss import Loss, LossOutput
+from preftune.forward.parts import part_sums
 from preftune.forward.responses import responses_of, token_weights
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
@@ -52,12 +53,14 @@ class Models:
 
 class PackScores(NamedTuple):
     """A pack through the policy. logp: (responses,) in nats, with its gradient; sharpness: (responses,) or None, see
-    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved."""
+    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where
+    "parts" are read."""
 
     logp: Tensor
     sharpness: Tensor | None
     tokens: int
     shared: int
+    parts: Tensor | None = None
 
     def responses(self, groups: Sequence[TokenGroup]) -> Responses:
         """What the loss reads of the pack, which has these groups."""
@@ -75,16 +78,19 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
         sharpness = batch.sum((token_logp.detach() - log_squares) * counts) / batch.sum(counts)
     else:
         token_logp = policy.token_logp(batch)
-    logp = batch.sum(token_logp if weights is None else token_logp * weights.to(token_logp.dtype))
-    return PackScores(logp, sharpness, batch.tokens, batch.tokens_naive - batch.tokens)
+    counted = token_logp if weights is None else token_logp * weights.to(token_logp.dtype)
+    parts = part_sums(batch.groups, counted) if "parts" in reads else None
+    return PackScores(batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
 
 
 class StepScores(NamedTuple):
-    """All responses of a step, on every rank. tokens: through the policy, of all ranks; shared: saved by sharing."""
+    """All responses of a step, on every rank. tokens: through the policy, of all ranks; shared: saved by sharing;
+    parts: (responses, 3), see `part_sums`; zeros unless they were read."""
 
     responses: Responses
     tokens: int
     shared: int
+    parts: Tensor
 
 
 def gather_step(
@@ -97,19 +103,21 @@ def gather_step(
     """
     places = response_places(groups, step)
     count = sum(map(len, places.values()))
-    table = torch.zeros(count + 1, 2, dtype=torch.float64)
+    table = torch.zeros(count + 1, 5, dtype=torch.float64)
     for pack, scores in scored:
         rows = [place for i in pack for place in places[i]]
         table[rows, 0] = scores.logp.detach().double().cpu()
         if scores.sharpness is not None:
             table[rows, 1] = scores.sharpness.detach().double().cpu()
-        table[count] += torch.tensor([scores.tokens, scores.shared])
+        if scores.parts is not None:
+            table[rows, 2:] = scores.parts.cpu()
+        table[count, :2] += torch.tensor([scores.tokens, scores.shared])
     dist.sum(table)
-    logp, sharpness = table[:count].T.contiguous()
+    logp, sharpness = table[:count, :2].T.contiguous()
     responses = responses_of(
         [groups[i] for i in step.order], logp, sharpness if "sharpness" in reads else None, policy.logp_dtype
     )
-    return StepScores(responses, int(table[count, 0]), int(table[count, 1]))
+    return StepScores(responses, int(table[count, 0]), int(table[count, 1]), table[:count, 2:])
 
 
 def response_places(groups: Groups, step: Step) -> dict[int, range]:

@@ -20,7 +20,8 @@ from preftune.events import Evaluated, Event, Happened, StepDone
 METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.jsonl"
 IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
-    METRICS, EVALUATIONS, EVENTS, "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl", "extras.json",
+    METRICS, EVALUATIONS, EVENTS, "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
+    "evaluation_words.jsonl", "extras.json",
     "report.html", "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
 CHECKPOINT_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "reference.safetensors", "state.json"})

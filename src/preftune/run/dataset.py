@@ -18,6 +18,7 @@ from preftune.model.load import PreTrainedConfig, load_config
 from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.split import Rows, read_rows
+from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.lengths import with_lengths
 from preftune.tokens.tokenize import Tokenized, tokenize
@@ -96,6 +97,7 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
         files={part: reading.files for part, reading in rows.readings.items()},
     )
     account = with_lengths(account, groups["train"])
+    account = with_texts(account, rows.train, rows.evaluate)
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     held_out = groups.get("evaluate", [])
     return Dataset(groups["train"], held_out, account, tokenizer, config, max_tokens, digests, tokenized)

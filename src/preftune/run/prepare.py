@@ -74,7 +74,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
         loss=loss,
         source=Offline(phase),
         packing=packing,
-        held_out=HeldOut(evaluated, held_out.rows, held_out.step),
+        held_out=HeldOut(evaluated, held_out.rows, held_out.step, spell=dataset.tokenizer.decode),
         optim=run.optim,
         evaluate=run.evaluate,
         save=run.save,

@@ -104,9 +104,10 @@ def evaluate_held_out(training: Training, state: State, record: RecordWriter | N
     if record is None:
         return
     if state.step == 0:
-        save_baseline(record.path, evaluation.logp, rows)
+        save_baseline(record.path, evaluation.logp_table, rows)
     events.emit(events.Evaluated(state.step, {"step": state.step, **evaluation.metrics}))
     record.rows("evaluation_rows.jsonl", evaluation.rows)
+    record.rows("evaluation_words.jsonl", evaluation.words)
 
 
 def save_checkpoint(training: Training, state: State, record: RecordWriter | None, *, must: bool = True) -> int:
