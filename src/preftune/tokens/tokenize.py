@@ -45,7 +45,7 @@ def tokenize(
     their responses. Raises UserError that lists the rows on which the chat template fails.
     """
     renderer = Renderer(tokenizer)
-    encoder = Encoder(tokenizer, renderer.control)
+    encoder = Encoder(tokenizer, renderer.control, renderer.special)
     groups: list[TokenGroup] = []
     skipped: list[Problem] = []
     malformed: list[tuple[MalformedRow, Place]] = []
