@@ -1,10 +1,10 @@
-"""This build beside another checkout of this repository, in one run: CPU seconds of an update, of the whole command up to the
-first update, and peak memory.
+"""This build beside another checkout of this repository, in one run: CPU seconds of an update, of the whole command up
+to the first update, and peak memory.
 
     python bench/builds.py PATH_OF_THE_OTHER_CHECKOUT
 
-Each side runs its own bench/ours.py with its own source, in turn, on the same rows, model folder and updates. A ratio above 1
-says that this build is faster, or takes less memory.
+Each side runs its own bench/ours.py with its own source, in turn, on the same rows, model folder and updates. A ratio
+above 1 says that this build is faster, or takes less memory.
 """
 
 from __future__ import annotations

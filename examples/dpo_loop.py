@@ -57,7 +57,7 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
             loss.backward()
         update(policy, optimizer, optim, learning_rate(optim, number, len(plan.steps)))
         print(
-            f"update {number + 1} of {len(plan.steps)}: loss of its last pack {float(loss) * step.rows / len(pack):.4f}"
+            f"update {number + 1} of {len(plan.steps)}: loss of its last pack {loss.item() * step.rows / len(pack):.4f}"
         )
 
     with files.folder(Path(out)) as folder:
@@ -78,7 +78,7 @@ def plan_of(groups: list[TokenGroup], packing: Packing, rows: int, optim: Optim,
 
 
 def pairs_of(policy: Policy, batch: Batch) -> Pairs:
-    """The batch's pairs with the log-probability of each response, (pairs,) in nats; those of the policy have a gradient."""
+    """The batch's pairs: log-probabilities of their responses, (pairs,) in nats; the policy's have a gradient."""
     logp = batch.sum(policy.token_logp(batch)).double()
     tokens = torch.tensor([len(response) for group in batch.groups for response in group.responses]).double()
     sums = [token_logp.sum(dtype="f8") for group in batch.groups for token_logp in group.column("reference")]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from preftune.model.config import Model
     from preftune.objective import DPO, dpo_loss
     from preftune.pack.config import Batch
+    from preftune.record.config import Track
     from preftune.record.reader import Record
     from preftune.reference.config import Moving, NoReference, Stored
     from preftune.report import page
@@ -35,6 +36,7 @@ _MODULES = {
     "model.config": ["Model"],
     "objective": ["DPO", "dpo_loss"],
     "pack.config": ["Batch"],
+    "record.config": ["Track"],
     "record.reader": ["Record"],
     "reference.config": ["Moving", "NoReference", "Stored"],
     "report": ["page"],
@@ -46,7 +48,7 @@ _MODULES = {
 _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = [
     "DPO", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Run", "Save", "Stored",
-    "UserError", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train",
+    "Track", "UserError", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train",
 ]  # fmt: skip
 
 

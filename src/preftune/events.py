@@ -18,7 +18,7 @@ class Progress(NamedTuple):
     """How far a stage has come. `total` is never 0."""
 
     stage: str
-    done: int
+    finished: int
     total: int
 
 

@@ -74,11 +74,11 @@ def saying(**attributes: object) -> Callable[[object], Tensor]:
     return function
 
 
-@pytest.mark.parametrize("function", [mine, Tempered(0.1)])
 def dataset_of(row: TokenGroup) -> Dataset:
     return Dataset([row], [], Account(), None, None, 64, {}, {})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("function", [mine, Tempered(0.1)])
 def test_a_callable_is_the_objective_that_it_computes(function: Callable[[Pairs], Tensor]) -> None:
     """Votes are applied to it as to DPO, and the loss and its derivative are DPO's."""
     objective, pairs = o.own_objective(function), random_pairs(4, preferred=0.8)

@@ -9,9 +9,13 @@ import pytest
 from making import tiny
 from transformers import PreTrainedTokenizerBase
 
+from preftune.config.run import Run
 from preftune.errors import UserError
+from preftune.model.config import Model
+from preftune.rows.account import Account
 from preftune.rows.config import Data
 from preftune.rows.split import read_rows
+from preftune.run.dataset import tokenize_rows
 
 
 def account_of(data: Data, tokenizer: PreTrainedTokenizerBase) -> Account:

@@ -29,8 +29,8 @@ def load_baseline(folder: Path, groups: Sequence[TokenGroup]) -> np.ndarray:
     baseline = load_file(path) if path.exists() else {}
     if not np.array_equal(baseline.get("rows", ()), _digest(groups)):
         raise UserError(
-            "the held-out rows, or the weights of their tokens, are not those that the run began with, so their changes "
-            "are unknown.",
+            "the held-out rows, or the weights of their tokens, are not those that the run began with, so what changed "
+            "is unknown.",
             location=str(folder),
             hint="Resume with the old ones; measure others with `preftune score`.",
         )

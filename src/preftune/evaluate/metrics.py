@@ -1,4 +1,4 @@
-"""Metrics of a step or an evaluation: weighted means over the examples of all rows (record/schema.py has their meanings)."""
+"""Metrics of a step or an evaluation: weighted means over the examples (record/schema.py has their meanings)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def score_metrics(
 ) -> Metrics:
     """The metrics of these names, None where there is nothing to measure.
 
-    loss: sum of the examples' weighted values; start: (responses,) logp before training; d_logp: (responses,) derivative
-    of the loss.
+    loss: sum of the examples' weighted values; start: (responses,) logp before training; d_logp: (responses,)
+    derivative of the loss.
     """
     metrics: Metrics = dict.fromkeys(names)
 
@@ -67,11 +67,10 @@ def score_metrics(
         put("accuracy", pair_accuracy(examples, objective), weight)
         put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
     if examples.mismatched is not None and len(examples.mismatched.logp):
-        log_ratio = examples.mismatched.log_ratio
-        one = log_ratio.new_ones(())
-        put("drift", log_ratio.mean().clamp(min=0), one)
-        if len(log_ratio) > 1:
-            put("drift_error", log_ratio.std() / len(log_ratio) ** 0.5, one)
+        log_ratio, count = examples.mismatched.log_ratio, len(examples.mismatched.logp)
+        drift = {"drift": float(log_ratio.mean().clamp(min=0))}
+        drift |= {"drift_error": float(log_ratio.std()) / count**0.5} if count > 1 else {}
+        metrics |= {name: value for name, value in drift.items() if name in metrics}
     if "loss" in metrics and examples.groups:
         metrics["loss"] = loss / len(examples.groups)
     return metrics

@@ -4,8 +4,8 @@ The loss never sees the model. It is given the log-probability of each response,
 value by each of them; `logp.backward(d_logp)` is where that enters the model. Everything else that the loss reads of a
 response (its tokens, its reference, its score) is a sum over columns of its group, known before the pass.
 
-A loss that needs the full step is as exact as any other: every pack is scored without gradient, the loss is called once,
-and then each pack goes through the model again. Ranks exchange a few numbers a response, and at the end the gradient.
+A loss that needs the full step is as exact as any other: every pack is scored without gradient, the loss is called
+once, and then each pack goes through the model again. Ranks exchange a few numbers a response, and then the gradient.
 Held by tests/laws/test_packs.py and tests/laws/test_ranks.py.
 """
 
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.distributed import Distributed
 from preftune.forward.loss import Loss, LossOutput
+from preftune.forward.responses import responses_of, token_weights
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses
@@ -29,7 +29,6 @@ from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
 from preftune.reference.moving import MovingReference
-from preftune.tokens.groups import TokenGroup
 
 
 @dataclass(frozen=True)
@@ -72,47 +71,8 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
     return PackScores(logp, sharpness, batch.tokens, batch.tokens_naive - batch.tokens)
 
 
-def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor | None:
-    """(members,) what each token counts; None where every one counts 1."""
-    if all(group.column("weight") is None for group in groups):
-        return None
-    weights = [
-        w for group in groups for w in group.column("weight") or [np.ones(len(r), np.float32) for r in group.responses]
-    ]
-    return torch.from_numpy(np.concatenate(weights)).to(device)
-
-
-def responses_of(groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor | None, dtype: torch.dtype) -> Responses:
-    """All that a loss may read of these groups' responses, (responses,) fp64 on the host.
-
-    logp: (responses,) fp64 on the host. dtype: that of the policy's log-probabilities. Sums of columns are rounded to it
-    as the policy's own sum is, so that a policy that equals its reference has a margin of exactly 0.
-    """
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    responses = [(group, index) for group in groups for index in range(len(group.responses))]
-
-    def total(name: str) -> Tensor:
-        sums = np.empty(len(responses), kind)
-        for place, (group, index) in enumerate(responses):
-            values, weights = group.column(name), group.column("weight")
-            if values is None:
-                sums[place] = len(group.responses[index])  # a weight of 1 a token
-                continue
-            tokens = values[index].astype(kind, copy=False)
-            if name != "weight" and weights is not None:
-                tokens = tokens * weights[index].astype(kind, copy=False)
-            sums[place] = tokens.sum(dtype=np.float64)
-        return torch.from_numpy(sums.astype(np.float64))
-
-    tokens = torch.tensor([len(group.responses[index]) for group, index in responses], dtype=torch.float64)
-    weighted = any(group.column("weight") is not None for group in groups)
-    referred = all(group.column("reference") is not None for group in groups)
-    return Responses(logp, tokens, total("reference") if referred else None, sharpness=sharpness,
-                     weight_sum=total("weight") if weighted else None)  # fmt: skip
-
-
 class StepScores(NamedTuple):
-    """All responses of a step, on every rank. tokens: through the policy on all ranks; shared: tokens that sharing saved."""
+    """All responses of a step, on every rank. tokens: through the policy, of all ranks; shared: saved by sharing."""
 
     responses: Responses
     tokens: int
@@ -120,8 +80,9 @@ class StepScores(NamedTuple):
 
 
 def gather_step(
-    policy: Policy, groups: Groups, step: Step, scored: Sequence[tuple[Pack, PackScores]], dist: Distributed
-) -> StepScores:
+    policy: Policy, groups: Groups, step: Step, scored: Sequence[tuple[Pack, PackScores]],
+    reads: frozenset[str], dist: Distributed,
+) -> StepScores:  # fmt: skip
     """Put together what each rank has scored of a step, in the order of `step.order`.
 
     Ranks sum one table, with zeros where others have scored, so the sum is exact.
@@ -129,19 +90,17 @@ def gather_step(
     places = response_places(groups, step)
     count = sum(map(len, places.values()))
     table = torch.zeros(count + 1, 2, dtype=torch.float64)
-    sharp = torch.zeros(1, dtype=torch.float64)
     for pack, scores in scored:
         rows = [place for i in pack for place in places[i]]
         table[rows, 0] = scores.logp.detach().double().cpu()
         if scores.sharpness is not None:
             table[rows, 1] = scores.sharpness.detach().double().cpu()
-            sharp[0] = 1
         table[count] += torch.tensor([scores.tokens, scores.shared])
     dist.sum(table)
     logp, sharpness = table[:count].T.contiguous()
-    rows_of_step = [groups[i] for i in step.order]
-    has_sharpness = bool(dist.sum(sharp))
-    responses = responses_of(rows_of_step, logp, sharpness if has_sharpness else None, policy.logp_dtype)
+    responses = responses_of(
+        [groups[i] for i in step.order], logp, sharpness if "sharpness" in reads else None, policy.logp_dtype
+    )
     return StepScores(responses, int(table[count, 0]), int(table[count, 1]))
 
 
@@ -166,7 +125,7 @@ def score_step(
             return [(pack, score_pack(policy, batch_of(pack), reads)) for pack in packs]
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), score)
-    return gather_step(policy, groups, step, scored, dist)
+    return gather_step(policy, groups, step, scored, reads, dist)
 
 
 class StepGradient(NamedTuple):
@@ -206,7 +165,7 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
         return scored
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
-    total = gather_step(policy, groups, step, scored, dist)
+    total = gather_step(policy, groups, step, scored, loss.reads, dist)
     return StepGradient(loss(rows, total.responses), total.tokens, total.shared)
 
 

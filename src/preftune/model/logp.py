@@ -142,7 +142,7 @@ class _HeadLogp(torch.autograd.Function):
         hidden, weight, bias, target, lse, dhidden = ctx.saved_tensors
         if dhidden is not None:
             return (dhidden * grad[:, None]).to(hidden.dtype), *(None,) * 6
-        head, kept, ctx.dlogits = ctx.head, ctx.dlogits, None
+        head, saved, ctx.dlogits = ctx.head, ctx.dlogits, None
         g = -head.scale * grad
         scaled_hidden, dhidden = hidden * g.to(hidden.dtype)[:, None], 0
         dbias = None if bias is None else torch.empty_like(bias)
@@ -150,8 +150,8 @@ class _HeadLogp(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]
         dweight = (torch.empty_like(weight) if earlier is None else earlier) if learns else None
         whole = [slice(0, len(weight))]
-        for words in whole if kept is not None else _slices(len(weight), len(target), LEAST[1], hidden.device.type):
-            dlogits = _dlogits(hidden, head, target, lse, words) if kept is None else kept
+        for words in whole if saved is not None else _slices(len(weight), len(target), LEAST[1], hidden.device.type):
+            dlogits = _dlogits(hidden, head, target, lse, words) if saved is None else saved
             dhidden = dhidden + product(dlogits, weight[words].to(dlogits.dtype))
             if dweight is not None:
                 _add_product(dweight[words], dlogits.T, scaled_hidden, empty=earlier is None)

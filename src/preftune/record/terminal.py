@@ -78,11 +78,11 @@ class PlainLines:
             self.stage = ""
             self._write(_sentence(event))
             return
-        stage, done, total, numbers = _progress(event)
+        stage, finished, total, numbers = _progress(event)
         now = time.monotonic()
-        if stage != self.stage or done == total or now - self.written_at >= PLAIN_EVERY:
+        if stage != self.stage or finished == total or now - self.written_at >= PLAIN_EVERY:
             self.stage, self.written_at = stage, now
-            self._write(f"{stage} {done}/{total}  {numbers}".rstrip())
+            self._write(f"{stage} {finished}/{total}  {numbers}".rstrip())
 
     def _write(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")
@@ -117,18 +117,18 @@ class LiveLine:
         if not isinstance(event, Progress | StepDone):
             self.bars.console.print(Text(_sentence(event), style="dim"), soft_wrap=True)
             return
-        stage, done, total, numbers = _progress(event)
+        stage, finished, total, numbers = _progress(event)
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add_task(stage, total=total, numbers="")
         for other, task in self.tasks.items():
             self.bars.update(task, visible=other == stage)
         if not self.wide:
             numbers = numbers.replace("accuracy", "acc").replace("tokens/s", "tok/s").replace("  ", " ")
-        self.bars.update(self.tasks[stage], completed=done, total=total, numbers=numbers)
+        self.bars.update(self.tasks[stage], completed=finished, total=total, numbers=numbers)
 
 
 def _progress(event: Progress | StepDone) -> tuple[str, int, int, str]:
-    """Stage, how much of it is done, of how much, and its numbers."""
+    """Stage, how much of it is finished, of how much, and its numbers."""
     if isinstance(event, StepDone):
         return "training", event.step, event.steps, summary(event.metrics)
-    return event.stage, event.done, event.total, ""
+    return event.stage, event.finished, event.total, ""

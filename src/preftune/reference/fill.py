@@ -1,6 +1,6 @@
 """Fill the column `reference`: log-probabilities under a model that never learns, each distinct response scored once.
 
-What was scored is kept in a store, on disk or in memory. Held by tests/reference/test_store.py and tests/laws/test_ranks.py.
+A store keeps what was scored, on disk or in memory. Held by tests/reference/test_store.py and tests/laws/test_ranks.py.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def score_missing(
 ) -> ReferencePass:  # fmt: skip
     """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
 
-    tokens: budget of a pack. A few entries that were there already are computed again; UserError where they differ: then
-    the store is not trusted. Each rank computes and writes its packs; in the end all hold every entry, without a disk in
-    common. A stop signal takes effect after what is computed is kept.
+    tokens: budget of a pack. A few entries that were there already are computed again; UserError where they differ,
+    because then the store is not trusted. Each rank computes and writes its packs; in the end all hold every entry,
+    without a disk in common. A stop signal takes effect after what is computed is kept.
     """
     began = time.monotonic()
     wanted: dict[Key, TokenGroup] = {}

@@ -109,12 +109,12 @@ def fill_reference(
     return filled(groups, store)
 
 
-def _pass_note(done: ReferencePass, store: Store) -> tuple[str, dict[str, object]]:
+def _pass_note(result: ReferencePass, store: Store) -> tuple[str, dict[str, object]]:
     text = (
-        f"{done.scored} responses scored by the reference, {done.reused} taken from the store; {done.tokens_computed} "
-        f"tokens computed where one pass a response needs {done.tokens_naive}"
+        f"{result.scored} responses scored by the reference, {result.reused} taken from the store; "
+        f"{result.tokens_computed} tokens computed where one pass a response needs {result.tokens_naive}"
     )
-    details: dict[str, object] = {name: getattr(done, name) for name in done.__slots__}
+    details: dict[str, object] = {name: getattr(result, name) for name in result.__slots__}
     return text, details | {"store": MEMORY if store.folder is None else str(store.folder)}
 
 

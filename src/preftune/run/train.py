@@ -49,8 +49,7 @@ def train(
     run = resolve(run)
     assert_ready(run.track)
     out = Path(run.out).expanduser()
-    with ExitStack() as stack:
-        dist = stack.enter_context(process_group())
+    with process_group() as dist, ExitStack() as stack:
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
         stack.enter_context(default_progress() if dist.first else events.silence())
@@ -59,27 +58,30 @@ def train(
         if resuming:
             run = with_recorded_budget(run, out, dist)
         prepared = prepare(run, dist, load)
-        models = prepared.training.models
-        state = State(
-            weights=models.policy.weights,
-            optimizer=adamw(models.policy.weights, run.optim),
-            reference=models.reference.policy.module if models.reference else None,
-        )
-        record = None
+        state, record = new_state(prepared), None
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
             stack.enter_context(events.listening(record, *(guarded(sink, name_of(sink)) for sink in sinks)))
             begin_or_resume(prepared, state, record, allow_change if resuming else None)
-            settings = {
-                key: value for key, value in flatten(tree_of(prepared.run)).items() if not key.startswith("track.")
-            }
-            stack.enter_context(tracking(run.track, settings, out, state.step))
+            stack.enter_context(tracking(run.track, settings(prepared.run), out, state.step))
         checkpoint.broadcast(state, dist)
         fit(prepared.training, state, record)
         if record is not None:
             finish(prepared, state, record)
         dist.barrier()  # when this returns, on any rank, everything is written
     return out
+
+
+def new_state(prepared: Prepared) -> State:
+    """The state before the first update."""
+    models = prepared.training.models
+    reference = models.reference.policy.module if models.reference else None
+    return State(models.policy.weights, adamw(models.policy.weights, prepared.run.optim), reference)
+
+
+def settings(run: Run) -> dict[str, object]:
+    """What a tracker shows of a run: every key with its value."""
+    return {key: value for key, value in flatten(tree_of(run)).items() if not key.startswith("track.")}
 
 
 def name_of(sink: events.Sink) -> str:

@@ -68,7 +68,7 @@ def warm_up(training: Training, state: State, phase: Phase) -> None:
         return
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     events.emit(events.Happened(0, "start_check", text, {"residual": off}))
-    if not off <= AGREES[training.models.policy.half]:
+    if off > AGREES[training.models.policy.half]:
         raise UserError(
             f"the reference is {off:.3g} nats off the model it is a copy of.",
             location="reference",

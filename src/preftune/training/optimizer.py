@@ -27,6 +27,6 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
     warmup = math.ceil(optim.warmup * steps)
     if step < warmup:
         return optim.lr * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
-    course = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    progress = (step - warmup) / max(1, steps - warmup)
+    course = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     return optim.lr * course[optim.schedule]
