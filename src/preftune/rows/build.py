@@ -90,10 +90,11 @@ def _is_tie(raw: RawRow, scores: tuple[float, float] | None) -> bool:
     if raw.scale != "margin" and scores is not None:
         return scores[0] == scores[1]
     for key, value in raw.value.items():
-        if isinstance(value, str) and value.strip().lower().partition(" ")[0] in TIES:
-            return key not in raw.keys.values()
-        if isinstance(value, list) and len(value) == 2 and words_of(key) & JUDGEMENT and value[0] == value[1]:
-            return isinstance(value[0], int | float)
+        in_words = isinstance(value, str) and value.strip().lower().partition(" ")[0] in TIES
+        equal = isinstance(value, list) and len(value) == 2 and value[0] == value[1] and words_of(key) & JUDGEMENT
+        if key not in raw.keys.values() and (in_words or (equal and isinstance(value[0], int | float))):
+            raw.keys["tie"] = key
+            return True
     return False
 
 

@@ -124,9 +124,9 @@ FORMATS = (
 
 
 def _fitting(value: Mapping[str, object]) -> Format | None:
-    """The format of a record: null is absent, and so are responses that are all blank, if it has a format without."""
+    """The format of a record: null is absent, and so is a blank response, if there is a format without it."""
     fitting = [form for form in FORMATS if len(form.keys(value)) == len(form.slots)]
-    full = (form for form in fitting if any(value[key] != "" for s, key in form.keys(value).items() if s != "prompt"))
+    full = (form for form in fitting if all(value[key] != "" for s, key in form.keys(value).items() if s != "prompt"))
     return next(full, fitting[0] if fitting else None)
 
 

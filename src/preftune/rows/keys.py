@@ -27,13 +27,13 @@ THOUGHT = _words("thought thinking think reasoning cot scratchpad")
 ASKED = _words("prompt question query instruction input context system history passage document background article")
 ASKED_MORE = ASKED | _words("custom extra additional more user developer text message current previous reference")
 SIDE = _words(
-    "chosen rejected reject dispreferred preferred nonpreferred winner loser winning losing worse better worst best "
+    "chosen rejected reject dispreferred preferred nonpreferred loser winning losing worse better worst best "
     "negative positive"
 )
 RESPONSE = _words("response completion answer output generation reply")
 ANOTHER = _words("other another alternative second third a b c 0 1 2 3 4")
 JUDGEMENT = SIDE | _words(
-    "score rating rate reward label rank ranking preference vote upvote downvote win feedback thumb judgment judgement "
+    "winner score rating rate reward label rank ranking preference vote upvote downvote win feedback thumb judgment judgement "
     "verdict grade quality safe unsafe safety correct correctness incorrect accepted good bad helpful helpfulness "
     "harmless harmful harmlessness toxic like dislike star choice tie passed"
 )
@@ -80,9 +80,10 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
         return "a part of what was asked"
     if not plain and not words & ABOUT and (words & SIDE or (words & RESPONSE and words & ANOTHER)):
         return "another side"
-    if judged or words & ABOUT:
+    if judged:
         return ""
-    return "a judgement" if words & JUDGEMENT or (plain and not above) or _grades(value) else ""
+    named = not words & ABOUT and (words & JUDGEMENT or (plain and not above))
+    return "a judgement" if named or _grades(value) else ""
 
 
 def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn:

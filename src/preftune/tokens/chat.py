@@ -19,6 +19,7 @@ from preftune.rows.keys import words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
 from preftune.rows.row import Message
+from preftune.tokens.thoughts import Thought, written_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +37,8 @@ OTHER_TEMPLATE = "Mend it, or give another with data.template."
 class Frame(NamedTuple):
     """What the template puts around a response.
 
-    opened: what it gives a model that is to respond; turns: the part of it before the assistant's turn is opened; head,
-    tail: what stands before and after the words of a response without thoughts; prompt: the part of head that is prompt.
+    opened: what it gives a model that is to respond; turns: the part of it before the assistant's turn is opened;
+    head, tail: what stands around the words of a response without thoughts; prompt: the part of head that is prompt.
     """
 
     opened: str
@@ -47,23 +48,16 @@ class Frame(NamedTuple):
     tail: str
 
 
-class Thought(NamedTuple):
-    """A thought before a response. lead, close: what its author wrote before and after it, "" where it stood beside."""
-
-    lead: str
-    text: str
-    close: str
-
-
 class ChatTemplate:
     """The template of a tokenizer. Raises UserError where it suits no conversation at all.
 
-    source: the template; sample: a conversation with a thought as it renders it; dates: whether it prints the date.
+    source: the template; sample: a conversation as it renders it; dates: how often it prints the date; close: what it
+    puts after a thought, "" if it knows of none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._in_parts, self._thought_key, self._close = False, "", ""
+        self._in_parts, self._thought_key, self.close = False, "", ""
         try:
             source = tokenizer.get_chat_template()
             if len(source) > MAX_TEMPLATE:
@@ -96,13 +90,13 @@ class ChatTemplate:
             raise MalformedRow("the chat template gives another text each time.", "Remove what is random in it.")
         self.sample = self.apply([*turns, Message("assistant", RESPONSE)], False)
         closings = [close for close in CLOSING.findall(self.source) if words_of(close) & THOUGHT_WORDS]
-        self._close = closings[0] if closings else ""
+        self.close = closings[0] if closings else ""
         for key in THOUGHT_KEYS:
             self._thought_key = key
             rendered = self.apply([*turns, Message("assistant", RESPONSE, THOUGHT)], False)
             _, thought, after = rendered.partition(THOUGHT)
             if thought and RESPONSE in after:
-                self._close = after.partition(RESPONSE)[0].strip() or self._close
+                self.close = after.partition(RESPONSE)[0].strip() or self.close
                 return
         self._thought_key = ""
 
@@ -154,7 +148,7 @@ class ChatTemplate:
         """Raise MalformedRow unless each message stands in `shared`, those of a system anywhere, others in order."""
         text, position = _letters(shared), 0
         for turn in turns:
-            content = turn.content.partition(self._close)[2] if self._is_thoughtful(turn) else turn.content
+            content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
             forms = [_letters(form) for form in (content, json.dumps(content, ensure_ascii=False)[1:-1])]
             free = turn.role in ("system", "developer")
             ends = [place + len(form) for form in forms if (place := text.find(form, 0 if free else position)) >= 0]
@@ -167,32 +161,21 @@ class ChatTemplate:
                                    OTHER_TEMPLATE, "template")  # fmt: skip
 
     def _is_thoughtful(self, turn: Message) -> bool:
-        return bool(self._close) and turn.role == "assistant" and self._close in turn.content
+        return bool(self.close) and turn.role == "assistant" and self.close in turn.content
 
     def leaves_out(self, turns: Sequence[Message], opened: str) -> bool:
         """Whether thoughts of earlier turns are not in the prompt, as many templates do it on purpose."""
-        thoughts = [turn.content.partition(self._close)[0] for turn in turns if self._is_thoughtful(turn)]
+        thoughts = [turn.content.partition(self.close)[0] for turn in turns if self._is_thoughtful(turn)]
         return any(_letters(text) not in _letters(opened) for text in (*thoughts, *(turn.thought for turn in turns)))
-
-    def split(self, content: str) -> tuple[Thought | None, str]:
-        """The thought that a response begins with, in the form of the template, and what follows it."""
-        before, close, text = content.partition(self._close or "\0")
-        if not close or is_blank(text):
-            return None, content
-        opening = close.replace("/", "", 1)
-        lead, opens, thought = before.partition(opening)
-        if not opens or lead.strip():
-            lead, thought = "", before
-        space = text[: len(text) - len(text.lstrip())]
-        return Thought(lead + opens, thought, close + space), text[len(space) :]
 
     def words(
         self, turns: Sequence[Message], text: str, thought: Thought | None, frame: Frame, remarks: dict[str, str]
     ) -> tuple[str, str]:
         """(prompt, the response's words as the template renders them). Raises MalformedRow where it loses any."""
-        if thought is None or is_blank(thought.text):
+        empty = thought is not None and is_blank(thought.text)
+        if thought is None or (empty and self.close in frame.head[len(frame.turns) :]):  # the template writes it
             return self._plain(turns, text, frame, remarks)
-        if self._thought_key:
+        if self._thought_key and not empty:
             whole = self.apply([*turns, Message("assistant", text, thought.text.strip())], False)
             prompt = shared_start([frame.opened, whole])
             words = whole[len(prompt) : len(whole) - len(frame.tail)]
@@ -202,7 +185,10 @@ class ChatTemplate:
                 and _stand_in([thought.text, text], words)
             ):
                 return prompt, words
-        return self._as_written(text, thought, frame)
+        if not self.close:
+            message = "the chat template has no place for the thought beside a response."
+            raise MalformedRow(message, "Write it into the content, or give another template.", "template")
+        return written_out(text, thought, self.close, frame.opened, len(frame.turns))
 
     def _plain(self, turns: Sequence[Message], text: str, frame: Frame, remarks: dict[str, str]) -> tuple[str, str]:
         """A response without a thought."""
@@ -223,21 +209,6 @@ class ChatTemplate:
             message = "the chat template opens another turn for a model than stands before a response without thoughts"
             remarks["template.opens"] = f"{message}; such a response follows {excerpt(frame.head[-40:])}"
         return frame.prompt, frame.head[len(frame.prompt) :] + words
-
-    def _as_written(self, text: str, thought: Thought, frame: Frame) -> tuple[str, str]:
-        """A response with its thought as the model writes them after the generation prompt, where the template cuts
-        thoughts or has no key for them."""
-        if not self._close:
-            message = "the chat template has no place for the thought beside a response."
-            raise MalformedRow(message, "Write it into the content, or give another template.", "template")
-        opening, opened = self._close.replace("/", "", 1), frame.opened
-        lead, close = thought.lead or f"{opening}\n", thought.close or f"\n{self._close}\n\n"
-        if opened.rstrip().endswith(self._close):  # it closes an empty thought for the model
-            opened = opened[: max(opened.rfind(opening), len(frame.turns))]
-        if opened.rstrip().endswith(opening):
-            lead = ""
-        inner = thought.text.lstrip() if not lead and opened != opened.rstrip() else thought.text
-        return opened, lead + inner + close + text
 
 
 def shared_start(texts: Sequence[str]) -> str:

@@ -19,7 +19,8 @@ from preftune.rows import transcripts
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
 from preftune.rows.row import Message, Prompt, Response, Row, responses, text_of
-from preftune.tokens.chat import TODAY, ChatTemplate, Thought, shared_start
+from preftune.tokens.chat import TODAY, ChatTemplate, shared_start
+from preftune.tokens.thoughts import Thought, split_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +130,7 @@ class Renderer:
             if self._patterns.assistant.search(header) and text.lstrip().startswith(header):
                 text = text.lstrip().removeprefix(header)
                 remarks["header.written"] = "a response begins with the template's header as text; it is kept once"
-            thought, text = template.split(text)
+            thought, text = split_thought(text, template.close)
             if turn.thought and thought:
                 raise MalformedRow("a response has one thought in its content and one beside it.", "Keep one of them.")
             thought = Thought("", turn.thought, "") if turn.thought else thought
