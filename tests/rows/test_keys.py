@@ -154,10 +154,8 @@ def test_a_list_of_responses_is_compared_on_one_scale() -> None:
     assert (len(unjudged.responses), unjudged.ranks) == (2, (2, 1))
     apart = reading_of(*[ranking({"score": 1}, {"score": 2})] * 2, ranking({"score": 1}, {"rating": 2}))
     assert [problem.reason for problem in apart.skipped] == ["ranking.scales"]
-    fine, overall = reading_of(
-        ranking({"fine-grained_score": 4}, {"fine-grained_score": 1}),
-        ranking({"overall_score": 8}, {"overall_score": 2}),
-    ).rows
+    scales = ("fine-grained_score", "overall_score")
+    fine, overall = reading_of(*(ranking({key: 8}, {key: 2}) for key in scales)).rows
     assert isinstance(fine, Ranking)
     assert isinstance(overall, Ranking)
     assert (fine.scores, overall.scores, overall.ranks) == ((8, 2), None, (1, 2))

@@ -33,9 +33,9 @@ SIDE = _words(
 RESPONSE = _words("response completion answer output generation reply")
 ANOTHER = _words("other another alternative second third a b c 0 1 2 3 4")
 JUDGEMENT = SIDE | _words(
-    "winner score rating rate reward label rank ranking preference vote upvote downvote win feedback thumb judgment judgement "
-    "verdict grade quality safe unsafe safety correct correctness incorrect accepted good bad helpful helpfulness "
-    "harmless harmful harmlessness toxic like dislike star choice tie passed"
+    "score rating rate reward label rank ranking preference vote upvote downvote win winner feedback thumb judgment "
+    "judgement verdict grade quality safe unsafe safety correct correctness incorrect accepted good bad helpful "
+    "helpfulness harmless harmful harmlessness toxic like dislike star choice tie passed"
 )
 ABOUT = _words(  # such a key names, counts or describes something
     "id ids idx index uid uuid sha hash url uri link path file model source origin type kind name split subset version "
