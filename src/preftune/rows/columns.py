@@ -1,4 +1,4 @@
-"""From columns of Arrow, as Parquet files and datasets hold them, to what JSON would hold, by the types of the schema.
+"""From the columns of Parquet files and datasets to what JSON would hold, by the types of their schema.
 
 What is JSON text by its type (`arrow.json`) is parsed; the number of a class becomes the name of the class; decimals
 become numbers, maps objects, dates and times text in ISO form, and NaN null. Held by tests/rows/test_columns.py.

@@ -1,6 +1,6 @@
-"""What a key that nothing reads means, by the words of its name and by its value: one account for rows, messages and
-the parts of their content.
+"""What a key that nothing reads means: one account for rows, messages and the parts of their content.
 
+It goes by the words of the key's name and by its value.
 A key that means a judgement, another side, a picture, a tool, a thought or a part of what was asked changes what a row
 teaches, so it is refused by its name; every other key is told. A key that holds nothing, or only what the row's texts
 hold already, changes nothing. Held by tests/rows/test_keys.py.

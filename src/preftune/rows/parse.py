@@ -96,9 +96,9 @@ def parse_list(value: object, field: str) -> list[object]:
     return value
 
 
-def hole(field: str, found: str = "null") -> SkippedRow:
+def hole(field: str, value: str = "null") -> SkippedRow:
     """The error of a row in which something that it needs is missing: such a row alone is of no use."""
-    return SkippedRow("row.hole", f'"{field}" is {found}.')
+    return SkippedRow("row.hole", f'"{field}" is {value}.')
 
 
 def first_of(value: Mapping[str, object], keys: tuple[str, ...], field: str) -> object:

@@ -123,12 +123,12 @@ class Renderer:
             remarks["template.thoughts"] = "the chat template leaves out thoughts of earlier turns"
         end, ends_turn = self._turn_end(frame.tail)
         ends = [self._end, end.strip(), *self._patterns.assistant.findall(frame.tail)]
-        header = frame.opened[len(frame.turns) :].strip()
+        header = frame.opened[len(frame.turns) :].lstrip()
         prompts, rendered, cores = [], [], []
         for turn in spoken:
             text = self._without_end(turn.content, ends, remarks)
-            if self._patterns.assistant.search(header) and text.lstrip().startswith(header):
-                text = text.lstrip().removeprefix(header)
+            if self._patterns.assistant.search(header) and text.lstrip().startswith(header.rstrip()):
+                text = text.lstrip().removeprefix(header.rstrip()).removeprefix(header[len(header.rstrip()) :])
                 remarks["header.written"] = "a response begins with the template's header as text; it is kept once"
             thought, text = split_thought(text, template.close)
             if turn.thought and thought:
