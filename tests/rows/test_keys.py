@@ -94,6 +94,12 @@ TOLD: list[dict[str, Any]] = [
     in_message(name="helper", weight=1),
     in_message(content=[{"type": "text", "text": "say", "image": None, "mime": "x"}]),
     CHAT | {"messages": [U, A]},
+    PAIR | {"chosen_reward_model": "m", "rejected_reward_model": "m"},
+    {
+        "input": {"messages": [U], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [A],
+        "non_preferred_output": [N],
+    },
 ]
 
 
@@ -102,7 +108,7 @@ def test_every_other_key_is_told(row: dict[str, Any]) -> None:
     reading = read([row])
     assert len(reading.rows) == 1
     note = next(note.message for note in reading.notes if note.reason == "fields.extra")
-    keys = {*row} - {*PAIR, *DEMO, "label"}
+    keys = {*row} - {*PAIR, *DEMO, "label", "preferred_output", "non_preferred_output"}
     assert all(key in note for key in keys or {"chosen[]"})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from preftune.rows import transcripts
-from preftune.rows.keys import JUDGEMENT, words_of
+from preftune.rows.keys import ABOUT, JUDGEMENT, words_of
 from preftune.rows.messages import align, first_difference, is_texts, parse_turns, split_last_turn
 from preftune.rows.parse import (
     MalformedRow,
@@ -106,7 +106,8 @@ def _pair_scores(raw: RawRow) -> tuple[float, float] | None:
     margin, sides = raw.optional_number("margin"), {}
     for key, value in raw.value.items():
         other = key.replace("chosen", "rejected")
-        if other != key and words_of(key) & SCORE_WORDS and value is not None and raw.value.get(other) is not None:
+        is_score = words_of(key) & SCORE_WORDS and not words_of(key) & ABOUT
+        if other != key and is_score and value is not None and raw.value.get(other) is not None:
             sides[key] = other
     if not sides:
         raw.scale = "" if margin is None else "margin"

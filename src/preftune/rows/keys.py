@@ -1,9 +1,9 @@
 """What a key that nothing reads means: one account for rows, messages and the parts of their content.
 
-It goes by the words of the key's name and by its value.
-A key that means a judgement, another side, a picture, a tool, a thought or a part of what was asked changes what a row
-teaches, so it is refused by its name; every other key is told. A key that holds nothing, or only what the row's texts
-hold already, changes nothing. Held by tests/rows/test_keys.py.
+By the words of its name and by its value, a key may mean a judgement, another side, a picture, a tool, a thought or a
+part of what was asked. Then a row would teach something else without it, so it is refused by name; every other key is
+told. A key that holds nothing, or only what the row's texts hold already, changes nothing.
+Held by tests/rows/test_keys.py.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
     words = words_of(name)
     if words & PICTURE or words & TOOL or words & THOUGHT:
         kind = "a picture or a sound" if words & PICTURE else "a tool" if words & TOOL else "a thought"
-        return "" if is_nothing(value) or words & {"num"} else kind
+        is_option = isinstance(value, bool) and not words & PICTURE  # such as OpenAI's parallel_tool_calls
+        return "" if is_nothing(value) or is_option or words & {"num"} else kind
     if value is None or value in ("", [], {}):
         return ""
     plain = isinstance(value, bool | int | float)
     if not plain and _stands_in(value, texts):
         return ""
-    if not above and words <= ASKED_MORE and words & ASKED:
+    if not above and not plain and words <= ASKED_MORE and words & ASKED:
         return "a part of what was asked"
     if not plain and not words & ABOUT and (words & SIDE or (words & RESPONSE and words & ANOTHER)):
         return "another side"
@@ -97,7 +98,8 @@ def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn
         if "a judgement" in meanings.values():
             says = "If it says how good the response is, set"
             hints.append(f"{says} data.columns.{first}=label (true or false) or =score (a number).")
-        hints.append(f'If it may be left out, set data.columns.{first}="".')
+        nothing = ", ".join(f'"{key}": ""' for key in meanings if not re.search(r"[.[]", key))
+        hints.append(f"What may be left out is named so: data.columns={{{nothing}}}.")
     message = f"{named} is not read here, and leaving it out would change what the row means."
     raise MalformedRow(message, " ".join(hints), "key.meaning")
 
