@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from preftune.errors import UserError
 from preftune.rows.row import Demo, Message, Pair, Place
@@ -60,7 +59,8 @@ def reasons(result: Tokenized) -> list[str]:
 
 def adding(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> PreTrainedTokenizerBase:
     """The tokenizer with tokens that are not marked special."""
-    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
+    tokens: list[str | AddedToken] = [AddedToken(word, special=False, normalized=False) for word in words]
+    tokenizer.add_tokens(tokens)
     return tokenizer
 
 
@@ -169,6 +169,16 @@ def test_a_header_that_a_response_repeats_is_kept_once(byte_level: Make) -> None
     _, responses, notes = scored(byte_level(PLAIN), pair(said("<|im_start|>assistant\na<|im_end|>"), said("b")))
     assert responses == ["a<|im_end|>", "b<|im_end|>"]
     assert notes == ["end.written", "header.written"]
+
+
+def test_options_reach_the_template(byte_level: Make) -> None:
+    template = PLAIN + "{% if add_generation_prompt and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    row, tokenizer = pair(said("a"), said("b")), byte_level(template)
+    plain, quiet = (
+        tokenize([row], tokenizer, max_tokens=99, template_options=options).groups[0].prompt.tolist()
+        for options in ({}, {"enable_thinking": False})
+    )
+    assert tokenizer.decode(quiet[len(plain) :]) == "<think>\n\n</think>\n\n"
 
 
 class TestAddedTokens:

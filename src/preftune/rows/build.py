@@ -91,8 +91,9 @@ def _is_tie(raw: RawRow, scores: tuple[float, float] | None) -> bool:
         return scores[0] == scores[1]
     for key, value in raw.value.items():
         in_words = isinstance(value, str) and value.strip().lower().partition(" ")[0] in TIES
-        equal = isinstance(value, list) and len(value) == 2 and value[0] == value[1] and words_of(key) & JUDGEMENT
-        if key not in raw.keys.values() and (in_words or (equal and isinstance(value[0], int | float))):
+        numbers = value if isinstance(value, list) and words_of(key) & JUDGEMENT else []
+        equal = len(numbers) == 2 and numbers[0] == numbers[1] and isinstance(numbers[0], int | float)
+        if key not in raw.keys.values() and (in_words or equal):
             raw.keys["tie"] = key
             return True
     return False

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preftune.errors import UserError, third_party_message
 from preftune.rows.keys import THOUGHT as THOUGHT_WORDS
@@ -55,8 +55,8 @@ class ChatTemplate:
     puts after a thought, "" if it knows of none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+        self._tokenizer, self._options = tokenizer, options
         self._in_parts, self._thought_key, self.close = False, "", ""
         try:
             source = tokenizer.get_chat_template()
@@ -109,7 +109,7 @@ class ChatTemplate:
             messages.append({"role": turn.role, "content": content, **thought})
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opened, chat_template=self.source
+                messages, tokenize=False, add_generation_prompt=opened, chat_template=self.source, **self._options
             )
         except Exception as error:  # a template is a stranger's program: it may raise anything
             line = getattr(error, "lineno", None)
@@ -136,13 +136,9 @@ class ChatTemplate:
             opens = "it opens the assistant's turn only when the response is there"
             message = f"the chat template has no generation prompt: {opens} (with {excerpt(head[len(opened) :])})."
             raise MalformedRow(message, "Make the template use `add_generation_prompt`.", "template")
-        return Frame(
-            opened,
-            shared_start([opened, unopened]),
-            head,
-            head if between or not head.startswith(opened) else opened,
-            tail,
-        )
+        closed = self.close and opened.rstrip().endswith(self.close)  # an empty thought: the response itself is next
+        prompt = head if between or not (head.startswith(opened) or closed) else opened
+        return Frame(opened, shared_start([opened, unopened]), head, prompt, tail)
 
     def _prove(self, turns: Sequence[Message], shared: str, opened: str, head: str) -> None:
         """Raise MalformedRow unless each message stands in `shared`, those of a system anywhere, others in order."""
@@ -205,10 +201,11 @@ class ChatTemplate:
         if words != text:
             edits = "trims" if words.strip() == text.strip() else "rewrites"
             remarks["template.edits"] = f"the chat template {edits} a response"
-        if not frame.head.startswith(frame.opened):
+        if not frame.prompt.startswith(frame.opened):
             message = "the chat template opens another turn for a model than stands before a response without thoughts"
             remarks["template.opens"] = f"{message}; such a response follows {excerpt(frame.head[-40:])}"
-        return frame.prompt, frame.head[len(frame.prompt) :] + words
+        space = frame.head[len(frame.prompt) :] if frame.head.startswith(frame.prompt) else ""
+        return frame.prompt, space + words
 
 
 def shared_start(texts: Sequence[str]) -> str:

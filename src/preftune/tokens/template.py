@@ -9,8 +9,8 @@ template, a conversation is written as in hh-rlhf (`transcripts.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
@@ -60,12 +60,12 @@ class Renderer:
     template writes, for which guards stand.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special}
         self.special = frozenset({*special, *map(str, tokenizer.all_special_tokens)} - {""})
         self._end = str(tokenizer.eos_token or "")
-        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._template = ChatTemplate(tokenizer, options) if tokenizer.chat_template else None
         source, sample = (self._template.source, self._template.sample) if self._template else ("", "")
         written = {token.content for token in added if token.content in source or token.content in sample}
         around = {token for token in written if token in sample}
