@@ -29,6 +29,7 @@ from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
 from preftune.reference.moving import MovingReference
+from preftune.tokens.groups import TokenGroup
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class PackScores(NamedTuple):
     sharpness: Tensor | None
     tokens: int
     shared: int
+
+    def responses(self, groups: Sequence[TokenGroup]) -> Responses:
+        """What the loss reads of the pack, which has these groups."""
+        sharpness = None if self.sharpness is None else self.sharpness.double().cpu()
+        return responses_of(groups, self.logp.detach().double().cpu(), sharpness, self.logp.dtype)
 
 
 def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScores:
@@ -152,21 +158,20 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
     policy, rows = models.policy, [groups[i] for i in step.order]
 
     def forward_and_backward(packs: Sequence[Pack]) -> list[tuple[Pack, PackScores]]:
-        policy.module.zero_grad()
+        policy.module.zero_grad()  # a retry after running out of memory must not add to half of a gradient
         scored = []
         for pack in packs:
             batch = models.collate(groups, pack)
             scores = score_pack(policy, batch, loss.reads)
-            sharpness = None if scores.sharpness is None else scores.sharpness.double().cpu()
-            responses = responses_of(batch.groups, scores.logp.detach().double().cpu(), sharpness, scores.logp.dtype)
-            d_logp = loss(batch.groups, responses).d_logp / len(rows)
+            d_logp = loss(batch.groups, scores.responses(batch.groups)).d_logp / len(rows)
             scores.logp.backward(d_logp.to(scores.logp))
             scored.append((pack, scores._replace(logp=scores.logp.detach())))
         return scored
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     total = gather_step(policy, groups, step, scored, loss.reads, dist)
-    return StepGradient(loss(rows, total.responses), total.tokens, total.shared)
+    output = loss(rows, total.responses)  # for the metrics; the gradient is in place already
+    return StepGradient(output, total.tokens, total.shared)
 
 
 def _two_passes(
@@ -174,24 +179,25 @@ def _two_passes(
 ) -> StepGradient:
     """All packs are scored, the loss is called about the whole step, and each pack goes through the model again."""
     policy, rows = models.policy, [groups[i] for i in step.order]
-    batch_of = cache(partial(models.collate, groups))  # both passes go through the same batches
+    collate = partial(models.collate, groups)
+    batch_of = cache(collate)  # both passes go through the same batches
     total = score_step(policy, batch_of, groups, step, loss.reads, oom, dist)
     mismatched = None
     if step.mismatched is not None:
-        mismatched = score_step(policy, partial(models.collate, groups), groups, step.mismatched, loss.reads, oom, dist)
-    output = loss(rows, total.responses, mismatched and mismatched.responses)
+        mismatched = score_step(policy, collate, groups, step.mismatched, loss.reads, oom, dist)
+    output = loss(rows, total.responses, None if mismatched is None else mismatched.responses)
     places = response_places(groups, step)
 
     def forward_and_backward(packs: Sequence[Pack]) -> None:
         policy.module.zero_grad()
         for pack in packs:
-            logp = score_pack(policy, batch_of(pack), frozenset()).logp
+            logp = score_pack(policy, batch_of(pack), frozenset()).logp  # nothing else that is read has a gradient
             rows_of_pack = [place for i in pack for place in places[i]]
             _check_repeated(policy, total.responses, logp.detach(), rows_of_pack)
             logp.backward(output.d_logp[rows_of_pack].to(logp) / len(rows))
 
     oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
-    return StepGradient(output, 2 * total.tokens + (mismatched.tokens if mismatched else 0), total.shared)
+    return StepGradient(output, 2 * total.tokens + (0 if mismatched is None else mismatched.tokens), total.shared)
 
 
 def _check_repeated(policy: Policy, first: Responses, logp: Tensor, rows: Sequence[int]) -> None:
@@ -201,7 +207,9 @@ def _check_repeated(policy: Policy, first: Responses, logp: Tensor, rows: Sequen
         raise draws_at_random(off)
 
 
-def dry_run(models: Models, groups: Groups, step: Step, pack: Pack, oom: OomRetry, dist: Distributed) -> float:
+def dry_run(
+    models: Models, groups: Groups, step: Step, pack: Pack, reads: frozenset[str], oom: OomRetry, dist: Distributed
+) -> float:
     """One pack through the models and back on this rank, with a gradient of 0: whether memory suffices for it.
 
     Returns the largest |log-ratio| of its responses, in nats, which is 0 where the policy is its reference; NaN without
@@ -210,14 +218,14 @@ def dry_run(models: Models, groups: Groups, step: Step, pack: Pack, oom: OomRetr
     groups = models.with_reference(groups, step, oom, dist)
 
     def forward_and_backward(packs: Sequence[Pack]) -> float:
-        largest = float("nan")
+        log_ratios = [torch.empty(0)]
         for part in packs:
             batch = models.collate(groups, part)
-            logp = score_pack(models.policy, batch, frozenset()).logp
-            responses = responses_of(batch.groups, logp.detach().double().cpu(), None, logp.dtype)
-            if responses.reference is not None:
-                largest = max(float(responses.log_ratio.abs().max()), 0.0 if largest != largest else largest)
-            logp.backward(torch.zeros_like(logp))
-        return largest
+            scores = score_pack(models.policy, batch, reads)
+            responses = scores.responses(batch.groups)
+            log_ratios += [] if responses.reference is None else [responses.log_ratio.abs()]
+            scores.logp.backward(torch.zeros_like(scores.logp))
+        every = torch.cat(log_ratios)
+        return float(every.max()) if len(every) else float("nan")
 
     return oom.run(groups, [pack], forward_and_backward)

@@ -44,7 +44,10 @@ class Prepared:
 
 
 def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_dataset) -> Prepared:
-    """Prepare a training run. Raises UserError."""
+    """Read, load, check, plan and score by the reference; returns what `fit` and the record need.
+
+    Raises UserError where rows, model and objective do not go together.
+    """
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
     run, packing = _with_budget(run, policy, dist)
@@ -61,15 +64,15 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})
     needed = [*(groups[i] for i in used), *held_out.groups]  # a short run needs few of its rows
     filled = fill_reference(run, reference, digests.get("reference", ""), needed, notes, dist)
-    by_index = dict(zip(used, filled, strict=False))
-    held_out = HeldOut(filled[len(used) :], held_out.rows, held_out.step)
+    train, evaluated = filled[: len(used)], filled[len(used) :]
+    by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,
         source=Offline(phase),
         packing=packing,
-        held_out=held_out,
+        held_out=HeldOut(evaluated, held_out.rows, held_out.step),
         optim=run.optim,
         evaluate=run.evaluate,
         save=run.save,
@@ -80,7 +83,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
 
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
-    """What measuring all rows of data.train together takes. Raises UserError."""
+    """Prepare to score all rows of data.train as one step; the run has its open keys filled in. Raises UserError."""
     run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist)
     run, packing = _with_budget(run, policy, dist)
@@ -95,6 +98,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
 
 
 def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset, Notes]:
+    """The rows, matched with the objective; the person reads what is odd about them."""
     run, dataset, notes = match_rows(run, load(run), full_batch=full_batch)
     for text, _ in notes.values():
         emit(Note(text))

@@ -53,7 +53,7 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
     record.json("data.json", msgspec.to_builtins(prepared.dataset.account))
     files.write(record.path / "run.toml", dump(run))
     for kind, (text, details) in prepared.notes.items():
-        emit(Happened(state.step, kind, text, details))
+        record(Happened(state.step, kind, text, details))  # the person has read it while the run was prepared
 
 
 def restore(
@@ -76,6 +76,6 @@ def restore(
                         location=str(record.path), hint="Set it back, or start anew in another `out`.")  # fmt: skip
     record.rewind(state.step if newest is not None else -1)
     text = f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else "")
-    emit(Happened(state.step, "resumed", text, {"passed_over": passed_over}))
+    record(Happened(state.step, "resumed", text, {"passed_over": passed_over}))
     for sentence in (text, *(f"passed over {reason}" for reason in passed_over)):
         emit(Note(sentence))

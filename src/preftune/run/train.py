@@ -52,7 +52,10 @@ def train(
     with process_group() as dist, ExitStack() as stack:
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
-        stack.enter_context(default_progress() if dist.first else events.silence())
+            stack.enter_context(default_progress())
+            stack.enter_context(events.listening(*(guarded(sink, name_of(sink)) for sink in sinks)))
+        else:
+            stack.enter_context(events.silence())
         stack.enter_context(signals.listening())
         resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
         if resuming:
@@ -61,7 +64,7 @@ def train(
         state, record = new_state(prepared), None
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
-            stack.enter_context(events.listening(record, *(guarded(sink, name_of(sink)) for sink in sinks)))
+            stack.enter_context(events.listening(record))
             begin_or_resume(prepared, state, record, allow_change if resuming else None)
             stack.enter_context(tracking(run.track, settings(prepared.run), out, state.step))
         checkpoint.broadcast(state, dist)

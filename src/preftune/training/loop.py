@@ -13,10 +13,7 @@ from preftune.training.checkpoint import State
 from preftune.training.source import Phase
 from preftune.training.update import Training, sync_pack_splits, update
 
-AGREES = {
-    False: 0.02,
-    True: 4.0,
-}  # nats a response that a policy may be off its own copy, in fp32 and in half precision
+RESIDUAL, RESIDUAL_HALF = 0.02, 4.0  # nats per response that a policy may be off its own copy
 
 
 def fit(training: Training, state: State, record: RecordWriter | None) -> None:
@@ -52,7 +49,7 @@ def is_due(every: int | None, step: int) -> bool:
 
 
 def warm_up(training: Training, state: State, phase: Phase) -> None:
-    """Run the most expensive pack once on every rank, so that running out of memory fails before training.
+    """Run the most expensive pack once, forward and back, so that most lack of memory shows before training.
 
     Before the first update a policy that equals its reference must have no margin there; the residual is recorded.
     """
@@ -61,14 +58,15 @@ def warm_up(training: Training, state: State, phase: Phase) -> None:
         return
     splits = state.oom.splits
     pack, step = max(packs, key=lambda item: sum(training.packing.cost(phase.groups[i]) for i in item[0]))
-    off = dry_run(training.models, phase.groups, step, pack, state.oom, training.dist)
+    off = dry_run(training.models, phase.groups, step, pack, training.loss.reads, state.oom, training.dist)
     state.optimizer.zero_grad()
     sync_pack_splits(state, splits, phase.groups, [pack], training.dist)
     if state.step or not training.starts_at_reference:
         return
     text = f"policy and reference agree to {off:.1e} nats a response before the first update"
     events.emit(events.Happened(0, "start_check", text, {"residual": off}))
-    if off > AGREES[training.models.policy.half]:
+    bound = RESIDUAL_HALF if training.models.policy.half else RESIDUAL
+    if off > bound:  # NaN is left to the updates, which name their rows
         raise UserError(
             f"the reference is {off:.3g} nats off the model it is a copy of.",
             location="reference",
