@@ -38,12 +38,12 @@ def read_rows(data: Data) -> Rows:
     """Read every source, refuse too many unusable rows, and hold rows out. Raises UserError."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
-    readings = {"train": read(data.train)}
+    readings = {"train": read(data.train, columns=data.columns)}
     if data.evaluate is not None:
         if data.holdout:
             message = "has no effect where data.evaluate is given."
             raise UserError(message, location="data.holdout", hint="Remove one of the two.")
-        evaluate = read(data.evaluate)
+        evaluate = read(data.evaluate, columns=data.columns)
         if set(readings["train"].files.values()) & set(evaluate.files.values()):
             hint = "Measure on rows that are not trained on."
             raise UserError("is a training file too.", location="data.evaluate", hint=hint)
@@ -90,5 +90,9 @@ def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
 
 
 def _hash(prompt: Prompt) -> bytes:
-    parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
+    parts = (
+        [prompt]
+        if isinstance(prompt, str)
+        else [part for turn in prompt for part in (turn.role, turn.content, *filter(None, [turn.thought]))]
+    )
     return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -79,10 +79,11 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     max_tokens = _max_tokens(run.data, config)
     parts = {"train": rows.train, "evaluate": rows.evaluate}
     tokenized = {
-        part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long)
+        part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long,
+                       template_options=run.data.template_options)
         for part, part_rows in parts.items()
         if part_rows
-    }
+    }  # fmt: skip
     _refuse_skipped(rows, tokenized, run.data)
     for part, result in tokenized.items():
         if not result.groups:
