@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +58,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
         self._tokenizer, self._options = tokenizer, options
-        self._in_parts, self._thought_key, self.close = False, "", ""
+        self._in_parts, self._thought_key, self._header, self.close = False, "", "", ""
         try:
             source = tokenizer.get_chat_template()
             if len(source) > MAX_TEMPLATE:
@@ -86,7 +87,9 @@ class ChatTemplate:
                 opened = self.frame(turns).opened
         if opened.count(QUESTION) != 1:
             raise MalformedRow("the chat template repeats the user's turn.")
-        if opened != self.frame(turns).opened:
+        frame = self.frame(turns)
+        self._header = opened[len(frame.turns) :]  # what opens the assistant's turn, whatever stands before it
+        if opened != frame.opened:
             raise MalformedRow("the chat template gives another text each time.", "Remove what is random in it.")
         self.sample = self.apply([*turns, Message("assistant", RESPONSE)], False)
         closings = [close for close in CLOSING.findall(self.source) if words_of(close) & THOUGHT_WORDS]
@@ -125,7 +128,9 @@ class ChatTemplate:
         that and the response's words, this is prompt too: it is the same for all responses, so nothing to learn. If
         it opens a thought for the model, a response without thoughts follows on what stands before such responses.
         """
-        opened, unopened = self.apply(turns, True), self.apply(turns, False)
+        opened = self.apply(turns, True)
+        known = self._header and opened.endswith(self._header)
+        unopened = opened.removesuffix(self._header) if known else self.apply(turns, False)
         head, probe, tail = self.apply([*turns, Message("assistant", RESPONSE)], False).partition(RESPONSE)
         if not probe:
             raise MalformedRow("the chat template drops the assistant's turn.", reason="template")
@@ -210,11 +215,11 @@ class ChatTemplate:
 
 def shared_start(texts: Sequence[str]) -> str:
     """The beginning that all texts share, without the first half of a tag such as <think>."""
-    shortest, longest = min(texts), max(texts)
-    pairs = enumerate(zip(shortest, longest, strict=False))
-    length = next((k for k, (left, right) in pairs if left != right), min(len(shortest), len(longest)))
-    shared = shortest[:length]
-    return shared if shared in texts else OPEN_TAG.sub("", shared)
+    first, last = min(texts), max(texts)  # in the order of the alphabet, so the others lie between them
+    if last.startswith(first):
+        return first
+    length = bisect_left(range(len(first)), True, key=lambda end: not last.startswith(first[: end + 1]))
+    return OPEN_TAG.sub("", first[:length])
 
 
 def _letters(text: str) -> str:
