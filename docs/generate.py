@@ -53,7 +53,8 @@ Every key of a run, as `preftune keys` prints them. *of*: the choice of objectiv
 RECORD = """# The record
 
 A run folder holds `run.toml` (the whole run, resolved), `identity.json` (what decides its result),
-`environment.json`, `data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`, `events.jsonl`,
+`environment.json`, `data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`,
+`evaluation_words.jsonl`, `events.jsonl`,
 `start.safetensors` (log-probabilities of the held-out responses before training), `checkpoints/`, `model/` and
 `report.html`.
 """
@@ -61,7 +62,7 @@ EVENTS = """## events.jsonl: one object for each thing that happened once
 
 `step` is the number of updates done before it, `event` its kind, `time` when it happened (UTC) and `text` one sentence;
 further keys depend on the kind. Kinds are for instance `resumed`, `out_of_memory`, `non_finite` (an update that was not
-applied), `tracker_failed` and `finished`.
+applied, or that broke the weights), `save_failed`, `tracker_failed` and `finished`.
 
 ## Trackers
 
@@ -247,6 +248,7 @@ def record_page() -> str:
         ("metrics.jsonl: one object a step", schema.STEP),
         ("evaluations.jsonl: one object an evaluation", schema.EVALUATION),
         ("evaluation_rows.jsonl: one object a held-out row, of the last evaluation", schema.ROW),
+        ("evaluation_words.jsonl: the tokens that decide the held-out margins most, at most five", schema.WORD),
     ):
         lines += [f"## {title}", "", "| key | unit | meaning |", "|---|---|---|"]
         lines += [f"| `{name}` | {metric.unit} | {metric.meaning} |" for name, metric in table.items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from preftune import files
+from preftune import folders
 from preftune.model.budget import attention_crossover, pack_budget
 from preftune.model.load import load_model
 from preftune.model.policy import Policy, trainable, wrap
@@ -46,7 +46,7 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
 
     # the reference: the policy before its first update; its log-probabilities are a column of the groups
     store = Store(None, policy.weights.digest(), "fp32")
-    score_missing(policy, store, groups, tokens=packing.tokens, seed=seed)
+    score_missing(policy, store, groups, tokens=packing.tokens)
     groups = filled(groups, store)
 
     objective, optimizer = DPO(beta=0.1), adamw(policy.weights, optim)
@@ -60,7 +60,7 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
             f"update {number + 1} of {len(plan.steps)}: loss of its last pack {loss.item() * step.rows / len(pack):.4f}"
         )
 
-    with files.folder(Path(out)) as folder:
+    with folders.folder(Path(out)) as folder:
         policy.weights.export(folder, tokenizer)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -37,37 +36,6 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stays(tmp_path: Path, monk
     assert "MiB are free" in str(raised.value)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
-    path = tmp_path / "step-1"
-    with pytest.raises(ZeroDivisionError), files.folder(path) as folder:
-        folder.write("a", "x" * (1 // 0))
-    assert list(tmp_path.iterdir()) == []
-    with files.folder(path) as folder:
-        folder.json("a.json", {"x": 1})
-    assert files.verify(path) == ""
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "manifest", "outside"])
-def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "step-1"
-    with files.folder(path) as folder:
-        folder.write("a", "some bytes")
-    target = path / "a"
-    if damage == "flip":
-        target.write_bytes(b"somE bytes")
-    elif damage == "cut":
-        target.write_bytes(b"some")
-    elif damage == "delete":
-        target.unlink()
-    elif damage == "manifest":
-        (path / files.MANIFEST).write_text("{")
-    else:
-        manifest = json.loads((path / files.MANIFEST).read_text())
-        manifest["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": ""}
-        (path / files.MANIFEST).write_text(json.dumps(manifest))
-    assert files.verify(path)
 
 
 def test_every_byte_of_a_write_reaches_the_disk_before_the_name(
@@ -134,10 +102,63 @@ def test_the_lock_is_held_by_one_and_dies_with_its_process(tmp_path: Path) -> No
         pass
 
 
-def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-1-step-2").mkdir()
-    (tmp_path / ".trash-1-a").mkdir()
-    (tmp_path / ".tmp-1-x").write_text("")
-    (tmp_path / "mine").write_text("")
+def test_leftovers_of_a_killed_process_are_swept_and_files_of_others_are_not(tmp_path: Path) -> None:
+    for name in (".preftune-0123456789abcdef.tmp", ".preftune-fedcba9876543210.trash"):
+        (tmp_path / name).mkdir()
+    kept = {"mine", ".tmp-1-mine", ".preftune-notes", ".preftune-0123456789abcdef.tmp.txt"}
+    for name in (".preftune-00112233445566aa.tmp", *kept):
+        (tmp_path / name).write_text("")
+    files.sweep_leftovers(tmp_path, older_than=3600)
+    assert len(list(tmp_path.iterdir())) == 7
     files.sweep_leftovers(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert {p.name for p in tmp_path.iterdir()} == kept
+    files.sweep_leftovers(tmp_path / "not there")
+
+
+def test_writers_need_no_process_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers may have one process id, and a reader never sees what is half written."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    seen, replace = [], Path.replace
+
+    def while_the_other_writes(self: Path, target: Path) -> Path:
+        if not seen:
+            seen.append([*tmp_path.glob("*.safetensors")])
+            files.write(tmp_path / "a.safetensors", "same")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", while_the_other_writes)
+    files.write(tmp_path / "a.safetensors", "same")
+    assert seen == [[]]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path) -> None:
+    files.write(tmp_path / ("n" * 255), "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["n" * 255]
+
+
+def test_a_new_folder_is_on_the_disk_before_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, opened = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: (synced.append(Path(path)), opened(path, *rest))[1])
+    files.write(tmp_path / "a" / "b" / "c.txt", "x")
+    assert synced[:2] == [tmp_path, tmp_path / "a"]
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "write"])
+def test_a_disk_that_refuses_the_lock_is_one_sentence(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match="cannot lock: No space left") as raised, files.lock(tmp_path / ".lock"):
+        pass
+    assert raised.value.code == IO
+
+
+def test_a_lock_in_what_is_no_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / ".lock", tmp_path / "file" / "below" / ".lock"):
+        with pytest.raises(UserError, match="this is a file, and a folder is needed"), files.lock(path):
+            pass

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from preftune.errors import BUG, STOPPED, PeerRankError, UserError
+from preftune.errors import BUG, STOPPED, PeerRankError, UserError, is_out_of_memory
 
 BUCKET = 2**24  # gradient numbers that are copied and summed in one call
 PATIENCE = timedelta(hours=2)  # how long a rank waits for another one; one that has exited is noticed at once
@@ -128,9 +128,9 @@ def _buckets(pieces: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def _collective() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:  # it is a RuntimeError, too
-        raise
     except RuntimeError as error:  # what torch raises where the other end of a connection is gone
+        if is_out_of_memory(error):
+            raise
         hint = "What was saved is whole: go on with --resume."
         raise UserError(f"another rank has exited ({_cause(error)}).", hint=hint, code=STOPPED) from error
 

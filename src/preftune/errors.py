@@ -24,8 +24,9 @@ class Problem:
     reason: str = ""
 
     def __str__(self) -> str:
+        """The problem as one line, whatever the names in it hold."""
         head = f"{self.location}: {self.message}" if self.location else self.message
-        return f"{head} {self.hint}" if self.hint else head
+        return printable(f"{head} {self.hint}" if self.hint else head)
 
 
 class UserError(Exception):
@@ -69,6 +70,17 @@ def _are_swapped(left: str, right: str) -> bool:
     return len(differ) == 2 and differ[1] == differ[0] + 1 and sorted(left) == sorted(right)
 
 
-def printable(text: str) -> str:
-    """Text without control characters, which data could use to take over a terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
+def printable(text: str, allowed: str = "") -> str:
+    """Text whose control characters, which data could use to take over a terminal, are spelled out.
+
+    allowed: "\\n" where the text may have lines of its own.
+    """
+    return "".join(c if c in allowed or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host, for which torch has no class."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    texts = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -1,7 +1,7 @@
 """Everything that preftune writes goes through here, and appears whole or not at all, even after a loss of power.
 
-A file is written under a temporary name, flushed to the disk and renamed; then its folder is flushed. A folder is
-built under a temporary name, gets a manifest with the size and SHA-256 of every file, and is renamed.
+A file is written under a random temporary name, flushed to the disk and renamed; then its folder is flushed. Whole
+folders are built in folders.py.
 Held by tests/test_files.py.
 """
 
@@ -13,8 +13,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +25,7 @@ from typing import IO, Any
 from preftune.errors import CORRUPT, UserError
 from preftune.errors import IO as IO_CODE
 
-MANIFEST = "manifest.json"
+LEFTOVER = re.compile(r"\.preftune-[0-9a-f]{16}\.(tmp|trash)")
 
 
 def digest(path: Path) -> str:
@@ -43,12 +46,27 @@ def reported(path: Path, action: str = "write") -> Iterator[None]:
         reason, hint = getattr(error, "strerror", None) or str(error), ""
         if getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT):  # that class has no number
             with contextlib.suppress(OSError):
-                parent = next(p for p in [path, *path.parents] if p.exists())
-                hint = f"{shutil.disk_usage(parent).free / 2**20:.0f} MiB are free there."
+                hint = f"{free(path) / 2**20:.0f} MiB are free there."
         raise UserError(f"cannot {action}: {reason}.", location=str(path), hint=hint, code=IO_CODE) from error
 
 
-def _sync(path: Path) -> None:
+def free(path: Path) -> int:
+    """Bytes that are free where a path is, or would be."""
+    return shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
+
+
+def temporary_name(path: Path, kind: str = "tmp") -> Path:
+    """A name beside `path` that no other process has, and that no pattern of readers matches."""
+    return path.with_name(f".preftune-{secrets.token_hex(8)}.{kind}")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is that of something half written or half deleted."""
+    return LEFTOVER.fullmatch(name) is not None
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or what was made, renamed and deleted in a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -56,28 +74,37 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def usable(folder: Path) -> None:
+def make(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it that are missing, each of them on the disk before the next."""
+    for path in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
+        path.mkdir(mode, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # a folder above may be one that cannot be listed
+            sync(path.parent)
+
+
+def usable(folder: Path, mode: int = 0o777) -> None:
     """Make a folder, and raise UserError where nothing can be written in it: now, and not after hours of work."""
     with reported(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder, mode)
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Write one file atomically. A missing folder is made."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = temporary_name(path)
     with reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path.parent)
         try:
-            with temporary.open("wb") as stream:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -137,88 +164,38 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-class Folder:
-    """A folder being built under a temporary name; see `folder`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, name: str, content: str | bytes) -> None:
-        with (self.path / name).open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-
-    def json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-    def tensors(self, name: str, tensors: dict[str, Any]) -> None:
-        """Write tensors as safetensors, in the order of their names."""
-        from safetensors.torch import save_file
-
-        save_file({key: tensors[key].contiguous() for key in sorted(tensors)}, self.path / name)
-
-
-@contextlib.contextmanager
-def folder(path: Path) -> Iterator[Folder]:
-    """Build a folder that appears at `path` whole, or not at all. It replaces a folder that is there.
-
-    It gets a manifest with the size and hash of every file, which `verify` reads.
-    """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with reported(path):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            yield Folder(temporary)
-            entries = {}
-            for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-                entries[str(file.relative_to(temporary))] = {"bytes": file.stat().st_size, "sha256": digest(file)}
-            (temporary / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=2) + "\n")
-            for path_inside in [*temporary.rglob("*"), temporary]:
-                _sync(path_inside)
-            if path.exists():
-                remove(path)
-            temporary.rename(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _sync(path.parent)
-
-
-def verify(path: Path) -> str:
-    """Why a folder written by `folder` cannot be trusted, or an empty string where it can."""
-    try:
-        for name, expected in json.loads((path / MANIFEST).read_text())["files"].items():
-            file = path / name
-            if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
-                return f"{name}: this is not a plain file of this folder"
-            if not file.is_file():
-                return f"{name}: missing"
-            if file.stat().st_size != expected["bytes"] or digest(file) != expected["sha256"]:
-                return f"{name}: differs from the manifest"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST}: {type(error).__name__}"
-    return ""
-
-
 def remove(path: Path) -> None:
     """Delete a folder so that a crash leaves it whole under its name, or not at all."""
-    trash = path.with_name(f".trash-{os.getpid()}-{path.name}")
+    trash = temporary_name(path, "trash")
     path.rename(trash)
     shutil.rmtree(trash)
 
 
 def delete(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
-    if path.is_dir():
-        remove(path)
-    else:
-        path.unlink(missing_ok=True)
+    with reported(path, "delete"):
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def sweep_leftovers(parent: Path) -> None:
-    """Delete what a killed process left half written or half deleted in `parent`. Call it under the lock."""
-    for leftover in [*parent.glob(".tmp-[0-9]*-*"), *parent.glob(".trash-[0-9]*-*")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+def move(path: Path, new_name: str) -> None:
+    """Give a file another name in its folder, on the disk when this returns."""
+    with reported(path, "move"):
+        path.replace(path.with_name(new_name))
+        sync(path.parent)
+
+
+def sweep_leftovers(parent: Path, older_than: float = 0.0) -> None:
+    """Delete what a killed process left half written or half deleted in `parent`.
+
+    older_than: seconds since it was last changed. 0 is for those who hold the folder's lock.
+    """
+    for leftover in parent.glob(".preftune-*") if parent.is_dir() else ():
+        with reported(leftover, "delete"), contextlib.suppress(FileNotFoundError):  # another one was faster
+            if is_leftover(leftover.name) and time.time() - leftover.lstat().st_mtime >= older_than:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager
@@ -226,20 +203,21 @@ def lock(path: Path) -> Iterator[None]:
     """Hold `path` as a lock, which ends with the process. Raises UserError where another process holds it."""
     with reported(path, "lock"):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make(path.parent)
         except (FileExistsError, NotADirectoryError):
             raise UserError("this is a file, and a folder is needed.", location=str(path.parent)) from None
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 100).decode(errors="replace").strip()
-            hint = "Wait for it, stop it, or choose another `out`."
-            text = f"another run is at work in this folder (process {holder})."
-            raise UserError(text, location=str(path.parent), hint=hint) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        with reported(path, "lock"):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 100).decode(errors="replace").strip()
+                hint = "Wait for it, stop it, or choose another `out`."
+                text = f"another run is at work in this folder (process {holder})."
+                raise UserError(text, location=str(path.parent), hint=hint) from None
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
         yield
     finally:
         os.close(handle)

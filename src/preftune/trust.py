@@ -33,17 +33,22 @@ def refuse_hub_code(name: str, revision: str | None, location: str) -> None:
 def refuse_code(folder: Path, location: str) -> None:
     """Raise UserError if a JSON file of the folder asks to run code of its own, or names a file outside."""
     for file in sorted(folder.glob("*.json")):
+        if not file.is_file():  # a pipe would be waited for
+            raise UserError("is not an ordinary file.", location=f"{location}: {file}")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"cannot be read: {error}.", location=f"{location}: {file}") from error
         if key := _forbidden_key(content):
             raise UserError(f'asks for code of its own ("{key}").', location=f"{location}: {file}",
                             hint="Such models are not loaded.")  # fmt: skip
-        is_index = isinstance(content, dict) and file.name.endswith(".index.json")
-        shards = content.get("weight_map", {}) if is_index else {}
-        outside = next((name for name in shards.values() if Path(str(name)).name != name), None)
-        if outside:
+        if not file.name.endswith(".index.json"):
+            continue
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            raise UserError("does not say which file holds which weights.", location=f"{location}: {file}")
+        outside = next((name for name in shards.values() if not name or Path(str(name)).name != name), None)
+        if outside is not None:
             raise UserError(f'names a file outside of its folder ("{outside}").', location=f"{location}: {file}")
 
 

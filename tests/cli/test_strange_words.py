@@ -54,6 +54,60 @@ def test_nothing_in_the_data_commands_the_terminal(run) -> None:
         assert shown in output
 
 
+NASTY = "\x1b]0;x\x07\u202eextra\npreftune: finished"
+
+
+def test_a_name_in_the_data_is_no_line_of_ours(run) -> None:
+    """In notes and errors alike."""
+    rows = [{"prompt": "a ", "chosen": "b", "rejected": "c", NASTY: "d", "id": NASTY}]
+    bad = [{"prompt": "a ", "chosen": "b", "rejected": "c", NASTY: 1}, {NASTY: "x"}, {"prompt": NASTY, "chosen": 3}]
+    for number, some in enumerate((rows, rows + bad, bad[1:], [*rows, {"prompt": "a ", "chosen": "b", NASTY: "c"}])):
+        Path(f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        for words in (["check"], ["check", f"data.columns.prompt={NASTY}"]):
+            code, output = run(*words, f"data.train={number}.jsonl")
+            assert code in (0, 2)
+            assert [c for c in output if not c.isprintable() and c != "\n"] == []
+            assert not any(line.startswith("preftune: finished") for line in output.splitlines())
+
+
+UNHEARD = {
+    "a key twice in JSON": ("r.json", '{"seed": 1, "seed": 2}', 'the key "seed" stands there twice'),
+    "a key twice in a table": ("r.json", '{"optim": {"lr": 1e-6, "lr": 1e-5}}', 'the key "lr" stands there twice'),
+    "a key twice in YAML": ("r.yaml", "seed: 1\nseed: 2\n", 'the key "seed" stands there twice'),
+    "a key twice deep in YAML": ("r.yaml", "optim: {lr: 1.0, lr: 2.0}\n", 'the key "lr" stands there twice'),
+    "a number to the base of 60": ("r.yaml", "seed: 1:20\n", "seed: must be a whole number, got text"),
+    "a fraction to the base of 60": ("r.yaml", "optim: {lr: 1:20.5}\n", "optim.lr: must be a number, got text"),
+    "no YAML, over lines": ("r.yaml", "a: [\n\x1b: x\n", "is not valid YAML"),
+    "a zero character": ("r.json", '{"data": {"train": "a\\u0000b"}}', "data.train: holds a zero character"),
+    "half a character": ("r.json", '{"out": "\\ud800"}', "out: holds a zero character or half of one"),
+    "half a character in a list": ("r.json", '{"data": {"train": ["\\udfff"]}}', "data.train: holds a zero character"),
+    "a list 900 deep": ("r.json", '{"data": ' + "[" * 900 + "]" * 900 + "}", "data: values are nested too deeply"),
+    "tables 900 deep": ("r.json", '{"a": ' * 900 + "1" + "}" * 900, "a: values are nested too deeply"),
+    "JSON 100,000 deep": ("r.json", "[" * 100_000, "is not valid JSON"),
+    "YAML 900 deep": ("r.yaml", "a: " + "[" * 900 + "]" * 900, "r.yaml"),
+    "TOML 900 deep": ("r.toml", "a = " + "[" * 900 + "]" * 900, "r.toml"),
+}
+
+
+@pytest.mark.parametrize("case", UNHEARD)
+def test_no_configuration_is_half_read(case: str, run) -> None:
+    name, text, sentence = UNHEARD[case]
+    Path(name).write_text(text)
+    code, output = run("check", name)
+    assert code == 2
+    assert sentence in output
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "word", ["out=a\0b", "data.train=" + "[" * 500 + "]" * 500, "data.columns=" + '{"a":' * 500 + "1" + "}" * 500]
+)
+def test_a_word_that_no_run_holds_is_one_sentence(word: str, run) -> None:
+    code, output = run("check", "data.train=rows.jsonl", word)
+    assert code == 2
+    assert output.count("\n") == 1
+
+
 def test_a_schema_that_accepts_runs_and_refuses_others(run) -> None:
     code, output = run("keys", "--as", "schema")
     schema = json.loads(output)

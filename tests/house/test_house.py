@@ -21,7 +21,7 @@ LINES, FUNCTION_LINES = 260, 48
 BANNED = re.compile(
     r"\b(logps|logprobs?|log_probs|logratios?|ref_model|completions?|micro_?batch\w*|loss_type|winner|loser|lens)\b"
 )
-THEIRS = {"formats.py", "config.py", "run.py"}  # where other people's key names are read
+THEIRS = {"formats.py", "keys.py", "config.py", "run.py"}  # where other people's key names are read
 
 
 def name(path: Path) -> str:
@@ -94,6 +94,7 @@ def test_imports_go_to_the_left(path: Path) -> None:
 FORBIDDEN_NAMES = {"pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile_command"}
 FORBIDDEN_ATTRIBUTES = {("torch", "load"), ("torch", "save"), ("yaml", "load"), ("numpy", "load"), ("np", "load")}
+LOADERS = {"from_pretrained", "from_config"}  # each is told that no code of a model runs, so none asks whether it may
 WRITERS = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "rmdir", "touch"}
 
 
@@ -104,7 +105,8 @@ def test_nothing_runs_what_it_reads_and_one_module_writes(path: Path) -> None:
             names = {a.name.split(".")[0] for a in node.names} | {(getattr(node, "module", None) or "").split(".")[0]}
             assert not names & FORBIDDEN_NAMES
         if isinstance(node, ast.keyword):
-            assert node.arg not in {"trust_remote_code", "allow_pickle"}
+            assert node.arg != "allow_pickle"
+            assert node.arg != "trust_remote_code" or ast.unparse(node.value) == "False"
         if not isinstance(node, ast.Call):
             continue
         called = node.func
@@ -112,9 +114,11 @@ def test_nothing_runs_what_it_reads_and_one_module_writes(path: Path) -> None:
             assert called.id not in FORBIDDEN_CALLS
             assert called.id != "hasattr"
         if isinstance(called, ast.Attribute):
+            if called.attr in LOADERS:
+                assert "trust_remote_code" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
             owner = called.value.id if isinstance(called.value, ast.Name) else ""
             assert (owner, called.attr) not in FORBIDDEN_ATTRIBUTES
-            if path.name != "files.py" and called.attr in WRITERS - {"replace"} | {"open"}:
+            if path.name not in {"files.py", "folders.py"} and called.attr in WRITERS - {"replace"} | {"open"}:
                 modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
                 assert called.attr == "open", ast.unparse(node)
                 assert not any(set(mode) & set("wax+") for mode in modes), ast.unparse(node)
@@ -126,6 +130,9 @@ LIGHT = {
     "a wrong key": (["train", "optim.lrr=1"], 2),
     "keys": (["keys"], 0),
     "check without a model": (["check", "data.train=ROWS"], 0),
+    "a folder that holds other files": (["train", "model.path=m", "data.train=ROWS", "out=OUT"], 2),
+    "a folder that holds a run": (["train", "model.path=m", "data.train=ROWS", "out=RUN"], 2),
+    "a sweep over another's page": (["sweep", "model.path=m", "data.train=ROWS", "--out", "SWEEP"], 2),
 }
 
 
@@ -136,8 +143,12 @@ def test_light_verbs_load_no_torch(case: str, tmp_path: Path) -> None:
         '{"prompt": "a", "chosen": " b", "rejected": " c"}\n' * 1
         + '{"prompt": "d", "chosen": " e", "rejected": " f"}\n'
     )
+    for file in ("OUT/thesis.tex", "RUN/identity.json", "SWEEP/compare.html"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("")
     words, code = LIGHT[case]
-    words = [word.replace("ROWS", str(rows)) for word in words]
+    for name in ("ROWS", "OUT", "RUN", "SWEEP"):
+        words = [word.replace(name, str(rows if name == "ROWS" else tmp_path / name)) for word in words]
     script = (
         "import sys, time\nsys.argv = ['preftune', *sys.argv[1:]]\nfrom preftune.__main__ import main\n"
         "code = 0\ntry:\n    main()\nexcept SystemExit as error:\n    code = error.code or 0\n"

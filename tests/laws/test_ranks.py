@@ -180,7 +180,7 @@ def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None
     def work(ranks: Distributed) -> tuple[int, int, float, int]:
         store = Store(tmp_path / f"disk {ranks.rank}", "w" * 64, "n")
         there = len(store)
-        done = score_missing(policy, store, made, tokens=60, seed=0, dist=ranks)
+        done = score_missing(policy, store, made, tokens=60, dist=ranks)
         total = math.fsum(float(store[key].sum()) for key in sorted(store._entries))
         return there, done.scored, total, len(store)
 

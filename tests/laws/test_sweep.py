@@ -110,7 +110,7 @@ def test_a_signal_that_came_too_late_for_a_run_ends_the_sweep(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = run_train.finish
-    monkeypatch.setattr(run_train, "finish", lambda *args: (os.kill(os.getpid(), signal.SIGINT), right(*args)))
+    monkeypatch.setattr(run_train, "finish", lambda *args: (right(*args), os.kill(os.getpid(), signal.SIGINT)))
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["seed=0,1"])
     with pytest.raises(UserError, match="stopped by SIGINT") as raised:
         sweep(runs, tmp_path / "s")

@@ -309,3 +309,69 @@ def test_memory_may_run_out_without_gradient_too(
     keys = {"data__train": str(tmp_path / "few.jsonl"), "data__evaluate": str(tmp_path / "many.jsonl")}
     out = train(run_of(**keys, batch__tokens=400, optim__epochs=1))
     assert any(e["event"] == "out_of_memory" for e in read_lines(out / "events.jsonl"))
+
+
+def test_a_disk_that_is_full_at_one_save_does_not_end_a_run(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preftune import folders
+
+    right, full_at = folders.sync, ["step-00000003"]
+
+    def sync(path: Path) -> None:
+        if path.parent.name == "checkpoints" and len(list(path.parent.glob("step-*"))) >= 2 and full_at:
+            full_at.pop()
+            raise OSError(28, "No space left on device")
+        right(path)
+
+    monkeypatch.setattr(folders, "sync", sync)
+    out = train(run_of(save__every=1, optim__epochs=1, data__evaluate=None))
+    (event,) = (e for e in read_lines(out / "events.jsonl") if e["event"] == "save_failed")
+    assert event["step"] == 3
+    assert "No space left on device" in event["text"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000006", "step-00000007"]
+
+
+def test_a_disk_that_is_full_at_the_last_save_ends_it(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preftune import folders
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "sync", full)
+    with pytest.raises(UserError, match="No space left on device") as raised:
+        train(run_of(optim__epochs=1, data__evaluate=None))
+    assert raised.value.code == 74
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_refused_before_the_first_update(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preftune import files
+
+    monkeypatch.setattr(files, "free", lambda path: 1000)
+    with pytest.raises(UserError, match="a checkpoint takes 0 MiB, and 0 MiB are free here") as raised:
+        train(run_of())
+    assert raised.value.code == 74
+    assert told(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"step": "1"}', '{"step": null}', '{"step": 1.5}'])
+@pytest.mark.parametrize("name", ["metrics", "evaluations", "events"])
+def test_a_damaged_line_of_the_record_is_named_with_what_to_do(name: str, line: str, tmp_path: Path) -> None:
+    from preftune.record.writer import RecordWriter
+
+    (tmp_path / f"{name}.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=rf"{name}\.jsonl:2: this line has no step\. Delete it") as raised:
+        RecordWriter(tmp_path).lines(f"{name}.jsonl")
+    assert raised.value.code == 65
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\0" * 100, b'{"a": 1}'])
+def test_a_damaged_baseline_is_one_sentence(content: bytes, run_of: Callable[..., Run]) -> None:
+    out = train(run_of(optim__steps=1, optim__epochs=None))
+    (out / "start.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"start\.safetensors: cannot read"):
+        train(run_of(optim__steps=2, optim__epochs=None), resume=True, allow_change=["optim.steps"])

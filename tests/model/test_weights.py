@@ -11,9 +11,9 @@ from making import groups, save_model, tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from preftune import files
+from preftune import folders
 from preftune.errors import UserError
-from preftune.files import Folder
+from preftune.folders import Folder
 from preftune.model.load import load_model
 from preftune.model.policy import trainable, wrap
 from preftune.model.weights import Weights, WholeModel
@@ -66,7 +66,7 @@ def test_weights_go_there_and_back(kind: type[Weights], tmp_path: Path) -> None:
     assert other.load_state({name: tensor.clone() for name, tensor in ours.state().items()}) == ""
     assert other.digest() == ours.digest()
     assert torch.equal(policies[0].token_logp(batch), policies[1].token_logp(batch))
-    with files.folder(tmp_path / "exported") as folder:
+    with folders.folder(tmp_path / "exported") as folder:
         ours.export(folder, AutoTokenizer.from_pretrained(source))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert WholeModel(exported).digest() == ours.digest()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from preftune.events import Evaluated, Event, Happened, Note, Progress, StepDone, anyone_listens, emit, listening
 from preftune.record import terminal as module
-from preftune.record.terminal import LiveLine, default_progress, terminal
+from preftune.record.terminal import LiveLine, PlainLines, default_progress, terminal
 
 METRICS = {"loss": 0.1956, "margin": 126.103, "accuracy": 1.0, "seconds": 0.5, "tokens_computed": 5000}
 EVENTS: list[Event] = [
@@ -104,3 +104,24 @@ def test_a_notebook_gets_the_live_line_where_it_can_be_drawn(monkeypatch: pytest
     html = "".join(str(item.html) for item in drawn if not isinstance(item, Output))
     assert "1234/5000" in html
     assert "reading [b]rows[/b]" in html
+
+
+NASTY = "a\x1b]0;x\x07\u202e[b]m[/b]\rpreftune: done\nmodel  /elsewhere"
+SAFE = r"a\x1b]0;x\x07\u202e[b]m[/b]\rpreftune: done\nmodel  /elsewhere"
+
+
+@pytest.mark.parametrize("event", [Note(NASTY), Happened(1, "layout", NASTY)])
+@pytest.mark.parametrize("live", [False, True])
+def test_no_event_begins_a_line_of_its_own_or_commands_the_terminal(event: Event, live: bool) -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=live, width=200, color_system=None)
+    if live:
+        with LiveLine(console) as line, listening(line):
+            emit(event)
+        assert SAFE in written.getvalue()
+        assert "\n" + "model  /elsewhere" not in written.getvalue()
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stderr", written)
+            PlainLines()(event)
+        assert written.getvalue() == f"{SAFE}\n"

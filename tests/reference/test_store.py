@@ -68,7 +68,7 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, da
 def scored(tmp_path: Path, made: list, tokens: int = 60):
     policy, _ = wrap(tiny(), "auto")
     store = Store(tmp_path, policy.weights.digest(), numerics(policy))
-    return policy, store, score_missing(policy, store, made, tokens=tokens, seed=0)
+    return policy, store, score_missing(policy, store, made, tokens=tokens)
 
 
 def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_store_in_memory_holds_the_same_numbers(tmp_path: Path) -> None:
     made = groups(3, seed=1)
     policy, on_disk, _ = scored(tmp_path, made)
     in_memory = Store(None, policy.weights.digest(), numerics(policy))
-    score_missing(policy, in_memory, made, tokens=60, seed=0)
+    score_missing(policy, in_memory, made, tokens=60)
     for one, other in zip(filled(made, in_memory), filled(made, on_disk), strict=True):
         assert all(
             np.array_equal(*both) for both in zip(one.column("reference"), other.column("reference"), strict=True)
@@ -137,7 +137,7 @@ def test_a_stopped_pass_keeps_what_it_did(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with signals.listening(), events.listening(stop), pytest.raises(UserError, match="SIGTERM"):
-        score_missing(policy, store, groups(8, seed=3), tokens=60, seed=0)
+        score_missing(policy, store, groups(8, seed=3), tokens=60)
     assert 0 < len(Store(tmp_path, "w" * 64, "n")) < 16
 
 
@@ -176,4 +176,4 @@ def test_a_response_without_finite_probability_is_named(tmp_path: Path) -> None:
         model.get_output_embeddings().weight[9] = float("nan")
     policy, _ = wrap(model, "auto")
     with pytest.raises(UserError, match="made:1"):
-        score_missing(policy, Store(tmp_path, "w" * 64, "n"), [group([3, 4], [5], [6])], tokens=99, seed=0)
+        score_missing(policy, Store(tmp_path, "w" * 64, "n"), [group([3, 4], [5], [6])], tokens=99)

@@ -10,7 +10,7 @@ import pytest
 
 from preftune.errors import CORRUPT, USAGE, UserError
 from preftune.record.reader import Record
-from preftune.record.statistics import standard_error
+from preftune.report.compare import seeds_note
 
 
 def test_whole_record(make_record: Callable[..., Path]) -> None:
@@ -87,6 +87,11 @@ def test_damage_is_named(tmp_path: Path, name: str, content: str | bytes, locati
     assert caught.value.problems[0].location.endswith(location)
 
 
-def test_standard_error() -> None:
-    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(math.sqrt(5 / 3 / 4))
-    assert standard_error([1.0]) == math.inf
+def test_an_old_record_is_read_and_says_what_it_cannot_tell(make_record: Callable[..., Path]) -> None:
+    """It has neither places nor prompts: every row counts as a prompt of its own, and the page says so."""
+    record = Record.open(make_record(steps=12))
+    assert not record.knows_prompts
+    accuracy = record.accuracy()
+    assert accuracy is not None
+    assert (accuracy.rows, accuracy.prompts) == (320, 320)
+    assert "does not say which rows share a prompt" in seeds_note([record, record])

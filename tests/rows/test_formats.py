@@ -38,10 +38,12 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
     "prompt text, response messages": ({"prompt": "ask", "chosen": [A], "rejected": [N]}, pair()),
     "prompt messages, response text": ({"prompt": [U], "chosen": "say", "rejected": "no"}, pair()),
     "hh-rlhf": ({"chosen": "\n\nHuman: ask\n\nAssistant: say", "rejected": "\n\nHuman: ask\n\nAssistant: no"}, pair()),
-    "hh-rlhf with its prompt stays text": (
-        {"prompt": "\n\nHuman: ask\n\nAssistant:", "chosen": " say", "rejected": " no"},
-        pair("\n\nHuman: ask\n\nAssistant:", " say", " no"),
+    "hh-rlhf with its prompt is turns too": (
+        {"prompt": "\n\nHuman: ask\n\nAssistant: ", "chosen": " say", "rejected": "no"},
+        pair(),
     ),
+    "ms-swift: the last turn and another response": ({"messages": [U, A], "rejected_response": "no"}, pair()),
+    "ms-swift, two conversations": ({"messages": [U, A], "rejected_messages": [U, N]}, pair()),
     "axolotl, system and question": (
         {"system": "be kind", "question": "ask", "chosen": "say", "rejected": "no"},
         pair((SYSTEM, ASK)),
@@ -125,7 +127,7 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_form(form: str) -> None:
     value, expected = FORMS[form]
-    assert detect_format(value).read(value, PLACE) == expected
+    assert detect_format(value).read(value, PLACE).row == expected
 
 
 def test_every_format_has_a_case() -> None:

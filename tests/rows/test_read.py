@@ -168,9 +168,9 @@ def test_a_score_stays_with_its_rating(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_field_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
-    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "completion": "b", "lable": 1, "source": "x"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "wieght": 1, "source": "x"}\n')
     (note,) = read(str(tmp_path / "r.jsonl")).notes
-    assert note.message == 'fields that are not used: lable (did you mean "label"?), source.'
+    assert note.message == 'fields that are not used: wieght (did you mean "weight"?), source.'
 
 
 def test_rows_are_hashable_values() -> None:
@@ -184,10 +184,10 @@ def test_rows_are_hashable_values() -> None:
         ({"prompt": "a", "chosen": "b", "rejected": "c", "answer": "d"}, "answer."),
         ({"prompt": "a", "completion": "b", "answer": "d"}, "answer."),
         (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "scor_chosen": 1},
-            'scor_chosen (did you mean "score_chosen"?).',
+            {"prompt": "a", "chosen": "b", "rejected": "c", "scor_chosen": 1, "score_rejected": 0},
+            'scor_chosen (did you mean "score_chosen"?), score_rejected.',
         ),
-        ({"prompt": "a", "completion": "b", "lable": 1}, 'lable (did you mean "label"?).'),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "prompt_id": "p"}, "prompt_id."),
     ],
 )
 def test_a_field_is_taken_for_another_only_where_that_would_be_read(

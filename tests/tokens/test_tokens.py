@@ -267,7 +267,10 @@ FAILING = {
         "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
         "drops the assistant",
     ),
-    "T8 no prefix": (THINK.replace("THOUGHTS", "<u>\n"), "differently once a response follows"),
+    "J17 the system text moves": (
+        INSTRUCT + "{% if messages[-1].role == 'user' %}{{ messages[0].content }}{% endif %}",
+        "repeats the user",
+    ),
     "J16 always raises": ("{{ raise_exception('only tools') }}", "only tools"),
 }
 
@@ -426,11 +429,14 @@ class TestRealTokenizers:
         assert text(tokenizer, group.prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert text(tokenizer, group.responses[0]) == "That.<|im_end|>"
 
-    def test_t8_thoughts_in_a_response_move_the_prompt(
+    def test_t8_a_response_with_a_thought_of_its_own(
         self, loaded: dict[str, PreTrainedTokenizerBase], chat: Row
     ) -> None:
-        with pytest.raises(UserError, match="differently once a response follows"):
-            group_of(chat("What?", chosen="<think>\nhm\n</think>\n\nThat."), loaded["minimind-6400"])
+        tokenizer = loaded["minimind-6400"]
+        group = group_of(chat("What?", chosen="<think>\nhm\n</think>\n\nThat."), tokenizer)
+        assert text(tokenizer, group.prompt).endswith("<|im_start|>assistant\n<think>\n")
+        assert text(tokenizer, group.responses[0]) == "hm\n</think>\n\nThat.<|im_end|>"
+        assert text(tokenizer, group.responses[1]) == "\n</think>\n\nthe dog<|im_end|>"
 
     def test_stories(self, loaded: dict[str, PreTrainedTokenizerBase], pair: Row) -> None:
         tokenizer = loaded["stories260K"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from preftune.cli.words import run_of
+from preftune.errors import printable
 
 
 def check(*words: str) -> None:
@@ -43,6 +44,6 @@ def check(*words: str) -> None:
     for group in planned.dataset.train[:3]:
         console.print(view.group(group, planned.dataset.tokenizer))
     for sentence, _ in planned.notes.values():
-        console.print(sentence, markup=False)
+        console.print(printable(sentence), markup=False)
     console.print(view.lengths(planned.dataset.account))
     console.print(view.work(planned))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from preftune.diagnosis import diagnose
 from preftune.diagnosis.finding import number
+from preftune.errors import printable
 from preftune.record.reader import Record
 from preftune.record.schema import EVALUATION
 
@@ -41,7 +42,10 @@ def show_run(out: Path) -> None:
     if record.evaluations:
         console.print(metrics_table(record.evaluations[0], record.evaluations[-1], titles=("before", "after")))
     for finding in diagnose(record):
-        console.print(f"[bold]{finding.severity}[/bold]: {escape(f'{finding.title}. {finding.evidence}')}")
+        console.print(f"[bold]{finding.severity}[/bold]: {escape(printable(f'{finding.title}. {finding.evidence}'))}")
+        for effect in finding.effects:
+            console.print(f"  It shows as: {printable(effect)}", markup=False)
+        console.print(f"  What to do: {printable(finding.remedy)}", markup=False)
     console.print(f"model  {out / 'model'}\npage   {out / 'report.html'}", markup=False)
 
 
@@ -55,5 +59,5 @@ def show_sweep(folders: Sequence[Path]) -> None:
         if not record.evaluations:
             table.title, table.title_justify = "no rows are held out: last step, on training rows", "left"
         last = next(reversed(record.evaluations or record.steps), {})
-        table.add_row(escape(record.path.name), *(number(last.get(name)) for name in SWEEP_COLUMNS))
+        table.add_row(escape(printable(record.path.name)), *(number(last.get(name)) for name in SWEEP_COLUMNS))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

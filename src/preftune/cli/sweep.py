@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from preftune.config.load import parse
 from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.events import Note, emit
+from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable
 
 
 def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parameter(negative="")] = False) -> None:
@@ -36,6 +38,8 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
         hint = "Use --out to name the folder that holds them all."
         raise UserError("a sweep names the folders of its runs itself.", location="out", hint=hint)
     runs = combinations(parse(Path(file)) if file else {}, keys)
+    if "RANK" not in os.environ:
+        assert_sweep_writable(out, [out / variant.folder for variant in runs], resume=resume)
     from preftune.record.terminal import terminal
 
     with terminal():
@@ -48,4 +52,4 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Annotated[bool, Parame
 
     if current().first:
         show_sweep(folders)
-        print(out / "compare.html")
+        print(out / SWEEP_PAGE)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from preftune.cli.words import run_of
 from preftune.events import Note, emit
+from preftune.record.writer import assert_writable
 
 
 def train(
@@ -34,6 +37,8 @@ def train(
         Keys, separated by commas, in which a resumed run may differ.
     """
     run = run_of(words)
+    if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
+        assert_writable(Path(run.out).expanduser(), resume=resume, force=force)
     from preftune.record.terminal import terminal
 
     with terminal():

@@ -30,7 +30,7 @@ LOCATIONS = 3  # locations named for each reason
 
 def read(part: str, reading: Reading) -> Text:
     """Counts of the rows of a file, by reason."""
-    names = ", ".join(reading.files)
+    names = printable(", ".join(reading.files))
     text = Text(f"{part}: {names}\n", style="bold")
     text.append(
         f"  {reading.read} rows read, {len(reading.rows)} usable, {len(reading.skipped)} skipped", style="not bold"
@@ -50,7 +50,7 @@ def _reasons(text: Text, skipped: Sequence[Problem], notes: Sequence[Problem]) -
         by_reason.setdefault(problem.reason, []).append(problem)
     for reason, problems in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         locations = ", ".join(p.location for p in problems[:LOCATIONS]) + (" ..." if len(problems) > LOCATIONS else "")
-        text.append(f"\n  skipped {len(problems):>6}  {reason}", style="yellow")
+        text.append(f"\n  skipped {len(problems):>6}  {printable(reason)}", style="yellow")
         text.append(f"  {printable(locations)}", style="dim")
     for note in notes:
         text.append(f"\n  note: {printable(str(note))}", style="dim")
@@ -66,7 +66,7 @@ def kinds(rows: Sequence[Row]) -> Text:
 def row(row: Row) -> Text:
     """A row as text."""
     kind = KINDS[type(row)]
-    text = Text(f"\n{row.place} ({kind})\n", style="bold")
+    text = Text(f"\n{printable(str(row.place))} ({kind})\n", style="bold")
     text.append(_end(_plain(row.prompt)), style="not bold dim")
     ranks = row.ranks if isinstance(row, Ranking) else (1, 2)
     good = row.good if isinstance(row, Rating) else None
@@ -94,20 +94,20 @@ def _names(kind: Kind, ranks: Sequence[int], good: bool | None, scores: Sequence
 
 def _plain(value: Prompt | Response) -> str:
     if isinstance(value, str):
-        return printable(value)
-    return printable("\n".join(f"{m.role}: {m.content}" for m in value if isinstance(m, Message)))
+        return printable(value, "\n\t")
+    return printable("\n".join(f"{m.role}: {m.content}" for m in value if isinstance(m, Message)), "\n\t")
 
 
 def group(group: TokenGroup, tokenizer: PreTrainedTokenizerBase) -> Text:
     """A group as the model sees it: the prompt, and each response between marks; what stands between them is scored."""
-    text = Text(f"\n{group.place}  ", style="bold")
+    text = Text(f"\n{printable(str(group.place))}  ", style="bold")
     text.append(f"prompt {len(group.prompt)} tokens, not scored\n", style="not bold dim")
-    text.append(_end(printable(_decode(tokenizer, group.prompt.tolist()))), style="not bold dim")
+    text.append(_end(printable(_decode(tokenizer, group.prompt.tolist()), "\n\t")), style="not bold dim")
     names = _names(group.kind, group.ranks, group.good, group.scores)
     token_weights = group.column("weight") or (None,) * len(names)
     for name, response, weights in zip(names, group.responses, token_weights, strict=True):
         text.append(f"\n{name}, {len(response)} tokens scored: ", style="bold")
-        text.append(_beginning(printable(_marked(tokenizer, response, weights))), style="not bold green")
+        text.append(_beginning(printable(_marked(tokenizer, response, weights), "\n\t")), style="not bold green")
     return text
 
 

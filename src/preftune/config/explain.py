@@ -13,7 +13,14 @@ from preftune.config.run import Run
 from preftune.objective.presets import Preset
 from preftune.table import FromPython
 
-NAMES = {"Str": "text", "Int": "whole number", "Float": "number", "Bool": "true | false", "Struct": "table"}
+NAMES = {
+    "Str": "text",
+    "Int": "whole number",
+    "Float": "number",
+    "Bool": "true | false",
+    "Struct": "table",
+    "Dict": "table",
+}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 

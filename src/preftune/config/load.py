@@ -18,6 +18,7 @@ from preftune.config.run import Run
 from preftune.config.tree import Tree, flatten, tree_of
 from preftune.errors import Problem, UserError, nearest
 
+DEEPEST = 32  # levels of keys and lists
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -52,17 +53,39 @@ def parse(path: Path) -> Tree:
 
 def _read(text: str, suffix: str) -> object:
     if suffix == ".json":
-        return json.loads(text)
-    if suffix in (".yaml", ".yml"):
-        import yaml
+        return _json(text)
+    return _read_yaml(text) if suffix in (".yaml", ".yml") else tomllib.loads(text)
 
-        try:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-                raise ValueError("aliases are not allowed")
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-    return tomllib.loads(text)
+
+def _read_yaml(text: str) -> object:
+    """YAML without aliases, repeated keys, and numbers to the base of 60, which nobody means."""
+    import yaml
+
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("aliases are not allowed")
+        loader = yaml.SafeLoader(text)
+        nodes = [root := loader.get_single_node()]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, yaml.MappingNode):
+                _without_repeats([(key.value, value) for key, value in node.value])
+                nodes += [value for _, value in node.value]
+            elif isinstance(node, yaml.SequenceNode):
+                nodes += node.value
+            elif isinstance(node, yaml.ScalarNode) and ":" in node.value and node.tag.endswith((":int", ":float")):
+                node.tag = "tag:yaml.org,2002:str"
+        return None if root is None else loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _without_repeats(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The pairs as a dict. Raises ValueError where a key stands twice, of which one would be lost in silence."""
+    keys = [str(key) for key, _ in pairs]
+    if repeated := next((key for key in keys if keys.count(key) > 1), None):
+        raise ValueError(f'the key "{repeated}" stands there twice')
+    return dict(pairs)
 
 
 def put(tree: Tree, word: str) -> None:
@@ -93,12 +116,16 @@ def _value(text: str) -> object:
     if NUMBER.fullmatch(text):
         return float(text) if re.search(r"[.eE]", text) else int(text)
     if text[:1] in '[{"':
-        for read in (json.loads, _toml):
+        for read in (_json, _toml):
             try:
                 return read(text)
             except (ValueError, RecursionError):
                 continue
     return text
+
+
+def _json(text: str) -> object:
+    return json.loads(text, object_pairs_hook=_without_repeats)
 
 
 def _toml(text: str) -> object:
@@ -109,6 +136,7 @@ def _toml(text: str) -> object:
 
 def convert(tree: Tree, file: str = "") -> Run:
     """A tree of plain values -> Run. Raises UserError naming the key, what is wrong and the nearest right one."""
+    _refuse_what_no_run_holds(tree, file)
     tree = _spelled_out(tree, file)
     for place, leaf in flatten(tree).items():
         if isinstance(leaf, float) and not math.isfinite(leaf):  # TOML and YAML have them; no bound stops infinity
@@ -117,6 +145,23 @@ def convert(tree: Tree, file: str = "") -> Run:
         return msgspec.convert(_numbers(tree), Run, strict=True)
     except msgspec.ValidationError as error:
         raise explained(str(error), tree, file) from None
+
+
+def _refuse_what_no_run_holds(tree: Tree, file: str) -> None:
+    """Raise UserError where values are nested too deeply, or a text is none that a file or its name can hold."""
+    level: list[tuple[str, object]] = [("", tree)]
+    for _ in range(DEEPEST):
+        below: list[tuple[str, object]] = []
+        for place, value in level:
+            if isinstance(value, dict):
+                below += [(f"{place}.{key}".lstrip("."), entry) for key, entry in value.items()]
+            elif isinstance(value, list | tuple):
+                below += [(place, entry) for entry in value]
+            elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+                raise UserError("holds a zero character or half of one.", location=located(file, place))
+        level = below
+    if level:
+        raise UserError("values are nested too deeply.", location=located(file, level[0][0].partition(".")[0]))
 
 
 def _spelled_out(tree: Tree, file: str) -> Tree:

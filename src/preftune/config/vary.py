@@ -27,6 +27,11 @@ class Variant(NamedTuple):
     run: Run
     lacks: list[str]
 
+    @property
+    def folder(self) -> str:
+        """Name of its folder in that of the sweep."""
+        return ",".join(self.words).replace("/", "_") or "run"
+
 
 def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
     """Every combination of words such as `objective.beta=0.05,0.1` on top of a tree.

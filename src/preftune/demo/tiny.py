@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preftune import files
+from preftune import folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,5 +49,5 @@ def make_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = LlamaForCausalLM(config)
-    with files.folder(path) as folder:
+    with folders.folder(path) as folder:
         WholeModel(module).export(folder, tokenizer)

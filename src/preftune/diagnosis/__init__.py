@@ -1,39 +1,111 @@
 """The known failures of preference tuning, measured from a record alone, so that any old run can be diagnosed again.
 
-Held by tests/diagnosis/test_findings.py.
+docs/findings.md lists every code. Held by tests/diagnosis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from preftune.diagnosis import anchor, displacement, length, overfit, shift
-from preftune.diagnosis.finding import ORDER, Finding
+from msgspec.structs import replace
+
+from preftune.diagnosis import anchor, data, displacement, length, overfit, reward, shift
+from preftune.diagnosis.finding import ALPHA, ORDER, Finding
 from preftune.record.reader import Record
 
+# A cause stands before what follows from it; among findings of one severity this is the order on the page.
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.not_finite,
-    anchor.starts_off_zero,
     anchor.stuck,
-    anchor.no_better_than_chance,
-    overfit.overfitted,
-    displacement.chosen_falls,
-    length.reward_follows_length,
-    length.accurate_only_when_longer,
-    length.data_prefer_long,
-    anchor.drifted,
-    anchor.weak_reference,
+    shift.trained_on_too,
+    data.cut_in_file,
     shift.responses_unlikely,
+    shift.end_wrong,
+    overfit.overfitted,
+    shift.end_unlearned,
+    anchor.weak_reference,
+    anchor.starts_off_zero,
+    anchor.foreign_reference,
+    reward.told_by_a_word,
+    reward.parts_differ,
+    length.reward_follows_length,
+    anchor.drifted,
+    displacement.chosen_falls,
+    anchor.no_better_than_chance,
+    data.contradictory,
+    reward.too_sure,
+    reward.too_easy,
+    length.data_prefer_long,
     shift.rows_skipped,
     shift.rows_cut,
     shift.nothing_held_out,
+    anchor.few_steps,
+    data.small_batch,
 )
+OF_THE_POLICY = ("anchor.drift", "displacement.chosen", "reward.too_sure", "reward.too_easy")
+OF_LENGTH = ("length.reward", "length.data", "reward.word")
+TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, parts, end, too sure
+# What each cause explains: those findings are named below it and not beside it.
+EXPLAINS: dict[str, tuple[str, ...]] = {
+    "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
+    "end.wrong": ("end.unlearned",),
+    "shift.seen": ("reward.too_easy", *OF_LENGTH),
+    "shift.unlikely": (
+        "end.wrong",
+        "end.unlearned",
+        "anchor.chance",
+        "anchor.overfit",
+        "reward.parts",
+        *OF_THE_POLICY,
+        *OF_LENGTH,
+    ),
+    "anchor.overfit": ("anchor.chance", "end.unlearned", "reward.parts", *OF_THE_POLICY, *OF_LENGTH),
+    "data.cut": ("end.wrong", "end.unlearned", "anchor.chance", "shift.cut", *OF_THE_POLICY, *OF_LENGTH),
+    "end.unlearned": (*OF_THE_POLICY[1:], *OF_LENGTH),
+    "reward.word": ("length.reward", "length.data", *OF_THE_POLICY),
+    "length.reward": ("length.data", *OF_THE_POLICY),
+    "anchor.drift": ("end.unlearned", "displacement.chosen", "reward.too_sure"),
+    "displacement.chosen": ("reward.too_sure", "reward.too_easy"),
+    "reward.parts": ("anchor.chance", "reward.too_sure"),
+    "anchor.chance": ("reward.too_sure",),
+    "data.contradictory": ("reward.too_sure",),
+}
+# Where most pairs differ in one word, both sides fall because of what they share, and that is why the model moves far.
+OF_TWINS: dict[str, tuple[str, ...]] = {
+    "anchor.drift": (),
+    "displacement.chosen": ("anchor.drift", *EXPLAINS["displacement.chosen"]),
+}
 
 
 def diagnose(record: Record) -> list[Finding]:
-    """The findings of all checks, the most serious first. A check whose numbers the record lacks finds nothing."""
-    findings = [finding for check in CHECKS if (finding := check(record))]
-    return sorted(findings, key=lambda finding: ORDER.index(finding.severity))
+    """The findings of all checks, the most serious first, and what follows from a finding within it.
+
+    A check whose numbers the record lacks finds nothing. Findings that rest on a test share one error rate (Holm 1979).
+    """
+    findings = _beyond_noise([finding for check in CHECKS if (finding := check(record))])
+    texts = record.data.texts
+    explains = EXPLAINS | OF_TWINS if texts is not None and texts.twins >= reward.TWINS else EXPLAINS
+    by_code = {finding.code: finding for finding in findings}
+    for cause in by_code.copy():  # in the order of CHECKS
+        if cause in by_code:
+            effects = [by_code.pop(code) for code in explains.get(cause, ()) if code in by_code]
+            by_code[cause] = _with_effects(by_code[cause], effects)
+    return sorted(by_code.values(), key=lambda finding: ORDER.index(finding.severity))
+
+
+def _beyond_noise(findings: list[Finding]) -> list[Finding]:
+    tested = sorted((finding for finding in findings if finding.p is not None), key=lambda finding: finding.p or 0.0)
+    kept = 0
+    while kept < len(tested) and (tested[kept].p or 0.0) <= ALPHA / (TESTS - kept):
+        kept += 1
+    refuted = {finding.code for finding in tested[kept:]}
+    return [finding for finding in findings if finding.code not in refuted]
+
+
+def _with_effects(cause: Finding, effects: list[Finding]) -> Finding:
+    severity = min((cause.severity, *(effect.severity for effect in effects)), key=ORDER.index)
+    named = tuple(line for effect in effects for line in (f"{effect.title}. {effect.evidence}", *effect.effects))
+    return replace(cause, severity=severity, effects=(*cause.effects, *named))
 
 
 __all__ = ["CHECKS", "Finding", "diagnose"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, Finding, number, share, share_error
-from preftune.diagnosis.objective_facts import anchor_hint, imitates, is_sft
-from preftune.record.reader import HeldOutRow, Record
-from preftune.record.statistics import mean
+from preftune.diagnosis.finding import Finding, number, share
+from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft
+from preftune.record.reader import HeldOutRow, Record, prompts_of
+from preftune.record.statistics import estimate, mean
 
 # Where the start is the reference every margin is 0. fp32 sums differ by about 1e-4, bfloat16 sums by up to 0.1.
 RESIDUAL, LARGE_RESIDUAL = 0.1, 1.0
@@ -15,10 +15,11 @@ RESIDUAL, LARGE_RESIDUAL = 0.1, 1.0
 COIN = 0.5
 # Per token: on average every token is 1.6 (2.7) times more or less probable than it was.
 DRIFTED, FAR = 0.5, 1.0
-# A margin below a twentieth of a nat changes no probability by more than 5 %.
+# A mean change below a twentieth of a nat changes no probability by more than 5 %.
 UNMOVED = 0.05
+UNLIKE = 0.5  # nats a response, root mean square; a copy in another precision differs by 0.1 at most
 UNMOVED_LOSS = 0.01  # relative
-STEPS_TO_MOVE = 10  # a shorter run is a try-out
+FEW_STEPS = 10  # a shorter run is a try-out
 
 
 def not_finite(record: Record) -> Finding | None:
@@ -42,19 +43,15 @@ def not_finite(record: Record) -> Finding | None:
 
 
 def starts_off_zero(record: Record) -> Finding | None:
-    """The margin before the first step, which is 0 where the policy still is its reference."""
-    from_policy = record.setting("reference.path") in (None, record.setting("model.path"))
-    margin = record.start.get("margin")
-    if not from_policy or record.setting("reference.kind") != "stored":
-        return None
-    if margin is None or not abs(margin) >= RESIDUAL:
+    """The log-ratios before the first step, which are 0 where the policy still is its reference."""
+    residual, described = _residual(record)
+    if not _same_model(record) or record.setting("reference.kind") != "stored" or not residual >= RESIDUAL:
         return None
     return Finding(
         code="anchor.start",
-        severity="serious" if abs(margin) >= LARGE_RESIDUAL else "warn",
+        severity="serious" if residual >= LARGE_RESIDUAL else "warn",
         title="The run does not start at its reference",
-        evidence=f"Before the first step the mean held-out margin is {number(margin, 3, sign=True)} nats. It must be "
-        "0, because policy and reference are the same model.",
+        evidence=f"Before the first step {described}. It must be 0, because policy and reference are the same model.",
         meaning="The reference numbers come from another model, other tokens or another precision than the "
         "policy's, and the objective pulls the policy towards that difference.",
         remedy="Delete the reference store so that the reference is scored again, use one model.compute for both, and "
@@ -62,22 +59,54 @@ def starts_off_zero(record: Record) -> Finding | None:
     )
 
 
+def foreign_reference(record: Record) -> Finding | None:
+    """The distance of the start from a reference that is another model."""
+    residual, described = _residual(record)
+    if _same_model(record) or record.setting("reference.kind") != "stored" or not residual >= UNLIKE:
+        return None
+    return Finding(
+        code="anchor.foreign",
+        title="The reference is another model than the start",
+        evidence=f"Before the first step {described}.",
+        meaning="The objective pulls the policy towards the reference's likes and dislikes as well as towards the "
+        "labels: part of each margin is what the two models disagree on.",
+        remedy="Use the model that training begins from as reference (leave reference.path out), unless the other one "
+        "is known to be better at this task and of the same kind.",
+    )
+
+
+def _same_model(record: Record) -> bool:
+    return record.setting("reference.path") in (None, record.setting("model.path"))
+
+
+def _residual(record: Record) -> tuple[float, str]:
+    """Size of the log-ratios before the first step, in nats a response, and in words; the margin's in older records."""
+    size, margin = record.start.get("log_ratio_rms"), record.start.get("margin")
+    if size is not None:
+        return size, f"the held-out log-ratios are {number(size, 3)} nats, root mean square"
+    if margin is not None:
+        return abs(margin), f"the mean held-out margin is {number(margin, 3, sign=True)} nats"
+    return 0.0, ""
+
+
 def weak_reference(record: Record) -> Finding | None:
     """How often the start ranks a held-out pair as people did, per token. An anchor keeps the policy near the start."""
     if record.setting("reference.kind") == "none" or imitates(record):
         return None
-    verdicts = [verdict for row in record.rows if (verdict := _start_verdict(row)) is not None]
-    right = mean(verdicts)
-    if right is None or right >= COIN - NOISE * share_error(right, len(verdicts)):
+    rows = [row for row in record.rows if _start_verdict(row) is not None]
+    right = estimate([_start_verdict(row) or 0.0 for row in rows], prompts_of(rows), share=True)
+    if right is None or right.value >= COIN:
         return None
     return Finding(
         code="anchor.weak",
         title="The model began on the wrong side",
         evidence="Before training, the rejected response was the more probable one (per token) in "
-        f"{share(1 - right)} of {number(len(verdicts))} held-out pairs.",
+        f"{share(1 - right.value)} ± {number(100 * right.half_width(), 1)} points of {number(right.rows)} held-out "
+        "pairs.",
         meaning="The anchor holds the model near its start, and this start prefers the rejected responses.",
-        remedy="First train on the chosen responses (SFT), then tune from there; or use an objective without a "
-        "reference (ORPO, SimPO).",
+        remedy='First train on the chosen responses (objective = "nll"), then tune from there; or use '
+        'objective = "orpo", which does both at once.',
+        p=right.p_below(COIN),
     )
 
 
@@ -90,7 +119,7 @@ def _start_verdict(row: HeldOutRow) -> float | None:
 
 
 def drifted(record: Record) -> Finding | None:
-    """Change of log-probability per token since the start, the larger one of chosen and rejected.
+    """Mean |change| of log-probability per token since the start, the larger one of chosen and rejected.
 
     Where the objective contains the likelihood of chosen, a rise of either is what it is for.
     """
@@ -98,7 +127,8 @@ def drifted(record: Record) -> Finding | None:
     for side in ("chosen", "rejected"):
         change, tokens = record.end.get(f"{side}_logp_change"), record.end.get(f"{side}_tokens")
         if change is not None and tokens and not (rise_wanted and change > 0):
-            moves.append((abs(change) / tokens, side, change))
+            sizes = mean(abs(c) for row in record.rows if (c := getattr(row, f"{side}_logp_change")) is not None)
+            moves.append(((abs(change) if sizes is None else sizes) / tokens, side, change))
     if not moves or not max(moves)[0] >= DRIFTED:
         return None
     by_token, side, change = max(moves)
@@ -106,22 +136,24 @@ def drifted(record: Record) -> Finding | None:
         code="anchor.drift",
         severity="serious" if by_token >= FAR else "warn",
         title="The model moved far from its start",
-        evidence=f"Held-out {side} responses changed by {number(change, 1, sign=True)} nats, which is "
-        f"{number(by_token, 2)} nats a token: on average each token is {number(math.exp(by_token), 1)} times "
-        f"{'more' if change > 0 else 'less'} probable.",
+        evidence=f"Held-out {side} responses changed by {number(change, 1, sign=True)} nats on average and by "
+        f"{number(by_token, 2)} nats a token in size: each token is {number(math.exp(by_token), 1)} times more or less "
+        "probable.",
         meaning="So far from the start the preferences no longer describe what the model writes, and other "
-        "abilities are likely to be damaged.",
-        remedy=f"Lower optim.lr, {anchor_hint(record, 'raise')}or train for fewer steps.",
+        "abilities are likely to be damaged: it may repeat itself or not end.",
+        remedy="Lower optim.lr"
+        + ("" if rise_wanted else f"; {ADD[0].lower()}{ADD[1:]}")
+        + f"; train for fewer steps{_last_resort(record)}.",
     )
 
 
 def stuck(record: Record) -> Finding | None:
-    """Neither loss nor margin moved."""
+    """Neither the loss nor any log-probability moved."""
     early, late = record.early("loss"), record.recent("loss")
-    if len(record.steps) < STEPS_TO_MOVE or early is None or late is None:
+    if len(record.steps) < FEW_STEPS or early is None or late is None:
         return None
-    margin = _margin_gain(record)
-    if abs(late - early) > UNMOVED_LOSS * abs(early) or (margin is not None and abs(margin) > UNMOVED):
+    margin, movement = _margin_gain(record), _movement(record)
+    if abs(late - early) > UNMOVED_LOSS * abs(early) or (movement is not None and movement > UNMOVED):
         return None
     at_ln_2 = margin is not None and abs(late - math.log(2)) < 0.01
     start = " That is ln 2, the loss of a model that has learned nothing." if at_ln_2 else ""
@@ -133,8 +165,8 @@ def stuck(record: Record) -> Finding | None:
         evidence=f"The loss went from {number(early, 4)} to {number(late, 4)} in {number(len(record.steps))} "
         f"steps.{start}{moved}",
         meaning="The policy is practically the model that training began from.",
-        remedy="Raise optim.lr (full fine-tuning usually takes 5e-7 to 5e-6, adapters and small models 10 to 100 "
-        f"times that), {anchor_hint(record, 'lower')}or train longer.",
+        remedy="Raise optim.lr (large models usually take 5e-7 to 5e-6, small ones 10 to 100 times that), "
+        f"{anchor_hint(record, 'lower')}or train longer.",
     )
 
 
@@ -146,20 +178,49 @@ def _margin_gain(record: Record) -> float | None:
     return None if early is None or late is None else late - early
 
 
+def _movement(record: Record) -> float | None:
+    """Mean |change of log-probability| of a held-out response, in nats; the margin's where no rows are on record."""
+    sizes = [abs(change) for row in record.rows for change in (row.chosen_logp_change, row.rejected_logp_change)
+             if change is not None]  # fmt: skip
+    margin = _margin_gain(record)
+    return mean(sizes) if sizes else None if margin is None else abs(margin)
+
+
 def no_better_than_chance(record: Record) -> Finding | None:
     """The model moved, but its held-out accuracy may be that of a coin."""
-    accuracy, rows, margin = record.end.get("accuracy"), record.judged, _margin_gain(record)
-    if accuracy is None or not rows or margin is None or abs(margin) <= UNMOVED or is_sft(record):
+    accuracy, movement = record.accuracy(), _movement(record)
+    if accuracy is None or not accuracy.certain or movement is None or movement <= UNMOVED or is_sft(record):
         return None
-    error = share_error(accuracy, rows)
-    if accuracy > COIN + NOISE * error:
+    half = accuracy.half_width()
+    if accuracy.value > COIN + half:
         return None
     return Finding(
         code="anchor.chance",
-        title="Held-out accuracy is no better than chance",
-        evidence=f"It is {share(accuracy)} ± {number(100 * NOISE * error, 1)} points on {number(rows)} held-out rows.",
-        meaning="What was learned on the training rows does not show on others, or too few rows are held out to "
-        "show it.",
-        remedy="Hold out more rows; train longer or with a higher rate; check that chosen and rejected are not "
-        "swapped.",
+        title="Held-out accuracy cannot be told from chance",
+        evidence=f"It is {share(accuracy.value)} ± {number(100 * half, 1)} points on {number(accuracy.rows)} held-out "
+        f"rows, although responses changed by {number(movement, 2)} nats.",
+        meaning="What was learned on the training rows does not show on others: the labels may be noise or of opposed "
+        "tastes, or too few rows are held out to show it.",
+        remedy="Read some pairs and judge them yourself; check that chosen and rejected are not swapped. Hold out more "
+        "rows; train longer or with a higher rate.",
     )
+
+
+def few_steps(record: Record) -> Finding | None:
+    """A run so short that it is a try-out."""
+    steps = len(record.steps)
+    if not 0 < steps < FEW_STEPS:
+        return None
+    return Finding(
+        code="anchor.few_steps",
+        severity="info",
+        title="The run is a try-out",
+        evidence=f"It has {number(steps)} step{'s' if steps > 1 else ''}.",
+        meaning="In so few steps little is learned, and checks that compare the first steps with the last say nothing.",
+        remedy="Train for more epochs (optim.epochs), or take smaller steps (batch.rows), before you judge the result.",
+    )
+
+
+def _last_resort(record: Record) -> str:
+    hint = anchor_hint(record, "raise").rstrip(", ")
+    return f"; as a last resort {hint}" if hint else ""

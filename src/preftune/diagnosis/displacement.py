@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share
-from preftune.diagnosis.objective_facts import anchor_hint, imitates, is_sft
+from preftune.diagnosis.finding import SURE, Finding, number, share
+from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft
 from preftune.record.reader import Record
-from preftune.record.statistics import mean, standard_error
+from preftune.record.statistics import mean
 
 # Any training moves a whole response by less than one nat (2.7 times).
 FALLEN = -1.0
 # Per token: the perplexity of the chosen responses is a quarter worse, which is visible in what the model writes.
 FALLEN_A_TOKEN = -math.log(1.25)
 
-ADD = "Add the likelihood of the chosen response to the objective (DPO with an NLL term, DPO-Positive, Cal-DPO)"
+TWINS = 0.1  # share of pairs that differ in one word, from which it is said
+
 WEIGH = "Give the likelihood of the chosen response more weight in the objective"
 
 
@@ -35,9 +36,10 @@ def chosen_falls(record: Record) -> Finding | None:
     if held_out and (record.gain("margin") or 0.0) < 0:
         return None  # where kinds of row are mixed, the two changes are of more rows than the margin
     by_row = [row.chosen_logp_change for row in record.rows if row.chosen_logp_change is not None]
-    error = standard_error(by_row) if held_out and len(by_row) > 1 else 0.0
-    if chosen > min(FALLEN, -NOISE * error) or chosen <= rejected:
+    measured = record.average(lambda row: row.chosen_logp_change) if held_out else None
+    if chosen > FALLEN or chosen <= rejected:
         return None
+    tested = measured is not None and measured.certain
     by_token = chosen / tokens if tokens else 0.0
     fell = mean(float(change < 0) for change in by_row) if held_out else None
     evidence = f"On {'held-out' if held_out else 'training'} rows the log-probability of chosen changed by " \
@@ -46,16 +48,40 @@ def chosen_falls(record: Record) -> Finding | None:
         evidence += f" Chosen became less probable on {share(fell)} of {number(len(by_row))} rows."
     if by_token:
         evidence += f" Per token its perplexity is {share(math.expm1(-by_token), 0)} higher than at the start."
+    evidence += _where(record)
+    if record.data.texts is not None and record.data.texts.twins >= TWINS:
+        evidence += f" In {share(record.data.texts.twins)} of the training pairs the responses differ in one word."
     count = (record.end.get("rows") or 0) if held_out else len(record.steps)
     return Finding(
         code="displacement.chosen",
-        severity="serious" if by_token <= FALLEN_A_TOKEN and count >= SURE else "warn",
+        severity="serious" if by_token <= FALLEN_A_TOKEN and count >= SURE and (tested or not by_row) else "warn",
         title="The chosen responses became less probable",
         evidence=evidence + _incentives(record),
         meaning="The margin grew because rejected fell faster than chosen, not because chosen rose. The probability "
         "that both lost went to responses that are in no pair, and nothing in the data says that those are good.",
-        remedy=f"{WEIGH if imitates(record) else ADD}, bound the margin (IPO), {anchor_hint(record, 'raise')}or "
-        "stop earlier. Pairs whose two responses are nearly the same drive the effect most, so drop those.",
+        remedy=f'{WEIGH if imitates(record) else ADD}, bound the margin (objective = "ipo"), lower optim.lr or stop '
+        f"earlier{_last_resort(record)}. After SFT on the chosen responses a small fall is usual. Pairs whose two "
+        "responses mean the same to the model drive the effect most.",
+        p=measured.p_below(0.0) if tested and measured is not None else None,
+    )
+
+
+def _last_resort(record: Record) -> str:
+    hint = anchor_hint(record, "raise").rstrip(", ")
+    return f"; as a last resort {hint}" if hint else ""
+
+
+def _where(record: Record) -> str:
+    """In which tokens of a pair the chosen response fell: before the two part, where they part, or after that."""
+    rows = [row for row in record.rows if row.chosen_fork_change is not None and row.chosen_logp_change is not None]
+    shared = mean(row.shared_logp_change for row in rows)
+    fork = mean(row.chosen_fork_change for row in rows)
+    total = mean(row.chosen_logp_change for row in rows)
+    if shared is None or fork is None or total is None:
+        return ""
+    values = (number(value, 1, sign=True) for value in (shared, fork, total - shared - fork))
+    return " Of this, {} came before the two responses part, {} at the token where they part, and {} after it.".format(
+        *values
     )
 
 

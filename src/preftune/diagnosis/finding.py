@@ -10,14 +10,16 @@ from msgspec import Struct
 Severity = Literal["serious", "warn", "info"]
 ORDER: tuple[Severity, ...] = ("serious", "warn", "info")
 
-# A difference counts when it is larger than this many standard errors: chance alone gives that once in twenty times.
-NOISE = 2.0
+ALPHA = 0.05  # how often all checks together may take noise for a finding
 # Fewer rows than this, or fewer steps where nothing is held out, are a hint but no ground for alarm.
 SURE = 30
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One finding. code: stable, for scripts; evidence: a sentence with the numbers; the rest: plain words."""
+    """One finding. code: stable, for scripts; evidence: a sentence with the numbers; the rest: plain words.
+
+    effects: sentences on other findings that follow from this one; p: of the test that it rests on, if it does.
+    """
 
     code: str
     severity: Severity = "warn"
@@ -25,6 +27,8 @@ class Finding(Struct, frozen=True, kw_only=True):
     evidence: str
     meaning: str
     remedy: str
+    effects: tuple[str, ...] = ()
+    p: float | None = None
 
 
 def share(value: float | None, places: int = 1) -> str:
@@ -49,9 +53,3 @@ def number(value: float | None, places: int | None = None, *, sign: bool = False
         text = f"{size:.1e}".replace("e-0", "e-")
     negative = value < 0 and any(digit in text for digit in "123456789")
     return ("−" if negative else "+" if sign and value > 0 else "") + text.replace("e-", "e−")
-
-
-def share_error(value: float, rows: float) -> float:
-    """Binomial standard error of a share of `rows` rows; one row is added on each side so that it is never 0."""
-    smoothed = (value * rows + 1) / (rows + 2)
-    return math.sqrt(smoothed * (1 - smoothed) / (rows + 2))

@@ -1,5 +1,7 @@
 """Length bias: the reward of a response is a sum over its tokens, so length is the shortest way to a large margin.
 
+It is measured within pairs: over all responses, everything that falls with the number of tokens looks like length.
+
 Park et al. 2024 (arXiv 2403.19159) and the SimPO paper (arXiv 2405.14734) show the effect and two of its remedies.
 """
 
@@ -7,70 +9,46 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share, share_error
+from preftune.diagnosis.finding import SURE, Finding, number, share
 from preftune.diagnosis.objective_facts import imitates, is_sft
-from preftune.record.reader import Record
+from preftune.record.reader import Record, prompts_of
+from preftune.record.statistics import slope, student_tail
 
-# Length and true quality are rank correlated up to this too: a longer response is often a little better.
+# Correlation within pairs of margin and difference of tokens; a longer response is often a little better, too.
 CORRELATED, STRONGLY_CORRELATED = 0.3, 0.5
-# Accuracy may differ a little because the pairs with a short chosen response are the harder ones.
-ACCURACY_GAP = 0.15
+CLEAR = 4.0  # standard errors: what 768 honest pairs teach about length stays below
 # Chosen is a little longer in most preference sets; from two in three on, length alone predicts the label.
 CHOSEN_LONGER = 0.65
 
 
 def reward_follows_length(record: Record) -> Finding | None:
-    """The rank correlation of log-ratio and tokens after training."""
-    correlation, rows = record.end.get("reward_length_correlation"), record.end.get("rows")
-    if correlation is None or not rows or is_sft(record):
+    """Within pairs, the regression of the margin on the difference of tokens, through the origin."""
+    rows = [row for row in record.rows if row.margin is not None and row.surplus is not None]
+    rows = [row for row in rows if math.isfinite(row.margin or 0.0) and math.isfinite(row.surplus or 0.0)]
+    found = slope([row.margin or 0.0 for row in rows], [row.surplus or 0.0 for row in rows], prompts_of(rows))
+    if found is None or is_sft(record):
         return None  # under SFT every token gains, which is no preference
-    responses = record.end.get("responses") or 2 * rows
-    if not abs(correlation) >= max(CORRELATED, NOISE / math.sqrt(max(1.0, responses - 1))):
+    per_token, correlation = found
+    z = abs(per_token.value) / per_token.error if per_token.error else math.inf
+    if not per_token.certain or not abs(correlation) >= CORRELATED or z < CLEAR:
         return None
-    longer, sure = correlation > 0, rows >= SURE and not imitates(record)
+    longer, sure = correlation > 0, len(rows) >= SURE and not imitates(record)
     preferred = "long" if longer else "short"
     return Finding(
         code="length.reward",
         severity="serious" if abs(correlation) >= STRONGLY_CORRELATED and sure else "warn",
         title=f"The reward {'grows' if longer else 'falls'} with length",
-        evidence=f"Across {number(responses)} held-out responses the rank correlation between the learned reward and "
-        f"the number of tokens is {number(correlation, 2)} (0 would be no relation).",
+        evidence=f"In {number(len(rows))} held-out pairs the margin changes by {number(per_token.value, 2, sign=True)} ± "
+        f"{number(per_token.half_width(), 2)} nats with each token by which chosen is longer (correlation "
+        f"{number(correlation, 2)}).",
         meaning=f"Part of what was learned is to prefer {preferred} responses as such. The tuned model will tend to "
         f"write {preferred}er responses whether or not they are better.",
-        remedy="Use an objective that divides by length (length-normalized DPO, SimPO)"
-        + (" or that subtracts it (R-DPO, LD-DPO)." if longer else "; balance the lengths of chosen and rejected."),
+        remedy="Balance the pairs first, so that chosen is longer in about half of them, and drop pairs that differ in "
+        'length alone. objective = "ln_dpo" divides by length, which heals the damage but not the preference'
+        + ('; "r_dpo" subtracts it: raise objective.alpha from 0.01. ' if longer else ". ")
+        + '"simpo" needs a learning rate of its own.',
+        p=2 * student_tail(z, max(1, per_token.prompts - 1)),
     )
-
-
-def accurate_only_when_longer(record: Record) -> Finding | None:
-    """Accuracy on pairs whose chosen response is the longer one against accuracy on the others."""
-    longer, shorter = record.end.get("accuracy_chosen_longer"), record.end.get("accuracy_chosen_shorter")
-    rows = record.judged
-    if longer is None or shorter is None or not rows or is_sft(record):
-        return None
-    pairs = [row for row in record.rows if row.accuracy is not None and row.margin is not None]
-    surplus = [(row.chosen_tokens or 0) - (row.rejected_tokens or 0) for row in pairs]
-    longer_error = share_error(longer, sum(tokens > 0 for tokens in surplus) or rows / 2)
-    shorter_error = share_error(shorter, sum(tokens < 0 for tokens in surplus) or rows / 2)
-    gap, error = abs(longer - shorter), math.hypot(longer_error, shorter_error)
-    if not gap >= max(ACCURACY_GAP, NOISE * error):
-        return None
-    right, wrong, lowest, lowest_error = (
-        ("longer", "short", shorter, shorter_error) if longer > shorter else ("shorter", "long", longer, longer_error)
-    )
-    below_chance = lowest < 0.5 - NOISE * lowest_error
-    return Finding(
-        code="length.accuracy",
-        severity="serious" if below_chance and rows >= SURE else "warn",
-        title=f"Right mostly where the chosen response is {right}",
-        evidence=f"Held-out accuracy is {share(longer)} where chosen is the longer response and {share(shorter)} "
-        f"where it is the shorter one, a gap of {number(100 * gap, 0)} ± {number(100 * error, 0)} points.",
-        meaning="The two numbers would be close if the preference itself had been learned. "
-        + (f"On {wrong} chosen responses the model is worse than a coin." if below_chance else
-           "Some of the accuracy is length."),
-        remedy=f"Read some held-out pairs whose {wrong}er response is chosen and see what was missed. Add such pairs, "
-        "or take length out of the objective.",
-    )  # fmt: skip
 
 
 def data_prefer_long(record: Record) -> Finding | None:
@@ -88,5 +66,5 @@ def data_prefer_long(record: Record) -> Finding | None:
         + (medians if chosen is not None and rejected is not None else ""),
         meaning="Length alone predicts the label more often than not, so an objective that sums over tokens can "
         "learn length in place of quality.",
-        remedy="Balance the pairs so that chosen is longer in about half of them, or take length out of the objective.",
+        remedy="Balance the pairs so that chosen is longer in about half of them.",
     )

@@ -11,6 +11,8 @@ from preftune.objective import Single
 from preftune.objective.base import Formula
 from preftune.record.reader import Record
 
+# The remedy against damage that did best where failures were planted (docs/findings.md).
+ADD = 'Add the likelihood of chosen to the objective (a sum of dpo and nll, or objective = "dpo_positive" or "cal_dpo")'
 CLASSES: dict[object, type[Formula]] = {kind.__struct_config__.tag: kind for kind in get_args(Single)}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, SURE, Finding, number, share, share_error
+from preftune.diagnosis.finding import SURE, Finding, number, share
 from preftune.diagnosis.objective_facts import anchor_hint
 from preftune.record.reader import RECENT, HeldOutRow, Record
-from preftune.record.statistics import standard_error
+from preftune.record.statistics import Estimate, share_of
 
 OVERFIT = 0.15  # training accuracy is always somewhat higher; a gap this large is memorization
 LOSS_ROSE = 0.05  # relative to its lowest value or to how far it fell; smaller rises are noise of an evaluation
@@ -20,7 +20,7 @@ def overfitted(record: Record) -> Finding | None:
         for line in record.evaluations
         if (loss := line.get("loss")) is not None and math.isfinite(loss)
     ]
-    gap, rise = _gap(record), _rise(record, losses)
+    (gap, gap_p), (rise, rise_p) = _gap(record), _rise(record, losses)
     if not gap and not rise:
         return None
     worse_than_start = rise != "" and losses[-1][0] > losses[0][0] and (record.end.get("rows") or 0) >= SURE
@@ -37,35 +37,38 @@ def overfitted(record: Record) -> Finding | None:
         else "No row was seen twice, so none is memorized: the steps are too large, or the held-out rows are of "
         "another kind than the training rows.",
         remedy=remedy[0].upper() + remedy[1:],
+        p=min(gap_p, rise_p),
     )
 
 
-def _gap(record: Record) -> str:
-    """Accuracy in training and held out, where they differ by more than the noise of both."""
-    train, held_out, rows = record.recent("accuracy"), record.end.get("accuracy"), record.judged
-    if train is None or held_out is None or not rows:
-        return ""
+def _gap(record: Record) -> tuple[str, float]:
+    """Accuracy in training and held out, where they differ much, and the p value of the difference."""
+    train, held_out = record.recent("accuracy"), record.accuracy()
+    if train is None or held_out is None or not train - held_out.value > OVERFIT:
+        return "", 1.0
     last_steps = record.steps[-max(1, round(RECENT * len(record.steps))) :]
     examples = math.fsum(step.get("examples") or 0.0 for step in last_steps)
-    error = math.hypot(share_error(held_out, rows), share_error(train, examples) if examples else 0.0)
-    if not train - held_out > max(OVERFIT, NOISE * error):
-        return ""
-    return f"Accuracy is {share(train)} on the rows of the last steps and {share(held_out)} held out."
+    in_training = share_of(train, round(examples))
+    error = math.hypot(held_out.error, in_training.error if in_training else 0.0)
+    p = held_out._replace(value=train - held_out.value, error=error).p_above(0.0)
+    return f"Accuracy is {share(train)} on the rows of the last steps and {share(held_out.value)} held out.", p
 
 
-def _rise(record: Record, losses: list[tuple[float, float]]) -> str:
-    """The held-out loss at its lowest and at the end, where it rose by more than its noise. losses: with their step."""
+def _rise(record: Record, losses: list[tuple[float, float]]) -> tuple[str, float]:
+    """The held-out loss at its lowest and at the end, where it rose, and the p value. losses: with their step."""
     if not losses:
-        return ""
+        return "", 1.0
     (lowest, step), last = min(losses), losses[-1][0]
-    if last - lowest <= max(LOSS_ROSE * max(abs(lowest), losses[0][0] - lowest), NOISE * _loss_error(record)):
-        return ""
-    return f"The held-out loss rose from {number(lowest, 3)} at step {number(step)} to {number(last, 3)}."
+    if last - lowest <= LOSS_ROSE * max(abs(lowest), losses[0][0] - lowest):
+        return "", 1.0
+    text = f"The held-out loss rose from {number(lowest, 3)} at step {number(step)} to {number(last, 3)}."
+    change = _loss_change(record)
+    return text, 0.0 if change is None else change._replace(value=last - lowest).p_above(0.0)
 
 
-def _loss_error(record: Record) -> float:
-    """Standard error of the change of the held-out loss, to first order: each row's changes of log-probability times
-    the slopes that training began with. 0 where the record does not tell rows apart.
+def _loss_change(record: Record) -> Estimate | None:
+    """The change of the held-out loss with its error, to first order: each row's changes of log-probability times the
+    slopes that training began with. None where the record does not tell rows apart.
     """
     up, down = record.early("chosen_incentive") or 0.0, record.early("rejected_incentive") or 0.0
 
@@ -74,5 +77,4 @@ def _loss_error(record: Record) -> float:
             return up * (row.margin or 0.0)  # a ranking has a margin and nothing else
         return up * (row.chosen_logp_change or 0.0) + down * (row.rejected_logp_change or 0.0)
 
-    finite = [change for change in map(loss_change, record.rows) if math.isfinite(change)]
-    return standard_error(finite) if finite else 0.0
+    return record.average(loss_change)

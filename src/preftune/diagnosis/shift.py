@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from preftune.diagnosis.finding import NOISE, Finding, number, share
-from preftune.diagnosis.objective_facts import imitates
-from preftune.record.reader import Record
+from preftune.diagnosis.finding import Finding, number, share
+from preftune.diagnosis.objective_facts import imitates, is_sft
+from preftune.record.reader import HeldOutRow, Record
+from preftune.record.statistics import FEWEST_PROMPTS, mean
 
 # What a language model samples has about -0.3 to -1.5 nats a token under itself, good human text about -2 to -2.5.
 # Below -3 (perplexity 20) it would practically never write the response.
@@ -15,6 +16,9 @@ SKIPPED, MANY_SKIPPED = 0.05, 0.2  # a run refuses more than 5 % unusable rows b
 CUT = 0.1  # a response without its end teaches the model not to stop
 USUAL_TOKENS = 1024  # the longest row where data.max_tokens is not set and the model has that many positions
 TOO_LONG = {"too_long", "prompt.too_long"}
+SEEN = 0.1  # of the held-out rows, those whose prompt is trained on too
+UNUSUAL_END = -5.0  # nats; a model ends its own responses with a probability far above e^-5 = 0.7 %
+UNLEARNED_END = -0.1
 FEW_ROWS = 100  # below, an accuracy is uncertain by 10 points (two standard errors of a share of 100 rows)
 
 
@@ -33,7 +37,7 @@ def responses_unlikely(record: Record) -> Finding | None:
         f"is a perplexity of {number(math.exp(-chosen), 0)}.",
         meaning="The preferences are about responses far from the model's own. What is learned about them need not "
         "carry over to what the model writes itself.",
-        remedy="First train on the chosen responses (SFT: objective nll), or collect preferences on responses sampled "
+        remedy='First train on the chosen responses (objective = "nll"), or collect preferences on responses sampled '
         "from this model. Check also that the chat template is the one that the model was trained with.",
     )
 
@@ -83,15 +87,79 @@ def rows_cut(record: Record) -> Finding | None:
     )
 
 
+def end_wrong(record: Record) -> Finding | None:
+    """The end token's log-probability before training."""
+    logp = mean(_ends(row, start=True) for row in record.rows)
+    if logp is None or logp >= UNUSUAL_END or imitates(record):
+        return None
+    return Finding(
+        code="end.wrong",
+        title="The model does not know this end token",
+        evidence=f"Before training the end token behind held-out responses had {number(logp, 1)} nats on average.",
+        meaning="Most likely the tokenizer or its chat template names another end token than the one that the model "
+        "was trained to write. The tuned model will then not stop where it should.",
+        remedy="Compare the end token of the tokenizer with eos_token_id in generation_config.json, and the chat "
+        "template with the one that the model was trained with; or first train on the chosen responses "
+        '(objective = "nll").',
+    )
+
+
+def end_unlearned(record: Record) -> Finding | None:
+    """Change of the end token's own log-probability."""
+    change = record.average(lambda row: _ends(row, start=False))
+    if change is None or change.value > UNLEARNED_END or is_sft(record):
+        return None
+    by_side = [mean(getattr(row, f"{side}_end_change") for row in record.rows) for side in ("chosen", "rejected")]
+    return Finding(
+        code="end.unlearned",
+        title="The model unlearns to stop",
+        evidence=f"The end token changed by {number(change.value, 2, sign=True)} ± {number(change.half_width(), 2)} nats "
+        f"on average ({number(by_side[0], 2, sign=True)} behind chosen, {number(by_side[1], 2, sign=True)} behind "
+        "rejected).",
+        meaning="The tuned model will go on where it used to end. This happens where rejected responses were cut and "
+        "an end token was put behind them, or where longer responses are preferred as such.",
+        remedy="Drop or repair responses that were cut. Where none was, add the likelihood of chosen (a sum of dpo and "
+        "nll), and lower optim.lr.",
+        p=change.p_below(0.0),
+    )
+
+
+def _ends(row: HeldOutRow, *, start: bool) -> float | None:
+    """Mean over a row's responses of the end token's log-probability before training, or of its change."""
+    sides = ((row.chosen_end_logp, row.chosen_end_change), (row.rejected_end_logp, row.rejected_end_change))
+    return mean(logp - gain if start else gain for logp, gain in sides if logp is not None and gain is not None)
+
+
+def trained_on_too(record: Record) -> Finding | None:
+    """Share of held-out rows whose prompt is trained on too."""
+    seen = record.data.held_out_trained
+    if seen is None or seen < SEEN:
+        return None
+    return Finding(
+        code="shift.seen",
+        title="Held-out prompts are trained on too",
+        evidence=f"{share(seen)} of the held-out rows have a prompt that training rows have as well.",
+        meaning="Held-out numbers then say how well training rows are remembered, and not how well the model does on "
+        "new prompts.",
+        remedy="Leave data.evaluate out and use data.holdout = 0.1, which never parts the rows of a prompt.",
+    )
+
+
 def nothing_held_out(record: Record) -> Finding | None:
     """No held-out rows, or too few for a conclusion."""
     rows = (record.evaluations[-1].get("rows") if record.evaluations else 0) or 0
     judged = record.judged
-    if (judged or rows) >= FEW_ROWS:
+    prompts = len({row.prompt for row in record.rows}) if record.rows and record.knows_prompts else FEWEST_PROMPTS
+    if (judged or rows) >= FEW_ROWS and prompts >= FEWEST_PROMPTS:
         return None
     title = "Few rows are held out" if rows else "Nothing is held out"
-    if judged:
-        error = f"{number(100 * NOISE * math.sqrt(0.25 / judged), 0)} points"
+    if prompts < FEWEST_PROMPTS:
+        title = "Few prompts are held out"
+        evidence = f"The {number(rows)} held-out rows have {number(prompts)} prompt{'s' if prompts > 1 else ''}."
+        meaning = "Rows of one prompt are not independent, so how far an accuracy would be off on other prompts cannot " \
+            "be told, and checks that need an error are silent."  # fmt: skip
+    elif judged:
+        error = f"{number(100 * 2 * math.sqrt(0.25 / judged), 0)} points"
         of_all = f" of {number(rows)}" if judged < rows else ""
         evidence = f"{number(judged)}{of_all} held-out rows have an accuracy; near 50 % it is uncertain by ±{error}."
         meaning = "Smaller differences than that between runs are noise."

@@ -18,23 +18,28 @@ NAME = "start.safetensors"
 
 
 def save_baseline(folder: Path, logp: np.ndarray, groups: Sequence[TokenGroup]) -> None:
-    """Write (responses,) log-probabilities, in the order of the groups, and which responses they are of."""
+    """Write (responses, 4) log-probabilities, in the order of the groups, and which responses they are of."""
     # safetensors' writer for numpy takes an array's memory as it lies, whatever its strides
-    files.write(folder / NAME, save({"logp": np.ascontiguousarray(logp), "rows": _digest(groups)}))
+    arrays = {"logp": logp[:, 0], "parts": logp[:, 1:], "rows": _digest(groups)}
+    files.write(folder / NAME, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def load_baseline(folder: Path, groups: Sequence[TokenGroup]) -> np.ndarray:
-    """The log-probabilities. Raises UserError where they are of other responses than those of the groups."""
+    """The log-probabilities, (responses, 4); those of parts are NaN where an earlier version has not written them.
+    Raises UserError where they are of other responses than those of the groups.
+    """
     path = folder / NAME
-    baseline = load_file(path) if path.exists() else {}
-    if not np.array_equal(baseline.get("rows", ()), _digest(groups)):
+    with files.reported(path, "read"):
+        baseline = load_file(path) if path.exists() else {}
+    if not np.array_equal(baseline.get("rows", ()), _digest(groups)) or "logp" not in baseline:
         raise UserError(
             "the held-out rows, or the weights of their tokens, are not those that the run began with, so what changed "
             "is unknown.",
             location=str(folder),
             hint="Resume with the old ones; measure others with `preftune score`.",
         )
-    return baseline["logp"]
+    logp = baseline["logp"]
+    return np.column_stack([logp, baseline.get("parts", np.full((len(logp), 3), np.nan))])
 
 
 def _digest(groups: Sequence[TokenGroup]) -> np.ndarray:

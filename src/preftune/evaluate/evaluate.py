@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,62 +23,100 @@ from preftune.evaluate.metrics import (
     score_metrics,
     uneven_weight,
 )
+from preftune.evaluate.words import deciding_words
+from preftune.events import Progress, emit
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models, score_step
 from preftune.forward.loss import Loss
 from preftune.objective.base import ObjectiveTable
-from preftune.pack.oom import OomRetry
-from preftune.pack.plan import Step
+from preftune.pack.batch import Batch
+from preftune.pack.oom import Groups, OomRetry
+from preftune.pack.plan import Pack, Step
 from preftune.record.schema import COMMON
 from preftune.tokens.groups import TokenGroup
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Groups to measure on, in packs. groups: those of the rows first, `rows` of them, then mismatched responses."""
+    """Groups to measure on, in packs. groups: those of the rows first, `rows` of them, then mismatched responses;
+    spell: a token as text."""
 
     groups: Sequence[TokenGroup]
     rows: int
     step: Step
+    spell: Callable[[list[int]], object] = str
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """metrics: one line of evaluations.jsonl without its step; rows: one object a row (record.schema.ROW);
-    examples: every response in fp64, in the order of the groups."""
+    """metrics: one line of evaluations.jsonl without its step; rows, words: one object each (record.schema.ROW, WORD);
+    examples: every response in fp64, in the order of the groups; parts: (responses, 3) as `part_sums` gives them."""
 
     metrics: Metrics
     rows: list[dict[str, object]]
+    words: list[dict[str, object]]
     examples: Examples
+    parts: Tensor
 
     @property
-    def logp(self) -> np.ndarray:
-        """(responses,) fp64."""
-        return self.examples.responses.logp.numpy()
+    def logp_table(self) -> np.ndarray:
+        """(responses, 4) fp64: the log-probability of each response, and of its parts."""
+        return np.column_stack([self.examples.responses.logp.numpy(), self.parts.numpy()])
 
 
 def evaluate(
     models: Models, loss: Loss, held_out: HeldOut, oom: OomRetry, dist: Distributed, start: np.ndarray | None = None
 ) -> Evaluation:
-    """Measure. start: (responses,) logp before training, or None where this is that measurement.
+    """Measure. start: `logp_table` before training, or None where this is that measurement.
 
     The loss is called once about all rows, in fp64, so that no metric depends on how they were cut into packs.
     """
     began, step = time.monotonic(), held_out.step
     groups = models.with_reference(held_out.groups, step, oom, dist)
-    batch_of = partial(models.collate, groups)
-    scores = score_step(models.policy, batch_of, groups, step, loss.reads, oom, dist)
+    batch_of = _with_progress(models, groups, len(step.packs_of_rank(dist.rank)))
+    reads = loss.reads | {"parts"} if models.policy.head.reads == "tokens" else loss.reads
+    scores = score_step(models.policy, batch_of, groups, step, reads, oom, dist)
     mismatched = None
     if step.mismatched is not None:
         mismatched = score_step(models.policy, batch_of, groups, step.mismatched, loss.reads, oom, dist).responses
     output = loss([groups[i] for i in step.order], scores.responses, mismatched)
     examples, logp = output.examples, scores.responses.logp
-    before = logp if start is None else torch.from_numpy(start)
+    start = np.column_stack([logp.numpy(), scores.parts.numpy()]) if start is None else start
+    before = torch.from_numpy(start[:, 0])
     metrics = score_metrics(loss.objective, examples, list(COMMON), loss=output.value, start=before)
     by_row = RowMetrics(examples, loss.objective, before)
     metrics |= by_row.length_metrics() | by_row.rating_metrics()
+    if examples.responses.reference is not None:
+        metrics["log_ratio_rms"] = float(examples.responses.log_ratio.square().mean().sqrt())
+    rows = by_row.rows(scores.parts.numpy(), start[:, 1:]) if "parts" in reads else by_row.rows()
+    words = _spelled_words(examples, held_out.spell)
     metrics |= {"rows": held_out.rows, "responses": len(logp), "seconds": round(time.monotonic() - began, 3)}
-    return Evaluation(metrics, by_row.rows(), examples)
+    return Evaluation(metrics, rows, words, examples, scores.parts)
+
+
+def _with_progress(models: Models, groups: Groups, packs: int) -> Callable[[Pack], Batch]:
+    """What makes a pack's batch, and says how many were made."""
+    begun = 0
+
+    def batch_of(pack: Pack) -> Batch:
+        nonlocal begun
+        begun += 1
+        emit(Progress("measuring held-out rows", min(begun, packs), packs))
+        return models.collate(groups, pack)
+
+    return batch_of
+
+
+def _spelled_words(examples: Examples, spell: Callable[[list[int]], object]) -> list[dict[str, object]]:
+    """The tokens that decide the margins of pairs of decided votes, with their texts."""
+    margin, pairs, decided, seen = margins(examples).numpy(), [], [], 0
+    for group in examples.groups:
+        if group.kind == "pair" and group.preferred > 0.5:
+            pairs.append(group)
+            decided.append(seen)
+        seen += examples.pairs_of(group)
+    words = deciding_words(pairs, margin[decided]) if pairs else []
+    return [word | {"text": str(spell([int(str(word["token"]))]))} for word in words]
 
 
 class RowMetrics:
@@ -122,13 +161,16 @@ class RowMetrics:
         margin = float(self.log_ratio[classes[True]].mean() - self.log_ratio[classes[False]].mean())
         return {"accuracy": accuracy, "accuracy_of_change": of_change, "margin": margin}
 
-    def rows(self) -> list[dict[str, object]]:
-        """One object a row that has something to measure."""
+    def rows(self, parts: np.ndarray | None = None, parts_before: np.ndarray | None = None) -> list[dict[str, object]]:
+        """One object a row that has something to measure. parts: (responses, 3), see `part_sums`, now and before."""
         rows: list[dict[str, object]] = []
         margin, seen = margins(self.examples), 0
+        end = _end_token(self.examples.groups)
         for start, group in zip(self.examples.starts, self.examples.groups, strict=True):
             pairs = slice(seen, seen := seen + self.examples.pairs_of(group))
             row: dict[str, object] = {"id": group.id or str(group.place)}
+            known = len(row) + 2
+            row |= {"place": str(group.place), "prompt": hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]}
             if len(margin[pairs]):
                 row["margin"] = float(margin[pairs].mean())
                 if group.preferred != 0.5:
@@ -144,9 +186,29 @@ class RowMetrics:
                     f"{side}_logp_change": logp - float(self.before[place]),
                     f"{side}_tokens": int(self.examples.responses.tokens[place]),
                 }
-            if len(row) > 1:
+                if parts is not None and parts_before is not None:
+                    ended = group.responses[place - start][-1] == end
+                    row |= _row_parts(group.kind, side, ended, parts[place], parts[place] - parts_before[place])
+            if len(row) > known:
                 rows.append(row)
         return rows
+
+
+def _row_parts(kind: str, side: str, ended: bool, now: np.ndarray, change: np.ndarray) -> dict[str, object]:
+    """The fields of a row that are about parts of a response; those that a resumed run of an older version lacks go."""
+    row: dict[str, object] = (
+        {f"{side}_end_logp": float(now[0]), f"{side}_end_change": float(change[0])} if ended else {}
+    )
+    if kind == "pair":
+        row |= {"shared_logp_change": float(change[1]), f"{side}_fork_change": float(change[2])}
+    return {key: value for key, value in row.items() if value == value}
+
+
+def _end_token(groups: Sequence[TokenGroup]) -> int | None:
+    """The token with which at least half of the responses end; None where there is no such token."""
+    last = Counter(int(response[-1]) for group in groups for response in group.responses)
+    (token, count), *_ = last.most_common(1) or [(0, 0)]
+    return token if count and 2 * count >= last.total() else None
 
 
 def rating_auc(examples: Examples, values: Tensor) -> dict[int, float]:
@@ -154,12 +216,21 @@ def rating_auc(examples: Examples, values: Tensor) -> dict[int, float]:
 
     The mean over the good ones, or over the bad ones, is how often a good one has the larger value.
     """
-    array, classes, auc = values.numpy(), _rated(examples), {}
-    for good, places in classes.items():
-        others = np.sort(array[classes[not good]])
-        below = np.searchsorted(others, array[places] - TIE) + np.searchsorted(others, array[places] + TIE, "right")
-        share = below / (2 * len(others)) if good else 1 - below / (2 * len(others))
-        auc |= dict(zip(places, share.tolist(), strict=True))
+    classes = _rated(examples)
+    places = [place for of_class in classes.values() for place in of_class]
+    if not places:
+        return {}
+    good = np.isin(places, classes[True])
+    return dict(zip(places, class_auc(values.numpy()[places], good).tolist(), strict=True))
+
+
+def class_auc(values: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """(rated,) share of the other class on whose right side each value stands: DeLong's placements."""
+    auc = np.empty(len(values))
+    for called in (True, False):
+        own, others = values[good == called], np.sort(values[good != called])
+        below = np.searchsorted(others, own - TIE) + np.searchsorted(others, own + TIE, "right")
+        auc[good == called] = below / (2 * len(others)) if called else 1 - below / (2 * len(others))
     return auc
 
 

@@ -19,8 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from preftune import signals
 from preftune.distributed import Distributed
 from preftune.forward.loss import Loss, LossOutput
+from preftune.forward.parts import part_sums
 from preftune.forward.responses import responses_of, token_weights
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
@@ -29,6 +31,7 @@ from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
 from preftune.reference.moving import MovingReference
+from preftune.tokens.groups import TokenGroup
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,24 @@ class Models:
 
 class PackScores(NamedTuple):
     """A pack through the policy. logp: (responses,) in nats, with its gradient; sharpness: (responses,) or None, see
-    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved."""
+    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where
+    "parts" are read."""
 
     logp: Tensor
     sharpness: Tensor | None
     tokens: int
     shared: int
+    parts: Tensor | None = None
+
+    def responses(self, groups: Sequence[TokenGroup]) -> Responses:
+        """What the loss reads of the pack, which has these groups."""
+        sharpness = None if self.sharpness is None else self.sharpness.double().cpu()
+        return responses_of(groups, self.logp.detach().double().cpu(), sharpness, self.logp.dtype)
 
 
 def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScores:
-    """The forward pass of a pack. reads: what the loss reads."""
+    """The forward pass of a pack. reads: what the loss reads. A signal to stop takes effect before it."""
+    signals.check()
     weights, sharpness = token_weights(batch.groups, policy.device), None
     if "sharpness" in reads:
         token_logp, log_squares = policy.token_logp_and_squares(batch)
@@ -67,16 +78,19 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
         sharpness = batch.sum((token_logp.detach() - log_squares) * counts) / batch.sum(counts)
     else:
         token_logp = policy.token_logp(batch)
-    logp = batch.sum(token_logp if weights is None else token_logp * weights.to(token_logp.dtype))
-    return PackScores(logp, sharpness, batch.tokens, batch.tokens_naive - batch.tokens)
+    counted = token_logp if weights is None else token_logp * weights.to(token_logp.dtype)
+    parts = part_sums(batch.groups, counted) if "parts" in reads else None
+    return PackScores(batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
 
 
 class StepScores(NamedTuple):
-    """All responses of a step, on every rank. tokens: through the policy, of all ranks; shared: saved by sharing."""
+    """All responses of a step, on every rank. tokens: through the policy, of all ranks; shared: saved by sharing;
+    parts: (responses, 3), see `part_sums`; zeros unless they were read."""
 
     responses: Responses
     tokens: int
     shared: int
+    parts: Tensor
 
 
 def gather_step(
@@ -89,19 +103,21 @@ def gather_step(
     """
     places = response_places(groups, step)
     count = sum(map(len, places.values()))
-    table = torch.zeros(count + 1, 2, dtype=torch.float64)
+    table = torch.zeros(count + 1, 5, dtype=torch.float64)
     for pack, scores in scored:
         rows = [place for i in pack for place in places[i]]
         table[rows, 0] = scores.logp.detach().double().cpu()
         if scores.sharpness is not None:
             table[rows, 1] = scores.sharpness.detach().double().cpu()
-        table[count] += torch.tensor([scores.tokens, scores.shared])
+        if scores.parts is not None:
+            table[rows, 2:] = scores.parts.cpu()
+        table[count, :2] += torch.tensor([scores.tokens, scores.shared])
     dist.sum(table)
-    logp, sharpness = table[:count].T.contiguous()
+    logp, sharpness = table[:count, :2].T.contiguous()
     responses = responses_of(
         [groups[i] for i in step.order], logp, sharpness if "sharpness" in reads else None, policy.logp_dtype
     )
-    return StepScores(responses, int(table[count, 0]), int(table[count, 1]))
+    return StepScores(responses, int(table[count, 0]), int(table[count, 1]), table[:count, 2:])
 
 
 def response_places(groups: Groups, step: Step) -> dict[int, range]:
@@ -152,21 +168,20 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
     policy, rows = models.policy, [groups[i] for i in step.order]
 
     def forward_and_backward(packs: Sequence[Pack]) -> list[tuple[Pack, PackScores]]:
-        policy.module.zero_grad()
+        policy.module.zero_grad()  # a retry after running out of memory must not add to half of a gradient
         scored = []
         for pack in packs:
             batch = models.collate(groups, pack)
             scores = score_pack(policy, batch, loss.reads)
-            sharpness = None if scores.sharpness is None else scores.sharpness.double().cpu()
-            responses = responses_of(batch.groups, scores.logp.detach().double().cpu(), sharpness, scores.logp.dtype)
-            d_logp = loss(batch.groups, responses).d_logp / len(rows)
+            d_logp = loss(batch.groups, scores.responses(batch.groups)).d_logp / len(rows)
             scores.logp.backward(d_logp.to(scores.logp))
             scored.append((pack, scores._replace(logp=scores.logp.detach())))
         return scored
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     total = gather_step(policy, groups, step, scored, loss.reads, dist)
-    return StepGradient(loss(rows, total.responses), total.tokens, total.shared)
+    output = loss(rows, total.responses)  # for the metrics; the gradient is in place already
+    return StepGradient(output, total.tokens, total.shared)
 
 
 def _two_passes(
@@ -174,24 +189,25 @@ def _two_passes(
 ) -> StepGradient:
     """All packs are scored, the loss is called about the whole step, and each pack goes through the model again."""
     policy, rows = models.policy, [groups[i] for i in step.order]
-    batch_of = cache(partial(models.collate, groups))  # both passes go through the same batches
+    collate = partial(models.collate, groups)
+    batch_of = cache(collate)  # both passes go through the same batches
     total = score_step(policy, batch_of, groups, step, loss.reads, oom, dist)
     mismatched = None
     if step.mismatched is not None:
-        mismatched = score_step(policy, partial(models.collate, groups), groups, step.mismatched, loss.reads, oom, dist)
-    output = loss(rows, total.responses, mismatched and mismatched.responses)
+        mismatched = score_step(policy, collate, groups, step.mismatched, loss.reads, oom, dist)
+    output = loss(rows, total.responses, None if mismatched is None else mismatched.responses)
     places = response_places(groups, step)
 
     def forward_and_backward(packs: Sequence[Pack]) -> None:
         policy.module.zero_grad()
         for pack in packs:
-            logp = score_pack(policy, batch_of(pack), frozenset()).logp
+            logp = score_pack(policy, batch_of(pack), frozenset()).logp  # nothing else that is read has a gradient
             rows_of_pack = [place for i in pack for place in places[i]]
             _check_repeated(policy, total.responses, logp.detach(), rows_of_pack)
             logp.backward(output.d_logp[rows_of_pack].to(logp) / len(rows))
 
     oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
-    return StepGradient(output, 2 * total.tokens + (mismatched.tokens if mismatched else 0), total.shared)
+    return StepGradient(output, 2 * total.tokens + (0 if mismatched is None else mismatched.tokens), total.shared)
 
 
 def _check_repeated(policy: Policy, first: Responses, logp: Tensor, rows: Sequence[int]) -> None:
@@ -201,7 +217,9 @@ def _check_repeated(policy: Policy, first: Responses, logp: Tensor, rows: Sequen
         raise draws_at_random(off)
 
 
-def dry_run(models: Models, groups: Groups, step: Step, pack: Pack, oom: OomRetry, dist: Distributed) -> float:
+def dry_run(
+    models: Models, groups: Groups, step: Step, pack: Pack, reads: frozenset[str], oom: OomRetry, dist: Distributed
+) -> float:
     """One pack through the models and back on this rank, with a gradient of 0: whether memory suffices for it.
 
     Returns the largest |log-ratio| of its responses, in nats, which is 0 where the policy is its reference; NaN without
@@ -210,14 +228,14 @@ def dry_run(models: Models, groups: Groups, step: Step, pack: Pack, oom: OomRetr
     groups = models.with_reference(groups, step, oom, dist)
 
     def forward_and_backward(packs: Sequence[Pack]) -> float:
-        largest = float("nan")
+        log_ratios = [torch.empty(0)]
         for part in packs:
             batch = models.collate(groups, part)
-            logp = score_pack(models.policy, batch, frozenset()).logp
-            responses = responses_of(batch.groups, logp.detach().double().cpu(), None, logp.dtype)
-            if responses.reference is not None:
-                largest = max(float(responses.log_ratio.abs().max()), 0.0 if largest != largest else largest)
-            logp.backward(torch.zeros_like(logp))
-        return largest
+            scores = score_pack(models.policy, batch, reads)
+            responses = scores.responses(batch.groups)
+            log_ratios += [] if responses.reference is None else [responses.log_ratio.abs()]
+            scores.logp.backward(torch.zeros_like(scores.logp))
+        every = torch.cat(log_ratios)
+        return float(every.max()) if len(every) else float("nan")
 
     return oom.run(groups, [pack], forward_and_backward)

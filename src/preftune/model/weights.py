@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preftune.files import Folder
+from preftune.folders import Folder
 
 SAMPLED = 4096  # numbers of a tensor that stand for it
 UNRELATED = ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype")  # to what it says

@@ -107,7 +107,8 @@ def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
         state |= function.keywords | {str(position): value for position, value in enumerate(function.args)}
         function = function.func
     if inspect.isfunction(function):
-        state |= inspect.getclosurevars(function).nonlocals
+        variables = inspect.getclosurevars(function)
+        state |= {**variables.globals, **variables.nonlocals}
     constants = {key: value for key, value in state.items() if isinstance(value, bool | int | float | str)}
     source: Any = function if inspect.isroutine(function) else type(function)
     try:

@@ -72,10 +72,6 @@ class Responses:
         """The responses at `index` (any shape), in that order."""
         return self.each(lambda field: field[index])
 
-    def in_double(self) -> Responses:
-        """These responses on the host in fp64, without gradient."""
-        return self.each(lambda field: field.detach().double().cpu())
-
 
 @dataclass(frozen=True, slots=True)
 class Pairs:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from preftune.errors import UserError
+from preftune.errors import IO, UserError, is_out_of_memory
 from preftune.pack.plan import Pack, halved
 from preftune.tokens.groups import TokenGroup
 
@@ -33,13 +33,16 @@ class OomRetry:
             parts = halved(packs, self.splits)
             try:
                 return work(parts)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if max(map(len, parts)) == 1:
                     longest = max((groups[i] for (i,) in parts), key=lambda group: group.tokens)
                     raise UserError(
                         f"one row of {longest.tokens} tokens does not fit into memory.",
                         location=str(longest.place),
                         hint=self.hint,
+                        code=IO,
                     ) from error
             torch.cuda.empty_cache()
             self.splits += 1

@@ -6,14 +6,17 @@ Held by tests/report/test_read.py.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 
 from preftune.errors import UserError
 from preftune.events import Happened
 from preftune.record.parse import Numbers, parse_events, parse_json, parse_metrics, parse_rows, parse_toml
-from preftune.record.statistics import mean
+from preftune.record.statistics import Estimate, estimate, mean, share_of
 from preftune.rows.account import Account
 
 RECENT = 0.1  # share of the steps whose mean stands for "now": one step's rows are too few to speak for the run
@@ -25,6 +28,8 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     """One held-out row at the last evaluation; the fields are those of `schema.ROW`."""
 
     id: str
+    place: str = ""
+    prompt: str = ""
     margin: float | None = None
     accuracy: float | None = None
     accuracy_of_change: float | None = None
@@ -34,6 +39,43 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     rejected_logp_change: float | None = None
     chosen_tokens: float | None = None
     rejected_tokens: float | None = None
+    shared_logp_change: float | None = None
+    chosen_fork_change: float | None = None
+    rejected_fork_change: float | None = None
+    chosen_end_logp: float | None = None
+    rejected_end_logp: float | None = None
+    chosen_end_change: float | None = None
+    rejected_end_change: float | None = None
+
+    @property
+    def good(self) -> bool | None:
+        """Of a rating, its class; None of any other row."""
+        return None if self.margin is not None else self.chosen_logp is not None
+
+    @property
+    def surplus(self) -> float | None:
+        """Tokens that chosen has more than rejected; None of what is no pair."""
+        return None if self.chosen_tokens is None or self.rejected_tokens is None else \
+            self.chosen_tokens - self.rejected_tokens  # fmt: skip
+
+
+class Word(Struct, frozen=True, kw_only=True):
+    """A token whose count decides held-out margins; the fields are those of `schema.WORD`."""
+
+    token: int
+    text: str = ""
+    pairs: int
+    margin_per_token: float
+    correlation: float
+    z: float
+    length_z: float
+    label_z: float
+    p: float
+
+
+def prompts_of(rows: Sequence[HeldOutRow]) -> list[str]:
+    """What each row shares with others: the key of its prompt, or its own where the record has none."""
+    return [row.prompt or f"row {index}" for index, row in enumerate(rows)]
 
 
 class ExtraTable(Struct, frozen=True):
@@ -65,7 +107,7 @@ class Record(Struct, frozen=True, kw_only=True):
 
     run_text: run.toml as it stands; run: what it says. steps and evaluations: one dict of numbers each, in order of
     step, with the keys of `schema.STEP` and `schema.EVALUATION`; a value that does not exist is None.
-    rows: the held-out rows at the last evaluation.
+    rows: the held-out rows at the last evaluation; words: the tokens that decide their margins most.
     """
 
     path: Path
@@ -76,6 +118,7 @@ class Record(Struct, frozen=True, kw_only=True):
     steps: tuple[Numbers, ...] = ()
     evaluations: tuple[Numbers, ...] = ()
     rows: tuple[HeldOutRow, ...] = ()
+    words: tuple[Word, ...] = ()
     events: tuple[Happened, ...] = ()
     extras: Extras = Extras()
 
@@ -96,6 +139,7 @@ class Record(Struct, frozen=True, kw_only=True):
             steps=parse_metrics(folder / "metrics.jsonl"),
             evaluations=parse_metrics(folder / "evaluations.jsonl"),
             rows=parse_rows(folder / "evaluation_rows.jsonl", HeldOutRow),
+            words=parse_rows(folder / "evaluation_words.jsonl", Word),
             events=parse_events(folder / "events.jsonl"),
             extras=parse_json(folder / "extras.json", Extras) or Extras(),
         )
@@ -116,13 +160,38 @@ class Record(Struct, frozen=True, kw_only=True):
         return next((e for e in reversed(self.evaluations) if e["step"]), {})
 
     @property
+    def judged_rows(self) -> tuple[HeldOutRow, ...]:
+        """Held-out rows that the accuracy is of: with pairs, only those."""
+        paired = tuple(row for row in self.rows if row.margin is not None)
+        return tuple(row for row in paired or self.rows if row.accuracy is not None)
+
+    @property
     def judged(self) -> float:
-        """Held-out rows that the accuracy is of: with pairs, only those; all where the record does not hold rows."""
+        """How many rows the accuracy is of; all where the record does not hold rows."""
         last = self.evaluations[-1] if self.evaluations else {}
-        if last.get("accuracy") is None:
-            return 0.0
-        paired = [row for row in self.rows if row.margin is not None]
-        return sum(row.accuracy is not None for row in paired or self.rows) or last.get("rows") or 0.0
+        return 0.0 if last.get("accuracy") is None else len(self.judged_rows) or last.get("rows") or 0.0
+
+    @property
+    def knows_prompts(self) -> bool:
+        """Whether each held-out row says which prompt it has; records of earlier versions do not."""
+        return all(row.prompt for row in self.rows)
+
+    def accuracy(self, key: Literal["accuracy", "accuracy_of_change"] = "accuracy") -> Estimate | None:
+        """Held-out accuracy at the end with its error; without rows, as if every row had a prompt of its own."""
+        value, rows = self.end.get(key), self.judged_rows
+        if value is None or not math.isfinite(value):
+            return None
+        verdicts = [row.accuracy if key == "accuracy" else row.accuracy_of_change for row in rows]
+        if not rows or any(verdict is None for verdict in verdicts):
+            return share_of(value, round(self.judged))
+        finite = [verdict for verdict in verdicts if verdict is not None]
+        found = estimate(finite, prompts_of(rows), [row.good for row in rows], share=True)
+        return found and found._replace(value=value)
+
+    def average(self, value: Callable[[HeldOutRow], float | None]) -> Estimate | None:
+        """Mean of a number over the held-out rows that have it, with its error."""
+        known = [(x, row) for row in self.rows if (x := value(row)) is not None and math.isfinite(x)]
+        return estimate([x for x, _ in known], prompts_of([row for _, row in known]))
 
     def gain(self, key: str) -> float | None:
         """End minus start of an evaluated number, or None where either is missing."""

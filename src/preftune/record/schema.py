@@ -84,11 +84,16 @@ EVALUATION: dict[str, Metric] = {
     "accuracy_chosen_longer": Metric("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Metric("share", "accuracy on the pairs whose chosen response has fewer tokens"),
     "reward_length_correlation": Metric("", "Spearman rank correlation of log-ratio and tokens over all responses"),
+    "log_ratio_rms": Metric(
+        "nats", "root mean square of the log-ratios of all responses; 0 where the policy is its reference"
+    ),
     "seconds": Metric("s", "wall time of the evaluation"),
 }
 
 ROW: dict[str, Metric] = {
     "id": Metric("", "id of the row, or file:line"),
+    "place": Metric("", "file:line"),
+    "prompt": Metric("", "key of the row's prompt: rows with the same key are not independent"),
     "margin": Metric("nats", f"{COMMON['margin'].meaning}; of a ranking, the mean of its pairs"),
     "accuracy": Metric(
         "share",
@@ -102,4 +107,25 @@ ROW: dict[str, Metric] = {
     "rejected_logp_change": Metric("nats", "rejected_logp minus its value before training"),
     "chosen_tokens": Metric("tokens", COMMON["chosen_tokens"].meaning),
     "rejected_tokens": Metric("tokens", COMMON["rejected_tokens"].meaning),
+    "shared_logp_change": Metric("nats", "change since the start over the tokens before the two responses part"),
+    "chosen_fork_change": Metric("nats", "change at the token of chosen where the two responses part"),
+    "rejected_fork_change": Metric("nats", "change at the token of rejected where the two responses part"),
+    "chosen_end_logp": Metric("nats", "log-probability of the end token of chosen; null where it was cut"),
+    "rejected_end_logp": Metric("nats", "log-probability of the end token of rejected; null where it was cut"),
+    "chosen_end_change": Metric("nats", "chosen_end_logp minus its value before training"),
+    "rejected_end_change": Metric("nats", "rejected_end_logp minus its value before training"),
+}
+
+WORD: dict[str, Metric] = {
+    "token": Metric("", "id of the token"),
+    "text": Metric("", "the token as text"),
+    "pairs": Metric("pairs", "held-out pairs whose responses do not have it equally often"),
+    "margin_per_token": Metric(
+        "nats", "by how much the margin grows with each time that chosen has it more often, at equal length"
+    ),
+    "correlation": Metric("", "correlation of the two about the origin, at equal length"),
+    "z": Metric("", "that slope over its standard error"),
+    "length_z": Metric("", "the slope of the margin by length over its standard error, at equal counts of this token"),
+    "label_z": Metric("", "the z of the label in place of the margin: what the data say themselves"),
+    "p": Metric("", "two-sided p value of z, after Holm over all tokens looked at"),
 }

@@ -1,9 +1,51 @@
-"""Means of recorded numbers, some of which may be missing, and their standard errors."""
+"""Means of recorded numbers and their errors. What is independent is a prompt, not a row.
+
+Rows of one prompt are summed before they are compared (a cluster-robust error with the factor G / (G - 1)), and an
+accuracy of ratings is a statistic of two samples (DeLong, DeLong and Clarke-Pearson 1988; with shared prompts Obuchowski
+1997). Held by tests/record/test_statistics.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+FEWEST_PROMPTS = 10  # with fewer, the spread between prompts cannot be told
+CONFIDENCE = 0.95
+NORMAL = NormalDist()
+
+
+class Estimate(NamedTuple):
+    """A mean with its standard error. prompts: how many independent groups the rows make up."""
+
+    value: float
+    error: float
+    rows: int
+    prompts: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether there are prompts enough to say how large the error is."""
+        return self.prompts >= FEWEST_PROMPTS
+
+    def half_width(self, confidence: float = CONFIDENCE) -> float:
+        """Half of the interval that holds the true value so often."""
+        return student_quantile(1 - (1 - confidence) / 2, self.prompts - 1) * self.error
+
+    def p_below(self, bound: float) -> float:
+        """One-sided p value of "the true value is not below `bound`"; 1 where too few prompts say anything."""
+        if not self.certain:
+            return 1.0
+        if not self.error:
+            return float(self.value >= bound)
+        return student_tail((bound - self.value) / self.error, self.prompts - 1)
+
+    def p_above(self, bound: float) -> float:
+        """One-sided p value of "the true value is not above `bound`"."""
+        return self._replace(value=-self.value).p_below(-bound)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -12,9 +54,83 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(finite) / len(finite) if finite else None
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean of independent values; infinite where there are fewer than two."""
-    if len(values) < 2:
+def estimate(
+    values: Sequence[float], prompts: Sequence[Hashable], classes: Sequence[Hashable] = (), *, share: bool = False
+) -> Estimate | None:
+    """The mean of finite values, or, where there are classes, the mean of the means of each class.
+
+    prompts: the group of each value. share: the values are verdicts between 0 and 1 or differences of such; equal
+    verdicts on a few rows are no proof of certainty, so that an error is that of half a row at least (Agresti and Min
+    2005), and no less than half a prompt's. None without values.
+    """
+    if not values:
+        return None
+    of_class: dict[Hashable, list[int]] = defaultdict(list)
+    for index, name in enumerate(classes or [None] * len(values)):
+        of_class[name].append(index)
+    influences, means = [0.0] * len(values), []
+    for rows in of_class.values():
+        means.append(math.fsum(values[i] for i in rows) / len(rows))
+        groups = len({prompts[i] for i in rows})
+        scale = math.sqrt(groups / (groups - 1)) if groups > 1 else math.inf
+        for i in rows:
+            off = values[i] - means[-1]
+            influences[i] = scale * off / len(rows) if off else 0.0
+    count = len(set(prompts))
+    error = math.sqrt(math.fsum(total**2 for total in sums_by_prompt(influences, prompts)))
+    if share:
+        error = max(math.hypot(error, 1 / (len(values) + 2)), 1 / (count + 2))
+    elif count < 2:
+        error = math.inf
+    return Estimate(math.fsum(means) / len(means), error, len(values), count)
+
+
+def share_of(value: float, rows: int) -> Estimate | None:
+    """A share of independent rows of which nothing but their number is known; None without rows."""
+    error = math.hypot(math.sqrt(value * (1 - value) / max(1, rows - 1)), 1 / (rows + 2))
+    return Estimate(value, error, rows, rows) if rows else None
+
+
+def slope(y: Sequence[float], x: Sequence[float], prompts: Sequence[Hashable]) -> tuple[Estimate, float] | None:
+    """Regression of y on x through the origin, and the correlation about the origin; None where either is all zero."""
+    xx, yy = math.fsum(a * a for a in x), math.fsum(b * b for b in y)
+    if not xx or not yy:
+        return None
+    xy = math.fsum(a * b for a, b in zip(x, y, strict=True))
+    influences = [a * (b - xy / xx * a) / xx for a, b in zip(x, y, strict=True)]
+    return Estimate(xy / xx, robust_error(influences, prompts), len(x), len(set(prompts))), xy / math.sqrt(xx * yy)
+
+
+def robust_error(influences: Sequence[float], prompts: Sequence[Hashable]) -> float:
+    """Standard error of a statistic from each row's influence on it; infinite where all rows have one prompt."""
+    sums = sums_by_prompt(influences, prompts)
+    factor = len(sums) / (len(sums) - 1) if len(sums) > 1 else math.inf
+    return math.sqrt(factor * math.fsum(total**2 for total in sums)) if any(sums) else 0.0
+
+
+def sums_by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> list[float]:
+    """One sum for each prompt."""
+    sums: dict[Hashable, float] = defaultdict(float)
+    for value, prompt in zip(values, prompts, strict=True):
+        sums[prompt] += value
+    return list(sums.values())
+
+
+def student_quantile(probability: float, freedom: float) -> float:
+    """Quantile above the median of Student's t, by Wallace's transformation of the normal one (1959)."""
+    if freedom < 1:
         return math.inf
-    middle = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))
+    z = NORMAL.inv_cdf(probability) * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(z * z / freedom))
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """Probability that Student's t is above `t`, by the same transformation."""
+    z = math.sqrt(freedom * math.log1p(t * t / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
+    return NORMAL.cdf(-math.copysign(z, t))
+
+
+def chi_square_tail(value: float, freedom: int) -> float:
+    """Probability that chi square is above `value` (Wilson and Hilferty 1931)."""
+    width = 2 / (9 * freedom)
+    return NORMAL.cdf(-(math.cbrt(value / freedom) - (1 - width)) / math.sqrt(width))

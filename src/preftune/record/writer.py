@@ -11,16 +11,22 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from preftune import files
+from preftune import files, folders
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Evaluated, Event, Happened, StepDone
 
-METRICS, EVALUATIONS, EVENTS = LINES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
+METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.jsonl"
+IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
-    "run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl", "extras.json", "report.html",
-    "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb", *LINES,
-)  # fmt: skip  # what `claim` deletes when a run is replaced
+    METRICS, EVALUATIONS, EVENTS, "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
+    "evaluation_words.jsonl", "extras.json",
+    "report.html", "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
+)  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
+CHECKPOINT_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "reference.safetensors", "state.json"})
+SWEEP_PAGE = "compare.html"
+NEW_START = "Start it again with --force, or choose another `out`."
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
 
 
@@ -77,53 +83,108 @@ class RecordWriter:
         """Drop what was written after `step`: a resumed run writes the same numbers again."""
         self.close()
         for name in (METRICS, EVALUATIONS):
-            self.rows(name, [line for line in files.read_lines(self.path / name) if line["step"] <= step])
+            self.rows(name, [line for line in self.lines(name) if line["step"] <= step])
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a file so far. Raises UserError where one of them is not a line of a record."""
+        lines = files.read_lines(self.path / name)
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                raise UserError("this line has no step.", location=f"{self.path / name}:{number}", code=CORRUPT,
+                                hint=f"Delete it, and go on with --resume. {NEW_START}")  # fmt: skip
+        return lines
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the held-out rows were measured after so many updates."""
+        return any(line["step"] == step for line in self.lines(EVALUATIONS))
+
+    def finished_at(self) -> int | None:
+        """Updates after which a model was exported last; None where there was none."""
+        return next((line["step"] for line in reversed(self.lines(EVENTS)) if line.get("event") == "finished"), None)
 
 
 def claim(path: Path, *, resume: bool, force: bool) -> bool:
     """Make sure that a run may write here; True where there is a run to resume. Call it under the folder's lock.
 
-    `force` removes the files of the run that is there, and no others. A folder holds a run where it has an
-    identity.json: run.toml is also what people call their own file. Raises UserError where the folder holds
-    another run, or files that are not a run's.
+    `force` removes the files of the run that is there, and no others: first its identity gets another name, so that a
+    process that is killed while it deletes leaves a folder which `force` takes up, and which nothing resumes.
+    Raises UserError where the folder holds another run, files that are not a run's, or files of another among them.
     """
-    hint = "Go on with --resume, replace it with --force, or choose another `out`."
-    holds_run = assert_writable(path, resume or force, hint)
+    holds_run = assert_writable(path, resume=resume, force=force)
     files.sweep_leftovers(path)
     files.sweep_leftovers(path / "checkpoints")
     if not holds_run:
         return False
     if resume:
-        _assert_readable(path / "identity.json")
+        _assert_readable(path / IDENTITY)
         return (path / "run.toml").exists()
+    if names := foreign_files(path):
+        raise UserError("this file is not the run's, and --force would delete it.", location=str(path / names[0]),
+                        hint="Move it out of this folder, or choose another `out`.")  # fmt: skip
+    if (path / IDENTITY).exists():
+        files.move(path / IDENTITY, REPLACED)
     for name in RUN_FILES:
         files.delete(path / name)
+    files.sync(path)
+    files.delete(path / REPLACED)
     return False
 
 
-def assert_writable(path: Path, may_hold_run: bool, hint: str) -> bool:
-    """Whether the folder holds a run; nothing is changed.
+def assert_writable(path: Path, *, resume: bool = False, force: bool = False, hint: str = "") -> bool:
+    """Whether the folder holds a run; nothing is changed. It does where it has an identity.json.
 
-    may_hold_run: a run that is there may be resumed or replaced; hint: what to do where it may not.
-    Raises UserError where no run may write into this folder.
+    hint: what to do where a run is there. Raises UserError where no run may write into this folder.
     """
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    names = [name for name in names if name != ".lock" and not name.startswith((".tmp-", ".trash-"))]
-    holds_run = "identity.json" in names
-    others = [name for name in names if name not in LINES]  # a run may have been killed before it had an identity
-    if others and not holds_run:
-        raise UserError(f"the folder holds other files ({others[0]}).", location=f"out: {path}",
-                        hint="Choose another folder.")  # fmt: skip
-    if holds_run and not may_hold_run:
-        raise UserError("this folder holds a run already.", location=f"out: {path}", hint=hint)
-    return holds_run
+    if path.exists() and not path.is_dir():
+        raise UserError("this is a file, and a folder is needed.", location=f"out: {path}")
+    with files.reported(path, "read"):
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    names = [name for name in names if name != ".lock" and not files.is_leftover(name)]
+    location = f"out: {path}"
+    if names and not {IDENTITY, REPLACED} & {*names}:
+        raise UserError(f"the folder holds other files ({names[0]}).", location=location, hint="Choose another folder.")
+    if names and not (resume or force):
+        hint = hint or "Go on with --resume, replace it with --force, or choose another `out`."
+        raise UserError("this folder holds a run already.", location=location, hint=hint)
+    if REPLACED in names and not force:
+        hint = "Use --force again, or choose another `out`."
+        raise UserError("a run here was being replaced when its process ended.", location=location, hint=hint)
+    return bool(names)
+
+
+def assert_sweep_writable(out: Path, folders: Sequence[Path], *, resume: bool) -> None:
+    """Raise UserError where a sweep into `out`, with runs in these folders, would mix with another or write over it."""
+    hint = "Go on with --resume, or choose another --out."
+    runs = {path.parent for path in out.glob(f"*/{IDENTITY}")}
+    if others := sorted(runs - {*folders} if not resume else ()):
+        raise UserError(f"another sweep is here already ({others[0].name}).", location=f"--out {out}", hint=hint)
+    if (out / SWEEP_PAGE).exists() and not (runs and resume):
+        raise UserError(f"there is a {SWEEP_PAGE} here already.", location=f"--out {out}", hint=hint)
+    for folder in folders:
+        assert_writable(folder, resume=resume, hint=hint)
+
+
+def foreign_files(path: Path) -> list[str]:
+    """Files below model/ and checkpoints/ of a run's folder that are not the run's, or that another has changed."""
+    names = [name for name in ("model", "checkpoints") if (path / name).is_symlink() or (path / name).is_file()]
+    names += [f"model/{name}" for name in folders.not_ours(path / "model")]
+    for entry in sorted((path / "checkpoints").iterdir()) if (path / "checkpoints").is_dir() else ():
+        if not (entry.is_dir() and entry.name.startswith("step-")):
+            names += [] if files.is_leftover(entry.name) else [f"checkpoints/{entry.name}"]
+        else:
+            inside = {str(file.relative_to(entry)) for file in entry.rglob("*") if not file.is_dir()}
+            known = CHECKPOINT_FILES | {folders.MANIFEST, folders.NEXT}
+            names += [f"checkpoints/{entry.name}/{name}" for name in sorted(inside - known)]
+    return names
 
 
 def _assert_readable(path: Path) -> None:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        hint = "The run cannot go on. Start it again with --force, or choose another `out`."
+        identity = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(identity, dict) or type(identity.get("batch.tokens")) is not int:
+            raise ValueError("it does not describe a run")
+    except (OSError, ValueError, RecursionError) as error:
+        hint = f"The run cannot go on. {NEW_START}"
         raise UserError(f"this file is damaged: {error}.", location=str(path), hint=hint, code=CORRUPT) from error
 
 
@@ -147,8 +208,8 @@ def environment(
 def environment_changes(path: Path, now: Mapping[str, object]) -> list[str]:
     """What has changed besides the run since the record at `path` was written, and may change the last digits."""
     try:
-        before = json.loads((path / "environment.json").read_text())
-    except (OSError, ValueError):
+        before = dict(json.loads((path / "environment.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return []
     before.setdefault("world_size", before.get("ranks", 1))  # an older record says ranks, or nothing
     return [f"{name} {before.get(name)} -> {now[name]}" for name in COMPARED if before.get(name) != now[name]]

@@ -6,7 +6,7 @@ A store keeps what was scored, on disk or in memory. Held by tests/reference/tes
 from __future__ import annotations
 
 import itertools
-import random
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Pack
 from preftune.pack.trie import common_prefix
-from preftune.reference.store import Key, Store, key_of
+from preftune.reference.store import PRIVATE, Key, Store, key_of
 from preftune.tokens.groups import TokenGroup
 
 CANARIES = 8  # stored entries that are computed again, to see whether the store can be trusted
@@ -60,9 +60,8 @@ def filled(groups: Sequence[TokenGroup], store: Store) -> list[TokenGroup]:
 
 
 def score_missing(
-    policy: Policy, store: Store, groups: Sequence[TokenGroup], *, tokens: int, seed: int,
-    dist: Distributed = SINGLE_PROCESS,
-) -> ReferencePass:  # fmt: skip
+    policy: Policy, store: Store, groups: Sequence[TokenGroup], *, tokens: int, dist: Distributed = SINGLE_PROCESS
+) -> ReferencePass:
     """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
 
     tokens: budget of a pack. A few entries that were there already are computed again; UserError where they differ,
@@ -76,7 +75,7 @@ def score_missing(
             wanted.setdefault(key_of(group.prompt, response), _single(group, response))
     keys = sorted(wanted)
     present = [key in store for key in keys]
-    _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)}, seed + dist.rank)
+    _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)})
     lacked, senders = _who_has(keys, present, dist)
     missing = {key: wanted[key] for key in keys if key not in senders}
     packs = _packs(wanted, tokens)  # the same packs however much is stored, so that last digits repeat
@@ -84,7 +83,7 @@ def score_missing(
     senders |= {key: number % dist.world_size for number, pack in enumerate(packs) for key in pack if key in missing}
     computed = 0
     if missing and store.folder is not None:
-        files.usable(store.folder)
+        files.usable(store.folder, PRIVATE)
     try:
         for tokens_of_pack in _computed(policy, store, packs[dist.rank :: dist.world_size], wanted, missing):
             computed += tokens_of_pack
@@ -143,6 +142,7 @@ def _token_logp(policy: Policy, groups: Sequence[TokenGroup], oom: OomRetry) -> 
     """(members,) of groups of one response, fp32, and tokens computed."""
 
     def score(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
+        signals.check()
         batches = [policy.batch([groups[i] for i in pack]) for pack in packs]
         with torch.no_grad():
             parts = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
@@ -184,9 +184,9 @@ def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
     return packs
 
 
-def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], seed: int) -> None:
-    """Compute a few entries again. Raises UserError where the store says something else than the model."""
-    for key in random.Random(seed).sample(sorted(present), min(CANARIES, len(present))):
+def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup]) -> None:
+    """Compute a few entries again, which nobody can foresee. Raises UserError where the store says something else."""
+    for key in secrets.SystemRandom().sample(sorted(present), min(CANARIES, len(present))):
         (computed, _), stored = _token_logp(policy, [present[key]], OomRetry(hint=HINT)), store[key]
         off = float(np.abs(computed - stored).max()) if computed.shape == stored.shape else float("inf")
         if not off <= policy.noise:

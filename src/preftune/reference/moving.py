@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from preftune import signals
 from preftune.distributed import Distributed
 from preftune.model.policy import Policy
 from preftune.pack.oom import Groups, OomRetry
@@ -42,6 +43,7 @@ class MovingReference:
         def score(packs: Sequence[Pack]) -> dict[int, np.ndarray]:
             scored: dict[int, np.ndarray] = {}
             for pack in packs:
+                signals.check()
                 batch = self.policy.batch([groups[i] for i in pack])
                 with torch.no_grad():
                     token_logp = self.policy.token_logp(batch).cpu().numpy()

@@ -4,19 +4,28 @@ An entry is filed under what it depends on and nothing else: the reference's wei
 folder), and the token ids of prompt and response (the key). It holds one fp32 number a token, so truncation, length
 norms and token weights derive from it. Files are written once, whole, and named by their content: any number of
 processes may write to one store without a lock, and a file that a crash or a disk has damaged loses only itself.
+
+Who can write to a store decides what a run learns, so it has to belong to this user (or to root), and nobody else may
+write to it. Held by tests/reference/test_store.py and tests/reference/test_trusted.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
 from preftune import files
+from preftune.errors import IO, UserError
 
 Key = bytes  # 32 bytes
+PRIVATE = 0o700
+ROOT = 0  # the user who may write everywhere anyway
+ABANDONED = 24 * 3600.0  # seconds after which what a writer has left half written is deleted
 
 
 def key_of(prompt: np.ndarray, response: np.ndarray) -> Key:
@@ -36,8 +45,13 @@ class Store:
         self.damaged = 0
         self._entries: dict[Key, np.ndarray] = {}
         self._new: dict[Key, np.ndarray] = {}
-        for file in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
-            self._read(file)
+        if root is not None and self.folder is not None:
+            for path in (root.expanduser(), self.folder):
+                _refuse_what_others_can_write(path)
+            files.sweep_leftovers(self.folder, ABANDONED)
+            for file in sorted(self.folder.glob("*.safetensors")):
+                _refuse_what_others_can_write(file)
+                self._read(file)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,7 +87,7 @@ class Store:
                 "logp": np.concatenate(values),
             }
         )
-        files.write(self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
+        files.write(self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data, 0o600)
         self._new.clear()
 
     def _read(self, file: Path) -> None:
@@ -91,6 +105,27 @@ class Store:
                 self._entries[key] = values
             else:
                 self.damaged += 1
+
+
+def _refuse_what_others_can_write(path: Path) -> None:
+    """Raise UserError where a file or folder of a store is a link, belongs to another, or can be written by another."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):  # what is written there later says so
+        return
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}.", location=str(path), code=IO) from error
+    problem, hint = "", 'Set reference.store to a folder of your own, or to "memory".'
+    if stat.S_ISLNK(status.st_mode):
+        problem, hint = "this is a link", "Name the folder that it leads to."
+    elif status.st_uid not in (os.geteuid(), ROOT):
+        problem = "this belongs to another user"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem, hint = "other users can write here", f"Run: chmod -R go-w {path}"
+    if problem:
+        raise UserError(
+            f"{problem}, and a store that another can change is not trusted.", location=str(path), hint=hint
+        )
 
 
 def _checksum(key: Key, values: np.ndarray) -> np.ndarray:

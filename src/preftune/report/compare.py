@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from statistics import variance
+from typing import Literal
 
 from msgspec import Struct
 
-from preftune.diagnosis.finding import number, share, share_error
+from preftune.diagnosis.finding import number, share
 from preftune.record.reader import HeldOutRow, Record
-from preftune.record.statistics import mean, standard_error
+from preftune.record.statistics import Estimate, estimate, mean, student_quantile
 from preftune.report.words import duration, objective, total
 
 FEWEST = 10  # shared rows below which nothing is concluded
@@ -29,11 +31,11 @@ class Column(Struct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """A run against the first one on the rows that both have held out. beyond_noise: None where rows are too few."""
+    """A setting against the first one on the rows that all of their runs have held out."""
 
     name: str
     text: str
-    beyond_noise: bool | None
+    verdict: Literal["beyond noise", "within noise", "cannot be told"]
 
 
 def names(records: Sequence[Record]) -> list[str]:
@@ -102,13 +104,12 @@ def columns(records: Sequence[Record]) -> list[Column]:
     keys, alike = differing(records), comparable(records)
     table = []
     for index, (name, record, run) in enumerate(zip(names(records), records, settings(records), strict=True)):
-        end, rows = record.end, record.judged
-        accuracy = end.get("accuracy" if alike else "accuracy_of_change")
-        error = f" ± {number(100 * share_error(accuracy, rows), 1)}" if accuracy is not None and rows else ""
+        end, accuracy = record.end, record.accuracy("accuracy" if alike else "accuracy_of_change")
+        error = f" ± {number(100 * accuracy.error, 1)}" if accuracy is not None and accuracy.certain else ""
         chosen, rejected = end.get("chosen_logp_change"), end.get("rejected_logp_change")
         gained = None if chosen is None or rejected is None else chosen - rejected
         cells = (
-            f"{share(accuracy)}{error}",
+            f"{share(accuracy and accuracy.value)}{error}",
             *((share(end.get("accuracy_per_token")), number(end.get("margin"), 1)) if alike else (number(gained, 1),)),
             number(chosen, 1, sign=True), number(rejected, 1, sign=True),
             number(end.get("reward_length_correlation"), 2),
@@ -119,29 +120,103 @@ def columns(records: Sequence[Record]) -> list[Column]:
     return table
 
 
-def differences(records: Sequence[Record]) -> list[Difference]:
-    """Held-out accuracy of each run against the first: mean of the paired differences by row, with its interval.
+def settings_of(records: Sequence[Record]) -> list[list[int]]:
+    """Indices of the records, those together that differ in their seed alone; in order of the first of each.
 
-    As if in half a row each run alone had been right (Agresti and Min 2005): equal verdicts on a few rows are no proof
-    of equal runs.
+    A run repeated with the same seed tells nothing of the spread between seeds, so it stands by itself.
     """
-    quantile = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(records) - 1))
-    alike = comparable(records)
-    first = {row.id: _verdict(row, alike) for row in records[0].rows}
-    results = []
-    for name, record in zip(names(records)[1:], records[1:], strict=True):
-        pairs = [(first[row.id], _verdict(row, alike)) for row in record.rows if row.id in first]
-        gaps = [second - base for base, second in pairs if base is not None and second is not None]
-        gap = mean(gaps)
-        if gap is None or len(gaps) < FEWEST:
-            text = f"only {len(gaps)} common held-out rows" if gaps else "no common held-out rows"
-            results.append(Difference(name, text, None))
+    groups: dict[tuple[str, int], list[int]] = {}
+    repeats: Counter[tuple[str, str]] = Counter()
+    for index, run in enumerate(settings(records)):
+        key = str(sorted((key, value) for key, value in run.items() if key not in ("out", "seed")))
+        seed = run.get("seed", "")
+        groups.setdefault((key, repeats[key, seed]), []).append(index)
+        repeats[key, seed] += 1
+    return list(groups.values())
+
+
+def differences(records: Sequence[Record]) -> list[Difference]:
+    """Held-out accuracy of each setting against the first: mean of the paired differences by row, with its interval.
+
+    Runs that differ in their seed alone are one setting: its rows' verdicts are means over the seeds, and an interval
+    is no narrower than the spread between seeds allows.
+    """
+    groups, every = settings_of(records), names(records)
+    level = 1 - (1 - CONFIDENCE) / max(1, len(groups) - 1)
+    alike, results = comparable(records), []
+    for group in groups[1:]:
+        name = every[group[0]] + (f" and {len(group) - 1} more seeds" if len(group) > 1 else "")
+        first, second = ([_verdicts(records[i], alike) for i in indices] for indices in (groups[0], group))
+        keys = [key for key in first[0] if all(key in run for run in (*first, *second))]
+        found = _gap(first, second, keys)
+        if found is None or found.rows < FEWEST or not found.certain:
+            text = f"only {len(keys)} common held-out rows" if keys else "no common held-out rows"
+            if found is not None and not found.certain and found.rows >= FEWEST:
+                text = f"{number(100 * found.value, 1, sign=True)} points on {number(len(keys))} common rows, but they " \
+                    f"have only {found.prompts} prompt{'s' if found.prompts > 1 else ''}"  # fmt: skip
+            results.append(Difference(name, text, "cannot be told"))
             continue
-        half = quantile * math.hypot(standard_error(gaps), 1 / (len(gaps) + 2))
-        points = f"{number(100 * gap, 1, sign=True)} ± {number(100 * half, 1)} points"
-        results.append(Difference(name, f"{points} on {number(len(gaps))} common rows", abs(gap) > half))
+        half = max(found.half_width(level), _seed_half_width(first, second, keys, level))
+        points = f"{number(100 * found.value, 1, sign=True)} ± {number(100 * half, 1)} points"
+        shared = f" of {number(found.prompts)} prompts" if found.prompts < found.rows else ""
+        verdict = "beyond noise" if abs(found.value) > half else "within noise"
+        results.append(Difference(name, f"{points} on {number(found.rows)} common rows{shared}", verdict))
     return results
 
 
-def _verdict(row: HeldOutRow, alike: bool) -> float | None:
-    return row.accuracy if alike else row.accuracy_of_change
+def seeds_note(records: Sequence[Record]) -> str:
+    """What the intervals are of: held-out rows alone, or seeds too; and what old records cannot tell."""
+    groups = settings_of(records)
+    seeds = max(map(len, groups))
+    sentences = ["Seeds were not varied, so noise is that of the held-out rows alone."]
+    if seeds > 1:
+        sentences = [
+            "Runs that differ in their seed alone are pooled, and their spread is the least that noise can be."
+        ]
+        if len(groups) == 1:
+            values = [x for record in records if (x := record.end.get("accuracy")) is not None]
+            spread = f": {share(min(values))} to {share(max(values))}" if values else ""
+            sentences = [f"All runs differ in their seed alone; what they differ in is noise{spread}."]
+    if not all(record.knows_prompts for record in records):
+        sentences.append("A record of an earlier version does not say which rows share a prompt, so its errors are too "
+                         "small where some do.")  # fmt: skip
+    return " ".join(sentences)
+
+
+Verdicts = dict[Hashable, tuple[float, str, bool | None]]  # of each row: verdict, prompt and, of a rating, its class
+
+
+def _verdicts(record: Record, alike: bool) -> Verdicts:
+    """The rows that were judged, by their place; in older records by their id, and which of its occurrences it is."""
+    occurrences: Counter[str] = Counter()
+    verdicts: Verdicts = {}
+    for index, row in enumerate(record.rows):
+        occurrences[row.id] += 1
+        verdict = row.accuracy if alike else row.accuracy_of_change
+        if verdict is not None:
+            verdicts[_key(row, occurrences[row.id])] = verdict, row.prompt or f"row {index}", row.good
+    return verdicts
+
+
+def _key(row: HeldOutRow, occurrence: int) -> Hashable:
+    return row.place or (row.id, occurrence)
+
+
+def _gap(first: Sequence[Verdicts], second: Sequence[Verdicts], keys: Sequence[Hashable]) -> Estimate | None:
+    means = [[mean(run[key][0] for run in runs) or 0.0 for key in keys] for runs in (first, second)]
+    gaps = [new - old for old, new in zip(*means, strict=True)]
+    described = [first[0][key] for key in keys]
+    return estimate(gaps, [prompt for _, prompt, _ in described], [good for *_, good in described], share=True)
+
+
+def _seed_half_width(
+    first: Sequence[Verdicts], second: Sequence[Verdicts], keys: Sequence[Hashable], level: float
+) -> float:
+    """Half of the interval that the spread of accuracies between seeds allows; 0 where no seed was varied."""
+    accuracies = [[mean(run[key][0] for key in keys) or 0.0 for run in runs] for runs in (first, second)]
+    freedom = sum(len(runs) - 1 for runs in accuracies)
+    if not freedom:
+        return 0.0
+    pooled = math.fsum(variance(runs) * (len(runs) - 1) for runs in accuracies if len(runs) > 1) / freedom
+    error = math.sqrt(pooled * math.fsum(1 / len(runs) for runs in accuracies))
+    return student_quantile(1 - (1 - level) / 2, freedom) * error

@@ -56,6 +56,7 @@ def page(records: Sequence[Record]) -> str:
         results=compare.RESULTS if compare.comparable(records) else compare.SINCE_START,
         comparable=compare.comparable(records),
         differences=compare.differences(records),
+        seeds_note=compare.seeds_note(records),
         rewrites=records[0].extras.samples[:REWRITES],
         policy=_policy(library, script),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),

@@ -70,7 +70,9 @@ def headline(record: Record) -> str:
     steps = len(record.steps)
     if not steps:
         return f"{model(record)} has not been tuned yet: the record holds no step."
-    after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}, {model(record)}"
+    seen = total(record, "examples")
+    rows = f" and {number(seen)} rows seen" if seen else ""
+    after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
     if accuracy is not None and judged and kind == "ratings":
         return (
@@ -91,8 +93,14 @@ def headline(record: Record) -> str:
 def lead(record: Record) -> list[str]:
     """Two or three sentences below the headline."""
     train = record.data.train
-    learned = f"It learned from {number(train.kept)} {row_kind(record)}" if train else "It learned"
+    seen, kept = total(record, "examples"), train.kept if train else 0
+    learned = f"It learned from {number(min(seen or kept, kept))} {row_kind(record)}" if kept else "It learned"
+    if seen and seen < kept:
+        learned += f" of {number(kept)}"
+    elif kept and seen > kept:
+        learned += f", each {number(seen / kept)} times,"
     sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
+    sentences += _certainty(record)
     accuracy, margin = record.start.get("accuracy"), record.gain("margin")
     if accuracy is not None and margin is not None:
         tied = ": every margin was still zero" if abs(record.start.get("margin") or 0.0) < 1e-3 else ""
@@ -105,6 +113,22 @@ def lead(record: Record) -> list[str]:
                 f"{number(rejected, 1, sign=True)}"  # fmt: skip
         sentences.append(f"The margin {'grew' if margin >= 0 else 'shrank'} by {number(abs(margin), 1)} nats{why}.")
     return sentences
+
+
+def _certainty(record: Record) -> list[str]:
+    """How far the held-out accuracy may be off on other prompts."""
+    accuracy = record.accuracy()
+    if accuracy is None or not record.rows:
+        return []
+    of_prompts = f"{number(accuracy.rows)} held-out rows of {number(accuracy.prompts)} prompt" \
+        f"{'s' if accuracy.prompts > 1 else ''}"  # fmt: skip
+    if not record.knows_prompts:
+        return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points if no two of the held-out "
+                "rows share a prompt, which this record of an earlier version does not say."]  # fmt: skip
+    if not accuracy.certain:
+        return [f"Its accuracy is of {of_prompts}, which are too few: how far it would be off on other prompts cannot be "
+                "told."]  # fmt: skip
+    return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points, from {of_prompts}."]
 
 
 def status(record: Record) -> str:

@@ -44,13 +44,27 @@ class Spread(Struct, frozen=True):
     bins: tuple[Bin, ...] = ()
 
 
+class Texts(Struct, frozen=True):
+    """What the training rows' texts show. repeated: pairs that repeat another pair; contradictory: those of them that
+    prefer the other response; twins: share of pairs whose responses differ in one word. unclosed: of each side, the share of responses without closing punctuation; piled: the
+    share that has exactly the greatest length of its side, and none.
+    """
+
+    repeated: int = 0
+    contradictory: int = 0
+    twins: float = 0.0
+    unclosed: dict[str, float] = {}
+    piled: dict[str, float] = {}
+
+
 class Account(Struct, frozen=True, kw_only=True):
     """What data.json holds. Every field has a default, so that records of earlier versions open too.
 
     lengths: of `prompt`, `chosen` and `rejected`, as far as there are any; chosen_longer: share of pairs whose chosen
     response has more tokens, None without pairs; tokens_naive: each response with its own copy of the prompt;
     tokens_distinct: each prompt once a group; max_tokens: the longest prompt with one response that was allowed,
-    whether the configuration named it or not; files: SHA-256 of each file of each part.
+    whether the configuration named it or not; files: SHA-256 of each file of each part; held_out_trained: share of the
+    held-out rows whose prompt is trained on too.
     """
 
     train: Counts | None = None
@@ -61,6 +75,8 @@ class Account(Struct, frozen=True, kw_only=True):
     tokens_distinct: int | None = None
     max_tokens: int | None = None
     files: dict[str, dict[str, str]] = {}
+    held_out_trained: float | None = None
+    texts: Texts | None = None
 
 
 class Tally:

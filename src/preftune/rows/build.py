@@ -5,17 +5,18 @@ Each raises MalformedRow or SkippedRow; the id and the weight of the row are fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from preftune.errors import nearest
 from preftune.rows import transcripts
-from preftune.rows.messages import align, first_difference, parse_turns, split_last_turn
+from preftune.rows.keys import ABOUT, JUDGEMENT, words_of
+from preftune.rows.messages import align, first_difference, is_texts, parse_turns, split_last_turn
 from preftune.rows.parse import (
     MalformedRow,
     SkippedRow,
     describe,
+    hole,
     parse_count,
     parse_label,
     parse_list,
@@ -23,39 +24,53 @@ from preftune.rows.parse import (
     parse_text,
 )
 from preftune.rows.raw_row import RawRow, parse_weights
-from preftune.rows.row import Demo, Message, Pair, Prompt, Ranking, Rating, Response, Row
+from preftune.rows.row import Demo, Pair, Prompt, Ranking, Rating, Response, Row
 
-SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("chosen-rating", "rejected-rating"),
-)
-OTHER_NAMES = {"response_w": "chosen", "response_l": "rejected", "chosen_text": "chosen", "rejected_text": "rejected"}
+SCORES = ("score", "reward", "rating")  # of one response
+SCORES_OF_PAIR = ("score_chosen", "score_rejected")
+SCORE_WORDS = frozenset({"score", "rating", "reward"})
+GRADES = ("rank", "fine-grained_score", "overall_score", "score", "rating")
+ANSWERS = ("response", "answer", "text", "content")
+TIES = ("tie", "tied", "draw")
 
 
 def pair(raw: RawRow) -> Row:
-    """A prompt beside the chosen and the rejected response."""
-    prompt, (chosen, rejected) = align(raw.prompt(), [raw.turns("chosen"), raw.turns("rejected")])
-    return _pair_of(raw, prompt, chosen, rejected)
+    """A prompt beside the chosen and the rejected response; a ranking where one of them is a list of several texts."""
+    sides = [raw["chosen"], raw["rejected"]]
+    if not any(map(is_texts, sides)):
+        prompt, (chosen, rejected) = raw.align([raw.turns("chosen"), raw.turns("rejected")])
+        return _pair_of(raw, prompt, chosen, rejected)
+    listed = [side if isinstance(side, list) else [side] for side in sides]
+    better, worse = ([parse_text(entry, raw.keys[slot]) for entry in side]
+                     for slot, side in zip(("chosen", "rejected"), listed, strict=True))  # fmt: skip
+    if len(better) == len(worse) == 1:
+        prompt, (chosen, rejected) = raw.align([*better, *worse])
+        return _pair_of(raw, prompt, chosen, rejected)
+    if not better or not worse:
+        raise hole(raw.keys["rejected" if better else "chosen"], "an empty list")
+    return _ranking(raw, [*better, *worse], [1.0] * len(better) + [2.0] * len(worse), None)
 
 
 def pair_with_prompt_inside(raw: RawRow) -> Row:
-    """Two whole conversations that differ in their last turn alone."""
+    """Two whole conversations that differ in their last turn alone; of the second, that turn may stand for it."""
     sides = raw.turns("chosen"), raw.turns("rejected")
+    if not isinstance(sides[0], str) and (isinstance(sides[1], str) or len(sides[1]) == 1):
+        prompt, chosen = split_last_turn(sides[0])
+        prompt, aligned = align(raw.with_system(prompt), [chosen, sides[1]])
+        return _pair_of(raw, prompt, *aligned)
     texts = [side for side in sides if isinstance(side, str)]
     if not all(map(transcripts.is_transcript, texts)):
         if any(map(transcripts.is_transcript, texts)):
             raise SkippedRow("turn.first", "one side is a transcript that begins with a human turn, the other is not.")
         hint = 'Text under "chosen" and "rejected" needs its prompt, unless both are Human/Assistant transcripts.'
-        raise MalformedRow('"prompt" is missing.', intended_key(["prompt"], raw.value) or hint, "row.missing")
+        raise MalformedRow('"prompt" is missing.', hint, "row.missing")
     if sides[0] == sides[1]:
         raise SkippedRow("pair.identical", "chosen and rejected are the same.")
     (prompt, chosen), (other_prompt, rejected) = map(split_last_turn, sides)
     if prompt != other_prompt:
         turn = first_difference(prompt, other_prompt)
         raise SkippedRow("prompt.differs", f"chosen and rejected have different prompts: they part at turn {turn}.")
-    return _pair_of(raw, prompt, chosen, rejected)
+    return _pair_of(raw, raw.with_system(prompt), chosen, rejected)
 
 
 def _pair_of(raw: RawRow, prompt: Prompt, chosen: Response, rejected: Response) -> Pair:
@@ -63,17 +78,44 @@ def _pair_of(raw: RawRow, prompt: Prompt, chosen: Response, rejected: Response) 
     if preferred is not None and not 0 <= preferred <= 1:
         raise MalformedRow(f'"preferred" is {preferred:g}, needs a share between 0 and 1.')
     weights = raw.token_weights((chosen, rejected), "chosen_token_weights", "rejected_token_weights")
-    preferred, scores = 1.0 if preferred is None else preferred, _pair_scores(raw)
+    scores = _pair_scores(raw)
+    if preferred is None:
+        preferred = 0.5 if _is_tie(raw, scores) else 1.0
     return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=raw.place, scores=scores, preferred=preferred,
                 token_weights=weights)  # fmt: skip
 
 
+def _is_tie(raw: RawRow, scores: tuple[float, float] | None) -> bool:
+    """Whether the row says that neither response is better: by equal scores, or in a word."""
+    if raw.scale != "margin" and scores is not None:
+        return scores[0] == scores[1]
+    for key, value in raw.value.items():
+        in_words = isinstance(value, str) and value.strip().lower().partition(" ")[0] in TIES
+        numbers = value if isinstance(value, list) and words_of(key) & JUDGEMENT else []
+        equal = len(numbers) == 2 and numbers[0] == numbers[1] and isinstance(numbers[0], int | float)
+        if key not in raw.keys.values() and (in_words or equal):
+            raw.keys["tie"] = key
+            return True
+    return False
+
+
 def _pair_scores(raw: RawRow) -> tuple[float, float] | None:
-    """Both scores. A margin without scores puts one half of itself above 0 and the other half below."""
-    names = next((names for names in SCORES if all(raw.value.get(name) is not None for name in names)), None)
-    margin = raw.optional_number("margin")
-    if names is None:
+    """Both scores, under keys that differ in `chosen` and `rejected` alone, as score_chosen and score_rejected do.
+
+    A margin without scores puts one half of itself above 0 and the other half below.
+    """
+    margin, sides = raw.optional_number("margin"), {}
+    for key, value in raw.value.items():
+        other = key.replace("chosen", "rejected")
+        is_score = words_of(key) & SCORE_WORDS and not words_of(key) & ABOUT
+        if other != key and is_score and value is not None and raw.value.get(other) is not None:
+            sides[key] = other
+    if not sides:
+        raw.scale = "" if margin is None else "margin"
         return None if margin is None else (margin / 2, -margin / 2)
+    raw.scale = min(sides, key=lambda key: "score" not in key)
+    names = raw.scale, sides[raw.scale]
+    raw.keys |= {"score": names[0], "other score": names[1]}
     chosen, rejected = (parse_number(raw.value[name], name) for name in names)
     if margin is not None and abs(chosen - rejected - margin) > 1e-6 * max(1.0, abs(margin)):
         difference = f'"{names[0]}" minus "{names[1]}" is {chosen - rejected:g}'
@@ -83,7 +125,7 @@ def _pair_scores(raw: RawRow) -> tuple[float, float] | None:
 
 def votes(raw: RawRow) -> Row:
     """A pair: the response with more votes is chosen, and a vote for a tie counts half for each side."""
-    prompt, (a, b) = align(raw.prompt(), [raw.turns("a"), raw.turns("b")])
+    prompt, (a, b) = raw.align([raw.turns("a"), raw.turns("b")])
     for_a, for_b, for_tie = (parse_count(raw.value.get(key) or 0, key) for key in ("votes_a", "votes_b", "votes_equal"))
     if for_a + for_b + for_tie == 0:
         raise SkippedRow("votes.none", "nobody voted.")
@@ -97,52 +139,60 @@ def votes(raw: RawRow) -> Row:
 def ranked(raw: RawRow) -> Row:
     """Responses beside a list of their ranks (1 is the best) or scores (the highest is the best)."""
     name, key = raw.keys["responses"], raw.keys["order"]
-    responses = [
-        parse_turns(value, f"{name}[{index}]") for index, value in enumerate(parse_list(raw["responses"], name))
-    ]
-    order = _numbers(raw["order"], key, len(responses))
-    more = raw.value.get("scores")
-    scores = _numbers(more, "scores", len(responses)) if more else None
-    if key in ("ranks", "rank"):
-        return _ranking(raw, responses, order, scores)
-    return _ranking(raw, responses, [-score for score in order], order if key == "rewards" else scores)
-
-
-def _numbers(value: object, key: str, count: int) -> list[float]:
-    numbers = [parse_number(entry, f"{key}[{index}]") for index, entry in enumerate(parse_list(value, key))]
-    if len(numbers) != count:
-        raise MalformedRow(f'"{key}" has {len(numbers)} entries for {count} responses.')
-    return numbers
+    responses, order = parse_list(raw["responses"], name), parse_list(raw["order"], key)
+    more = order if key in ("rewards", "ratings") else raw.value.get("scores") or [None] * len(responses)
+    columns = [(key, order), ("scores", parse_list(more, "scores"))]
+    for column, entries in columns:
+        if len(entries) != len(responses):
+            raise MalformedRow(f'"{column}" has {len(entries)} entries for {len(responses)} responses.')
+    judged = [index for index, entry in enumerate(order) if entry is not None]  # nobody judged the others
+    turns = [parse_turns(responses[index], f"{name}[{index}]", raw.unread) for index in judged]
+    numbers, scores = (
+        [parse_number(entries[index], f"{column}[{index}]") for index in judged if entries[index] is not None]
+        for column, entries in columns
+    )
+    raw.scale = key if key in ("rewards", "ratings") else "scores" if scores else ""
+    ordered = numbers if key in ("ranks", "rank") else [-number for number in numbers]
+    return _ranking(raw, turns, ordered, scores if len(scores) == len(judged) else None)
 
 
 def ranked_objects(raw: RawRow) -> Row:
-    """Objects that hold a response with its rank or score, as in UltraFeedback and Nectar.
+    """Objects that hold a response with its rank or score, as in UltraFeedback and Nectar, by a key that all have.
 
     UltraFeedback's overall score of 10 is at times a misread 1, so the mean of its four aspects takes precedence.
     """
-    grades = ("rank", "fine-grained_score", "overall_score", "score", "rating")
-    responses, order, scores, weights = [], [], [], []
+    name, items = raw.keys["items"], []
     for index, item in enumerate(parse_list(raw["items"], raw.keys["items"])):
-        field = f"{raw.keys['items']}[{index}]"
         if not isinstance(item, dict):
-            raise MalformedRow(f"{field} is {describe(item)}, needs an object with a response and its score.")
-        grade = next((key for key in grades if item.get(key) is not None), None)
-        if grade is None:
-            raise MalformedRow(f"{field} has neither rank nor score.", f"Seen: {', '.join(item)}.", "row.missing")
-        key = next((key for key in ("response", "answer", "text", "content") if key in item), "response")
-        responses.append(parse_text(item.get(key), f"{field}.{key}"))
+            message = f"{name}[{index}] is {describe(item)}, needs an object with a response and its score."
+            raise MalformedRow(message)
+        items.append(item)
+    numbers = [{key for key in GRADES if item.get(key) is not None} for item in items]
+    if not any(numbers):
+        raise MalformedRow(f"{name}[0] has neither rank nor score.", f"Seen: {', '.join(items[0])}.", "row.missing")
+    graded = [index for index, keys in enumerate(numbers) if keys]  # nobody judged the others
+    grade = next((key for key in GRADES if all(key in numbers[index] for index in graded)), None)
+    if grade is None:
+        raise SkippedRow("ranking.scales", "no rank or score is given for all responses, so they cannot be compared.")
+    responses, order, weights = [], [], []
+    for index in graded:
+        item, field = items[index], f"{name}[{index}]"
+        key = next((key for key in ANSWERS if item.get(key) is not None), "")
+        if not key:
+            raise hole(f"{field}.response", "missing or null")
+        raw.unread.add(item, field, (key, *GRADES, "token_weights"))
+        responses.append(parse_text(item[key], f"{field}.{key}"))
         weights.append((item.get("token_weights"), f"{field}.token_weights"))
-        number = parse_number(item[grade], f"{field}.{grade}")
-        order.append(number if grade == "rank" else -number)
-        if grade != "rank":
-            scores.append(number)
-    row = _ranking(raw, responses, order, scores if len(scores) == len(responses) else None)
+        order.append(parse_number(item[grade], f"{field}.{grade}"))
+    scores = None if grade == "rank" else order
+    raw.scale = "" if scores is None else grade
+    row = _ranking(raw, responses, order if scores is None else [-score for score in order], scores)
     return replace(row, token_weights=parse_weights(weights, row.responses))
 
 
 def _ranking(raw: RawRow, responses: Sequence[Prompt], order: list[float], scores: list[float] | None) -> Ranking:
     """order: any numbers of which the smallest is the best; they become 1, 2, ... with ties kept."""
-    prompt, aligned = align(raw.prompt(), responses)
+    prompt, aligned = raw.align(responses)
     rank_of = {number: rank for rank, number in enumerate(sorted(set(order)), 1)}
     ranks, weights = tuple(rank_of[number] for number in order), raw.listed_token_weights(aligned)
     return Ranking(prompt=prompt, responses=aligned, ranks=ranks, place=raw.place,
@@ -151,7 +201,7 @@ def _ranking(raw: RawRow, responses: Sequence[Prompt], order: list[float], score
 
 def single(raw: RawRow) -> Row:
     """A prompt beside one response."""
-    prompt, (response,) = align(raw.prompt(), [raw.turns("response")])
+    prompt, (response,) = raw.align([raw.turns("response")])
     return _rating_or_demo(raw, prompt, response)
 
 
@@ -160,26 +210,20 @@ def conversation(raw: RawRow) -> Row:
     turns = raw.turns("turns")
     if isinstance(turns, str):
         raise MalformedRow(f'"{raw.keys["turns"]}" is a text, needs a list of messages.')
-    system = raw.value.get("system")
-    if system and turns[0].role != "system":
-        turns = (Message("system", parse_text(system, "system")), *turns)
-    return _rating_or_demo(raw, *split_last_turn(turns))
+    messages = raw["turns"]
+    last = messages[-1] if isinstance(messages, list) else None
+    if isinstance(last, dict) and last.get("weight") in (0, False) and last.get("weight") is not None:
+        raise SkippedRow("response.weight", "the response has the weight 0.")
+    prompt, response = split_last_turn(turns)
+    return _rating_or_demo(raw, raw.with_system(prompt), response)
 
 
 def _rating_or_demo(raw: RawRow, prompt: Prompt, response: Response) -> Row:
     """A rating where there is a label or a score, a demo otherwise."""
     good = parse_label(raw["label"], raw.keys["label"]) if "label" in raw.keys else None
-    score, weights = raw.optional_number("score"), raw.token_weights((response,), "token_weights")
+    weights = raw.token_weights((response,), "token_weights")
+    raw.scale = next((key for key in SCORES if raw.value.get(key) is not None), "")
+    score = raw.optional_number(raw.scale)
     if good is None and score is None:
         return Demo(prompt=prompt, response=response, place=raw.place, token_weights=weights)
     return Rating(prompt=prompt, response=response, good=good, place=raw.place, score=score, token_weights=weights)
-
-
-def intended_key(names: Sequence[str], value: Mapping[str, object]) -> str:
-    """`Did you mean "chosen" by "choosen"?` where a key of the record is nearly one of `names`, else nothing."""
-    for key in map(str, value):
-        if OTHER_NAMES.get(key) in names:
-            return f'Did you mean "{OTHER_NAMES[key]}" by "{key}"?'
-        if key not in names and (hint := nearest(key, names)):
-            return hint.replace("?", f' by "{key}"?')
-    return ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from preftune.table import FromPython, Table, about
 
@@ -31,6 +31,8 @@ def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
 ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
 FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
 HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
+COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
+OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
 MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
 TOO_LONG = "skip: leave longer rows out; cut: drop the response's end, and then no end token is added."
 RANKINGS = "Pairs of a ranking: all of different rank, or the best against each other response."
@@ -46,9 +48,11 @@ class Data(Table, frozen=True):
         about("Held-out rows, in the same forms.", also="eval_dataset", location=True, python=ROWS),
     ] = None
     holdout: Annotated[float, about(HOLDOUT, also="test_size val_size", ge=0, lt=1)] = 0.0
+    columns: Annotated[dict[str, str | None], about(COLUMNS)] = field(default_factory=dict)
     template: Annotated[
         str | None, about("File with a chat template (Jinja), if it is not the tokenizer's own.", location=True)
     ] = None
+    template_options: Annotated[dict[str, Any], about(OPTIONS)] = field(default_factory=dict)
     max_tokens: Annotated[
         Annotated[int, Meta(ge=2)] | None, about(MAX_TOKENS, also="max_length max_seq_length cutoff_len")
     ] = None

@@ -8,22 +8,33 @@ whose slots are all filled. Text under `prompt` is continued as it stands (as in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.rows import build
-from preftune.rows.build import SCORES, intended_key
-from preftune.rows.parse import MalformedRow
-from preftune.rows.raw_row import RawRow
-from preftune.rows.row import Place, Row
+from preftune.rows.keys import refuse, refused_as
+from preftune.rows.parse import MalformedRow, SkippedRow
+from preftune.rows.raw_row import SYSTEM, RawRow
+from preftune.rows.row import Demo, Pair, Place, Row, responses
 
-PROMPT = "prompt|question|instruction|input"
+PROMPT = "prompt|question|instruction|input|query"
 TURNS = "conversations|messages|conversation"
 RESPONSE = "completion|response|output|answer"
 LABEL = "label|kto_tag|good"
-CHOSEN, REJECTED = "chosen|chosen_response", "rejected|rejected_response"
-COMMON = ("id", "weight", "system", "input")
+CHOSEN, REJECTED = "chosen|chosen_response", "rejected|rejected_response|rejected_messages"
+COMMON = ("id", "weight", *SYSTEM)
+OTHER_NAMES = {"response_w": "chosen", "response_l": "rejected", "chosen_text": "chosen", "rejected_text": "rejected"}
+
+
+class ReadRow(NamedTuple):
+    """A row with the keys that nothing read, each with its value, and the key of its scores."""
+
+    row: Row
+    unread: dict[str, object]
+    scale: str
 
 
 class Format(Struct, frozen=True):
@@ -35,38 +46,75 @@ class Format(Struct, frozen=True):
     optional: tuple[str, ...] = ()
 
     def keys(self, value: Mapping[str, object]) -> dict[str, str]:
-        """Slot -> the key that fills it; slots that nothing fills are left out."""
-        filled = {slot: next((key for key in keys.split("|") if key in value), "") for slot, keys in self.slots.items()}
-        return {slot: key for slot, key in filled.items() if key}
+        """Slot -> the key that fills it, one that is not blank if there is any; empty slots are left out."""
+        filled = {}
+        for slot, keys in self.slots.items():
+            present = [key for key in keys.split("|") if value.get(key) is not None]
+            if present:
+                filled[slot] = next((key for key in present if value[key] != ""), present[0])
+        return filled
 
-    def unread(self, value: Mapping[str, object]) -> list[str]:
-        """The keys of the record that this format does not read."""
-        read = {*COMMON, *self.optional, *self.keys(value).values()}
-        return [key for key in value if key not in read]
+    def read(self, value: Mapping[str, object], place: Place) -> ReadRow:
+        """The row. Raises MalformedRow, also for a key whose loss would change what the row means, or SkippedRow."""
+        value = {key: entry for key, entry in value.items() if entry is not None}
+        try:
+            read = self.parse(value, place)
+        except MalformedRow as error:
+            if error.reason == "row.missing" and (hints := _hints(value, [["prompt"]])):
+                raise MalformedRow(error.message, hints, error.reason) from error
+            raise
+        if meanings := _meanings(read):
+            refuse(meanings, {key: intended_key(key, value) for key in meanings if key in value})
+        return read
 
-    def read(self, value: Mapping[str, object], place: Place) -> Row:
-        """The row. Raises MalformedRow or SkippedRow."""
+    def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
+        """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
         if wrong := next((key for key in value if "token_weight" in key and key not in self.optional), None):
             known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
             hint = f"Here it is {known or 'token_weights in each entry of the list'}."
             raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         raw = RawRow(value, place, self.keys(value))
-        return replace(self.build(raw), id=raw.id, weight=raw.weight)
+        row = replace(self.build(raw), id=raw.id, weight=raw.weight)
+        read = {
+            *COMMON,
+            *self.optional,
+            *raw.keys.values(),
+            *(("input",) if "instruction" in raw.keys.values() else ()),
+        }
+        unread = {**{key: entry for key, entry in value.items() if key not in read}, **raw.unread}
+        return ReadRow(row, unread, raw.scale)
 
 
-_PAIR = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights", *(k for keys in SCORES for k in keys))
-_SINGLE = ("score", "token_weights")
+def _meanings(read: ReadRow) -> dict[str, str]:
+    """The unread keys without which the row would mean something else, and what each means."""
+    parts = (read.row.prompt, *responses(read.row))
+    texts = [part for part in parts if isinstance(part, str)]
+    turns = [turn for part in parts if not isinstance(part, str) for turn in part]
+    texts += [text for turn in turns for text in (turn.content, turn.thought)]
+    labels, judged = LABEL.split("|") if isinstance(read.row, Pair) else [], not isinstance(read.row, Demo)
+    meanings = {
+        key: "a judgement" if key in labels else refused_as(key, value, judged, texts)
+        for key, value in read.unread.items()
+    }
+    return {key: meaning for key, meaning in meanings.items() if meaning}
+
+
+_PAIR = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights")
+_SINGLE = (*build.SCORES, "token_weights")
+_WITH_RESPONSE = f"{CHOSEN}|{RESPONSE}"
 FORMATS = (
     Format("votes", {"prompt": PROMPT, "a": "response_a", "b": "response_b", "va": "votes_a", "vb": "votes_b"},
            build.votes, ("votes_equal", "token_weights_a", "token_weights_b")),
     Format("OpenAI preferences", {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
            build.pair, _PAIR),
-    Format("pairs", {"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}, build.pair, _PAIR),
+    Format("pairs", {"prompt": PROMPT, "chosen": _WITH_RESPONSE, "rejected": REJECTED}, build.pair, _PAIR),
     Format("conversations in pairs", {"prompt": TURNS, "chosen": CHOSEN, "rejected": REJECTED}, build.pair, _PAIR),
     Format("pairs with the prompt inside", {"chosen": CHOSEN, "rejected": REJECTED}, build.pair_with_prompt_inside,
            _PAIR),
+    Format("conversations with another response", {"chosen": TURNS, "rejected": REJECTED},
+           build.pair_with_prompt_inside, _PAIR),
     Format("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
-                        "order": "ranks|rank|scores|rewards"}, build.ranked, ("scores", "token_weights")),
+                        "order": "ranks|rank|scores|rewards|ratings"}, build.ranked, ("scores", "token_weights")),
     Format("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, build.ranked_objects),
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
@@ -75,15 +123,21 @@ FORMATS = (
 )  # fmt: skip
 
 
+def _fitting(value: Mapping[str, object]) -> Format | None:
+    """The format of a record: null is absent, and so is a blank response, if there is a format without it."""
+    fitting = [form for form in FORMATS if len(form.keys(value)) == len(form.slots)]
+    full = (form for form in fitting if all(value[key] != "" for s, key in form.keys(value).items() if s != "prompt"))
+    return next(full, fitting[0] if fitting else None)
+
+
 def detect_format(value: Mapping[str, object]) -> Format:
     """The format of a record. Raises MalformedRow that names the missing keys of the most similar one."""
-    for form in FORMATS:
-        if len(form.keys(value)) == len(form.slots):
-            return form
+    if fitting := _fitting(value):
+        return fitting
     seen = ", ".join(map(str, value)) or "none"
     near = max(FORMATS, key=lambda form: _similarity(form, value))
     missing = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
-    hints = [hint for names in missing for hint in (intended_key(names, value),) if hint]
+    hints = list(filter(None, [_hints(value, missing)]))
     if not near.keys(value) and not hints:
         hint = 'Pairs need "prompt", "chosen" and "rejected".'
         raise MalformedRow(f"its keys are no known form of preferences: {seen}.", hint, "row.unknown")
@@ -93,8 +147,60 @@ def detect_format(value: Mapping[str, object]) -> Format:
     raise MalformedRow(f"{named} is missing; keys seen: {seen}.", " ".join(hints), "row.missing")
 
 
+def is_hole(value: Mapping[str, object], form: Format) -> str:
+    """The key of the form that is there and null, if nothing but such keys is missing from a record."""
+    null = {key: "" if entry is None else entry for key, entry in value.items()}
+    keys = form.keys(null)
+    return next((key for key in keys.values() if value[key] is None), "") if len(keys) == len(form.slots) else ""
+
+
+def _renamed(value: Mapping[str, object], missing: list[list[str]]) -> dict[str, str]:
+    """The key of a record that may have been meant by each missing one: a similar name of as many words."""
+    renamed = {}
+    for names in missing:
+        for key in map(str, value):
+            other = OTHER_NAMES.get(key, "")
+            if key in names or key in renamed:
+                continue
+            near = get_close_matches(key, [name for name in names if name.count("_") == key.count("_")], 1, 0.8)
+            if other in names or near:
+                renamed[key] = other if other in names else near[0]
+                break
+    return renamed
+
+
+def _hints(value: Mapping[str, object], missing: list[list[str]]) -> str:
+    """`Did you mean "chosen" by "choosen"?` for keys with which the record can be read, else nothing."""
+    renamed = _renamed(value, missing)
+    readable = _unread({renamed.get(key, key): entry for key, entry in value.items()}) is not None
+    return " ".join(f'Did you mean "{name}" by "{key}"?' for key, name in renamed.items()) if readable else ""
+
+
+def _unread(value: Mapping[str, object]) -> set[str] | None:
+    """The keys of a record that nothing reads; None where it cannot be read."""
+    form = _fitting(value)
+    try:
+        return {*form.parse(value, Place("", 0)).unread} & {*value} if form else None
+    except MalformedRow:
+        return None
+    except SkippedRow as error:
+        return None if error.reason == "prompt.differs" else set()
+
+
 def _similarity(form: Format, value: Mapping[str, object]) -> tuple[int, float]:
     """Few slots without any key that could be meant come first, then many slots with one."""
     filled = form.keys(value)
-    near = sum(bool(intended_key(keys.split("|"), value)) for slot, keys in form.slots.items() if slot not in filled)
+    near = len(_renamed(value, [keys.split("|") for slot, keys in form.slots.items() if slot not in filled]))
     return len(filled) + near - len(form.slots), len(filled) + 0.9 * near
+
+
+def intended_key(key: str, value: Mapping[str, object]) -> str:
+    """The key that an unread one may have been meant for: the record then reads, with all that is read now."""
+    known = {*COMMON, *build.SCORES_OF_PAIR, *(name for form in FORMATS for name in form.optional)}
+    known |= {name for form in FORMATS for names in form.slots.values() for name in names.split("|")}
+    similar = [name for name in known - {*value} if name.count("_") == key.count("_")]
+    for name in get_close_matches(key, sorted(similar), n=3, cutoff=0.8):
+        unread = _unread({name if other == key else other: entry for other, entry in value.items()})
+        if unread is not None and not unread - (_unread(value) or set()) - {key} and name not in unread:
+            return name
+    return ""

@@ -5,55 +5,115 @@ Prompt and responses end up as text alone, or as conversations in which each res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
 
 from preftune.errors import nearest
 from preftune.rows import transcripts
-from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, parse_text, refuse_keys
+from preftune.rows.keys import THOUGHT, is_nothing, words_of
+from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
 from preftune.rows.row import ROLES, Message, Prompt, Response
 
 OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "observation": "tool"}
 Turns = tuple[Message, ...]
 
 
-def parse_turns(value: object, field: str) -> Prompt:
-    """Text as it stands, or a conversation from a list of messages, one message, or an object that holds them.
+class Unread(dict[str, object]):
+    """The keys inside of a row that nothing read, as `chosen[].name`, each with a value that says something, if any."""
 
-    Raises MalformedRow.
+    def add(self, value: Mapping[str, object], field: str, read: Sequence[str]) -> None:
+        """Take up the keys of an object at `field` that are not in `read`."""
+        for key, entry in value.items():
+            path = f"{re.sub(r'[0-9]+]', ']', field)}.{key}"
+            if key not in read and entry is not None and (path not in self or is_nothing(self[path])):
+                self[path] = entry
+
+
+def parse_turns(value: object, field: str, unread: Unread) -> Prompt:
+    """Text as it stands, or a conversation from a list of messages, one message, an object that holds them, or JSON or
+    Python text of any of these.
+
+    Raises MalformedRow, SkippedRow where something is null or an empty list.
     """
+    value = _messages_in(value)
     if isinstance(value, str):
         return value
+    if value is None:
+        raise hole(field)
     if isinstance(value, dict):
         if "messages" in value:
-            refuse_keys(value, ("tools",), f"{field}.")
-            return parse_turns(value["messages"], f"{field}.messages")
-        return (_message(value, field),)
+            unread.add(value, field, ("messages",))
+            return parse_turns(value["messages"], f"{field}.messages", unread)
+        return (_message(value, field, unread),)
     if not isinstance(value, list):
         needed = "needs text or a list of messages."
         raise MalformedRow(f'"{field}" is {describe(value)}, {needed}', "Quote it, or drop the row.")
     if not value:
-        raise MalformedRow(f'"{field}" is an empty list, needs at least one message.')
-    return tuple(_message(message, f"{field}[{position}]") for position, message in enumerate(value))
+        raise hole(field, "an empty list")
+    return tuple(_message(message, f"{field}[{position}]", unread) for position, message in enumerate(value))
 
 
-def _message(value: object, field: str) -> Message:
+def is_texts(value: object) -> bool:
+    """Whether the value is a list of texts that are no messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(_messages_in(entry), str) for entry in value)
+
+
+def _messages_in(value: object) -> object:
+    """What JSON or Python text of messages holds; any other value as it is."""
+    if isinstance(value, list):
+        return [_messages_in(entry) for entry in value]
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not re.search("role|from", value):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            messages = parse(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            continue
+        listed = messages if isinstance(messages, list) else [messages]
+        if listed and all(isinstance(message, dict) and _is_message(message) for message in listed):
+            return messages
+    return value
+
+
+def _is_message(value: Mapping[object, object]) -> bool:
+    return bool({"role", "from"} & {*value}) and bool({"content", "value"} & {*value})
+
+
+def _message(value: object, field: str, unread: Unread) -> Message:
     if not isinstance(value, dict):
         raise MalformedRow(f"{field} is {describe(value)}, needs a message with a role and its content.")
     role = first_of(value, ("role", "from"), field)
     if not isinstance(role, str) or OTHER_ROLES.get(role, role) not in ROLES:
         hint = nearest(str(role), [*ROLES, *OTHER_ROLES]) or f"Known roles: {', '.join(ROLES)}."
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
-    refuse_keys(value, ("tool_calls", "images", "function_call"), f"{field}.")
+    role = OTHER_ROLES.get(role, role)
+    thoughts = {key: entry for key, entry in value.items() if _is_thought(key, entry) and role == "assistant"}
+    unread.add(value, field, ("role", "from", "content", "value", *thoughts))
     content = first_of(value, ("content", "value"), field)
     if isinstance(content, list):
-        content = "".join(_part(part, f"{field}.content[{position}]") for position, part in enumerate(content))
-    return Message(OTHER_ROLES.get(role, role), parse_text(content, f"{field}.content"))
+        parts = [_part(part, f"{field}.content[{position}]", unread) for position, part in enumerate(content)]
+        thoughts |= {str(position): text for position, (text, thought) in enumerate(parts) if thought}
+        content = "".join(text for text, thought in parts if not thought)
+    if len({*thoughts.values()}) > 1:
+        raise MalformedRow(f"{field} has several thoughts: {', '.join(thoughts)}.", "Keep one of them.")
+    return Message(role, parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), "")))
 
 
-def _part(value: object, field: str) -> str:
-    if isinstance(value, dict) and value.get("type") == "text":
-        return parse_text(value.get("text"), f"{field}.text")
+def _is_thought(key: str, value: object) -> bool:
+    return bool(words_of(key) & THOUGHT) and isinstance(value, str) and not is_nothing(value)
+
+
+def _part(value: object, field: str, unread: Unread) -> tuple[str, bool]:
+    """The text of a part of a message's content, and whether it is a thought."""
     kind = value.get("type") if isinstance(value, dict) else describe(value)
+    if isinstance(value, dict):
+        key = str(kind or "text")
+        text = value.get(key, value.get("text"))
+        if (key == "text" or words_of(key) & THOUGHT) and text is not None:
+            unread.add(value, field, ("type", "text", key))
+            return parse_text(text, f"{field}.{key}"), key != "text"
     raise MalformedRow(f"{field} is {kind}; images and other parts are not supported, only text.")
 
 

@@ -3,7 +3,7 @@
 - A `MalformedRow` has wrong keys or types: a key is missing, a number stands where text belongs, a role is unknown.
   The file is not what it was taken for, so its author has to mend it: all such rows are listed and nothing is read.
 - A `SkippedRow` has the right shape but teaches nothing: a response is empty, both responses are equal, the two sides
-  answer different prompts. It is left out and counted under its reason.
+  answer different prompts, a value is null. It is left out and counted under its reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-YES, NO = {"true", "yes", "1"}, {"false", "no", "0"}
+YES = frozenset({"true", "yes", "1", "good", "up", "thumbs_up", "like", "positive", "chosen", "desirable"})
+NO = frozenset({"false", "no", "0", "bad", "down", "thumbs_down", "dislike", "negative", "rejected", "undesirable"})
 
 
 class MalformedRow(Exception):
@@ -87,23 +88,24 @@ def parse_label(value: object, field: str) -> bool:
 
 
 def parse_list(value: object, field: str) -> list[object]:
-    """A list with at least one element. Raises MalformedRow."""
-    if not isinstance(value, list) or not value:
-        raise MalformedRow(f'"{field}" is {"an empty list" if value == [] else describe(value)}, needs a list.')
+    """A list with at least one element. Raises MalformedRow, SkippedRow where it is empty."""
+    if not isinstance(value, list):
+        raise MalformedRow(f'"{field}" is {describe(value)}, needs a list.')
+    if not value:
+        raise hole(field, "an empty list")
     return value
 
 
-def refuse_keys(value: Mapping[str, object], keys: tuple[str, ...], prefix: str = "") -> None:
-    """Raise MalformedRow where one of `keys` holds something: ignoring it would change what the row means."""
-    for key in keys:
-        if value.get(key):
-            hint = "Leave such rows out, or write them into the turns."
-            raise MalformedRow(f'"{prefix}{key}" is not supported.', hint)
+def hole(field: str, value: str = "null") -> SkippedRow:
+    """The error of a row in which something that it needs is missing: such a row alone is of no use."""
+    return SkippedRow("row.hole", f'"{field}" is {value}.')
 
 
 def first_of(value: Mapping[str, object], keys: tuple[str, ...], field: str) -> object:
-    """The value of the first of `keys` that is there. Raises MalformedRow."""
+    """The value of the first of `keys` that is there and not null. Raises MalformedRow, SkippedRow where it is null."""
     for key in keys:
-        if key in value:
+        if value.get(key) is not None:
             return value[key]
+    if any(key in value for key in keys):
+        raise hole(f"{field}.{keys[0]}")
     raise MalformedRow(f"{field}.{keys[0]} is missing.", f"Seen: {', '.join(map(str, value)) or 'no key'}.")

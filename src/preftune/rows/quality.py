@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from itertools import pairwise
 
 from preftune.errors import Problem
 from preftune.rows.account import Tally
-from preftune.rows.formats import COMMON, FORMATS, detect_format
 from preftune.rows.parse import SkippedRow
-from preftune.rows.row import Pair, Place, Ranking, Rating, Row, responses, text_of
+from preftune.rows.row import Pair, Place, Ranking, Rating, Row, responses, text_of, words_of
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"))
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -24,8 +22,13 @@ def is_blank(text: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    """The text without differences that no reader sees: white space, invisible characters, composition."""
-    return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
+    """The text without differences that no reader sees: spaces inside of lines, invisible characters, composition.
+
+    Line breaks and indentation are seen, and in code they mean something.
+    """
+    lines = unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip().splitlines()
+    indents = [line[: len(line) - len(line.lstrip())] for line in lines]
+    return "\n".join(indent + " ".join(line.split()) for indent, line in zip(indents, lines, strict=True))
 
 
 def check(row: Row) -> None:
@@ -38,6 +41,7 @@ def check(row: Row) -> None:
             if turn.role in ("user", "assistant") and is_blank(turn.content):
                 raise SkippedRow("turn.empty", f"turn {number} of the prompt is empty.")
     if isinstance(row, Pair):
+        texts = [words_of(response) for response in responses(row)]
         if texts[0] == texts[1]:
             raise SkippedRow("pair.identical", "chosen and rejected are the same.")
         if _folded(texts[0]) == _folded(texts[1]):
@@ -47,7 +51,7 @@ def check(row: Row) -> None:
             raise SkippedRow("ranking.short", "a ranking needs two responses or more.")
         if len(set(row.ranks)) < 2:
             raise SkippedRow("ranking.tied", "all responses are tied.")
-        if len(set(zip(texts, row.ranks, strict=True))) > len(set(texts)):
+        if len(set(zip(map(words_of, row.responses), row.ranks, strict=True))) > len(set(map(words_of, row.responses))):
             raise SkippedRow("ranking.identical", "the same response has two ranks.")
 
 
@@ -67,8 +71,10 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
             tally.add("pair.contradiction", "the pair prefers the response that another pair rejects", row.place)
         if isinstance(row, Rating) and row.good is not None and (row.prompt, sides, not row.good) in first_places:
             tally.add("rating.contradiction", "the rating is the opposite of another", row.place)
-        if isinstance(row, Pair) and row.scores and row.scores[0] <= row.scores[1]:
-            tally.add("pair.scores", "rejected has the higher score, or the same", row.place)
+        if isinstance(row, Pair) and row.scores and row.scores[0] < row.scores[1]:
+            tally.add("pair.scores", "rejected has the higher score", row.place)
+        if isinstance(row, Pair) and row.preferred == 0.5:
+            tally.add("pair.tied", "neither response is judged better, so each is preferred by half", row.place)
         _remark_on_text(row, tally)
     labels = {row.good for row in rows if isinstance(row, Rating) and row.good is not None}
     if len(labels) == 1 and len(rows) > 1:
@@ -94,24 +100,3 @@ def _remark_on_text(row: Row, tally: Tally) -> None:
             tally.add("text.nul", "the text holds a zero character", row.place)
         if not text.isascii() and not BIDI.isdisjoint(text):
             tally.add("text.bidi", "the text holds characters that change the direction of reading", row.place)
-
-
-def unread_fields(fields: Mapping[str, Mapping[str, object]]) -> str:
-    """The fields that no format reads, each with the field it may have been meant for.
-
-    fields: each with a record that has it.
-    """
-    intended = {field: _intended_field(field, record) for field, record in fields.items()}
-    return ", ".join(f'{field} (did you mean "{other}"?)' if other else field for field, other in intended.items())
-
-
-def _intended_field(field: str, record: Mapping[str, object]) -> str:
-    """The field whose name is similar, if the record would be read with it, and with all that is read now."""
-    known = {*COMMON, *(key for form in FORMATS for key in form.optional)}
-    known |= {key for form in FORMATS for keys in form.slots.values() for key in keys.split("|")}
-    unread = {*detect_format(record).unread(record)}
-    for similar in get_close_matches(field, known - {*record}, n=3, cutoff=0.8):
-        renamed = {similar if key == field else key: value for key, value in record.items()}
-        if {*detect_format(renamed).unread(renamed)} == unread - {field}:
-            return similar
-    return ""

@@ -7,28 +7,34 @@ response, end token included, and suits one tokenizer only. Nothing is guessed: 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from preftune.rows.messages import parse_turns
-from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text, refuse_keys
+from preftune.rows import transcripts
+from preftune.rows.keys import is_nothing
+from preftune.rows.messages import Unread, align, parse_turns
+from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
 from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeights, text_of
 
-UNSUPPORTED = ("tools", "history", "images", "videos", "audios")
+SYSTEM = ("system", "system_prompt")
 
 
 class RawRow:
-    """A record whose slots stand for whichever key filled them. Its methods raise MalformedRow."""
+    """A record whose slots stand for whichever key filled them. Its methods raise MalformedRow and SkippedRow.
+
+    unread: the keys inside of what was read that nothing reads; scale: the key of the scores that were read.
+    """
 
     def __init__(self, value: Mapping[str, object], place: Place, keys: Mapping[str, str]) -> None:
-        self.value, self.place, self.keys = value, place, keys
-        refuse_keys(value, UNSUPPORTED)
+        self.value, self.place, self.keys = value, place, dict(keys)
+        self.unread, self.scale = Unread(), ""
 
     def __getitem__(self, slot: str) -> object:
         return self.value[self.keys[slot]]
 
     def turns(self, slot: str) -> Prompt:
-        return parse_turns(self[slot], self.keys[slot])
+        return parse_turns(self[slot], self.keys[slot], self.unread)
 
     def optional_number(self, key: str) -> float | None:
         return None if self.value.get(key) is None else parse_number(self.value[key], key)
@@ -36,9 +42,7 @@ class RawRow:
     @property
     def id(self) -> str:
         value = self.value.get("id")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-            raise MalformedRow(f'"id" is {describe(value)}, needs text or a whole number.')
-        return "" if value is None else str(value)
+        return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
 
     @property
     def weight(self) -> float:
@@ -47,17 +51,27 @@ class RawRow:
             raise MalformedRow(f'"weight" is {weight:g}, needs to be above 0.')
         return 1.0 if weight is None else weight
 
-    def prompt(self) -> Prompt:
-        """The prompt slot, with the system text and the alpaca `input` that the record may have beside it."""
+    def align(self, responses: Sequence[Prompt]) -> tuple[Prompt, tuple[Response, ...]]:
+        """The prompt, with the system text and the alpaca `input` that the record may have beside it, and the responses
+        in one form with it. A Human/Assistant transcript is turns here as everywhere.
+        """
         key, prompt = self.keys["prompt"], self.turns("prompt")
+        if isinstance(prompt, str) and transcripts.is_transcript(prompt):
+            prompt = transcripts.parse(prompt, "Human")
+            responses = [response.strip() if isinstance(response, str) else response for response in responses]
         if isinstance(prompt, str) and key != "prompt":
             more = self.value.get("input") if key == "instruction" else None
             prompt = (Message("user", f"{prompt}\n{parse_text(more, 'input')}" if more else prompt),)
-        system = self.value.get("system")
-        if not system:
-            return prompt
+        return align(self.with_system(prompt), responses)
+
+    def with_system(self, prompt: Prompt) -> Prompt:
+        """The prompt after the system text that the record has beside it. Raises MalformedRow where there are two."""
+        texts = [parse_text(self.value[key], key) for key in SYSTEM if not is_nothing(self.value.get(key))]
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        return turns if turns[0].role == "system" else (Message("system", parse_text(system, "system")), *turns)
+        systems = list(dict.fromkeys([*texts, *(turn.content for turn in turns[:1] if turn.role == "system")]))
+        if len(systems) > 1:
+            raise MalformedRow("there are two different system texts.", "Keep one of them.")
+        return prompt if not texts else turns if turns[0].role == "system" else (Message("system", *systems), *turns)
 
     def token_weights(self, responses: Sequence[Response], *keys: str) -> tuple[TokenWeights | None, ...] | None:
         """The token weights of each response, each under a key of its own; None where the record gives none."""

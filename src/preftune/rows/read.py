@@ -6,18 +6,21 @@ but usable is kept and reported once. `parse.py` says how the first two differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import merge_malformed
-from preftune.rows.formats import Format, detect_format
-from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.quality import check, remarks, unread_fields
-from preftune.rows.row import Place, Row
+from preftune.rows.formats import Format, detect_format, intended_key, is_hole
+from preftune.rows.parse import MalformedRow, SkippedRow, hole
+from preftune.rows.quality import check, remarks
+from preftune.rows.row import KINDS, Place, Rating, Row
 from preftune.rows.sources import Source, from_objects, load
 
+DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
 IN_PYTHON = "rows"  # stands for a file's name where rows are Python values
 
 
@@ -35,22 +38,25 @@ class Reading(Struct, frozen=True):
     files: dict[str, str]
 
 
-def read(source: str | Iterable[object], *, limit: int | None = None) -> Reading:
+def read(
+    source: str | Iterable[object], *, limit: int | None = None, columns: Mapping[str, str | None] | None = None
+) -> Reading:
     """All rows of a file, of a list of files, of a hub dataset (`owner/name` or `owner/name:split`), or of an iterable
     of mappings, such as a list or a `datasets.Dataset`, which is gone through once.
 
-    limit: rows to take of each file, all if None. Raises one UserError that lists every malformed row of all files.
+    limit: rows to take of each file, all if None; columns: key of the rows -> the key that is read, "" or None to leave
+    it out. Raises one UserError that lists every malformed row of all files.
     """
     reader = _Reader()
     names = _names(source)
     for name in names:
         try:
-            reader.add(name, load(name, limit))
+            reader.add(name, load(name, limit), columns or {})
         except UserError as error:
             reader.problems += error.problems
             reader.code = error.code
     if not names:
-        reader.add(IN_PYTHON, from_objects(source, IN_PYTHON, limit))
+        reader.add(IN_PYTHON, from_objects(source, IN_PYTHON, limit), columns or {})
     if reader.problems:
         raise UserError(reader.problems, code=reader.code)
     notes = [*reader.notes, *remarks(reader.rows)]
@@ -75,32 +81,97 @@ class _Reader:
         self.notes: list[Problem] = []
         self.code = 2
 
-    def add(self, name: str, source: Source) -> None:
+    def add(self, name: str, source: Source, columns: Mapping[str, str | None]) -> None:
         if source.digest in self.files.values():
             self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
         self.files[name] = source.digest
         self.problems += source.problems
+        records = [(place, _mapped(value, columns)) for place, value in source.records]
+        absent = [key for key in columns if source.records and not any(key in value for _, value in source.records)]
+        if absent:
+            hint = f"Seen: {', '.join(map(str, source.records[0][1]))}."
+            self.problems.append(Problem(f"no row has the key {', '.join(absent)} of data.columns.", name, hint))
         malformed: list[tuple[MalformedRow, Place]] = []
-        first: tuple[Format, Place] | None = None
+        first = _first_of_most(records)
         unread: dict[str, Mapping[str, object]] = {}
-        for place, value in source.records:
+        scale, kind = "", None
+        ways: dict[bool, Place] = {}
+        for place, value in records:
             try:
-                form = detect_format(value)
-                first = first or (form, place)
-                if form is not first[0]:
-                    began = f"the file began with {first[0].name} at {first[1].line}"
-                    message = f"has the form {form.name}, but {began}."
-                    raise MalformedRow(message, "Keep one form a file.", "row.mixed")
-                for key in form.unread(value):
-                    unread.setdefault(key, value)
-                row = form.read(value, place)
+                row, more, used = _form(value, first).read(value, place)
                 check(row)
-                self.rows.append(row)
+                kind = kind or type(row)
+                if type(row) is not kind:
+                    raise _other_kind(row, kind, value)
+                ways.setdefault(isinstance(row.prompt, str), place)
+                scale = scale or used
+                self.rows.append(row if used in ("", scale) else _without_scores(row))
+                for key in more:
+                    unread.setdefault(key, value)
             except MalformedRow as error:
                 malformed.append((error, place))
             except SkippedRow as error:
                 self.skipped.append(Problem(error.message, str(place), reason=error.reason))
-        self.problems += merge_malformed(malformed, lambda error: (error.message, error.hint, error.reason))
+        self.problems += merge_malformed(malformed, lambda error: (DETAIL.sub("", error.message), error.reason))
+        self._note(name, unread, ways)
+
+    def _note(self, name: str, unread: Mapping[str, Mapping[str, object]], ways: Mapping[bool, Place]) -> None:
+        """Note what is odd about the whole file."""
         if unread:
-            self.notes.append(Problem(f"fields that are not used: {unread_fields(unread)}.", name,
-                                      reason="fields.extra"))  # fmt: skip
+            meant = {key: intended_key(key, value) if key in value else "" for key, value in unread.items()}
+            fields = ", ".join(f'{key} (did you mean "{other}"?)' if other else key for key, other in meant.items())
+            self.notes.append(Problem(f"fields that are not used: {fields}.", name, reason="fields.extra"))
+        if len(ways) > 1:
+            message = f"some rows (as line {ways[True].line}) are text that is continued as it stands, while others (as"
+            message += f" line {ways[False].line}) are conversations, which go through the chat template."
+            self.notes.append(Problem(message, name, reason="rows.mixed"))
+
+
+def _mapped(value: Mapping[str, object], columns: Mapping[str, str | None]) -> dict[str, object]:
+    """The record with its keys renamed by data.columns; those renamed to nothing are left out."""
+    renamed = (
+        {columns.get(key, key): entry for key, entry in value.items() if columns.get(key, key)} if columns else value
+    )
+    return {str(key): entry for key, entry in renamed.items()}
+
+
+def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:
+    """The format that most records have, and the place of the first of them."""
+    forms: dict[str, list[tuple[Format, Place]]] = {}
+    by_keys: dict[frozenset[str], Format | None] = {}
+    for place, value in records:
+        shape = frozenset(key for key, entry in value.items() if entry is not None and entry != "")
+        if shape not in by_keys:
+            try:
+                by_keys[shape] = detect_format(value)
+            except MalformedRow:
+                by_keys[shape] = None
+        if form := by_keys[shape]:
+            forms.setdefault(form.name, []).append((form, place))
+    return max(forms.values(), key=len)[0] if forms else None
+
+
+def _form(value: Mapping[str, object], first: tuple[Format, Place] | None) -> Format:
+    """The format of a record, which is that of its file. Raises MalformedRow; SkippedRow where a key of it is null."""
+    if first and (key := is_hole(value, first[0])):
+        raise hole(key)
+    form = detect_format(value)
+    if first and form is not first[0]:
+        if len(first[0].keys(value)) == len(first[0].slots):
+            return first[0]
+        message = f"has the form {form.name}, but most rows are {first[0].name}, such as line {first[1].line}."
+        raise MalformedRow(message, "Keep one form a file.", "row.mixed")
+    return form
+
+
+def _other_kind(row: Row, kind: type, value: Mapping[str, object]) -> Exception:
+    """The error of a row that is of another kind than the row before it, at times since it has null for a judgement."""
+    if null := next((key for key, entry in value.items() if entry is None), ""):
+        return hole(null)
+    message = f"is a {KINDS[type(row)]}, but the rows before it are {KINDS[kind]}s."
+    return MalformedRow(message, "Keep one form a file.", "row.mixed")
+
+
+def _without_scores(row: Row) -> Row:
+    """A row whose scores are on another scale than those of the rows before it."""
+    return replace(row, score=None) if isinstance(row, Rating) else replace(row, scores=None)  # type: ignore[call-arg]

@@ -24,10 +24,11 @@ class Place(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """One turn of a conversation."""
+    """One turn of a conversation. thought: what the assistant thought before it, if that stands beside its content."""
 
     role: str
     content: str
+    thought: str = ""
 
 
 class Span(Struct, frozen=True):
@@ -98,6 +99,12 @@ def responses(row: Row) -> tuple[Response, ...]:
     if isinstance(row, Pair):
         return (row.chosen, row.rejected)
     return row.responses if isinstance(row, Ranking) else (row.response,)
+
+
+def words_of(value: Response | Prompt) -> str:
+    """As `text_of`, the thought before it included."""
+    thought = "" if isinstance(value, str) or not value else value[-1].thought
+    return f"{thought}\n{text_of(value)}" if thought else text_of(value)
 
 
 def text_of(value: Response | Prompt) -> str:

@@ -8,19 +8,23 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 from msgspec import Struct
 
 from preftune.errors import IO as IO_CODE
 from preftune.errors import Problem, UserError, nearest, third_party_message
 from preftune.files import digest
+from preftune.rows.columns import arrow_records
 from preftune.rows.json_text import FORMS, MAX_LINE, Parsed, records, what_is_wrong
 from preftune.rows.parse import describe
 from preftune.rows.row import Place
@@ -143,28 +147,24 @@ def _parquet(path: Path, name: str) -> Iterator[Parsed]:
 
     try:
         with parquet.ParquetFile(path) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Place(name, number), value, ""
+            batches = table.iter_batches(batch_size=1024)
+            yield from arrow_records(batches, table.schema_arrow, name)
     except ArrowException as error:
         raise UserError(f"not readable as Parquet: {third_party_message(error)}", location=name) from error
 
 
 def _hub(name: str) -> Iterator[Parsed]:
     repository, _, split = name.partition(":")
-    load_dataset: Callable[..., Iterable[object]]
+    load_dataset: Callable[..., Any]
     from datasets import load_dataset
 
     try:
-        table = load_dataset(repository, split=split or "train")
+        table = load_dataset(repository, split=split or "train", trust_remote_code=False)
     except Exception as error:  # its own classes, those of the hub's client and of the network
         message = f"neither a file nor a dataset that the hub gives: {third_party_message(error)}"
         hint = "Check the name and the network, or download the file."
         raise UserError(message, location=name, code=IO_CODE, hint=hint) from error
-    for number, value in enumerate(table, 1):
-        yield Place(name, number), value, ""
+    yield from arrow_records(table.with_format("arrow").iter(1024), table.features.arrow_schema, name)
 
 
 def from_objects(rows: Iterable[object], name: str, limit: int | None = None) -> Source:
@@ -175,7 +175,12 @@ def from_objects(rows: Iterable[object], name: str, limit: int | None = None) ->
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         hint = "Give a list of dicts, or one split of a dataset."
         raise UserError(f"is {describe(rows)}, needs an iterable of mappings.", location=name, hint=hint)
-    values, problems = _gather(_mappings(rows, name), limit)
+    datasets, table = sys.modules.get("datasets"), cast(Any, rows)
+    if datasets is not None and isinstance(table, datasets.Dataset):
+        parsed = arrow_records(table.with_format("arrow").iter(1024), table.features.arrow_schema, name)
+    else:
+        parsed = _mappings(rows, name)
+    values, problems = _gather(parsed, limit)
     if not values and not problems and limit != 0:
         raise UserError("there are no rows.", location=name)
     lines = "".join(f"{_canonical(value)}\n" for _, value in values)
@@ -202,11 +207,14 @@ def _canonical(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """The value as JSON would hold it: scalars of numpy as numbers, arrays and tuples as lists, mappings as dicts."""
+    """The value as JSON would hold it: scalars of numpy as numbers, arrays and tuples as lists, mappings as dicts, what
+    pandas puts where nothing is (NaN) as null."""
     import numpy as np
 
     if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

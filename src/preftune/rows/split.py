@@ -14,6 +14,8 @@ from preftune.rows.config import Data
 from preftune.rows.read import Reading, read
 from preftune.rows.row import Prompt, Row
 
+FEWEST_PROMPTS = 10
+
 
 class Rows(Struct, frozen=True):
     """The rows of a run, before any tokenizer.
@@ -36,12 +38,12 @@ def read_rows(data: Data) -> Rows:
     """Read every source, refuse too many unusable rows, and hold rows out. Raises UserError."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
-    readings = {"train": read(data.train)}
+    readings = {"train": read(data.train, columns=data.columns)}
     if data.evaluate is not None:
         if data.holdout:
             message = "has no effect where data.evaluate is given."
             raise UserError(message, location="data.holdout", hint="Remove one of the two.")
-        evaluate = read(data.evaluate)
+        evaluate = read(data.evaluate, columns=data.columns)
         if set(readings["train"].files.values()) & set(evaluate.files.values()):
             hint = "Measure on rows that are not trained on."
             raise UserError("is a training file too.", location="data.evaluate", hint=hint)
@@ -52,6 +54,7 @@ def read_rows(data: Data) -> Rows:
     train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
     if data.holdout:
         train, held_out = holdout(train, data.holdout)
+        readings["train"] = replace(readings["train"], notes=[*readings["train"].notes, _held_out_note(held_out)])
     return Rows(train, held_out, readings)
 
 
@@ -61,6 +64,14 @@ def _trained_prompts(train: Sequence[Row], evaluate: Sequence[Row]) -> list[Prob
         if row.prompt in trained:
             tally.add("prompt.trained", "the prompt is trained on too", row.place)
     return tally.problems()
+
+
+def _held_out_note(rows: Sequence[Row]) -> Problem:
+    prompts = len({row.prompt for row in rows})
+    text = f"{len(rows)} rows of {prompts} prompt{'s' if prompts > 1 else ''} are held out"
+    if prompts < FEWEST_PROMPTS:
+        text += ", which are too few to tell how far an accuracy would be off on other prompts"
+    return Problem(f"{text}.", "data.holdout")
 
 
 def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
@@ -79,5 +90,9 @@ def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
 
 
 def _hash(prompt: Prompt) -> bytes:
-    parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
+    parts = (
+        [prompt]
+        if isinstance(prompt, str)
+        else [part for turn in prompt for part in (turn.role, turn.content, *filter(None, [turn.thought]))]
+    )
     return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -24,12 +24,17 @@ def is_transcript(text: str) -> bool:
     return text.startswith("\n\nHuman:")
 
 
-def parse(text: str) -> tuple[Message, ...]:
-    """The turns of a transcript that ends with the assistant's. Raises SkippedRow where the split is in doubt."""
+def parse(text: str, last: str = "Assistant") -> tuple[Message, ...]:
+    """The turns of a transcript. Raises SkippedRow where the split is in doubt.
+
+    last: whose turn is the last; the name of the assistant with nothing behind it is no turn of a prompt.
+    """
     _, *parts = _MARKER.split(text)
     names, contents = parts[::2], [content.strip() for content in parts[1::2]]
-    if names[-1] != "Assistant":
-        raise SkippedRow("turn.last", "the last turn is not the assistant's.")
+    if last == "Human" and names[-1] == "Assistant" and not contents[-1]:
+        names, contents = names[:-1], contents[:-1]
+    if names[-1] != last:
+        raise SkippedRow("turn.last", f"the last turn is not the {last.lower()}'s.")
     for index, (name, content) in enumerate(zip(names, contents, strict=True)):
         if name != ("Human", "Assistant")[index % 2]:
             raise SkippedRow("turn.order", f"turn {index + 1} is again the {name.lower()}'s.")

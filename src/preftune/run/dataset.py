@@ -18,6 +18,7 @@ from preftune.model.load import PreTrainedConfig, load_config
 from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.split import Rows, read_rows
+from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.lengths import with_lengths
 from preftune.tokens.tokenize import Tokenized, tokenize
@@ -78,10 +79,11 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     max_tokens = _max_tokens(run.data, config)
     parts = {"train": rows.train, "evaluate": rows.evaluate}
     tokenized = {
-        part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long)
+        part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long,
+                       template_options=run.data.template_options)
         for part, part_rows in parts.items()
         if part_rows
-    }
+    }  # fmt: skip
     _refuse_skipped(rows, tokenized, run.data)
     for part, result in tokenized.items():
         if not result.groups:
@@ -96,6 +98,7 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
         files={part: reading.files for part, reading in rows.readings.items()},
     )
     account = with_lengths(account, groups["train"])
+    account = with_texts(account, rows.train, rows.evaluate)
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     held_out = groups.get("evaluate", [])
     return Dataset(groups["train"], held_out, account, tokenizer, config, max_tokens, digests, tokenized)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from preftune import signals
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
@@ -41,6 +42,7 @@ def device_of(run: Run, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+@signals.interruptible()
 def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> Policy:
     """The model that is trained, in the layout that is right for it, which is tried on some training rows.
 
@@ -127,7 +129,7 @@ def fill_reference(
         return list(groups)
     assert isinstance(run.reference, Stored)
     store = Store(store_folder(run.reference), digest, numerics(model))
-    reference_pass = score_missing(model, store, groups, tokens=run.batch.tokens or 0, seed=run.seed, dist=dist)
+    reference_pass = score_missing(model, store, groups, tokens=run.batch.tokens or 0, dist=dist)
     notes["reference"] = _pass_note(reference_pass, store)
     return filled(groups, store)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from preftune import signals
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.evaluate.evaluate import HeldOut
@@ -15,6 +16,7 @@ from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
 
 
+@signals.interruptible()
 def plan_steps(run: Run, groups: Sequence[TokenGroup], packing: Packing, world_size: int = 1) -> Plan:
     """The run's plan over its rows, for so many ranks."""
     return make_plan(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 from transformers import PreTrainedTokenizerBase
 
+from preftune import signals
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.evaluate.evaluate import HeldOut
@@ -44,7 +45,10 @@ class Prepared:
 
 
 def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_dataset) -> Prepared:
-    """Prepare a training run. Raises UserError."""
+    """Read, load, check, plan and score by the reference; returns what `fit` and the record need.
+
+    Raises UserError where rows, model and objective do not go together.
+    """
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
@@ -62,15 +66,15 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})
     needed = [*(groups[i] for i in used), *held_out.groups]  # a short run needs few of its rows
     filled = fill_reference(run, reference, digests.get("reference", ""), needed, notes, dist)
-    by_index = dict(zip(used, filled, strict=False))
-    held_out = HeldOut(filled[len(used) :], held_out.rows, held_out.step)
+    train, evaluated = filled[: len(used)], filled[len(used) :]
+    by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,
         source=Offline(phase),
         packing=packing,
-        held_out=held_out,
+        held_out=HeldOut(evaluated, held_out.rows, held_out.step, spell=dataset.tokenizer.decode),
         optim=run.optim,
         evaluate=run.evaluate,
         save=run.save,
@@ -81,7 +85,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
 
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
-    """What measuring all rows of data.train together takes. Raises UserError."""
+    """Prepare to score all rows of data.train as one step; the run has its open keys filled in. Raises UserError."""
     run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist)
     run, packing = _with_budget(run, policy, dist)
@@ -95,7 +99,9 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)
 
 
+@signals.interruptible()
 def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset, Notes]:
+    """The rows, matched with the objective; the person reads what is odd about them."""
     run, dataset, notes = match_rows(run, load(run), full_batch=full_batch)
     for text, _ in notes.values():
         emit(Note(text))
@@ -111,6 +117,7 @@ def _with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Pack
     return run, Packing(tokens, attention_crossover(policy.module.config))
 
 
+@signals.interruptible()
 def _reference(run: Run, dataset: Dataset, policy: Policy) -> tuple[Policy | None, dict[str, str]]:
     """The reference's model, if there is one, and the digests of all that decides the result."""
     digests = {**dataset.digests, "model": policy.weights.digest()}

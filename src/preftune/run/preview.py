@@ -43,7 +43,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     """Tokenize and plan as `train` would. Raises UserError."""
     run, dataset, notes = match_rows(run, tokenize_rows(run := resolve(run), rows))
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(dataset.config)
+        module = AutoModelForCausalLM.from_config(dataset.config, trust_remote_code=False)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
     try_longest(module, [*dataset.train, *dataset.held_out])

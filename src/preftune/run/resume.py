@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import torch
 
-from preftune import files
+from preftune import files, folders
 from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Happened, Note, emit
+from preftune.objective import parts
 from preftune.record.writer import RecordWriter, environment, environment_changes
 from preftune.run.identity import compare, identity
 from preftune.run.prepare import Prepared
@@ -36,6 +37,7 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
     Raises UserError, with nothing written, where the run that is there cannot be resumed.
     """
     run, training = prepared.run, prepared.training
+    checkpoint.assert_room(state, record.path)
     run_identity = identity(run, prepared.digests)
     surroundings = environment(
         prepared.digests,
@@ -53,7 +55,7 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
     record.json("data.json", msgspec.to_builtins(prepared.dataset.account))
     files.write(record.path / "run.toml", dump(run))
     for kind, (text, details) in prepared.notes.items():
-        emit(Happened(state.step, kind, text, details))
+        record(Happened(state.step, kind, text, details))  # the person has read it while the run was prepared
 
 
 def restore(
@@ -65,17 +67,26 @@ def restore(
 ) -> None:
     """Load the newest whole checkpoint, cut the record back to it, and say so."""
     changes = compare(record.path / "identity.json", run_identity, allow_change)
-    newest, passed_over = checkpoint.newest(record.checkpoints)
-    if newest is not None:
-        checkpoint.load(state, newest)
-    elif passed_over:
+    training = prepared.training
+    means = len(parts(training.loss.objective))
+    newest, passed_over = checkpoint.load_newest(state, record.checkpoints, steps=training.source.steps, means=means)
+    if newest is None and passed_over:
         raise UserError(f"no checkpoint is whole: {'; '.join(passed_over)}.", location=str(record.checkpoints),
                         hint="Start again with --force, or take another `out`.", code=CORRUPT)  # fmt: skip
-    if changes and state.step == prepared.training.source.steps:
+    if changes and state.step == training.source.steps:
         raise UserError(f"this run is done, and would not become another one: {', '.join(changes)}.",
                         location=str(record.path), hint="Set it back, or start anew in another `out`.")  # fmt: skip
+    if state.step < training.source.steps and (altered := altered_export(record.path)):
+        raise UserError("another has changed this file, which the end of this run replaces.", location=str(altered),
+                        hint="Move it away, and go on with --resume.")  # fmt: skip
     record.rewind(state.step if newest is not None else -1)
     text = f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else "")
-    emit(Happened(state.step, "resumed", text, {"passed_over": passed_over}))
+    record(Happened(state.step, "resumed", text, {"passed_over": passed_over}))
     for sentence in (text, *(f"passed over {reason}" for reason in passed_over)):
         emit(Note(sentence))
+
+
+def altered_export(out: Path) -> Path | None:
+    """A file of an exported model that another has changed since."""
+    names = folders.not_ours(out / "model")
+    return next((out / "model" / name for name in names if name in folders.listed(out / "model")), None)

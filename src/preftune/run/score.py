@@ -22,10 +22,10 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     out: JSON-lines file with one object a row. Returns means over all rows (record.schema.EVALUATION, without the
     changes, which a file alone does not have). Raises UserError.
     """
-    with process_group() as dist, default_progress() if dist.first else events.silence():
-        with signals.listening():
-            run, models, loss, rows = prepare_scoring(resolve(run), dist)
-        evaluation = evaluate(models, loss, rows, OomRetry(), dist)
+    with process_group() as dist, default_progress() if dist.first else events.silence(), signals.listening():
+        run, models, loss, rows = prepare_scoring(resolve(run), dist)
+        with signals.interruptible():
+            evaluation = evaluate(models, loss, rows, OomRetry(), dist)
     if out is not None and dist.first:
         lines = (json.dumps(files.plain(row), allow_nan=False) for row in score_rows(evaluation, run))
         files.write(Path(out), "".join(f"{line}\n" for line in lines))

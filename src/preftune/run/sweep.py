@@ -11,17 +11,14 @@ from preftune import events, files, signals
 from preftune.config.resolve import resolve
 from preftune.config.vary import Variant
 from preftune.distributed import process_group
-from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
-from preftune.record.writer import assert_writable
+from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable
 from preftune.report import page
 from preftune.run.dataset import cached_loader
 from preftune.run.match_rows import match_rows
 from preftune.run.train import train
-
-HINT = "Go on with --resume, or choose another --out."
 
 
 def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> list[Path]:
@@ -29,23 +26,20 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> li
 
     Rows are read and tokenized once. resume: go on with what is there, finished runs included. Raises UserError.
     """
-    records, load = [], cached_loader()
-    folders = [out / (",".join(variant.words).replace("/", "_") or "run") for variant in variants]
+    records, load, folders = [], cached_loader(), [out / variant.folder for variant in variants]
     with process_group() as dist, signals.listening(), default_progress() if dist.first else events.silence():
-        others = sorted({path.parent for path in out.glob("*/identity.json")} - {*folders})
-        if dist.first and others and not resume:
-            raise UserError(f"another sweep is here already ({others[0].name}).", location=f"--out {out}", hint=HINT)
-        for variant, folder in zip(variants, folders, strict=True):  # a run that is refused is refused before the first
-            if dist.first:
-                assert_writable(folder, resume, HINT)
-            run = resolve(variant.run)
-            match_rows(run, load(run))
+        if dist.first:
+            assert_sweep_writable(out, folders, resume=resume)
+        with signals.interruptible():
+            for variant in variants:  # a run that is refused is refused before the first
+                run = resolve(variant.run)
+                match_rows(run, load(run))
         for number, (variant, folder) in enumerate(zip(variants, folders, strict=True), 1):
             if stop := signals.agreed(dist):
-                raise signals.stopped(stop)
+                raise signals.Stopped(stop)
             without = f" (it has no {', '.join(variant.lacks)})" if variant.lacks else ""
             emit(Note(f"run {number} of {len(variants)}: {folder.name}{without}"))
             records.append(train(replace(variant.run, out=str(folder)), resume=resume, load=load))
         if dist.first:
-            files.write(out / "compare.html", page([Record.open(path) for path in records]))
+            files.write(out / SWEEP_PAGE, page([Record.open(path) for path in records]))
     return records

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from preftune import events, files, signals
+from preftune import events, files, folders, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.tree import flatten, tree_of
 from preftune.distributed import process_group
-from preftune.errors import UserError
+from preftune.errors import NON_FINITE, UserError
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
 from preftune.record.trackers import assert_ready, guarded, tracking
@@ -54,7 +54,10 @@ def train(
     with process_group() as dist, ExitStack() as stack:
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
-        stack.enter_context(default_progress() if dist.first else events.silence())
+            stack.enter_context(default_progress())
+            stack.enter_context(events.listening(*(guarded(sink, name_of(sink)) for sink in sinks)))
+        else:
+            stack.enter_context(events.silence())
         stack.enter_context(signals.listening())
         resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
         if resuming:
@@ -64,7 +67,7 @@ def train(
         start = state.weights.sampled()
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
-            stack.enter_context(events.listening(record, *(guarded(sink, name_of(sink)) for sink in sinks)))
+            stack.enter_context(events.listening(record))
             begin_or_resume(prepared, state, record, allow_change if resuming else None)
             stack.enter_context(tracking(run.track, settings(prepared.run), out, state.step))
         checkpoint.broadcast(state, dist)
@@ -100,9 +103,19 @@ def tell_movement(state: State, start: Tensor) -> None:
 
 
 def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
-    """Export the model and write the page."""
-    events.emit(events.Note("writing the model and the page"))
-    with files.folder(record.path / "model") as folder:
-        state.weights.export(folder, prepared.tokenizer)
-    events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
-    files.write(record.path / "report.html", page([Record.open(record.path)]))
+    """Export the model and write the page; what a run that was finished before has written already stays as it is."""
+    model, report = record.path / "model", record.path / "report.html"
+    record.sync()
+    with signals.interruptible():
+        if folders.lacks_files(model) or record.finished_at() != state.step:
+            events.emit(events.Note("writing the model and the page"))
+            if broken := checkpoint.not_finite(state.weights.module.state_dict()):
+                raise UserError(
+                    f"{broken} is not finite, so no model is exported.", location=str(model), code=NON_FINITE
+                )
+            with folders.folder(model) as folder:
+                state.weights.export(folder, prepared.tokenizer)
+            files.delete(report)
+        events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
+        if not report.exists():
+            files.write(report, page([Record.open(record.path)]))

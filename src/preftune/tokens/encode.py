@@ -8,7 +8,7 @@ ends with one end token, unless it was cut. A control token that a person wrote 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from preftune.errors import Problem, UserError
@@ -33,20 +33,22 @@ class EncodedRow(NamedTuple):
 
 
 class Encoder:
-    """control: the tokens that guards stand for (see `template.GUARD`), in the order of their numbers."""
+    """control: the tokens that guards stand for (see `template.GUARD`), in the order of their numbers; special: those
+    of them that the tokenizer itself can leave text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: Sequence[str]) -> None:
-        self._control, self._backend, self._size = control, backend(tokenizer), len(tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: Sequence[str], special: Collection[str]) -> None:
+        self._control, self._special = control, special
+        self._backend, self._size = backend(tokenizer), len(tokenizer)
         self._backend.no_padding()
         self._backend.no_truncation()
         bare, framed = self._plain_ids(["a"], False)[0], self._backend.encode("a").ids
         start = next((k for k in range(len(framed)) if framed[k : k + len(bare)] == bare), 0)
         self.begin = framed[:start]
         self.begin_text = str(tokenizer.bos_token or "") if self.begin else ""
-        special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
-        self._start, self.end, self._unknown = (
-            self._backend.token_to_id(str(token)) if token else None for token in special
-        )
+        named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+        ids = [self._backend.token_to_id(str(token)) if token else None for token in named]
+        self._start, self.end, _, unknown = ids
+        self._unknown = None if unknown in ids[:-1] else unknown  # GPT-2 calls its end token unknown too
         # SentencePiece puts a space before any text. After a line break, which joins with nothing, it does not.
         line, after = self._plain_ids(["\n", "\na"], False)
         self._anchor = "" if after[len(line) :] == bare else "\n"
@@ -100,9 +102,11 @@ class Encoder:
             self._backend.encode_special_tokens = False
             return [(id_, *characters) for id_, characters in zip(encoding.ids, encoding.offsets, strict=True)]
         first, *rest = text.split(GUARD)
-        tokens, position = list(self._encode(first, True)) if first else [], len(first)
+        tokens, position = list(self._encode(first, templated)) if first else [], len(first)
         for part in rest:
-            for piece, by_template in ((self._control[ord(part[0]) - FIRST], False), (part[1:], True)):
+            token = self._control[ord(part[0]) - FIRST]
+            pieces = [token] if token in self._special else [token[:1], token[1:]]  # parted, an added token is text
+            for piece, by_template in (*((piece, False) for piece in pieces), (part[1:], templated)):
                 tokens += _shifted(self._encode_continued(piece, by_template), position) if piece else []
                 position += len(piece)
         return tokens

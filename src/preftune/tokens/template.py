@@ -1,36 +1,32 @@
 """From a row's words to the text of its prompt and of each response: where a response begins and where it ends.
 
-Text is continued as it stands. A conversation goes through the tokenizer's chat template. What the template puts
-before the response's own words (a header, an empty block of thoughts) is prompt; of what it puts after them, only what
-reaches to the first control token, the end of the turn, is response. No mask is asked of the template: the
-conversation is rendered with a probe in the response's place, and the text on both sides of the probe is the answer.
-Where the tokenizer has no template, a conversation is written as in hh-rlhf (`transcripts.py`).
+Text is continued as it stands. A conversation goes through the tokenizer's chat template (`chat.py`). What the template
+puts before the response's own words (a header, an empty block of thoughts) is prompt; of what it puts after them, what
+reaches to the tokenizer's end token, or else to the first control tokens, is response. Where the tokenizer has no
+template, a conversation is written as in hh-rlhf (`transcripts.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
-from preftune.errors import Problem, UserError, third_party_message
+from preftune.errors import Problem
 from preftune.rows import transcripts
-from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
+from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
-from preftune.rows.row import Message, Row, responses, text_of
+from preftune.rows.row import Message, Prompt, Response, Row, responses, text_of
+from preftune.tokens.chat import TODAY, ChatTemplate, shared_start
+from preftune.tokens.thoughts import Thought, split_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBE, QUESTION = "the-response-goes-here", "the-prompt-goes-here"
 GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control token that a person wrote
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
-MAX_TEMPLATE = 2**20  # characters
-TODAY = datetime(2024, 7, 26)  # for templates that print the date, since a run must repeat; Llama 3.1 falls back to it
-DATE = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
 
 
 class RenderedRow(Struct, frozen=True):
@@ -49,147 +45,132 @@ class RenderedRow(Struct, frozen=True):
     text_starts: tuple[int | None, ...]
 
 
-class Renderer:
-    """Renders rows for one tokenizer. Raises UserError where its template suits no row at all."""
+class Patterns(NamedTuple):
+    """The control tokens that stay text where a person wrote them, by who speaks."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.control = sorted({*special, *map(str, tokenizer.all_special_tokens)} - {""}, key=lambda t: (-len(t), t))
-        self._pattern = re.compile("|".join(map(re.escape, self.control)) or r"(?!)")
+    prompt: re.Pattern[str]  # all that the template writes, such as a tool's: nobody but the assistant may say them
+    assistant: re.Pattern[str]  # those around every turn
+    text: re.Pattern[str]  # those of them that are not marked special, for text that no template sees
+
+
+class Renderer:
+    """Renders rows for one tokenizer. Raises UserError where its template suits no row at all.
+
+    special: tokens that the tokenizer knows to be control tokens; control: these and every added token that the
+    template writes, for which guards stand.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        self.special = frozenset({*special, *map(str, tokenizer.all_special_tokens)} - {""})
         self._end = str(tokenizer.eos_token or "")
-        self._templated = bool(tokenizer.chat_template)
-        self._template, self._dates = "", 0
-        if self._templated:
-            self._check_template()
+        self._template = ChatTemplate(tokenizer, options) if tokenizer.chat_template else None
+        source, sample = (self._template.source, self._template.sample) if self._template else ("", "")
+        written = {token.content for token in added if token.content in source or token.content in sample}
+        around = {token for token in written if token in sample}
+        self.control = sorted(self.special | written, key=lambda token: (-len(token), token))
+        self._patterns = Patterns(_any_of(self.control), _any_of(self.special | around), _any_of(around - self.special))
 
     def render(self, row: Row) -> RenderedRow:
         """The row's text. Raises MalformedRow where the template fails, SkippedRow where no response is left."""
         remarks: dict[str, str] = {}
-        texts = [self._without_end(text_of(response), remarks) for response in responses(row)]
-        written = [*texts, *([row.prompt] if isinstance(row.prompt, str) else [turn.content for turn in row.prompt])]
-        if any(map(self._pattern.search, written)):
-            remarks["control.text"] = "control tokens in the text stay text"
-        if isinstance(row.prompt, str):
-            return RenderedRow(row.prompt, tuple(texts), False, False, tuple(remarks.items()), (0,) * len(texts))
-        if not self._templated:
-            remarks["chat.transcript"] = "written as a Human/Assistant transcript, since there is no chat template"
-            turns = tuple(map(transcripts.response, texts))
-            starts = tuple(turn.index(text) for turn, text in zip(turns, texts, strict=True))
-            return RenderedRow(transcripts.render(row.prompt), turns, False, False, tuple(remarks.items()), starts)
-        return self._conversation(row.prompt, texts, remarks)
+        if isinstance(row.prompt, str) or self._template is None:
+            prompt, texts, starts = self._text(row.prompt, responses(row), remarks)
+            return RenderedRow(prompt, texts, False, False, tuple(remarks.items()), starts)
+        spoken = [response[-1] for response in responses(row) if not isinstance(response, str)]
+        return self._conversation(self._template, row.prompt, spoken, remarks)
 
     def notes(self) -> list[Problem]:
         """What is odd about the template as a whole."""
         message = f"the chat template prints the date; it is always {TODAY:%d %b %Y}."
-        return [Problem(message, reason="template.date")] if self._dates else []
+        return [Problem(message, reason="template.date")] if self._template and self._template.dates else []
 
-    def _without_end(self, text: str, remarks: dict[str, str]) -> str:
-        """The response without an end token that is written at its end, since it gets its own."""
-        bare = text
-        while self._end and bare.rstrip().endswith(self._end):
-            bare = bare.rstrip().removesuffix(self._end)
+    def _text(
+        self, prompt: Prompt, spoken: Sequence[Response], remarks: dict[str, str]
+    ) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+        """(prompt, responses, where their own text begins) of text and of a conversation without a template."""
+        texts = [self._without_end(text_of(response), [self._end], remarks) for response in spoken]
+        written = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+        if any(map(self._patterns.assistant.search, (written, *texts))):
+            remarks["control.text"] = "control tokens in the text stay text"
+        if not isinstance(prompt, str):
+            if any(turn.thought for turns in (prompt, *spoken) for turn in turns if isinstance(turn, Message)):
+                message = "there is no chat template, so thoughts beside the content have no place."
+                raise MalformedRow(message, "Give a template with data.template.", "template")
+            remarks["chat.transcript"] = "written as a Human/Assistant transcript, since there is no chat template"
+            prompt, own = transcripts.render(prompt), texts
+            texts = [transcripts.response(text) for text in texts]
+            return prompt, tuple(texts), tuple(map(str.index, texts, own))
+        prompt, *guarded = (self._guard(text, self._patterns.text) for text in (prompt, *texts))
+        return prompt, tuple(guarded), (0,) * len(texts)
+
+    def _without_end(self, text: str, ends: Collection[str], remarks: dict[str, str]) -> str:
+        """The response without an end that is written as text, since it gets its own."""
+        bare = re.sub(rf"(?:\s*(?:{'|'.join(map(re.escape, filter(None, ends))) or '(?!)'}))+\s*$", "", text)
+        if bare != text:
             remarks["end.written"] = "a response ends with the end token as text; it is kept once"
         if is_blank(bare):
             raise SkippedRow("response.empty", "a response holds nothing but the end token.")
         return bare
 
-    def _conversation(self, prompt: Sequence[Message], texts: list[str], remarks: dict[str, str]) -> RenderedRow:
-        turns = [Message(turn.role, self._guard(turn.content)) for turn in prompt]
-        head, opened, tail = self._frame(turns)
-        control = self._pattern.search(tail)
-        end = tail[: control.end()] if control else tail.rstrip()
-        rendered: list[str] = []
-        starts: list[int | None] = []
-        for text in map(self._guard, texts):
-            whole = self._apply([*turns, Message("assistant", text)], False)
-            if not (whole.startswith(head) and whole.endswith(tail) and len(whole) >= len(head) + len(tail)):
-                raise _changed_prompt(head, whole)
-            words = whole[len(head) : len(whole) - len(tail)]
-            core = words.strip()
-            if words != text:
-                edits = "trims" if core == text.strip() else "rewrites"
-                remarks["template.edits"] = f"the chat template {edits} a response"
-            if is_blank(words):
-                raise SkippedRow("response.empty", "the template leaves nothing of a response.")
-            rendered.append(head[len(opened) :] + words + end)
-            moved = words.index(core) - text.index(core) if core == text.strip() else None
-            starts.append(None if moved is None else len(head) - len(opened) + moved)
-        return RenderedRow(opened, tuple(rendered), True, bool(control), tuple(remarks.items()), tuple(starts))
+    def _conversation(
+        self, template: ChatTemplate, prompt: Sequence[Message], spoken: Sequence[Message], remarks: dict[str, str]
+    ) -> RenderedRow:
+        turns = [self._guarded(turn) for turn in prompt]
+        frame = template.frame(turns)
+        if template.leaves_out(turns, frame.opened):
+            remarks["template.thoughts"] = "the chat template leaves out thoughts of earlier turns"
+        end, ends_turn = self._turn_end(frame.tail)
+        ends = [self._end, end.strip(), *self._patterns.assistant.findall(frame.tail)]
+        header = frame.opened[len(frame.turns) :].lstrip()
+        prompts, rendered, cores = [], [], []
+        for turn in spoken:
+            text = self._without_end(turn.content, ends, remarks)
+            if self._patterns.assistant.search(header) and text.lstrip().startswith(header.rstrip()):
+                text = text.lstrip().removeprefix(header.rstrip()).removeprefix(header[len(header.rstrip()) :])
+                remarks["header.written"] = "a response begins with the template's header as text; it is kept once"
+            thought, text = split_thought(text, template.close)
+            if turn.thought and thought:
+                raise MalformedRow("a response has one thought in its content and one beside it.", "Keep one of them.")
+            thought = Thought("", turn.thought, "") if turn.thought else thought
+            thought = thought and thought._replace(text=self._guard(thought.text, self._patterns.assistant))
+            text = self._guard(text, self._patterns.assistant)
+            start, words = template.words(turns, text, thought, frame, remarks)
+            prompts.append(start)
+            rendered.append(words)
+            cores.append((text.strip(), turn.content))
+        if any(GUARD in text for text in (*rendered, *(turn.content for turn in turns))):
+            remarks["control.text"] = "control tokens in the text stay text"
+        shared = shared_start(prompts)
+        whole = [start[len(shared) :] + words for start, words in zip(prompts, rendered, strict=True)]
+        starts = [self._start(words, *core) for words, core in zip(whole, cores, strict=True)]
+        texts = tuple(words + end for words in whole)
+        return RenderedRow(shared, texts, True, ends_turn, tuple(remarks.items()), tuple(starts))
 
-    def _frame(self, turns: list[Message]) -> tuple[str, str, str]:
-        """(what stands before the response's words, the part of it that is prompt, what stands after them).
+    def _start(self, words: str, core: str, content: str) -> int | None:
+        """Where a response's content begins in its words; core: what the template kept of it, guarded."""
+        position = words.rfind(core)
+        plain = re.sub(f"{GUARD}(.)", lambda guard: self.control[ord(guard[1]) - FIRST], core)
+        return None if position < 0 else position - content.rfind(plain)
 
-        The prompt is what the template gives a model that is to respond. If it puts more than white space between
-        that and the response's words, this is prompt too: it is the same for all responses, so nothing to learn.
-        """
-        opened = self._apply(turns, True)
-        head, probe, tail = self._apply([*turns, Message("assistant", PROBE)], False).partition(PROBE)
-        if not probe:
-            raise MalformedRow("the chat template drops the assistant's turn.", reason="template")
-        if not head.startswith(opened):
-            raise _changed_prompt(opened, head)
-        if head[len(opened) :].strip():
-            if opened == self._apply(turns, False):
-                opens = "it opens the assistant's turn only when the response is there"
-                message = f"the chat template has no generation prompt: {opens} (with {excerpt(head[len(opened) :])})."
-                raise MalformedRow(message, "Make the template use `add_generation_prompt`.", "template")
-            opened = head
-        position = 0
-        for turn in turns:
-            if turn.role == "user" and (position := opened.find(turn.content.strip(), position)) < 0:
-                message = f"the chat template drops the user's turn {excerpt(turn.content)}."
-                raise MalformedRow(message, reason="template")
-        return head, opened, tail
+    def _turn_end(self, tail: str) -> tuple[str, bool]:
+        """The part of the tail that is response, and whether it has a control token."""
+        if self._end and self._end in tail:
+            return tail[: tail.index(self._end) + len(self._end)], True
+        run = re.search(rf"(?:{self._patterns.assistant.pattern})+", tail)
+        return (tail[: run.end()], True) if run else (tail.rstrip(), False)
 
-    def _guard(self, text: str) -> str:
+    def _guarded(self, turn: Message) -> Message:
+        pattern = self._patterns.assistant if turn.role == "assistant" else self._patterns.prompt
+        return Message(turn.role, self._guard(turn.content, pattern), self._guard(turn.thought, pattern))
+
+    def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
         if GUARD in text:
             raise SkippedRow("text.noncharacter", "holds U+FDD0, which is no character.")
-        return self._pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
-
-    def _apply(self, turns: Sequence[Message], opened: bool) -> str:
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opened, chat_template=self._template
-            )
-        except Exception as error:  # a template is a stranger's program: it may raise anything
-            line = getattr(error, "lineno", None)
-            kind = f"{f' at its line {line}' if line else ''}: {type(error).__name__}"
-            message = f"the chat template fails{kind}: {third_party_message(error)}"
-            raise MalformedRow(message, "Mend it, or give another with data.template.", "template") from error
-        return str(text)
-
-    def _check_template(self) -> None:
-        """Render one made-up conversation. Raises UserError for what would be wrong with every row."""
-        turns = [Message("user", QUESTION)]
-        try:
-            template = self._tokenizer.get_chat_template()
-            if len(template) > MAX_TEMPLATE:
-                raise MalformedRow("the chat template is longer than a million characters.")
-            self._template, self._dates = DATE.subn(lambda call: f'"{TODAY.strftime(call.group(2))}"', template)
-            if "strftime_now(" in self._template:
-                message = "the chat template prints the date in a form that it computes."
-                raise MalformedRow(message, "Write the form into it.")
-            _, opened, _ = self._frame(turns)
-            if opened.count(QUESTION) != 1:
-                raise MalformedRow("the chat template repeats the user's turn.")
-            if opened != self._frame(turns)[1]:
-                message = "the chat template gives another text each time."
-                raise MalformedRow(message, "Remove what is random in it.")
-        except MalformedRow as error:
-            raise UserError(error.message, hint=error.hint) from error
-        except ValueError as error:  # several templates, none of them the default
-            raise UserError(third_party_message(error), location="chat template") from error
+        return pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
 
 
-def _changed_prompt(expected: str, actual: str) -> MalformedRow:
-    """The error of a template that renders the prompt differently once a response follows."""
-    shared = min(len(expected), len(actual))
-    position = next((k for k in range(shared) if expected[k] != actual[k]), shared)
-    before, after = (excerpt(text[max(0, position - 20) : position + 30]) for text in (expected, actual))
-    return MalformedRow(
-        f"the chat template renders the prompt differently once a response follows: {before} became {after}.",
-        "Such a template (often one that moves thoughts) cannot be scored; give another with data.template.",
-        "template",
-    )
+def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
+    """The tokens as a pattern, the longest first, since one may be the beginning of another."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token)))) or r"(?!)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -38,14 +38,16 @@ def tokenize(
     *,
     max_tokens: int,
     too_long: Literal["skip", "cut"] = "skip",
+    template_options: Mapping[str, Any] | None = None,
 ) -> Tokenized:
     """Groups of all rows.
 
     max_tokens: longest prompt with one response; too_long: `skip` leaves longer rows out, `cut` drops the end of
-    their responses. Raises UserError that lists the rows on which the chat template fails.
+    their responses; template_options: what the chat template is told beside the turns. Raises UserError that lists
+    the rows on which the chat template fails.
     """
-    renderer = Renderer(tokenizer)
-    encoder = Encoder(tokenizer, renderer.control)
+    renderer = Renderer(tokenizer, template_options or {})
+    encoder = Encoder(tokenizer, renderer.control, renderer.special)
     groups: list[TokenGroup] = []
     skipped: list[Problem] = []
     malformed: list[tuple[MalformedRow, Place]] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from preftune.errors import UserError, third_party_message
 from preftune.rows.sources import HUB
-from preftune.trust import refuse_code, refuse_unnamed
+from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,6 +60,8 @@ def _load(path: str, revision: str | None) -> object:
             raise UserError(f"the folder {path} has no tokenizer.", location="tokenizer", hint=WHICH)
     elif not HUB.fullmatch(path) or path.startswith((".", "~")) or folder.exists():
         raise UserError(f"there is no folder {path}.", location="tokenizer", hint=WHICH)
+    else:
+        refuse_hub_code(path, revision, "tokenizer")
     try:
         if (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
@@ -67,7 +69,8 @@ def _load(path: str, revision: str | None) -> object:
             if len(known) == 1:
                 tokenizer.eos_token = known[0]
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
+            source = str(folder) if folder.is_dir() else path
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and the hub's client each have their own
         message = f"no readable tokenizer at {path}: {third_party_message(error)}"
         raise UserError(message, location="tokenizer", hint=WHICH) from error

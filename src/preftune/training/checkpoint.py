@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import torch
+from msgspec import Meta, Struct
 from safetensors.torch import load_file
+from torch import Tensor
 
-from preftune import files
+from preftune import files, folders
 from preftune.distributed import Distributed
-from preftune.errors import CORRUPT, UserError
+from preftune.errors import IO, NON_FINITE, UserError, third_party_message
 from preftune.model.weights import Weights
 from preftune.pack.oom import OomRetry
+from preftune.record.writer import CHECKPOINT_FILES
 
 PREFIX = "step-"
+MAX_SPLITS = 64  # no pack can be cut in two so often
 
 
 @dataclass
@@ -37,53 +43,143 @@ class State:
 
 
 def save(state: State, root: Path, keep: int) -> Path:
-    """Write the checkpoint of this step below `root`, then delete all but the newest `keep` valid ones."""
+    """Write the checkpoint of this step below `root`, then delete all but the newest `keep` valid ones.
+
+    Raises UserError, and deletes nothing, where a number is not finite.
+    """
     path = root / f"{PREFIX}{state.step:08d}"
-    moments = {
-        f"{name}/{key}": value
-        for name, parameter in state.weights.trained().items()
-        for key, value in state.optimizer.state[parameter].items()
-    }
-    with files.folder(path) as folder:
-        folder.tensors("weights.safetensors", state.weights.state())
-        folder.tensors("optimizer.safetensors", moments)
-        if state.reference is not None:
-            folder.tensors("reference.safetensors", {n: p.detach() for n, p in state.reference.named_parameters()})
-        numbers = {"step": state.step, "skipped": state.skipped, "splits": state.oom.splits, "ema": state.ema}
-        folder.json("state.json", numbers)
-    valid = [folder for folder in _folders(root) if not files.verify(folder)]
+    tensors = {"weights": state.weights.state(), "optimizer": _moments(state)}
+    if state.reference is not None:
+        tensors["reference"] = _parameters(state.reference)
+    for name, part in tensors.items():
+        if broken := not_finite(part):
+            raise UserError(f"the {name} are no longer finite ({broken}).", location=str(path), code=NON_FINITE,
+                            hint="The checkpoints of before are kept. Lower optim.lr.")  # fmt: skip
+    with folders.folder(path, CHECKPOINT_FILES) as folder:
+        for name, part in tensors.items():
+            folder.tensors(f"{name}.safetensors", part)
+        folder.json("state.json", msgspec.to_builtins(_Numbers(state.step, state.skipped, state.oom.splits, state.ema)))
+    valid = [folder for folder in _folders(root) if not folders.verify(folder)]
     for old in valid[keep:]:
-        files.remove(old)
+        if not set(folders.not_ours(old, CHECKPOINT_FILES)):
+            files.delete(old)
     return path
 
 
-def newest(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest valid checkpoint, if any, and why each newer one was passed over."""
+class _Numbers(Struct, forbid_unknown_fields=True):
+    """state.json: the numbers of a State."""
+
+    step: Annotated[int, Meta(ge=0)]
+    skipped: Annotated[int, Meta(ge=0)]
+    splits: Annotated[int, Meta(ge=0, le=MAX_SPLITS)]
+    ema: tuple[float | None, ...]
+
+
+def assert_room(state: State, root: Path) -> None:
+    """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
+    trained = sum(parameter.nbytes for parameter in state.weights.trained().values())
+    weights = sum(tensor.nbytes for tensor in state.weights.state().values())
+    reference = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
+    needed, free = weights + 2 * trained + reference, files.free(root)
+    if free < needed:
+        raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
+                        location=str(root), hint="Make room, or choose another `out`.", code=IO)  # fmt: skip
+
+
+def load_newest(state: State, root: Path, *, steps: int, means: int) -> tuple[Path | None, list[str]]:
+    """Put the newest checkpoint that fits into the state. Returns its folder, and why each newer one was passed over.
+
+    steps: updates of the whole run; means: running means that its loss may follow. Where no checkpoint fits, the state
+    has not changed.
+    """
     passed_over = []
     for path in _folders(root):
-        reason = files.verify(path)
+        reason = folders.verify(path) or _load(state, path, steps, means)
         if not reason:
             return path, passed_over
         passed_over.append(f"{path.name}: {reason}")
     return None, passed_over
 
 
-def load(state: State, path: Path) -> None:
-    """Put a checkpoint's numbers into a state made for the same model. Raises UserError where they do not fit."""
-    if wrong := state.weights.load_state(load_file(path / "weights.safetensors")):
-        raise UserError(f"does not fit the model: {wrong}.", location=str(path), code=CORRUPT)
-    moments = load_file(path / "optimizer.safetensors")
-    for name, parameter in state.weights.trained().items():
-        own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
-        state.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in own.items()}  # fused: the count too
+def _load(state: State, path: Path, steps: int, means: int) -> str:
+    """Put a checkpoint's numbers into a state made for the same model, or return why it does not fit.
+
+    A manifest says only that a file is as it was written, so every tensor and number is compared with what the model
+    and its optimizer have.
+    """
+    trained = state.weights.trained()
+    expected = {"weights": state.weights.state()}
     if state.reference is not None:
-        reference = load_file(path / "reference.safetensors")
+        expected["reference"] = _parameters(state.reference)
+    names = [f"{part}.safetensors" for part in (*expected, "optimizer")]
+    try:
+        listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
+        if absent := {*names, "state.json"} - listed:
+            return f"{min(absent)}: not in the manifest"
+        numbers = msgspec.json.decode((path / "state.json").read_bytes(), type=_Numbers)
+        tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
+    except Exception as error:  # safetensors has a class of its own
+        return third_party_message(error)
+    moments = {name: _of_parameter(tensors["optimizer"], name) for name in trained}
+    shapes = {name: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for name, p in trained.items()}
+    expected["optimizer"] = {f"{n}/{key}": v for n, part in shapes.items() if moments[n] for key, v in part.items()}
+    differences = {part: _unlike(tensors[part], expected[part]) for part in expected}
+    if part := next((part for part, difference in differences.items() if difference), ""):
+        return f"{part}.safetensors: {differences[part]}"
+    if problem := _wrong_number(numbers, path, steps, means):
+        return f"state.json: {problem}"
+    if any(bool((tensor < 0).any()) for name, tensor in tensors["optimizer"].items() if not name.endswith("/exp_avg")):
+        return "optimizer.safetensors: a second moment or a count is negative"
+    state.weights.load_state(tensors["weights"])
+    for name, parameter in trained.items():
+        # fused: the count is on the parameter's device, too
+        state.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments[name].items()}
+    if state.reference is not None:
         with torch.no_grad():
             for name, parameter in state.reference.named_parameters():
-                parameter.copy_(reference[name])
-    numbers: Mapping[str, Any] = json.loads((path / "state.json").read_text())
-    state.step, state.skipped, state.oom.splits = numbers["step"], numbers["skipped"], numbers["splits"]
-    state.ema = tuple(numbers["ema"])
+                parameter.copy_(tensors["reference"][name])
+    state.step, state.skipped, state.oom.splits, state.ema = msgspec.structs.astuple(numbers)
+    return ""
+
+
+def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What of these tensors is not as expected in name, shape or type, or not finite; empty where all are."""
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        return f"{name} is {'missing' if name in expected else 'unknown'}"
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            return f"{name} has another shape or type than the model's"
+    broken = not_finite(tensors)
+    return broken and f"{broken} is not finite"
+
+
+def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
+    if numbers.step != int(path.name.removeprefix(PREFIX)) or numbers.step > steps:
+        return f"step {numbers.step} is not this folder's, or beyond the {steps} of the run"
+    if len(numbers.ema) not in (0, means) or any(mean is not None and not math.isfinite(mean) for mean in numbers.ema):
+        return "its running means are not those of this objective"
+    return ""
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Name of a tensor that holds NaN or infinity, or an empty string."""
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
+
+
+def _moments(state: State) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in state.weights.trained().items()
+        for key, value in state.optimizer.state[parameter].items()
+    }
+
+
+def _of_parameter(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+
+
+def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
 def broadcast(state: State, dist: Distributed) -> None:
@@ -121,5 +217,5 @@ def has_drifted(state: State, dist: Distributed) -> bool:
 
 def _folders(root: Path) -> list[Path]:
     """Checkpoint folders below root, newest first; other names are not ours and are left alone."""
-    folders = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
-    return sorted(folders, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
+    numbered = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(numbered, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)

@@ -68,6 +68,7 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
     )
     if math.isfinite(float(norm)) and math.isfinite(output.value):
         state.optimizer.step()
+        assert_finite(state)
         state.skipped = 0
         state.ema = loss.updated_ema(output.examples)
     else:
@@ -97,6 +98,20 @@ def sync_pack_splits(
         longest = max(sum(groups[i].tokens for i in pack) for pack in halved(packs, before))
         text = f"out of memory with packs of up to {longest} tokens; packs are cut in two from here"
         events.emit(events.Happened(state.step, "out_of_memory", text))
+
+
+def assert_finite(state: State) -> None:
+    """Raise UserError where an update has left a weight that is not finite; no checkpoint is written of it.
+
+    The moments are finite where the gradient's norm is, which is a sum of the squares that they average.
+    """
+    largest = torch.nn.utils.get_total_norm(state.weights.trained().values(), float("inf"))
+    if math.isfinite(float(largest)):
+        return
+    text = "this update left weights that are not finite"
+    events.emit(events.Happened(state.step + 1, "non_finite", text))
+    hint = "The checkpoints of before are kept. Lower optim.lr or optim.weight_decay, or raise optim.eps."
+    raise UserError(f"update {state.step + 1} left weights that are not finite.", hint=hint, code=NON_FINITE)
 
 
 def skip_update(state: State, groups: Sequence[TokenGroup], norm: float, value: float) -> None:

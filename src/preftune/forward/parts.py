@@ -1,0 +1,33 @@
+"""Log-probabilities of parts of a response, from a pass that is made anyway. Held by tests/evaluate/test_parts.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.tokens.groups import TokenGroup
+
+
+def part_sums(groups: Sequence[TokenGroup], token_values: Tensor) -> Tensor:
+    """(members,) -> (responses, 3) fp64: a response's last token; in a pair, the tokens before the two responses part,
+    which have the same numbers in both, and the token at which they part."""
+    bounds, start = [], 0
+    for group in groups:
+        shared = common_start(*group.responses) if group.kind == "pair" else 0
+        for response in group.responses:
+            fork = start + shared
+            start += len(response)
+            bounds.append((start - 1, start, fork - shared, fork, fork, min(fork + 1, start)))
+    sums = torch.nn.functional.pad(token_values.detach().double().cumsum(0), (1, 0))
+    first, last = torch.tensor(bounds, device=sums.device).unflatten(1, (3, 2)).unbind(-1)
+    return sums[last] - sums[first]
+
+
+def common_start(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two responses begin with in common."""
+    size = min(len(first), len(second))
+    differ = np.flatnonzero(first[:size] != second[:size])
+    return int(differ[0]) if len(differ) else size

@@ -1,0 +1,51 @@
+"""Folders for tests, and a process that is killed at a chosen call to the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from preftune import folders
+
+
+def build(path: Path, ours: frozenset[str] = frozenset(), **content: str) -> Path:
+    with folders.folder(path, ours) as folder:
+        for name, text in content.items():
+            folder.write(name, text)
+    return path
+
+
+def contents(path: Path) -> dict[str, str]:
+    return {p.name: p.read_text() for p in path.iterdir() if p.name != folders.MANIFEST}
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_at(call: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process dies at this call, from 1, of all that change the disk; nothing is cleaned up."""
+    count = 0
+    with monkeypatch.context() as patch:
+
+        def dying(name: str, owner: object) -> None:
+            right = getattr(owner, name)
+
+            def counted(*args: object, **keys: object) -> object:
+                nonlocal count
+                count += 1
+                if count >= call:
+                    raise Killed
+                return right(*args, **keys)
+
+            patch.setattr(owner, name, counted)
+
+        for owner, names in ((Path, ("replace", "rename", "unlink")), (os, ("fsync", "unlink", "rmdir"))):
+            for name in names:
+                dying(name, owner)
+        yield
