@@ -18,7 +18,8 @@ from preftune.events import Evaluated, Event, Happened, StepDone
 
 METRICS, EVALUATIONS, EVENTS = LINES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 RUN_FILES = (
-    "run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "report.html",
+    "run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl",
+    "evaluation_words.jsonl", "extras.json", "report.html",
     "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb", *LINES,
 )  # fmt: skip  # what `claim` deletes when a run is replaced
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
