@@ -30,8 +30,8 @@ def main(seeds: int = 2, clean: int = 10) -> None:
                 first = codes[0] if codes else ""
                 right = first in failure.codes if failure.codes else not codes
                 accuracy = record.end["accuracy"] or 0.0
-                print(f"| {name} | {seed} | {accuracy:.2f} | {first} | {'yes' if right else 'no'} | {', '.join(codes)} |",
-                      flush=True)  # fmt: skip
+                cells = name, seed, f"{accuracy:.2f}", first, "yes" if right else "no", ", ".join(codes)
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

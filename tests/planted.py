@@ -1,6 +1,6 @@
 """The demo's small world with a failure planted in its pairs: what the checks must name is known.
 
-A policy is taught reviews of the demo's grammar; pairs are reviews of it, judged. Prompts name two dishes, so that there
+A policy is taught reviews of the demo's grammar; pairs are reviews of it, judged. Prompts name two dishes, so there
 are hundreds of them.
 """
 
@@ -184,8 +184,8 @@ def run(planted: Planted, models: dict[str, Path], folder: Path, seed: int) -> R
     for name, rows in sources.items():
         named = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows]
         write(folder / f"{name}.jsonl", [{"id": f"{name}{i}"} | row for i, row in enumerate(named)])
-    data = Data(train=str(folder / "train.jsonl"), evaluate=tuple(str(folder / f"{x}.jsonl") for x in ("most", "apart")),
-                **planted.data)  # fmt: skip
+    held_out_files = tuple(str(folder / f"{name}.jsonl") for name in ("most", "apart"))
+    data = Data(train=str(folder / "train.jsonl"), evaluate=held_out_files, **planted.data)
     reference = planted.reference and str(models[planted.reference])
     tuned = Run(
         model=Model(path=str(models[planted.start])), data=data, objective=DPO(beta=0.5),
@@ -218,8 +218,8 @@ MORE = {
     "flipped labels, 40 %": Planted(("reward.too_sure", "anchor.chance"), change=each(flipped(0.4)), **USUAL),
     "half has the opposite taste": Planted(("anchor.chance", "reward.parts", "reward.too_sure"),
                                            change=each(flipped(0.5)), **USUAL),
-    "each row 16 times": Planted(("anchor.overfit",), change=repeated(16), **USUAL),
-    "each row 64 times": Planted(("anchor.overfit",), change=repeated(64), **USUAL),
+    "each row 16 times": Planted(("anchor.overfit",), change=repeated(16), train_only=True, **USUAL),
+    "each row 64 times": Planted(("anchor.overfit",), change=repeated(64), train_only=True, **USUAL),
     "learning rate 30 times too high": Planted(("anchor.drift",), rows=768, lr=1.5e-2, epochs=2),
     "cut by the run": Planted(("shift.cut",), data={"too_long": "cut", "max_tokens": 17}, **USUAL),
     "both cut in the file": Planted(("data.cut",), change=each(cut_both), **USUAL),

@@ -309,7 +309,8 @@ def test_only_rows_seen_twice_are_memorized() -> None:
     ("objective", "hint"),
     [({"name": "dpo", "beta": 0.1}, "; as a last resort raise objective.beta."),
      ({"name": "ipo", "tau": 1.0}, "; as a last resort raise objective.tau."),
-     ({"name": "sum", "parts": [{"name": "dpo", "beta": 0.1}, {"name": "nca"}]}, "; as a last resort raise beta in objective.parts."),
+     ({"name": "sum", "parts": [{"name": "dpo", "beta": 0.1}, {"name": "nca"}]},
+      "; as a last resort raise beta in objective.parts."),
      ({"name": "of_its_author", "beta": 0.1}, "; train for fewer steps."),
      ({"name": "orpo", "odds_weight": 0.1}, "; train for fewer steps.")],
 )  # fmt: skip
@@ -328,7 +329,8 @@ def test_equally_long_sides_have_no_length_bias() -> None:
     """What falls with the number of tokens in all responses is not yet length."""
     record = end(reward_length_correlation=-0.9)
     even = replace(record, rows=tuple(replace(row, chosen_tokens=20.0 + i % 40, rejected_tokens=20.0 + i % 40,
-                                              chosen_logp_change=-float(i % 40)) for i, row in enumerate(record.rows)))  # fmt: skip
+                                              chosen_logp_change=-float(i % 40))
+                                      for i, row in enumerate(record.rows)))  # fmt: skip
     assert "length.reward" not in codes(even)
 
 
@@ -341,8 +343,8 @@ def test_the_root_is_named_once_and_its_effects_below_it() -> None:
     in_file = replace(cut, data=texts(unclosed={"chosen": 0.0, "rejected": 0.9}).data)
     (found,) = diagnose(in_file)
     assert found.code == "data.cut"
-    assert [effect.partition(".")[0] for effect in found.effects] == ["The model unlearns to stop",
-                                                                     "The chosen responses became less probable"]  # fmt: skip
+    titles = [effect.partition(".")[0] for effect in found.effects]
+    assert titles == ["The model unlearns to stop", "The chosen responses became less probable"]
     every = {code for code, *_ in CASES}
     assert EXPLAINS.keys() <= every
     assert {effect for effects in EXPLAINS.values() for effect in effects} <= every

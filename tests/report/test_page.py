@@ -143,7 +143,8 @@ def test_page_says_what_the_record_says(make_record: Make) -> None:
     record = Record.open(make_record())
     result = parsed(record)
     share = f"{100 * (record.end['accuracy'] or 0):.1f} %"
-    for words in (f"After 240 steps of DPO and 15,360 rows seen, stories260K ranks {share} of 320 held-out pairs right.",
+    for words in ("After 240 steps of DPO and 15,360 rows seen, stories260K ranks "
+                  f"{share} of 320 held-out pairs right.",
                   "It learned from 3,838 pairs, each 4.00 times,",
                   "The chosen responses became less probable", "Skipped: too_long 118", "0.689", "Lily found a key.",
                   "lr = 1e-6", "2.13.0+cpu", "Saved after step 120."):  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the rows themselves tell before any training: cuts in the file, contradictions, and steps that hold too little."""
+"""What the rows themselves tell before training: cuts in the file, contradictions, and steps of hardly any rows."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def cut_in_file(record: Record) -> Finding | None:
         code="data.cut",
         title="Responses were cut before the file was written",
         evidence=" ".join(sentences),
-        meaning="The end token stands behind text that has not ended. The model learns to stop in the middle, or, where "
-        "rejected is cut more often, that stopping is wrong.",
+        meaning="The end token stands behind text that has not ended. The model learns to stop in the middle, or, "
+        "where rejected is cut more often, that stopping is wrong.",
         remedy="Generate the responses again with a higher limit, or drop those that reached it on either side.",
     )
 
@@ -71,5 +71,5 @@ def small_batch(record: Record) -> Finding | None:
         evidence=f"With batch.rows = {rows} the training accuracy of a step can only be "
         f"{'0 or 1' if rows == 1 else '0, a half or 1'}.",
         meaning="Such steps follow the noise of single labels, and their curves say little.",
-        remedy="Raise batch.rows to 16 or more; packs take as much memory as before, because batch.tokens decides that.",
+        remedy="Raise batch.rows to 16 or more; packs take as much memory as before, which batch.tokens decides.",
     )

@@ -38,8 +38,8 @@ def reward_follows_length(record: Record) -> Finding | None:
         code="length.reward",
         severity="serious" if abs(correlation) >= STRONGLY_CORRELATED and sure else "warn",
         title=f"The reward {'grows' if longer else 'falls'} with length",
-        evidence=f"In {number(len(rows))} held-out pairs the margin changes by {number(per_token.value, 2, sign=True)} ± "
-        f"{number(per_token.half_width(), 2)} nats with each token by which chosen is longer (correlation "
+        evidence=f"In {number(len(rows))} held-out pairs the margin changes by {number(per_token.value, 2, sign=True)} "
+        f"± {number(per_token.half_width(), 2)} nats with each token by which chosen is longer (correlation "
         f"{number(correlation, 2)}).",
         meaning=f"Part of what was learned is to prefer {preferred} responses as such. The tuned model will tend to "
         f"write {preferred}er responses whether or not they are better.",

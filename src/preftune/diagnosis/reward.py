@@ -1,4 +1,4 @@
-"""What the learned reward goes by: single words, some parts of the data only, or more certainty than the labels have."""
+"""What the learned reward goes by: single words, some parts of the data only, or more certainty than labels have."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def end_unlearned(record: Record) -> Finding | None:
     return Finding(
         code="end.unlearned",
         title="The model unlearns to stop",
-        evidence=f"The end token changed by {number(change.value, 2, sign=True)} ± {number(change.half_width(), 2)} nats "
-        f"on average ({number(by_side[0], 2, sign=True)} behind chosen, {number(by_side[1], 2, sign=True)} behind "
+        evidence=f"The end token changed by {number(change.value, 2, sign=True)} ± {number(change.half_width(), 2)} "
+        f"nats on average ({number(by_side[0], 2, sign=True)} behind chosen, {number(by_side[1], 2, sign=True)} behind "
         "rejected).",
         meaning="The tuned model will go on where it used to end. This happens where rejected responses were cut and "
         "an end token was put behind them, or where longer responses are preferred as such.",
@@ -156,8 +156,8 @@ def nothing_held_out(record: Record) -> Finding | None:
     if prompts < FEWEST_PROMPTS:
         title = "Few prompts are held out"
         evidence = f"The {number(rows)} held-out rows have {number(prompts)} prompt{'s' if prompts > 1 else ''}."
-        meaning = "Rows of one prompt are not independent, so how far an accuracy would be off on other prompts cannot " \
-            "be told, and checks that need an error are silent."  # fmt: skip
+        meaning = "Rows of one prompt are not independent, so how far an accuracy would be off on other prompts " \
+            "cannot be told, and checks that need an error are silent."  # fmt: skip
     elif judged:
         error = f"{number(100 * 2 * math.sqrt(0.25 / judged), 0)} points"
         of_all = f" of {number(rows)}" if judged < rows else ""

@@ -1,8 +1,8 @@
 """Means of recorded numbers and their errors. What is independent is a prompt, not a row.
 
 Rows of one prompt are summed before they are compared (a cluster-robust error with the factor G / (G - 1)), and an
-accuracy of ratings is a statistic of two samples (DeLong, DeLong and Clarke-Pearson 1988; with shared prompts Obuchowski
-1997). Held by tests/record/test_statistics.py.
+accuracy of ratings is a statistic of two samples (DeLong, DeLong and Clarke-Pearson 1988; with shared prompts
+Obuchowski 1997). Held by tests/record/test_statistics.py.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ def differences(records: Sequence[Record]) -> list[Difference]:
         if found is None or found.rows < FEWEST or not found.certain:
             text = f"only {len(keys)} common held-out rows" if keys else "no common held-out rows"
             if found is not None and not found.certain and found.rows >= FEWEST:
-                text = f"{number(100 * found.value, 1, sign=True)} points on {number(len(keys))} common rows, but they " \
-                    f"have only {found.prompts} prompt{'s' if found.prompts > 1 else ''}"  # fmt: skip
+                text = f"{number(100 * found.value, 1, sign=True)} points on {number(len(keys))} common rows, but " \
+                    f"they have only {found.prompts} prompt{'s' if found.prompts > 1 else ''}"  # fmt: skip
             results.append(Difference(name, text, "cannot be told"))
             continue
         half = max(found.half_width(level), _seed_half_width(first, second, keys, level))

@@ -123,11 +123,11 @@ def _certainty(record: Record) -> list[str]:
     of_prompts = f"{number(accuracy.rows)} held-out rows of {number(accuracy.prompts)} prompt" \
         f"{'s' if accuracy.prompts > 1 else ''}"  # fmt: skip
     if not record.knows_prompts:
-        return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points if no two of the held-out "
-                "rows share a prompt, which this record of an earlier version does not say."]  # fmt: skip
+        return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points if no two of the "
+                "held-out rows share a prompt, which this record of an earlier version does not say."]  # fmt: skip
     if not accuracy.certain:
-        return [f"Its accuracy is of {of_prompts}, which are too few: how far it would be off on other prompts cannot be "
-                "told."]  # fmt: skip
+        return [f"Its accuracy is of {of_prompts}, which are too few: how far it would be off on other prompts "
+                "cannot be told."]  # fmt: skip
     return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points, from {of_prompts}."]
 
 

@@ -45,9 +45,11 @@ class Spread(Struct, frozen=True):
 
 
 class Texts(Struct, frozen=True):
-    """What the training rows' texts show. repeated: pairs that repeat another pair; contradictory: those of them that
-    prefer the other response; twins: share of pairs whose responses differ in one word. unclosed: of each side, the share of responses without closing punctuation; piled: the
-    share that has exactly the greatest length of its side, and none.
+    """What the training rows' texts show.
+
+    repeated: pairs that repeat another pair; contradictory: those of them that prefer the other response; twins: share
+    of pairs whose responses differ in one word; unclosed: of each side, the share of responses without closing
+    punctuation; piled: the share that has exactly the greatest length of its side, and none.
     """
 
     repeated: int = 0
