@@ -95,10 +95,10 @@ def diagnose(record: Record) -> list[Finding]:
 
 def _beyond_noise(findings: list[Finding]) -> list[Finding]:
     tested = sorted((finding for finding in findings if finding.p is not None), key=lambda finding: finding.p or 0.0)
-    kept = 0
-    while kept < len(tested) and (tested[kept].p or 0.0) <= ALPHA / (TESTS - kept):
-        kept += 1
-    refuted = {finding.code for finding in tested[kept:]}
+    significant = 0
+    while significant < len(tested) and (tested[significant].p or 0.0) <= ALPHA / (TESTS - significant):
+        significant += 1
+    refuted = {finding.code for finding in tested[significant:]}
     return [finding for finding in findings if finding.code not in refuted]
 
 

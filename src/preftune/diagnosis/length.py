@@ -25,10 +25,10 @@ def reward_follows_length(record: Record) -> Finding | None:
     """Within pairs, the regression of the margin on the difference of tokens, through the origin."""
     rows = [row for row in record.rows if row.margin is not None and row.surplus is not None]
     rows = [row for row in rows if math.isfinite(row.margin or 0.0) and math.isfinite(row.surplus or 0.0)]
-    found = slope([row.margin or 0.0 for row in rows], [row.surplus or 0.0 for row in rows], prompts_of(rows))
-    if found is None or is_sft(record):
+    fit = slope([row.margin or 0.0 for row in rows], [row.surplus or 0.0 for row in rows], prompts_of(rows))
+    if fit is None or is_sft(record):
         return None  # under SFT every token gains, which is no preference
-    per_token, correlation = found
+    per_token, correlation = fit
     z = abs(per_token.value) / per_token.error if per_token.error else math.inf
     if not per_token.certain or not abs(correlation) >= CORRELATED or z < CLEAR:
         return None

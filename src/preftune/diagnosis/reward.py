@@ -63,9 +63,9 @@ def _parts_differ(name: str, groups: dict[str, list[HeldOutRow]]) -> Finding | N
     accuracies: dict[str, Estimate] = {}
     for part, rows in groups.items():
         keys = prompts_of(rows) if name == "file" else [str(index) for index in range(len(rows))]
-        found = estimate([row.accuracy or 0.0 for row in rows], keys, share=True)
-        if found is not None and found.certain:
-            accuracies[part] = found
+        accuracy = estimate([row.accuracy or 0.0 for row in rows], keys, share=True)
+        if accuracy is not None and accuracy.certain:
+            accuracies[part] = accuracy
     if len(accuracies) < 2:
         return None
     weights = [1 / part.error**2 for part in accuracies.values()]

@@ -54,11 +54,11 @@ def _count_differences(pairs: Sequence[TokenGroup]) -> dict[int, np.ndarray]:
     cells, difference = cells[:, difference != 0], difference[difference != 0]
     tokens, counts = np.unique(cells[0], return_counts=True)
     wanted = [int(tokens[i]) for i in np.argsort(-counts, kind="stable")[:LOOKED_AT] if counts[i] >= SPREAD]
-    found = {}
+    differences = {}
     for token_id in wanted:
         of_token = cells[0] == token_id
-        found[token_id] = np.bincount(cells[1, of_token], difference[of_token], len(pairs))
-    return found
+        differences[token_id] = np.bincount(cells[1, of_token], difference[of_token], len(pairs))
+    return differences
 
 
 def _partial(y: np.ndarray, x: np.ndarray, other: np.ndarray, prompt: np.ndarray) -> tuple[float, float, float]:

@@ -185,8 +185,8 @@ class Record(Struct, frozen=True, kw_only=True):
         if not rows or any(verdict is None for verdict in verdicts):
             return share_of(value, round(self.judged))
         finite = [verdict for verdict in verdicts if verdict is not None]
-        found = estimate(finite, prompts_of(rows), [row.good for row in rows], share=True)
-        return found and found._replace(value=value)
+        accuracy = estimate(finite, prompts_of(rows), [row.good for row in rows], share=True)
+        return accuracy and accuracy._replace(value=value)
 
     def average(self, value: Callable[[HeldOutRow], float | None]) -> Estimate | None:
         """Mean of a number over the held-out rows that have it, with its error."""

@@ -20,7 +20,6 @@ from preftune.events import Evaluated, Event, Happened, StepDone
 METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.jsonl"
 IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
-<<<<<<< HEAD
     METRICS, EVALUATIONS, EVENTS, "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
     "evaluation_words.jsonl", "extras.json",
     "report.html", "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
@@ -28,12 +27,6 @@ RUN_FILES = (
 CHECKPOINT_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "reference.safetensors", "state.json"})
 SWEEP_PAGE = "compare.html"
 NEW_START = "Start it again with --force, or choose another `out`."
-=======
-    "run.toml", "environment.json", "identity.json", "data.json", "evaluation_rows.jsonl",
-    "evaluation_words.jsonl", "extras.json", "report.html",
-    "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb", *LINES,
-)  # fmt: skip  # what `claim` deletes when a run is replaced
->>>>>>> wt-truth
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
 
 

@@ -148,19 +148,19 @@ def differences(records: Sequence[Record]) -> list[Difference]:
         name = every[group[0]] + (f" and {len(group) - 1} more seeds" if len(group) > 1 else "")
         first, second = ([_verdicts(records[i], alike) for i in indices] for indices in (groups[0], group))
         keys = [key for key in first[0] if all(key in run for run in (*first, *second))]
-        found = _gap(first, second, keys)
-        if found is None or found.rows < FEWEST or not found.certain:
+        gap = _gap(first, second, keys)
+        if gap is None or gap.rows < FEWEST or not gap.certain:
             text = f"only {len(keys)} common held-out rows" if keys else "no common held-out rows"
-            if found is not None and not found.certain and found.rows >= FEWEST:
-                text = f"{number(100 * found.value, 1, sign=True)} points on {number(len(keys))} common rows, but " \
-                    f"they have only {found.prompts} prompt{'s' if found.prompts > 1 else ''}"  # fmt: skip
+            if gap is not None and not gap.certain and gap.rows >= FEWEST:
+                text = f"{number(100 * gap.value, 1, sign=True)} points on {number(len(keys))} common rows, but " \
+                    f"they have only {gap.prompts} prompt{'s' if gap.prompts > 1 else ''}"  # fmt: skip
             results.append(Difference(name, text, "cannot be told"))
             continue
-        half = max(found.half_width(level), _seed_half_width(first, second, keys, level))
-        points = f"{number(100 * found.value, 1, sign=True)} ± {number(100 * half, 1)} points"
-        shared = f" of {number(found.prompts)} prompts" if found.prompts < found.rows else ""
-        verdict = "beyond noise" if abs(found.value) > half else "within noise"
-        results.append(Difference(name, f"{points} on {number(found.rows)} common rows{shared}", verdict))
+        half = max(gap.half_width(level), _seed_half_width(first, second, keys, level))
+        points = f"{number(100 * gap.value, 1, sign=True)} ± {number(100 * half, 1)} points"
+        shared = f" of {number(gap.prompts)} prompts" if gap.prompts < gap.rows else ""
+        verdict = "beyond noise" if abs(gap.value) > half else "within noise"
+        results.append(Difference(name, f"{points} on {number(gap.rows)} common rows{shared}", verdict))
     return results
 
 

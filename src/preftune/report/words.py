@@ -93,12 +93,12 @@ def headline(record: Record) -> str:
 def lead(record: Record) -> list[str]:
     """Two or three sentences below the headline."""
     train = record.data.train
-    seen, kept = total(record, "examples"), train.kept if train else 0
-    learned = f"It learned from {number(min(seen or kept, kept))} {row_kind(record)}" if kept else "It learned"
-    if seen and seen < kept:
-        learned += f" of {number(kept)}"
-    elif kept and seen > kept:
-        learned += f", each {number(seen / kept)} times,"
+    seen, rows = total(record, "examples"), train.kept if train else 0
+    learned = f"It learned from {number(min(seen or rows, rows))} {row_kind(record)}" if rows else "It learned"
+    if seen and seen < rows:
+        learned += f" of {number(rows)}"
+    elif rows and seen > rows:
+        learned += f", each {number(seen / rows)} times,"
     sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
     sentences += _certainty(record)
     accuracy, margin = record.start.get("accuracy"), record.gain("margin")
