@@ -37,7 +37,7 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
     groups = tokenize(read(pairs).rows, tokenizer, max_tokens=64).groups
 
     # the policy: a transformers model that takes each distinct token of a pack once
-    module = load_model(model, revision=None, weights="float32", device=CPU, location="MODEL")
+    module = load_model(model, revision=None, weights="float32", device=CPU, location="MODEL").module
     policy = trainable(wrap(module, "auto")[0], checkpointing=False)
 
     # the plan: every update and every forward pass of the run, before the first

@@ -16,7 +16,8 @@ from preftune.demo.sampling import draw
 from preftune.demo.tiny import make_tiny, word_tokenizer
 from preftune.errors import UserError
 from preftune.events import Event, Progress, listening
-from preftune.files import digest, read_lines, verify
+from preftune.files import digest, read_lines
+from preftune.folders import verify
 from preftune.rows.row import Demo, Place
 from preftune.tokens.tokenize import tokenize
 from preftune.tokens.tokenizer import load_tokenizer

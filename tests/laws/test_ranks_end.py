@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,14 +173,17 @@ def test_a_row_that_does_not_fit_on_one_rank_is_named(
 def test_a_number_that_is_not_finite_on_one_rank_is_applied_on_none(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = Policy.token_logp
+    right, step = Policy.token_logp, loop.train_step
 
     def work(ranks: Distributed) -> None:
         def broken(policy: Policy, batch) -> torch.Tensor:
-            logp = right(policy, batch)
-            return logp * float("nan") if ranks.rank == 1 and torch.is_grad_enabled() else logp
+            return right(policy, batch) * (float("nan") if ranks.rank == 1 else 1.0)
 
-        monkeypatch.setattr(Policy, "token_logp", broken)
+        def from_the_first_step(*state: Any) -> None:
+            monkeypatch.setattr(Policy, "token_logp", broken)  # the layout was tried before, and was right
+            step(*state)
+
+        monkeypatch.setattr(loop, "train_step", from_the_first_step)
         train(run_of(data__evaluate=None))
 
     ends(on_ranks(2, tmp_path / "a", work), NON_FINITE, "not finite")

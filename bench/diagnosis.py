@@ -1,6 +1,6 @@
 """Which findings planted failures raise: a line for each failure and seed, and over clean seeds.
 
-    python bench/planted.py [seeds] [clean seeds]
+    python bench/diagnosis.py [seeds] [clean seeds]
 
 Takes about five seconds of one core a run.
 """
