@@ -62,7 +62,7 @@ def test_a_resumed_run_goes_on_in_each_tracker(name: str, tracked: Callable[...,
     loss = points["train/loss"]
     assert math.isnan(loss.pop(7))
     assert loss == pytest.approx({step: 1 / step for step in range(1, 7)})
-    assert points["train/grad_norm"][7] > 1e308
+    assert not math.isfinite(points["train/grad_norm"][7])
     assert points["train/examples"][6] == 8
     assert points["evaluate/accuracy"] == {0: 0.5, 4: 0.75, 6: 0.75} if name != "tensorboard" else {0: 0.5, 6: 0.75}
     assert "train/drift" not in points

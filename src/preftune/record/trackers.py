@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import sys
@@ -117,7 +118,9 @@ def _mlflow(run: TrackedRun) -> Tracker:
 
     def log(step: int, metrics: dict[str, float]) -> None:
         now = int(time.time() * 1000)
-        batch = [Metric(key, value, now, step) for key, value in metrics.items()]
+        # mlflow 3.17.2 gives an infinity back as the greatest finite number: a run that diverged would look finite
+        sound = {key: math.nan if math.isinf(value) else value for key, value in metrics.items()}
+        batch = [Metric(key, value, now, step) for key, value in sound.items()]
         pending.append(client.log_batch(run_id, metrics=batch, synchronous=False))
 
     def close(code: int) -> None:
