@@ -87,9 +87,11 @@ In Python, any function that takes an event is a sink:
 ```python
 from preftune.events import StepDone, emit, listening
 
+
 def show(event):
     if isinstance(event, StepDone):
         print(event.step, event.metrics["loss"])
+
 
 with listening(show):
     emit(StepDone(step=1, steps=10, metrics={"loss": 0.69}))  # `preftune.train(run)` emits such events
