@@ -27,9 +27,9 @@ from preftune.reference.config import Stored
 from preftune.rows.config import Data
 from preftune.training.config import Optim
 
-JUDGED_DISHES, HELD_OUT_DISHES = readable.DISHES[:18], readable.DISHES[18:]  # SFT sees reviews of all of them
+JUDGED_DISHES, HELD_OUT_DISHES = readable.DISHES[:12], readable.DISHES[12:]  # SFT sees reviews of all of them
 REVIEWS = 200  # reviews of each dish to learn from
-DRAWN, DRAWN_HELD_OUT = 512, 128  # reviews of each dish that the judge compares, two at a time
+DRAWN, DRAWN_HELD_OUT = 768, 64  # reviews of each dish that the judge compares, two at a time
 BETA = 0.7
 
 
