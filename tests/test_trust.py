@@ -97,3 +97,4 @@ def test_what_is_not_cached_is_left_to_the_loader(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("some/model", "no such/name", "a/b/c", "gpt2"):
         refuse_hub_code(name, None, "model.path")
+    assert not (tmp_path / "hub").exists()  # it asked nobody and wrote nothing
