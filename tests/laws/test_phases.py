@@ -14,7 +14,6 @@ from preftune.pack.plan import Plan
 from preftune.run.prepare import Prepared, prepare
 from preftune.run.train import new_state, train
 from preftune.training.loop import fit
-from preftune.training.source import Phase
 
 
 class InTwo:

@@ -9,13 +9,21 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from preftune.diagnosis import anchor, data, displacement, length, overfit, reward, shift
+from preftune.diagnosis import anchor, data, displacement, length, online, overfit, reward, shift
 from preftune.diagnosis.finding import ALPHA, ORDER, Finding
 from preftune.record.reader import Record
 
 # A cause stands before what follows from it; among findings of one severity this is the order on the page.
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.not_finite,
+    online.reward_without_gain,
+    online.sampler_off,
+    online.does_not_end,
+    online.collapsed,
+    online.below_ceiling,
+    online.grows_longer,
+    online.value_blind,
+    online.slope_off,
     anchor.stuck,
     shift.trained_on_too,
     data.cut_in_file,
@@ -47,6 +55,8 @@ OF_LENGTH = ("length.reward", "length.data", "reward.word")
 TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, parts, end, too sure
 # What each cause explains: those findings are named below it and not beside it.
 EXPLAINS: dict[str, tuple[str, ...]] = {
+    "online.hacked": ("online.length", "online.ceiling"),
+    "online.ended": ("online.length",),
     "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
     "end.wrong": ("end.unlearned",),
     "shift.seen": ("reward.too_easy", *OF_LENGTH),

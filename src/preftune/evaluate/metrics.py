@@ -12,6 +12,7 @@ from preftune.forward.examples import Examples
 from preftune.objective import parts
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Responses
+from preftune.objective.rollouts import RolloutFormula
 
 Metrics = dict[str, float | None]
 TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
@@ -66,6 +67,8 @@ def score_metrics(
         put("margin", margins(examples), examples.pairs.weight)
         put("accuracy", pair_accuracy(examples, objective), weight)
         put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
+    if examples.token_logp is not None:
+        metrics |= {name: value for name, value in rollout_metrics(objective, examples).items() if name in metrics}
     if examples.mismatched is not None and len(examples.mismatched.logp):
         log_ratio, count = examples.mismatched.log_ratio, len(examples.mismatched.logp)
         drift = {"drift": float(log_ratio.mean().clamp(min=0))}
@@ -73,6 +76,18 @@ def score_metrics(
         metrics |= {name: value for name, value in drift.items() if name in metrics}
     if "loss" in metrics and examples.groups:
         metrics["loss"] = loss / len(examples.groups)
+    return metrics
+
+
+def rollout_metrics(objective: ObjectiveTable, examples: Examples) -> Metrics:
+    """How far drawn tokens are from the policy that drew them."""
+    rollouts = examples.rollouts
+    log_ratio = rollouts.token_logp - rollouts.sampled
+    metrics: Metrics = {"off_policy": float(log_ratio.abs().mean())}
+    if isinstance(objective, RolloutFormula) and objective.clip is not None:
+        ratio, rises = log_ratio.exp(), rollouts.advantage > 0
+        cut = (rises & (ratio > 1 + objective.clip)) | (~rises & (ratio < 1 - objective.clip))
+        metrics["clipped"] = float(cut.double().mean())
     return metrics
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.objective import Formula
 from preftune.objective.rankings import ranking_pairs
-from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses, Rollouts
 from preftune.tokens.groups import TokenGroup
 
 RankingsAs = Literal["all", "best"]
@@ -49,13 +50,15 @@ class Examples:
     """The same responses as pairs, ratings, rankings and demos.
 
     responses: in the order of the groups; rankings_as: which pairs a ranking gives (see `ranking_pairs`);
-    mismatched: responses under the prompts of other rows.
+    mismatched: responses under the prompts of other rows; token_logp: (members,) of every token of every response, for
+    objectives that read tokens.
     """
 
     groups: Sequence[TokenGroup]
     responses: Responses
     rankings_as: RankingsAs = "all"
     mismatched: Responses | None = None
+    token_logp: Tensor | None = None
 
     @cached_property
     def starts(self) -> list[int]:
@@ -131,6 +134,18 @@ class Examples:
             weight += [group.weight / len(best)] * len(best) if best else []
         return Demos(self.responses[self._index(index)], self._float(weight))
 
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        assert self.token_logp is not None
+        weight = [group.weight / len(group.responses) for group in self.groups for _ in group.responses]
+        return Rollouts(
+            self.token_logp,
+            column_of(self.groups, "sampled"),
+            column_of(self.groups, "advantage"),
+            response_of_tokens(self.groups),
+            self._float(weight),
+        )
+
     def _of(self, *kinds: str) -> Iterator[tuple[int, TokenGroup]]:
         """The groups of these kinds, each with the index of its first response."""
         return ((start, g) for start, g in zip(self.starts, self.groups, strict=True) if g.kind in kinds)
@@ -152,6 +167,18 @@ class Examples:
 
     def _float(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.responses.logp.dtype, device=self._device)
+
+
+def column_of(groups: Sequence[TokenGroup], name: str) -> Tensor:
+    """(members,) fp64: the numbers of a column, which every group has, of all tokens of all responses."""
+    columns = [numbers for group in groups for numbers in group.columns[name]]
+    return torch.from_numpy(np.concatenate(columns)).double()
+
+
+def response_of_tokens(groups: Sequence[TokenGroup]) -> Tensor:
+    """(members,) which response each token belongs to, counted over all groups."""
+    lengths = torch.tensor([len(response) for group in groups for response in group.responses])
+    return torch.arange(len(lengths)).repeat_interleave(lengths)
 
 
 def class_weights(groups: Sequence[TokenGroup]) -> tuple[float, float]:

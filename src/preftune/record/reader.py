@@ -106,7 +106,8 @@ class Record(Struct, frozen=True, kw_only=True):
     """A run folder.
 
     run_text: run.toml as it stands; run: what it says. steps and evaluations: one dict of numbers each, in order of
-    step, with the keys of `schema.STEP` and `schema.EVALUATION`; a value that does not exist is None.
+    step, with the keys of `schema.STEP` and `schema.EVALUATION`; a value that does not exist is None. phases: as
+    `schema.PHASE`, and the mean of each reward.
     rows: the held-out rows at the last evaluation; words: the tokens that decide their margins most.
     """
 
@@ -117,6 +118,7 @@ class Record(Struct, frozen=True, kw_only=True):
     data: Account = Account()
     steps: tuple[Numbers, ...] = ()
     evaluations: tuple[Numbers, ...] = ()
+    phases: tuple[Numbers, ...] = ()
     rows: tuple[HeldOutRow, ...] = ()
     words: tuple[Word, ...] = ()
     events: tuple[Happened, ...] = ()
@@ -138,6 +140,7 @@ class Record(Struct, frozen=True, kw_only=True):
             data=parse_json(folder / "data.json", Account) or Account(),
             steps=parse_metrics(folder / "metrics.jsonl"),
             evaluations=parse_metrics(folder / "evaluations.jsonl"),
+            phases=parse_metrics(folder / "phases.jsonl"),
             rows=parse_rows(folder / "evaluation_rows.jsonl", HeldOutRow),
             words=parse_rows(folder / "evaluation_words.jsonl", Word),
             events=parse_events(folder / "events.jsonl"),
@@ -192,6 +195,13 @@ class Record(Struct, frozen=True, kw_only=True):
         """Mean of a number over the held-out rows that have it, with its error."""
         known = [(x, row) for row in self.rows if (x := value(row)) is not None and math.isfinite(x)]
         return estimate([x for x, _ in known], prompts_of([row for _, row in known]))
+
+    @property
+    def rewards(self) -> list[dict[str, object]]:
+        """The tables of [reward] with their names and weights."""
+        reward = self.run.get("reward")
+        tables = reward if isinstance(reward, list) else [reward]
+        return [table for table in tables if isinstance(table, dict)]
 
     def gain(self, key: str) -> float | None:
         """End minus start of an evaluated number, or None where either is missing."""

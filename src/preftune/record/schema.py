@@ -57,6 +57,11 @@ STEP: dict[str, Metric] = {
     "rejected_incentive": Metric("1 / nat", "derivative of an example's loss by the logp of rejected"),
     "drift": Metric("nats", "mean log-ratio on mismatched responses, at least 0 (KTO's z0); null where there are none"),
     "drift_error": Metric("nats", "standard error of that mean"),
+    "off_policy": Metric(
+        "nats a token", "mean |log pi - log pi_old| of drawn tokens, pi_old being the policy that drew them; null offline"
+    ),
+    "clipped": Metric("share", "drawn tokens whose ratio to that policy is cut, so that they have no gradient"),
+    "value_loss": Metric("squared scores", "the value model's loss, averaged over the rows of the step"),
     "grad_norm": Metric("", "norm of the gradient before clipping"),
     "lr": Metric("", "learning rate of this step"),
     "examples": Metric("rows", "rows of this step"),
@@ -84,10 +89,41 @@ EVALUATION: dict[str, Metric] = {
     "accuracy_chosen_longer": Metric("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Metric("share", "accuracy on the pairs whose chosen response has fewer tokens"),
     "reward_length_correlation": Metric("", "Spearman rank correlation of log-ratio and tokens over all responses"),
+    "score": Metric("score", "mean score of responses drawn to held-out prompts"),
+    "score_error": Metric("score", "standard error of that mean, over prompts"),
+    "kl": Metric("nats", "mean log-ratio to the reference of these responses"),
+    "kl_error": Metric("nats", "standard error of that mean, over prompts"),
+    "ceiling": Metric("score", "the best mean score that any policy at this KL could have, by the reference's own draws"),
+    "tokens": Metric("tokens", "mean tokens of these responses"),
+    "ended": Metric("share", "of these responses, those that have their end token"),
     "log_ratio_rms": Metric(
         "nats", "root mean square of the log-ratios of all responses; 0 where the policy is its reference"
     ),
     "seconds": Metric("s", "wall time of the evaluation"),
+}
+
+PHASE: dict[str, Metric] = {
+    "phase": Metric("", "number of the phase, from 0"),
+    "step": Metric("", "updates done before it was drawn"),
+    "responses": Metric("responses", "responses drawn"),
+    "score": Metric("score", "mean score of the responses"),
+    "score_spread": Metric("score", "standard deviation of the scores of a prompt's responses, averaged"),
+    "kl": Metric("nats", "mean log-ratio to the reference of the responses: the KL of policy and reference"),
+    "kl_error": Metric("nats", "standard error of that mean, over prompts"),
+    "tokens": Metric("tokens", "mean tokens of a response"),
+    "ended": Metric("share", "responses that have their end token; the others were cut"),
+    "distinct": Metric("share", "responses that differ from all others to their prompt"),
+    "entropy": Metric("nats a token", "minus the mean log-probability of the drawn tokens"),
+    "sampler_off": Metric(
+        "nats a token",
+        "mean difference between what the sampler and the policy say of a drawn token, where it is more than rounding",
+    ),
+    "value_error": Metric("score", "root mean square of the value of a response's last token minus its score"),
+    "value_explained": Metric(
+        "share", "of the variance of the returns, what the values explain; 0 is no better than their mean"
+    ),
+    "seconds_draw": Metric("s", "wall time of drawing"),
+    "seconds_score": Metric("s", "wall time of rewards, reference and values"),
 }
 
 ROW: dict[str, Metric] = {

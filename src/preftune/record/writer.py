@@ -15,16 +15,19 @@ from typing import Any
 
 from preftune import files, folders
 from preftune.errors import CORRUPT, UserError
-from preftune.events import Evaluated, Event, Happened, StepDone
+from preftune.events import Evaluated, Event, Happened, PhaseDrawn, StepDone
 
-METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.jsonl"
+METRICS, EVALUATIONS, EVENTS, PHASES = "metrics.jsonl", "evaluations.jsonl", "events.jsonl", "phases.jsonl"
 IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
-    METRICS, EVALUATIONS, EVENTS, "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
+    METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
     "evaluation_words.jsonl", "extras.json",
-    "report.html", "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
+    "report.html", "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
-CHECKPOINT_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "reference.safetensors", "state.json"})
+CHECKPOINT_FILES = frozenset(
+    {f"{begin}{name}.safetensors" for begin in ("", "value_") for name in ("weights", "optimizer")}
+    | {"reference.safetensors", "state.json"}
+)
 SWEEP_PAGE = "compare.html"
 NEW_START = "Start it again with --force, or choose another `out`."
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
@@ -50,6 +53,8 @@ class RecordWriter:
             self._append(METRICS, {"step": event.step, **event.metrics})
         elif isinstance(event, Evaluated):
             self._append(EVALUATIONS, {"step": event.step, **event.metrics})
+        elif isinstance(event, PhaseDrawn):
+            self._append(PHASES, {"step": event.step, "phase": event.phase, **event.metrics})
         elif isinstance(event, Happened):
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             head = {"step": event.step, "event": event.kind, "time": now, "text": event.text}
@@ -82,8 +87,9 @@ class RecordWriter:
     def rewind(self, step: int) -> None:
         """Drop what was written after `step`: a resumed run writes the same numbers again."""
         self.close()
-        for name in (METRICS, EVALUATIONS):
-            self.rows(name, [line for line in self.lines(name) if line["step"] <= step])
+        for name, last in ((METRICS, step), (EVALUATIONS, step), (PHASES, step - 1)):  # a phase begins after `step`
+            if (self.path / name).exists() or name != PHASES:
+                self.rows(name, [line for line in self.lines(name) if line["step"] <= last])
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The lines of a file so far. Raises UserError where one of them is not a line of a record."""

@@ -73,6 +73,10 @@ def headline(record: Record) -> str:
     seen = total(record, "examples")
     rows = f" and {number(seen)} rows seen" if seen else ""
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
+    if (score := record.end.get("score")) is not None:
+        kl = record.end.get("kl")
+        where = f" at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
+        return f"{after} has a held-out score of {number(score)}{where}, from {number(record.start.get('score'))}."
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
     if accuracy is not None and judged and kind == "ratings":
         return (
@@ -143,6 +147,10 @@ def status(record: Record) -> str:
 def tiles(record: Record) -> list[Tile]:
     """The numbers that a reader wants first."""
     row = []
+    if (score := record.end.get("score")) is not None:
+        row.append(Tile("Held-out score", number(score), f"from {number(record.start.get('score'))}"))
+    if (ceiling := record.end.get("ceiling")) is not None:
+        row.append(Tile("Ceiling", number(ceiling), f"at KL {number(record.end.get('kl'), 2)}"))
     if (accuracy := record.end.get("accuracy")) is not None:
         row.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
     if (margin := record.end.get("margin")) is not None:

@@ -17,7 +17,7 @@ from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.model.budget import attention_crossover, pack_budget
 from preftune.model.policy import Policy
-from preftune.pack.plan import Packing
+from preftune.pack.plan import Packing, Phase
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.run.dataset import Dataset, Loader, load_dataset
@@ -25,7 +25,7 @@ from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
-from preftune.training.source import Offline, Phase
+from preftune.training.source import Offline
 from preftune.training.update import Training
 
 

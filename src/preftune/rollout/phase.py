@@ -1,0 +1,303 @@
+"""A run that draws what it learns from: each phase is drawn by the policy of then, scored, and written to the record
+before its first update. Held by tests/laws/test_online.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from preftune import events, signals
+from preftune.distributed import Distributed
+from preftune.errors import CORRUPT, UserError
+from preftune.forward.forward import Models
+from preftune.model.columns import fill_column
+from preftune.model.policy import Policy
+from preftune.objective.advantage import corrected
+from preftune.objective.base import ObjectiveTable
+from preftune.objective.responses import Advantages, Draws
+from preftune.objective.rollouts import RolloutFormula
+from preftune.pack.oom import OomRetry
+from preftune.pack.plan import Packing, Phase, Plan, Step, make_plan, prefix_order
+from preftune.record.schema import PHASE
+from preftune.rollout import numbers as files_of_phases
+from preftune.rollout.config import Rollout
+from preftune.rollout.draw import Sampler
+from preftune.rollout.labels import labeled
+from preftune.rollout.numbers import Numbers
+from preftune.rollout.scorers import Answered, Rewards
+from preftune.rollout.tasks import Task
+from preftune.tokens.groups import TokenGroup
+
+CHECKED = 4  # tasks of a phase on which the sampler's numbers are compared with the policy's own
+Spell = Callable[[np.ndarray], str]
+
+
+@dataclass(frozen=True)
+class Online:
+    """A `Source` whose rows are drawn.
+
+    tasks: all prompts to draw responses to; rows: tasks of one update; limit: updates of the whole run, if they are
+    given; plan: its steps are the phases, which name tasks. anchor: the reference's model, where it stays and the
+    objective reads one; spell: token ids of a response as text; record: its folder; oom: for passes without gradient.
+    warm_up: phases in which the value model learns alone.
+    """
+
+    tasks: Sequence[Task]
+    plan: Plan
+    rows: int
+    limit: int | None
+    rollout: Rollout
+    seed: int
+    objective: ObjectiveTable
+    models: Models
+    anchor: Policy | None
+    sampler: Sampler
+    rewards: Rewards
+    spell: Spell
+    packing: Packing
+    record: Path
+    dist: Distributed
+    warm_up: int = 0
+    oom: OomRetry = field(default_factory=OomRetry)
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """Updates before each phase, and behind the last phase those of the run."""
+        firsts = [0]
+        for step in self.plan.steps:
+            firsts.append(firsts[-1] + self.rollout.epochs * -(-step.rows // self.rows))
+        return [first if self.limit is None else min(first, self.limit) for first in firsts]
+
+    @property
+    def steps(self) -> int:
+        return self._firsts[-1]
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        for number, chosen in enumerate(self.plan.steps):
+            first, stop = self._firsts[number : number + 2]
+            if stop > max(step, first):
+                yield self._phase(number, chosen, first, stop, begun=step > first)
+
+    def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
+        """The phase, drawn unless the record has it. begun: some of its updates were made already."""
+        tasks = [self.tasks[i] for i in chosen.order]
+        drawn = self._recorded(number, begun=begun)
+        numbers = self._draw(number, first, tasks) if drawn is None else drawn
+        groups = self._groups(tasks, numbers)
+        plan = make_plan(
+            [group.tokens for group in groups],
+            rows=self.rows,
+            tokens=self.packing.tokens,
+            seed=(self.seed, number),
+            epochs=self.rollout.epochs,
+            sort_key=prefix_order([group.prompt for group in groups]),
+            costs=[self.packing.cost(group) for group in groups],
+            world_size=self.dist.world_size,
+        )
+        return Phase(groups, Plan(plan.steps[: stop - first]), first, number, number >= self.warm_up)
+
+    def _recorded(self, number: int, *, begun: bool) -> Numbers | None:
+        """What the record holds of a phase, if it was drawn by the weights of now or has had updates."""
+        path = files_of_phases.path_of(self.record, number)
+        numbers = files_of_phases.from_first_rank(files_of_phases.read(path) if self.dist.first else None, self.dist)
+        if begun and numbers is None:
+            raise UserError("a phase that has had updates is missing, so they cannot go on.", location=str(path),
+                            hint="Put it back, or start again with --force.", code=CORRUPT)  # fmt: skip
+        if numbers is not None and not begun and not np.array_equal(numbers.weights, self._digest()):
+            return None
+        return numbers
+
+    def _digest(self) -> np.ndarray:
+        """(32,) bytes: which weights the policy, and the value model, have now."""
+        digest = hashlib.sha256()
+        for model in (self.models.policy, self.models.value):
+            if model is not None:
+                digest.update(model.weights.sampled().view(torch.uint8).numpy())
+        return np.frombuffer(digest.digest(), np.uint8)
+
+    def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
+        """Draw a phase, score it, and record it."""
+        began = time.monotonic()
+        events.emit(events.Progress("drawing", number + 1, len(self.plan.steps)))
+        numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
+        drawn = time.monotonic()
+        numbers = self._with_policy(tasks, numbers)
+        names, numbers = score(self.rewards, tasks, numbers, self.spell, self.dist)
+        readers = {"reference": self._reference, "value": self.models.value}
+        for name, model in readers.items():
+            if model is not None:
+                numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
+        metrics = phase_metrics(numbers, self.rollout.responses, names, self.models.policy.noise)
+        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
+        events.emit(events.PhaseDrawn(number, first, metrics | {key: round(s, 3) for key, s in seconds.items()}))
+        if self.dist.first:
+            files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
+        return numbers
+
+    @property
+    def _reference(self) -> Policy | None:
+        moving = self.models.reference
+        return self.anchor if moving is None else moving.policy
+
+    def _with_policy(self, tasks: Sequence[Task], numbers: Numbers) -> Numbers:
+        """Where the sampler's log-probabilities are off the policy's own by more than rounding, those are added."""
+        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))[:CHECKED]
+        groups = self._plain(tasks, numbers)
+        checked = fill_column(self.models.policy, "policy", groups, self._step(groups, some), self.oom, self.dist)
+        off = max(
+            float(np.abs(own - said).max())
+            for group in checked.values()
+            for own, said in zip(group.columns["policy"], group.columns["sampled"], strict=True)
+        )
+        if off <= self.models.policy.noise:
+            return numbers
+        return replace(numbers, policy=self._column(self.models.policy, "policy", tasks, numbers))
+
+    def _step(self, groups: Sequence[TokenGroup], some: Sequence[int]) -> Step:
+        """The groups of these indices as one step."""
+        step = self.packing.step([groups[i] for i in some], self.dist.world_size)
+        return replace(step, packs=tuple(tuple(some[i] for i in pack) for pack in step.packs))
+
+    def _column(self, model: Policy, name: str, tasks: Sequence[Task], numbers: Numbers) -> np.ndarray:
+        """(members,) what a model says of each token."""
+        groups = self._plain(tasks, numbers)
+        filled = fill_column(model, name, groups, self._step(groups, range(len(groups))), self.oom, self.dist)
+        return np.concatenate([values for i in range(len(groups)) for values in filled[i].columns[name]])
+
+    def _plain(self, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
+        return plain_groups(tasks, numbers, self.rollout.responses)
+
+    def _groups(self, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
+        """The groups to learn from, with every column that the objective reads."""
+        groups, objective = self._plain(tasks, numbers), self.objective
+        columns = {"reference": numbers.reference}
+        if isinstance(objective, RolloutFormula):
+            if numbers.policy is not None:
+                columns["sampled"] = numbers.policy
+            advantages = advantages_of(objective, numbers, self.rollout.responses)
+            columns |= {"advantage": advantages.advantage.float().numpy(), "value": numbers.value}
+            columns["returns"] = None if advantages.returns is None else advantages.returns.float().numpy()
+        else:
+            groups = labeled(groups, objective, self.rollout.labels or "soft", numbers.preferred, self.seed)
+        for name, members in columns.items():
+            if members is not None:
+                by_response = numbers.by_response(members)
+                count = self.rollout.responses
+                groups = [
+                    group.with_column(name, tuple(by_response[i * count : (i + 1) * count]))
+                    for i, group in enumerate(groups)
+                ]
+        return groups
+
+
+def draw(
+    sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], weights: np.ndarray, dist: Distributed
+) -> Numbers:
+    """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
+    with signals.interruptible():
+        drawn = sampler.draw([task.prompt for task in tasks[dist.rank :: dist.world_size]], count, seed)
+    return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
+
+
+def score(
+    rewards: Rewards, tasks: Sequence[Task], numbers: Numbers, spell: Spell, dist: Distributed
+) -> tuple[tuple[str, ...], Numbers]:
+    """The names of the rewards, and the numbers with the scores, each rank asking for its share of the tasks."""
+    count = len(numbers.lengths) // len(tasks)
+    responses = numbers.by_response(numbers.ids)
+    mine = range(dist.rank, len(tasks), dist.world_size)
+    answered = []
+    for i in mine:
+        ids = tuple(responses[i * count : (i + 1) * count])
+        ended = tuple(map(bool, numbers.ended[i * count : (i + 1) * count]))
+        answered.append(Answered(tasks[i], ids, tuple(map(spell, ids)), ended))
+    with signals.interruptible():
+        given = rewards.score(answered)
+    table = torch.zeros(len(tasks), count, 1 + len(rewards.names), dtype=torch.float64)
+    table[mine] = torch.from_numpy(np.column_stack([given.total, given.each])).view(len(answered), count, -1)
+    total, *each = dist.sum(table).flatten(0, 1).T.numpy()
+    return rewards.names, replace(numbers, score=total.copy(), scores=np.column_stack(each))
+
+
+def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[TokenGroup]:
+    """The drawn responses as rankings by their scores, with the column `sampled`."""
+    ids, sampled = numbers.by_response(numbers.ids), numbers.by_response(numbers.sampled)
+    groups = []
+    for i, task in enumerate(tasks):
+        part = slice(i * count, (i + 1) * count)
+        scores = None if numbers.score is None else tuple(numbers.score[part].tolist())
+        ranks = (1,) * count if scores is None else tuple(1 + sum(other > own for other in scores) for own in scores)
+        groups.append(
+            TokenGroup(prompt=task.prompt, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
+                       ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
+        )  # fmt: skip
+    return groups
+
+
+def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Advantages:
+    """The advantages of a phase, corrected for a sampler that is not quite the policy."""
+
+    def member(values: np.ndarray | None) -> torch.Tensor | None:
+        return None if values is None else torch.from_numpy(values).double()
+
+    lengths = torch.from_numpy(numbers.lengths)
+    own, said = member(numbers.policy), torch.from_numpy(numbers.sampled).double()
+    draws = Draws(
+        sampled=said if own is None else own,
+        reference=member(numbers.reference),
+        value=member(numbers.value),
+        response=torch.arange(len(lengths)).repeat_interleave(lengths),
+        group=torch.arange(len(lengths)) // count,
+        score=torch.from_numpy(numbers.score) if numbers.score is not None else torch.zeros(len(lengths)),
+        ended=torch.from_numpy(numbers.ended),
+    )
+    advantages = objective.advantages(draws)
+    return advantages if own is None else corrected(advantages, own, said)
+
+
+def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str], noise: float) -> dict[str, float | None]:
+    """What record.schema.PHASE names, and the mean of each reward."""
+    metrics: dict[str, float | None] = dict.fromkeys(PHASE)
+    assert numbers.score is not None and numbers.scores is not None
+    by_task = numbers.score.reshape(-1, count)
+    metrics |= {
+        "score": float(numbers.score.mean()),
+        "score_spread": float(by_task.std(1).mean()),
+        "tokens": float(numbers.lengths.mean()),
+        "ended": float(numbers.ended.mean()),
+        "responses": len(numbers.score),
+        "distinct": _distinct(numbers, count),
+        "entropy": float(-numbers.sampled.mean(dtype=np.float64)),
+    }
+    if numbers.reference is not None:
+        log_ratios = np.add.reduceat(numbers.sampled - numbers.reference.astype(np.float64), starts_of(numbers))
+        metrics["kl"] = float(log_ratios.mean())
+        metrics["kl_error"] = float(log_ratios.reshape(-1, count).mean(1).std() / max(1, len(by_task) - 1) ** 0.5)
+    if numbers.policy is not None:
+        metrics["sampler_off"] = float(np.abs(numbers.policy - numbers.sampled).mean())
+    if numbers.value is not None:
+        last = np.append(starts_of(numbers)[1:], len(numbers.ids)) - 1
+        metrics["value_error"] = float(np.square(numbers.value[last] - numbers.score).mean() ** 0.5)
+    for name, column in zip(rewards, numbers.scores.T, strict=True):
+        metrics[f"reward_{name}"] = float(column.mean())
+    return metrics
+
+
+def starts_of(numbers: Numbers) -> np.ndarray:
+    """(responses,) the place of each response's first token."""
+    return np.cumsum(numbers.lengths) - numbers.lengths
+
+
+def _distinct(numbers: Numbers, count: int) -> float:
+    """Share of the responses to a prompt that are not the same tokens as another before it."""
+    texts = [ids.tobytes() for ids in numbers.by_response(numbers.ids)]
+    groups = [texts[i : i + count] for i in range(0, len(texts), count)]
+    return sum(len(set(group)) for group in groups) / len(texts)
