@@ -22,6 +22,7 @@ from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.objective.responses import Responses
+from preftune.objective.rollouts import RolloutFormula
 from preftune.record import schema
 from preftune.rows.row import Place
 from preftune.tokens.aggregate import Aggregate
@@ -151,14 +152,17 @@ def objectives_page() -> tuple[str, dict[str, str]]:
     body, pictures = [], {}
     for tag, table in o.BY_NAME.items():
         objective = table()
-        _, chosen, rejected = measured(objective, [0.0])[0]
+        drawn = objective.kind == "rollouts"  # nothing of which a pair could show
+        _, chosen, rejected = (0.0, 0.0, 0.0) if drawn else measured(objective, [0.0])[0]
+        start = "" if drawn else f"{chosen:.4g}, {rejected:.4g}"
         coupled = ", coupled" if objective.needs_full_step else ""
         head.append(
             f"| [`{tag}`](#{tag}) | `{table.__name__}` | {objective.kind}{coupled} | "
-            f"{'yes' if 'reference' in table.reads else 'no'} | {chosen:.4g}, {rejected:.4g} | "
+            f"{'yes' if 'reference' in objective.reads else 'no'} | {start} | "
             f"{objective.paper.split(';')[0].split(',')[0]} |"
         )
-        pictures[f"{tag}.svg"] = picture(objective)
+        if not drawn:
+            pictures[f"{tag}.svg"] = picture(objective)
         facts = msgspec.to_builtins(objective)
         defaults = ", ".join(f"`{k} = {msgspec.json.encode(v).decode()}`" for k, v in facts.items() if k != "name")
         body += [
@@ -166,16 +170,17 @@ def objectives_page() -> tuple[str, dict[str, str]]:
             *code(objective),
             f"- **Paper** arXiv {objective.paper}", f"- **Rows** {rows(objective)}", f"- **Keys** {defaults or 'none'}",
             *([f"- **Says** {objective.variant}"] if objective.variant else []),
-            f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected",
+            *([] if drawn else [f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected"]),
             f"- **Optimum** {objective.optimum}", f"- **When** {objective.when}", f"- **Trap** {objective.fails}", "",
-            f"![{tag}](img/{tag}.svg)", "",
+            *([] if drawn else [f"![{tag}](img/{tag}.svg)", ""]),
         ]  # fmt: skip
     return "\n".join([*head, PICTURES, *body, *mixtures(), *aggregates(), *names()]), pictures
 
 
 def code(objective: o.Formula) -> list[str]:
-    """The equation as it stands in the code, without its docstring."""
-    text = textwrap.dedent(inspect.getsource(type(objective).__call__))
+    """The equation as it stands in the code, without its docstring; of drawn responses, their advantages."""
+    called = type(objective).advantages if isinstance(objective, RolloutFormula) else type(objective).__call__
+    text = textwrap.dedent(inspect.getsource(called))
     method = ast.parse(text).body[0]
     assert isinstance(method, ast.FunctionDef)
     first = method.body[1] if ast.get_docstring(method) else method.body[0]
@@ -184,6 +189,8 @@ def code(objective: o.Formula) -> list[str]:
 
 def rows(objective: o.Formula) -> str:
     """The rows that it takes."""
+    if objective.kind == "rollouts":
+        return "prompts of any rows; responses are drawn, with a score each"
     kinds, reads = ", ".join(row_kinds(objective)), objective.reads
     if "score" in reads and not objective.falls_back_on_labels:
         scores = "a score that is a quantile, from 0 to 1" if "quantile" in reads else "a score"

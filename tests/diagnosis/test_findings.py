@@ -12,10 +12,9 @@ from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, EXPLAINS, Finding, diagnose
 from preftune.diagnosis.finding import ORDER, number, share
-from preftune.diagnosis.objective_facts import CLASSES
 from preftune.diagnosis.reward import calibration
 from preftune.events import Happened
-from preftune.objective import presets
+from preftune.objective import BY_NAME, presets
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, Word
 from preftune.rows.account import Account, Counts, Texts
@@ -369,7 +368,7 @@ def test_calibration_is_that_of_the_labels() -> None:
 
 
 def test_remedies_name_objectives_that_exist() -> None:
-    known = CLASSES.keys() | presets.NAMES
+    known = BY_NAME.keys() | presets.NAMES
     remedies = {f.remedy for _, _, ill, _ in CASES for check in CHECKS if (f := check(ill))}
     named = {name for text in remedies for name in re.findall(r'"([a-z_]+)"', text)} - {"skip", "float32", "preferred"}
     assert len(named) > 5

@@ -22,6 +22,7 @@ def resolve(run: Run) -> Run:
     A run may come from Python, where nothing has checked it yet. Nothing is loaded. Raises UserError.
     """
     run = _checked(run)
+    _refuse_to_draw_without_rollout(run)
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
     if needed and isinstance(reference, NoReference):
@@ -47,6 +48,13 @@ def resolve(run: Run) -> Run:
 def uses_reference(objective: Objective) -> bool:
     """Whether any part of it reads the reference."""
     return any("reference" in part.reads for _, part in parts(objective))
+
+
+def _refuse_to_draw_without_rollout(run: Run) -> None:
+    for _, part in parts(run.objective):
+        if part.kind == "rollouts":
+            message = f"{part.name} learns from responses that the policy draws, and the run draws none."
+            raise UserError(message, location="objective", hint="Give it a [rollout] table, or use dpo.")
 
 
 def _without_effect(why: str, key: str) -> UserError:

@@ -5,15 +5,14 @@ An objective that this version does not know, such as one that its author brough
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from preftune.objective import Single
+from preftune.objective import BY_NAME
 from preftune.objective.base import Formula
 from preftune.record.reader import Record
 
 # The remedy against damage that did best where failures were planted (docs/findings.md).
 ADD = 'Add the likelihood of chosen to the objective (a sum of dpo and nll, or objective = "dpo_positive" or "cal_dpo")'
-CLASSES: dict[object, type[Formula]] = {kind.__struct_config__.tag: kind for kind in get_args(Single)}
 
 
 class Part(NamedTuple):
@@ -30,8 +29,11 @@ def parts(record: Record) -> list[Part]:
     tables = added if isinstance(added, list) else [objective]
     named = [(table.get("name"), table) for table in tables if isinstance(table, dict)]
     # an objective from outside has its source in the record, and perhaps the name of one of ours
-    kinds = [None if "source" in table else CLASSES.get(name) for name, table in named]
-    return [Part(name, table, kind) for (name, table), kind in zip(named, kinds, strict=True) if isinstance(name, str)]
+    return [
+        Part(name, table, None if "source" in table else BY_NAME.get(name))
+        for name, table in named
+        if isinstance(name, str)
+    ]
 
 
 def is_sft(record: Record) -> bool:

@@ -23,11 +23,12 @@ from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Respon
 from preftune.tokens.groups import TokenGroup
 
 RankingsAs = Literal["all", "best"]
-SERVES = {  # which kinds of rows give examples of which kind
+SERVES: dict[str, tuple[str, ...]] = {  # which kinds of rows give examples of which kind
     "pairs": ("pair", "ranking"),
     "ratings": ("rating", "pair"),
     "rankings": ("ranking", "pair"),
     "demos": ("demo", "pair", "rating", "ranking"),
+    "rollouts": (),  # no row gives any: they are drawn
 }
 UNLABELED = ("rating", "pair", "ranking")  # rows that give ratings to objectives that read no label
 

@@ -13,6 +13,7 @@ from preftune.objective.own import OwnObjective, own_objective
 from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
+from preftune.objective.rollouts import GRPO, PPO, RLOO, ReinforcePP
 
 Single = (
     DPO | IPO | KTO | ORPO | SimPO | NLL
@@ -26,8 +27,9 @@ Single = (
 
 from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
 
-Objective = Single | Sum
-BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
+Online = PPO | RLOO | GRPO | ReinforcePP  # of drawn tokens; they stand in no sum
+Objective = Single | Online | Sum
+BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single | Online)}
 __all__ = [
     "AOT",
     "BCO",
@@ -37,16 +39,19 @@ __all__ = [
     "DRO",
     "EXO",
     "FDPO",
+    "GRPO",
     "IPO",
     "KTO",
     "NCA",
     "NLL",
     "ODPO",
     "ORPO",
+    "PPO",
     "QRPO",
     "RDPO",
     "READS",
     "REBEL",
+    "RLOO",
     "RPO",
     "SPPO",
     "WPO",
@@ -64,8 +69,10 @@ __all__ = [
     "InfoNCA",
     "LengthNormalizedDPO",
     "Objective",
+    "Online",
     "OwnObjective",
     "PlackettLuce",
+    "ReinforcePP",
     "RobustDPO",
     "SLiC",
     "SimPER",

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from msgspec import Struct
 
-from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses, Rollouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-Kind = Literal["pairs", "ratings", "rankings", "demos"]
+RowKind = Literal["pairs", "ratings", "rankings", "demos"]  # what rows give
+Kind = RowKind | Literal["rollouts"]  # rollouts are drawn
 READS = {
     "reference": "log-probabilities under the reference",
     "votes": "the probability that chosen is truly better (pairs)",
@@ -27,6 +28,7 @@ READS = {
     "sharpness": "how concentrated the policy is on each response",
     "mismatched": "responses under the prompts of other rows (ratings)",
     "ema": "a running mean over the steps before (EmaFormula)",
+    "value": "what a value model says of each token (rollouts)",
 }
 
 
@@ -138,7 +140,7 @@ class RankingFormula(Formula, frozen=True):
     reads = frozenset({"reference", "label"})
 
 
-def loss_of(part: Formula, examples: Pairs | Ratings | Rankings | Demos) -> Tensor:
+def loss_of(part: Formula, examples: Pairs | Ratings | Rankings | Demos | Rollouts) -> Tensor:
     """(examples,) the value of each example, not reduced; for pairs, the expected value under their votes.
 
     An objective that needs the full step gives no pair a value of its own, so there the formula itself reads the votes.

@@ -10,17 +10,18 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
 from preftune.errors import UserError, nearest
-from preftune.objective.base import READS, Formula, Kind
+from preftune.objective.base import READS, Formula, RowKind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-ONLY: dict[str, tuple[Kind, ...]] = {  # what not every kind of example has
+KINDS: tuple[RowKind, ...] = get_args(RowKind)
+ONLY: dict[str, tuple[RowKind, ...]] = {  # what not every kind of example has
     "votes": ("pairs",),
     "label": ("ratings", "rankings"),
     "mismatched": ("ratings",),
 }
+OURS = {"ema", "value"}  # what a function cannot ask for
 
 
 class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
@@ -33,7 +34,7 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
     function: Callable[[Any], Tensor]
     written: str  # type: ignore[override]
     source: str
-    kind: Kind  # type: ignore[override]
+    kind: RowKind  # type: ignore[override]
     reads: frozenset[str]  # type: ignore[override]
     needs_full_step: bool = False  # type: ignore[override]
     length_normalized: bool = False  # type: ignore[override]
@@ -75,7 +76,7 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
 
     if isinstance(function, type) or not callable(function):
         raise refuse("is no function or callable object.", f"Did you mean {name}()?" if callable(function) else "")
-    known = [read for read in READS if read != "ema"]
+    known = [read for read in READS if read not in OURS]
     reads = getattr(function, "reads", None)
     if not isinstance(reads, Collection) or isinstance(reads, str):
         hint = f'Give it an attribute such as reads = {{"reference"}}; the names are {", ".join(known)}.'
