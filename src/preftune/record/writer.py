@@ -22,7 +22,7 @@ IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the 
 RUN_FILES = (
     METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
     "evaluation_words.jsonl", "extras.json",
-    "report.html", "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
+    "report.html", "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "value", "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
 CHECKPOINT_FILES = frozenset(
     {f"{begin}{name}.safetensors" for begin in ("", "value_") for name in ("weights", "optimizer")}
@@ -172,8 +172,9 @@ def assert_sweep_writable(out: Path, folders: Sequence[Path], *, resume: bool) -
 
 def foreign_files(path: Path) -> list[str]:
     """Files below model/ and checkpoints/ of a run's folder that are not the run's, or that another has changed."""
-    names = [name for name in ("model", "checkpoints") if (path / name).is_symlink() or (path / name).is_file()]
-    names += [f"model/{name}" for name in folders.not_ours(path / "model")]
+    folders_of_run = ("model", "value", "checkpoints")
+    names = [name for name in folders_of_run if (path / name).is_symlink() or (path / name).is_file()]
+    names += [f"{model}/{name}" for model in folders_of_run[:2] for name in folders.not_ours(path / model)]
     for entry in sorted((path / "checkpoints").iterdir()) if (path / "checkpoints").is_dir() else ():
         if not (entry.is_dir() and entry.name.startswith("step-")):
             names += [] if files.is_leftover(entry.name) else [f"checkpoints/{entry.name}"]

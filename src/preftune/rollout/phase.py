@@ -149,7 +149,7 @@ class Online:
 
     def _with_policy(self, tasks: Sequence[Task], numbers: Numbers) -> Numbers:
         """Where the sampler's log-probabilities are off the policy's own by more than rounding, those are added."""
-        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))[:CHECKED]
+        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].ids))[:CHECKED]
         groups = self._plain(tasks, numbers)
         checked = fill_column(self.models.policy, "policy", groups, self._step(groups, some), self.oom, self.dist)
         off = max(
@@ -203,7 +203,7 @@ def draw(
 ) -> Numbers:
     """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
     with signals.interruptible():
-        drawn = sampler.draw([task.prompt for task in tasks[dist.rank :: dist.world_size]], count, seed)
+        drawn = sampler.draw([task.ids for task in tasks[dist.rank :: dist.world_size]], count, seed)
     return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
 
 
@@ -236,7 +236,7 @@ def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[To
         scores = None if numbers.score is None else tuple(numbers.score[part].tolist())
         ranks = (1,) * count if scores is None else tuple(1 + sum(other > own for other in scores) for own in scores)
         groups.append(
-            TokenGroup(prompt=task.prompt, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
+            TokenGroup(prompt=task.ids, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
                        ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
         )  # fmt: skip
     return groups

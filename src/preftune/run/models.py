@@ -99,13 +99,16 @@ def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "mod
             )
 
 
-def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:
-    """The model that the reference is, which may be the policy itself; None where there is no reference."""
+def load_reference_model(
+    run: Run, policy: Policy, groups: Sequence[TokenGroup], *, copied: bool = False
+) -> Policy | None:
+    """The model that the reference is, which may be the policy itself unless it is to be `copied`, since it is asked
+    after updates too; None where there is no reference."""
     kind = run.reference
     if kind is None or isinstance(kind, NoReference):
         return None
     path = kind.path if isinstance(kind, Stored) else None
-    if path is None and isinstance(kind, Stored):
+    if path is None and isinstance(kind, Stored) and not copied:
         return policy
     module, _ = load.load_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),

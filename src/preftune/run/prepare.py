@@ -52,7 +52,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
-    run, packing = _with_budget(run, policy, dist)
+    run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads
@@ -88,7 +88,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     """Prepare to score all rows of data.train as one step; the run has its open keys filled in. Raises UserError."""
     run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist)
-    run, packing = _with_budget(run, policy, dist)
+    run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -109,7 +109,7 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def _with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Packing]:
+def with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Packing]:
     """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
     tokens = run.batch.tokens or pack_budget(policy.module, policy.device, run.model.checkpointing)
     tokens = -dist.max(-tokens)

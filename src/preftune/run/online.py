@@ -1,0 +1,165 @@
+"""Everything that a run needs before its first step where it draws its own responses.
+
+The counterpart of prepare.py, from which it differs in where groups come from and in nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace as changed
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from preftune import signals
+from preftune.config.run import Run
+from preftune.distributed import Distributed
+from preftune.errors import UserError
+from preftune.evaluate.evaluate import HeldOut
+from preftune.events import Note, emit
+from preftune.forward.forward import Models
+from preftune.forward.loss import Loss
+from preftune.model.heads import LanguageHead, ScalarHead
+from preftune.model.load import DTYPES
+from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.scalar import load_scorer
+from preftune.model.verify import sample, verify_layout
+from preftune.objective import PPO
+from preftune.pack.plan import Plan, Step, make_plan
+from preftune.reference.config import Moving
+from preftune.reference.moving import MovingReference
+from preftune.rollout.config import Rollout, Value
+from preftune.rollout.embedded import Embedded
+from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.phase import Online
+from preftune.rollout.scorers import rewards_of
+from preftune.run.identity import assert_same_on_all_ranks, identity
+from preftune.run.match_rows import Notes
+from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.prepare import Prepared, with_budget
+from preftune.run.tasks import TaskSet, load_tasks
+from preftune.training.update import Training
+
+ROWS = 256  # responses of a phase that the sampler is fast with
+MEASURED = 64  # held-out prompts that are drawn to at most
+
+
+def prepare_online(run: Run, dist: Distributed) -> Prepared:
+    """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
+    rollout = run.rollout
+    assert rollout is not None
+    rollout = replace(rollout, tasks=rollout.tasks or max(1, ROWS // rollout.responses))
+    run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
+    tasks, notes = load_tasks(run, rollout), Notes()
+    if run.objective.variant:
+        notes["objective"] = (run.objective.variant, {})
+    emit(Note("loading the model"))
+    policy = load_policy(run, tasks.dataset, notes, dist)
+    refuse_lost_updates(policy.weights, run.optim.lr)
+    run, packing = with_budget(run, policy, dist)
+    digests = {**tasks.dataset.digests, "model": policy.weights.digest()}
+    anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
+    if anchor is not None:
+        digests["reference"] = anchor.weights.digest()
+    rewards = rewards_of(run.reward, tasks.dataset.tokenizer, policy)
+    digests |= rewards.digests
+    value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
+    if value is not None:
+        digests["value"] = value.weights.digest()
+    assert_same_on_all_ranks(identity(run, digests), dist)
+    drawing, tempered = policy, rollout.temperature
+    policy = at_temperature(policy, tempered)
+    anchor = None if anchor is None else at_temperature(anchor, tempered)
+    moving = run.reference if isinstance(run.reference, Moving) else None
+    follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
+    models = Models(policy, follows, value)
+    sampler = Embedded(drawing, rollout.max_tokens, tasks.end_tokens, tempered)
+    spell = Spelling(tasks)
+    source = Online(
+        tasks=tasks.train,
+        plan=plan_tasks(run, rollout, len(tasks.train)),
+        rows=min(run.batch.rows, rollout.tasks or 1),
+        limit=run.optim.steps,
+        rollout=rollout,
+        seed=run.seed,
+        objective=run.objective,
+        models=models,
+        anchor=None if follows else anchor,
+        sampler=sampler,
+        rewards=rewards,
+        spell=spell,
+        packing=packing,
+        record=Path(run.out).expanduser(),
+        dist=dist,
+        warm_up=(run.value or Value()).warm_up if value is not None else 0,
+    )
+    starts_at_reference = digests.get("reference") == digests["model"]
+    held_out = None
+    if tasks.held_out:
+        if len(tasks.held_out) > MEASURED:
+            notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
+        away = None if starts_at_reference or anchor is None else changed(sampler, policy=anchor)
+        held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, away, source.anchor,
+                                rewards, spell, packing, source.record)  # fmt: skip
+    training = Training(
+        models=models,
+        loss=Loss(run.objective, run.data.rankings),
+        source=source,
+        packing=packing,
+        held_out=HeldOut((), 0, Step(())),
+        optim=run.optim,
+        evaluate=run.evaluate,
+        save=run.save,
+        starts_at_reference=starts_at_reference,
+        dist=dist,
+        value_lr=(run.value or Value()).lr or run.optim.lr,
+        tasks=held_out,
+    )
+    for text, _ in notes.values():
+        emit(Note(text))
+    return Prepared(run, training, tasks.dataset, digests, notes)
+
+
+def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:
+    """Which tasks each phase draws to; where updates are limited, phases enough for them."""
+    return make_plan([1] * tasks, rows=rollout.tasks or 1, tokens=tasks, seed=run.seed, steps=run.optim.steps,
+                     epochs=run.optim.epochs)  # fmt: skip
+
+
+def at_temperature(policy: Policy, temperature: float) -> Policy:
+    """The policy whose log-probabilities are those of a distribution at this temperature, from which is drawn."""
+    head = policy.head
+    assert isinstance(head, LanguageHead)
+    if temperature == 1:
+        return policy
+    if head.softcap is not None:
+        raise UserError("this model caps its logits, so they cannot be divided by a temperature.",
+                        location="rollout.temperature", hint="Use 1.")  # fmt: skip
+    return changed(policy, head=changed(head, scale=head.scale / temperature))
+
+
+class Spelling:
+    """The text of a response, without its end token."""
+
+    def __init__(self, tasks: TaskSet) -> None:
+        self.tokenizer = tasks.dataset.tokenizer
+
+    def __call__(self, ids: object) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@signals.interruptible()
+def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
+    """The value model: value.path, else the reward model's trunk and score, else the policy's trunk with a score of 0."""
+    path = (run.value or Value()).path
+    if path is None:
+        path = next((reward.model for reward in run.reward or () if reward.model), None)
+    loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
+                         weights=run.model.weights, device=policy.device, location="value.path", fresh=True)  # fmt: skip
+    model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
+    assert isinstance(model.head, ScalarHead)
+    model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
+    model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
+    notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
+    return model
+
+
