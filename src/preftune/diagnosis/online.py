@@ -41,7 +41,9 @@ def reward_without_gain(record: Record) -> Finding | None:
     fell = [
         (name, ends)
         for name in names
-        if weights.get(name) == 0 and (ends := _ends(record, name)) is not None and ends[1] < ends[0] - _noise(record, name)
+        if weights.get(name) == 0
+        and (ends := _ends(record, name)) is not None
+        and ends[1] < ends[0] - _noise(record, name)
     ]
     if score is None or not fell or score[1] <= score[0]:
         return None

@@ -58,7 +58,8 @@ STEP: dict[str, Metric] = {
     "drift": Metric("nats", "mean log-ratio on mismatched responses, at least 0 (KTO's z0); null where there are none"),
     "drift_error": Metric("nats", "standard error of that mean"),
     "off_policy": Metric(
-        "nats a token", "mean |log pi - log pi_old| of drawn tokens, pi_old being the policy that drew them; null offline"
+        "nats a token",
+        "mean |log pi - log pi_old| of drawn tokens, pi_old being the policy that drew them; null offline",
     ),
     "clipped": Metric("share", "drawn tokens whose ratio to that policy is cut, so that they have no gradient"),
     "value_loss": Metric("squared scores", "the value model's loss, averaged over the rows of the step"),
@@ -93,7 +94,9 @@ EVALUATION: dict[str, Metric] = {
     "score_error": Metric("score", "standard error of that mean, over prompts"),
     "kl": Metric("nats", "mean log-ratio to the reference of these responses"),
     "kl_error": Metric("nats", "standard error of that mean, over prompts"),
-    "ceiling": Metric("score", "the best mean score that any policy at this KL could have, by the reference's own draws"),
+    "ceiling": Metric(
+        "score", "the best mean score that any policy at this KL could have, by the reference's own draws"
+    ),
     "tokens": Metric("tokens", "mean tokens of these responses"),
     "ended": Metric("share", "of these responses, those that have their end token"),
     "log_ratio_rms": Metric(

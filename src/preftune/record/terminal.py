@@ -17,7 +17,18 @@ from rich.table import Column
 from rich.text import Text
 
 from preftune.errors import printable
-from preftune.events import Evaluated, Event, Happened, Metrics, Note, PhaseDrawn, Progress, StepDone, anyone_listens, listening
+from preftune.events import (
+    Evaluated,
+    Event,
+    Happened,
+    Metrics,
+    Note,
+    PhaseDrawn,
+    Progress,
+    StepDone,
+    anyone_listens,
+    listening,
+)
 
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage
 WIDE = 130  # characters that a live line with everything takes

@@ -171,13 +171,17 @@ def _over_kl(runs: Runs) -> Chart:
         points = [("Phases", "train", record.phases, "score"), ("Held out", "held", record.evaluations, "score"),
                   ("Ceiling", "chosen", record.evaluations, "ceiling")]  # fmt: skip
         for label, color, lines, key in points:
-            pairs = sorted((x, y) for line in lines if (x := line.get("kl")) is not None and (y := line.get(key)) is not None)
+            pairs = sorted(
+                (x, y) for line in lines if (x := line.get("kl")) is not None and (y := line.get(key)) is not None
+            )
             if pairs:
                 x, y = (list(values) for values in zip(*pairs, strict=True))
                 style = "points" if key == "score" and color == "train" else "dots"
                 text = label if one_run else f"{name}, {label.lower()}"
                 series.append(Series(text, color if one_run else _color(index), x, y, style, dash=key == "ceiling"))
-    look = "The held-out course should climb along the ceiling, which is the best that any policy can do at that distance."
+    look = (
+        "The held-out course should climb along the ceiling, which is the best that any policy can do at that distance."
+    )
     return Chart("score", "Score over KL", "score", look, "KL from the reference, nats", series)
 
 
@@ -186,7 +190,9 @@ def _phases(runs: Runs, chart: Chart) -> Chart:
     series: list[Series] = []
     for index, (name, record) in enumerate(runs):
         label, color = ("Drawn", "held") if len(runs) == 1 else (name, _color(index))
-        series += _line(record.phases, chart.id, label, color, style="dots" if len(record.phases) < SMOOTH_FROM else "line")
+        series += _line(
+            record.phases, chart.id, label, color, style="dots" if len(record.phases) < SMOOTH_FROM else "line"
+        )
     return replace(chart, x="step", series=series, id=f"phase_{chart.id}")
 
 

@@ -24,7 +24,7 @@ from preftune.rows.parse import (
     parse_text,
 )
 from preftune.rows.raw_row import RawRow, parse_weights
-from preftune.rows.row import Demo, Pair, Prompt, Ranking, Rating, Response, Row
+from preftune.rows.row import Demo, Pair, Prompt, Ranking, Rating, Response, Row, Task
 
 SCORES = ("score", "reward", "rating")  # of one response
 SCORES_OF_PAIR = ("score_chosen", "score_rejected")
@@ -216,6 +216,22 @@ def conversation(raw: RawRow) -> Row:
         raise SkippedRow("response.weight", "the response has the weight 0.")
     prompt, response = split_last_turn(turns)
     return _rating_or_demo(raw, raw.with_system(prompt), response)
+
+
+def task(raw: RawRow) -> Row:
+    """A prompt without a response. Raises SkippedRow where its answer is blank."""
+    if "answer" in raw.keys and raw.answer is None:
+        raise hole(raw.keys["answer"], "blank")
+    prompt, _ = raw.align([])
+    return Task(prompt=prompt, place=raw.place)
+
+
+def conversation_with_answer(raw: RawRow) -> Row:
+    """A conversation that ends with the user's turn is a task; any other is read as without the answer."""
+    turns = raw.turns("turns")
+    if isinstance(turns, str) or turns[-1].role == "assistant":
+        return conversation(raw)
+    return Task(prompt=raw.with_system(turns), place=raw.place)
 
 
 def _rating_or_demo(raw: RawRow, prompt: Prompt, response: Response) -> Row:

@@ -15,9 +15,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.rows import build
-from preftune.rows.keys import refuse, refused_as
+from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.raw_row import SYSTEM, RawRow
+from preftune.rows.raw_row import ANSWERS, SYSTEM, RawRow
 from preftune.rows.row import Demo, Pair, Place, Row, responses
 
 PROMPT = "prompt|question|instruction|input|query"
@@ -38,12 +38,14 @@ class ReadRow(NamedTuple):
 
 
 class Format(Struct, frozen=True):
-    """slots: name -> the keys that may fill it, separated by `|`; optional: keys that are read where they are there."""
+    """slots: name -> the keys that may fill it, separated by `|`; optional: keys that are read where they are there;
+    bare: a record has this format only if no other key of it may be a response or a judgement."""
 
     name: str
     slots: dict[str, str]
     build: Callable[[RawRow], Row]
     optional: tuple[str, ...] = ()
+    bare: bool = False
 
     def keys(self, value: Mapping[str, object]) -> dict[str, str]:
         """Slot -> the key that fills it, one that is not blank if there is any; empty slots are left out."""
@@ -74,7 +76,7 @@ class Format(Struct, frozen=True):
             hint = f"Here it is {known or 'token_weights in each entry of the list'}."
             raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         raw = RawRow(value, place, self.keys(value))
-        row = replace(self.build(raw), id=raw.id, weight=raw.weight)
+        row = replace(self.build(raw), id=raw.id, weight=raw.weight, answer=raw.answer)
         read = {
             *COMMON,
             *self.optional,
@@ -101,6 +103,7 @@ def _meanings(read: ReadRow) -> dict[str, str]:
 
 _PAIR = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights")
 _SINGLE = (*build.SCORES, "token_weights")
+_ANSWER = "|".join(ANSWERS)
 _WITH_RESPONSE = f"{CHOSEN}|{RESPONSE}"
 FORMATS = (
     Format("votes", {"prompt": PROMPT, "a": "response_a", "b": "response_b", "va": "votes_a", "vb": "votes_b"},
@@ -119,13 +122,18 @@ FORMATS = (
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
     Format("demos", {"prompt": PROMPT, "response": RESPONSE}, build.single, _SINGLE),
+    Format("conversations with an answer", {"turns": TURNS, "answer": _ANSWER}, build.conversation_with_answer,
+           _SINGLE),
     Format("conversations", {"turns": TURNS}, build.conversation, _SINGLE),
+    Format("tasks", {"prompt": PROMPT, "answer": _ANSWER}, build.task),
+    Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
 )  # fmt: skip
 
 
 def _fitting(value: Mapping[str, object]) -> Format | None:
     """The format of a record: null is absent, and so is a blank response, if there is a format without it."""
-    fitting = [form for form in FORMATS if len(form.keys(value)) == len(form.slots)]
+    bare = not any(may_be_response(key) for key in value if key not in PROMPT.split("|"))
+    fitting = [form for form in FORMATS if len(form.keys(value)) == len(form.slots) and (bare or not form.bare)]
     full = (form for form in fitting if all(value[key] != "" for s, key in form.keys(value).items() if s != "prompt"))
     return next(full, fitting[0] if fitting else None)
 
@@ -135,7 +143,7 @@ def detect_format(value: Mapping[str, object]) -> Format:
     if fitting := _fitting(value):
         return fitting
     seen = ", ".join(map(str, value)) or "none"
-    near = max(FORMATS, key=lambda form: _similarity(form, value))
+    near = max((form for form in FORMATS if not form.bare), key=lambda form: _similarity(form, value))
     missing = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
     hints = list(filter(None, [_hints(value, missing)]))
     if not near.keys(value) and not hints:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from typing import NoReturn
 
 from preftune.rows.parse import MalformedRow
@@ -31,6 +32,7 @@ SIDE = _words(
     "negative positive"
 )
 RESPONSE = _words("response completion answer output generation reply")
+MISSPELLED = ("chosen", "rejected", "response", "completion", "output")
 ANOTHER = _words("other another alternative second third a b c 0 1 2 3 4")
 JUDGEMENT = SIDE | _words(
     "score rating rate reward label rank ranking preference vote upvote downvote win winner feedback thumb judgment "
@@ -85,6 +87,13 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
         return ""
     named = not words & ABOUT and (words & JUDGEMENT or (plain and not above))
     return "a judgement" if named or _grades(value) else ""
+
+
+def may_be_response(key: str) -> bool:
+    """Whether a key may hold a response or a judgement, by its words or as a misspelling of one."""
+    words = words_of(key)
+    spelled = any(get_close_matches(word, MISSPELLED, 1, 0.8) for word in words - ABOUT)
+    return not words & ABOUT and (bool(words & (RESPONSE | JUDGEMENT)) or spelled)
 
 
 def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn:

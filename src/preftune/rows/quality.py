@@ -9,7 +9,7 @@ from itertools import pairwise
 from preftune.errors import Problem
 from preftune.rows.account import Tally
 from preftune.rows.parse import SkippedRow
-from preftune.rows.row import Pair, Place, Ranking, Rating, Row, responses, text_of, words_of
+from preftune.rows.row import Pair, Place, Ranking, Rating, Row, Task, responses, text_of, words_of
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"))
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -65,6 +65,7 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
         if row.id and ids.setdefault(row.id, row.place) is not row.place:
             tally.add("id.repeated", "an earlier row has the same id", row.place)
         label = row.good if isinstance(row, Rating) else row.ranks if isinstance(row, Ranking) else None
+        label = row.answer if isinstance(row, Task) else label
         if first_places.setdefault((row.prompt, sides, label), row.place) is not row.place:
             tally.add("row.duplicate", "the row repeats an earlier one", row.place)
         if isinstance(row, Pair) and (row.prompt, sides[::-1], None) in first_places:

@@ -18,6 +18,7 @@ from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list,
 from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeights, text_of
 
 SYSTEM = ("system", "system_prompt")
+ANSWERS = ("ground_truth", "answer", "solution", "reward_model")
 
 
 class RawRow:
@@ -43,6 +44,24 @@ class RawRow:
     def id(self) -> str:
         value = self.value.get("id")
         return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+
+    @property
+    def answer(self) -> str | None:
+        """What a verifier holds a response against: a text, or the JSON of another value.
+
+        `reward_model` is verl's, an object with a ground_truth. A key that fills another slot is no answer, unless it
+        is the row's one response, as in gsm8k; nor is a blank text.
+        """
+        slots = {key for slot, key in self.keys.items() if slot not in ("answer", "response")}
+        for key in ANSWERS:
+            value = None if key in slots else self.value.get(key)
+            if key == "reward_model" and isinstance(value, Mapping):
+                self.unread.add(value, key, ("ground_truth",))
+                value = value.get("ground_truth")
+            text = value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+            if text.strip():
+                return text
+        return None
 
     @property
     def weight(self) -> float:

@@ -17,6 +17,7 @@ from preftune.rows.account import merge_malformed
 from preftune.rows.formats import Format, detect_format, intended_key, is_hole
 from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
+from preftune.rows.raw_row import ANSWERS
 from preftune.rows.row import KINDS, Place, Rating, Row
 from preftune.rows.sources import Source, from_objects, load
 
@@ -119,7 +120,10 @@ class _Reader:
         """Note what is odd about the whole file."""
         if unread:
             meant = {key: intended_key(key, value) if key in value else "" for key, value in unread.items()}
-            fields = ", ".join(f'{key} (did you mean "{other}"?)' if other else key for key, other in meant.items())
+            answers = {key: f"{key} (read only where [rollout] draws responses)" for key in ANSWERS}
+            fields = ", ".join(
+                f'{key} (did you mean "{other}"?)' if other else answers.get(key, key) for key, other in meant.items()
+            )
             self.notes.append(Problem(f"fields that are not used: {fields}.", name, reason="fields.extra"))
         if len(ways) > 1:
             message = f"some rows (as line {ways[True].line}) are text that is continued as it stands, while others (as"

@@ -75,7 +75,9 @@ def _refuse_rows_that_do_not_suit(objectives: Sequence[Formula], groups: Sequenc
             f"this row is a {row.kind}, and the objective {' + '.join(part.name for part in objectives)} needs a "
             f"{' or '.join(kinds)}.",
             location=str(row.place),
-            hint=f"Objectives for it: {', '.join(suited)}.",
+            hint=f"Objectives for it: {', '.join(suited)}."
+            if suited
+            else "Add [rollout], so that responses are drawn to it.",
         )
     for part, rows in rows_of:
         if not rows:

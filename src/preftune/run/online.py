@@ -161,5 +161,3 @@ def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Poli
     model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
     notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
     return model
-
-

@@ -161,6 +161,16 @@ class ChatTemplate:
                 raise MalformedRow(f"the chat template drops the {turn.role}'s turn {excerpt(turn.content)}.",
                                    OTHER_TEMPLATE, "template")  # fmt: skip
 
+    def opening(self, frame: Frame) -> str:
+        """The prompt to which a response is drawn: that of a response as a model gives it.
+
+        It is the prompt of a pair, except where a template writes an empty thought before a response without thoughts:
+        a model that is to respond thinks itself, unless the template opens its turn with the empty thought too.
+        """
+        start = frame.opened
+        is_other = not frame.prompt.startswith(start) or self.close in frame.prompt[len(start) :]
+        return start if self.close and is_other else frame.prompt
+
     def _is_thoughtful(self, turn: Message) -> bool:
         return bool(self.close) and turn.role == "assistant" and self.close in turn.content
 

@@ -14,7 +14,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
 
     prompt: int32 (tokens of the prompt,), begin-of-text and template included, at least one token.
     responses: one int32 array each, the end-of-turn token included once (unless the response was cut).
-    ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) otherwise.
+    ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) for a single one, () for a task.
     good: whether the response of a rating was called good; None where nobody said.
     preferred, scores, weight: as in the row.
     columns: numbers of tokens, one float32 array (tokens,) a response under each name. "weight" is what a token counts

@@ -11,7 +11,7 @@ from msgspec import Struct
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, merge_malformed
 from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.row import KINDS, Pair, Place, Ranking, Rating, Row, Span, responses, text_of
+from preftune.rows.row import KINDS, Pair, Place, Ranking, Rating, Row, Span, Task, responses, text_of
 from preftune.tokens.encode import EncodedRow, Encoder
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import RenderedRow, Renderer
@@ -70,7 +70,7 @@ def tokenize(
                 skipped.append(Problem(error.message, str(row.place), reason=error.reason))
             else:
                 groups.append(group)
-                cut += max(map(len, group.responses)) < max(map(len, ids.responses))
+                cut += max(map(len, group.responses), default=0) < max(map(len, ids.responses), default=0)
                 for reason, message in text.remarks:
                     tally.add(reason, message, row.place)
     if malformed:
@@ -80,13 +80,15 @@ def tokenize(
 
 def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip", "cut"]) -> TokenGroup:
     """The group, its responses cut where they are too long. Raises SkippedRow."""
-    longest = len(ids.prompt) + max(map(len, ids.responses))
-    ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,)
+    longest = len(ids.prompt) + max(map(len, ids.responses), default=0)
+    ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,) * len(ids.responses)
     if not all(ids.responses):
         raise SkippedRow("response.empty", "a response has no token.")
     _check_distinct(row, ids.responses, ranks, "")
     if longest > max_tokens:
         allowed = f"{max_tokens} are allowed"
+        if isinstance(row, Task):
+            raise SkippedRow("prompt.too_long", f"the prompt has {longest} tokens, {allowed}.")
         if too_long == "skip":
             raise SkippedRow("too_long", f"prompt and response have {longest} tokens, {allowed}.")
         if len(ids.prompt) >= max_tokens:
