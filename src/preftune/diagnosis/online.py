@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from preftune.diagnosis.finding import Finding, number, share
@@ -63,7 +64,7 @@ def reward_without_gain(record: Record) -> Finding | None:
 def _noise(record: Record, name: str) -> float:
     """Two standard errors of a difference of tenths, from how a number jumps between neighboring phases."""
     values = [value for phase in record.phases if (value := _finite(phase, name)) is not None]
-    jumps = [(after - before) ** 2 / 2 for before, after in zip(values, values[1:], strict=False)]
+    jumps = [(after - before) ** 2 / 2 for before, after in itertools.pairwise(values)]
     tenth = max(1, len(record.phases) // 10)
     return 2 * math.sqrt((mean(jumps) or 0.0) * 2 / tenth)
 

@@ -94,8 +94,8 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         _over_kl(runs),
         _phases(runs, Chart("tokens", "Length of the draws", "tokens", "A steady climb that the task does not ask for "
             "is a reward that pays for length.", floor=True)),
-        _phases(runs, Chart("ended", "Ended", "share of the draws", "Below nine in ten, raise rollout.max_tokens or set "
-            "reward.missing_end.", percent=True)),
+        _phases(runs, Chart("ended", "Ended", "share of the draws", "Below nine in ten, raise rollout.max_tokens or "
+            "set reward.missing_end.", percent=True)),
         _phases(runs, Chart("distinct", "Distinct", "share of the draws", "Near zero all responses to a prompt are the "
             "same and teach nothing.", percent=True)),
     ]  # fmt: skip
@@ -105,8 +105,8 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         _trained(runs, Chart("lr", "Learning rate", "", "The schedule as it was run.", floor=True), smooth=False),
     ]  # fmt: skip
     cost = [_speed(runs)] if len(runs) > 1 else [_tokens(runs[0][1]), _speed(runs)]
-    sections = (("What did it draw?", drawn_numbers), ("Did it learn?", learned), ("Where did the probability go?", moved), ("The optimizer", optimizer),
-                ("Cost", cost))  # fmt: skip
+    sections = (("What did it draw?", drawn_numbers), ("Did it learn?", learned),
+                ("Where did the probability go?", moved), ("The optimizer", optimizer), ("Cost", cost))  # fmt: skip
     drawn = [(title, [chart for chart in group if chart.series]) for title, group in sections]
     return [(title, group) for title, group in drawn if group]
 

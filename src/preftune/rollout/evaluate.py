@@ -32,8 +32,8 @@ SEED = 1 << 40  # beyond every phase's number
 
 @dataclass(frozen=True)
 class HeldOutTasks:
-    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays; reference_sampler:
-    draws from the reference, where training does not begin from it."""
+    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays;
+    reference_sampler: draws from the reference, where training does not begin from it."""
 
     tasks: Sequence[Task]
     count: int
@@ -79,7 +79,7 @@ class HeldOutTasks:
         return np.add.reduceat(numbers.sampled - anchor.astype(np.float64), starts_of(numbers))
 
     def _start(self, numbers: Numbers, step: int, dist: Distributed) -> np.ndarray:
-        """(tasks, responses) scores of the reference's draws: those of now, where training begins from the reference."""
+        """(tasks, responses) scores of the reference's draws, which are those of now if training begins from it."""
         path = self.record / START
         known = files_of_phases.from_first_rank(files_of_phases.read(path) if dist.first else None, dist)
         if known is None or step == 0:

@@ -266,7 +266,8 @@ def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Ad
 def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str], noise: float) -> dict[str, float | None]:
     """What record.schema.PHASE names, and the mean of each reward."""
     metrics: dict[str, float | None] = dict.fromkeys(PHASE)
-    assert numbers.score is not None and numbers.scores is not None
+    assert numbers.score is not None
+    assert numbers.scores is not None
     by_task = numbers.score.reshape(-1, count)
     metrics |= {
         "score": float(numbers.score.mean()),

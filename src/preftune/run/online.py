@@ -149,12 +149,13 @@ class Spelling:
 
 @signals.interruptible()
 def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
-    """The value model: value.path, else the reward model's trunk and score, else the policy's trunk with a score of 0."""
+    """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
     path = (run.value or Value()).path
     if path is None:
         path = next((reward.model for reward in run.reward or () if reward.model), None)
     loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
-                         weights=run.model.weights, device=policy.device, location="value.path", fresh=True)  # fmt: skip
+                         weights=run.model.weights, device=policy.device, location="value.path",
+                         fresh=True)  # fmt: skip
     model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
     assert isinstance(model.head, ScalarHead)
     model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)

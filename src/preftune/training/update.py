@@ -95,7 +95,8 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
 def _value_gradient(training: Training, state: State, phase: Phase, step: Step) -> float:
     """The value model's loss, its gradient in place."""
     model, objective = training.models.value, training.loss.objective
-    assert model is not None and isinstance(objective, PPO)
+    assert model is not None
+    assert isinstance(objective, PPO)
     return value_gradient(model, objective, phase.groups, step, state.oom, training.dist)
 
 
