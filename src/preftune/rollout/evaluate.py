@@ -55,7 +55,7 @@ class HeldOutTasks:
         by_task = numbers.score.reshape(-1, self.count)
         metrics: dict[str, float | None] = {
             "score": float(by_task.mean()),
-            "score_error": _error_over_prompts(by_task),
+            "score_error": error_over_prompts(by_task),
             "tokens": float(numbers.lengths.mean()),
             "ended": float(numbers.ended.mean()),
         }
@@ -63,7 +63,7 @@ class HeldOutTasks:
         if reference is not None:
             kl = self._log_ratio(reference, numbers, dist).reshape(-1, self.count)
             start = self._start(numbers, step, dist)
-            metrics |= {"kl": float(kl.mean()), "kl_error": _error_over_prompts(kl)}
+            metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl)}
             metrics["ceiling"] = Frontier.sampled(start).at_kl(float(kl.mean())).reward
         return metrics
 
@@ -96,7 +96,7 @@ class HeldOutTasks:
 NO_WEIGHTS = np.zeros(0, np.uint8)
 
 
-def _error_over_prompts(by_task: np.ndarray) -> float | None:
+def error_over_prompts(by_task: np.ndarray) -> float | None:
     """Standard error of the mean of (tasks, responses), over tasks; None for one."""
     means = by_task.mean(1)
     return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None
