@@ -111,7 +111,7 @@ def _spelled_words(examples: Examples, spell: Callable[[list[int]], object]) -> 
     """The tokens that decide the margins of pairs of decided votes, with their texts."""
     margin, pairs, decided, seen = margins(examples).numpy(), [], [], 0
     for group in examples.groups:
-        if group.kind == "pair" and group.preferred > 0.5:
+        if group.kind == "pair" and group.votes[0] > 0.5:
             pairs.append(group)
             decided.append(seen)
         seen += examples.pairs_of(group)
@@ -173,7 +173,7 @@ class RowMetrics:
             row |= {"place": str(group.place), "prompt": hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]}
             if len(margin[pairs]):
                 row["margin"] = float(margin[pairs].mean())
-                if group.preferred != 0.5:
+                if not group.is_even:
                     accuracy, of_change = self.accuracy[pairs].mean(), self.accuracy_of_change[pairs].mean()
                     row |= {"accuracy": float(accuracy), "accuracy_of_change": float(of_change)}
             elif start in self.rating_auc:

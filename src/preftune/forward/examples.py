@@ -43,7 +43,7 @@ def is_useful(group: TokenGroup, part: Formula) -> bool:
     formula a row with even votes prefers neither response."""
     if part.kind == "demos":
         return group.good is not False
-    return "votes" in part.reads or group.preferred != 0.5
+    return "votes" in part.reads or not group.is_even
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Examples:
         """(pairs,) each: index of the better response, of the worse one, weight, and probability of that order."""
         better, worse, weight, preferred = [], [], [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            above, below, weights = ranking_pairs(group.ranks, self.rankings_as)
+            above, below, shares = ranking_pairs(group.ranks, self.rankings_as)
             better += [start + i for i in above]
             worse += [start + j for j in below]
-            weight += [group.weight * share for share in weights]
-            preferred += [group.preferred] * len(weights)
+            weight += [group.weight * share for share in shares]
+            preferred += _votes_of(group, list(zip(above, below, strict=True)))
         return self._index(better), self._index(worse), self._float(weight), self._float(preferred)
 
     def pairs_of(self, group: TokenGroup) -> int:
@@ -180,6 +180,15 @@ def response_of_tokens(groups: Sequence[TokenGroup]) -> Tensor:
     """(members,) which response each token belongs to, counted over all groups."""
     lengths = torch.tensor([len(response) for group in groups for response in group.responses])
     return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+
+def _votes_of(group: TokenGroup, pairs: Sequence[tuple[int, int]]) -> Sequence[float]:
+    """The probability of each of these pairs of a group."""
+    if len(group.votes) == 1:
+        return group.votes * len(pairs)
+    above, below, _ = ranking_pairs(group.ranks)
+    by_pair = dict(zip(zip(above, below, strict=True), group.votes, strict=True))
+    return [by_pair[pair] for pair in pairs]
 
 
 def class_weights(groups: Sequence[TokenGroup]) -> tuple[float, float]:

@@ -91,7 +91,7 @@ class Online:
         tasks = [self.tasks[i] for i in chosen.order]
         drawn = self._recorded(number, begun=begun)
         numbers = self._draw(number, first, tasks) if drawn is None else drawn
-        groups = self._groups(tasks, numbers)
+        groups = self._groups(number, tasks, numbers)
         plan = make_plan(
             [group.tokens for group in groups],
             rows=self.rows,
@@ -175,7 +175,7 @@ class Online:
     def _plain(self, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
         return plain_groups(tasks, numbers, self.rollout.responses)
 
-    def _groups(self, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
+    def _groups(self, number: int, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
         """The groups to learn from, with every column that the objective reads."""
         groups, objective = self._plain(tasks, numbers), self.objective
         columns = {"reference": numbers.reference}
@@ -186,7 +186,10 @@ class Online:
             columns |= {"advantage": advantages.advantage.float().numpy(), "value": numbers.value}
             columns["returns"] = None if advantages.returns is None else advantages.returns.float().numpy()
         else:
-            groups = labeled(groups, objective, self.rollout.labels or "soft", numbers.preferred, self.seed)
+            groups = [
+                labeled(group, objective, self.rollout.labels or "soft", (self.seed, number, i), votes)
+                for i, (group, votes) in enumerate(zip(groups, self._votes(numbers, len(groups)), strict=True))
+            ]
         for name, members in columns.items():
             if members is not None:
                 by_response = numbers.by_response(members)
@@ -196,6 +199,13 @@ class Online:
                     for i, group in enumerate(groups)
                 ]
         return groups
+
+
+    def _votes(self, numbers: Numbers, tasks: int) -> list[np.ndarray | None]:
+        """(responses, responses) of each task, what a judge says; None where there is no judge."""
+        if numbers.preferred is None:
+            return [None] * tasks
+        return list(numbers.preferred.reshape(tasks, self.rollout.responses, self.rollout.responses))
 
 
 def draw(

@@ -46,7 +46,7 @@ def match_rows(run: Run, dataset: Dataset, *, full_batch: bool = False) -> Match
         notes["objective"] = (run.objective.variant, {})
     if weighted := sum(group.column("weight") is not None for group in groups):
         notes["token_weights"] = (f"{weighted} of {len(groups)} rows give token weights", {"rows": weighted})
-    voted = sum(group.preferred != 1 for group in dataset.train)
+    voted = sum(any(vote != 1 for vote in group.votes) for group in dataset.train)
     if voted and not any("votes" in part.reads for part in objectives):
         notes["votes"] = (f"{voted} rows carry votes, which this objective does not read", {"rows": voted})
     groups = apply_aggregate(_with_scores_for_all_or_none(objectives, groups, notes), run.aggregate)
