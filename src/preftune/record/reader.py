@@ -102,13 +102,31 @@ class Extras(Struct, frozen=True):
     samples: tuple[Rewrite, ...] = ()
 
 
+class Texts(Struct, frozen=True):
+    """What a model writes to one prompt: the likeliest text, and some that were drawn."""
+
+    greedy: str = ""
+    draws: tuple[str, ...] = ()
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """A held-out prompt with what its row says and what the model writes, before and after training."""
+
+    prompt: str
+    chosen: str | None = None
+    rejected: str | None = None
+    before: Texts = Texts()
+    after: Texts | None = None
+
+
 class Record(Struct, frozen=True, kw_only=True):
     """A run folder.
 
     run_text: run.toml as it stands; run: what it says. steps and evaluations: one dict of numbers each, in order of
     step, with the keys of `schema.STEP` and `schema.EVALUATION`; a value that does not exist is None. phases: as
     `schema.PHASE`, and the mean of each reward.
-    rows: the held-out rows at the last evaluation; words: the tokens that decide their margins most.
+    rows: the held-out rows at the last evaluation; words: the tokens that decide their margins most; samples: what the
+    model wrote to some held-out prompts.
     """
 
     path: Path
@@ -123,6 +141,7 @@ class Record(Struct, frozen=True, kw_only=True):
     words: tuple[Word, ...] = ()
     events: tuple[Happened, ...] = ()
     extras: Extras = Extras()
+    samples: tuple[Sample, ...] = ()
 
     @staticmethod
     def open(path: Path | str) -> Record:
@@ -145,6 +164,7 @@ class Record(Struct, frozen=True, kw_only=True):
             words=parse_rows(folder / "evaluation_words.jsonl", Word),
             events=parse_events(folder / "events.jsonl"),
             extras=parse_json(folder / "extras.json", Extras) or Extras(),
+            samples=parse_json(folder / "samples.json", tuple[Sample, ...]) or (),
         )
 
     @property

@@ -99,6 +99,8 @@ EVALUATION: dict[str, Metric] = {
     ),
     "tokens": Metric("tokens", "mean tokens of these responses"),
     "ended": Metric("share", "of these responses, those that have their end token"),
+    "repeated": Metric("share", "of the 3-grams of these responses, those that stand in their response before"),
+    "start_mean_logp": Metric("nats a token", "log-probability of these responses under the model before training"),
     "log_ratio_rms": Metric(
         "nats", "root mean square of the log-ratios of all responses; 0 where the policy is its reference"
     ),

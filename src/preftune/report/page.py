@@ -58,6 +58,7 @@ def page(records: Sequence[Record]) -> str:
         differences=compare.differences(records),
         seeds_note=compare.seeds_note(records),
         rewrites=records[0].extras.samples[:REWRITES],
+        samples=[sample for sample in records[0].samples if sample.after is not None][:REWRITES],
         policy=_policy(library, script),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         library=Markup(library),

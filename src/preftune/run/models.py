@@ -124,6 +124,16 @@ def load_reference_model(
     return model
 
 
+def start_model(run: Run, policy: Policy) -> Policy | None:
+    """The model that training began from, once more; None where it was given loaded, and is the trained one by now."""
+    if not isinstance(run.model.path, str):
+        return None
+    module, _ = load.load_model(run.model.path, revision=run.model.revision, weights=run.model.weights,
+                                device=policy.device, location="model.path")  # fmt: skip
+    module.requires_grad_(False)
+    return wrap(module, policy.layout, policy.compute)[0]
+
+
 def fill_reference(
     run: Run, model: Policy | None, digest: str, groups: Sequence[TokenGroup], notes: Notes, dist: Distributed
 ) -> list[TokenGroup]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from msgspec.structs import replace
 from transformers import PreTrainedTokenizerBase
 
@@ -15,16 +17,19 @@ from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
-from preftune.model.budget import attention_crossover, pack_budget
+from preftune.model.budget import attention_crossover, pack_budget, positions
+from preftune.model.heads import LanguageHead
 from preftune.model.policy import Policy
 from preftune.pack.plan import Packing, Phase
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
+from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates, start_model
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
+from preftune.tokens.groups import TokenGroup
 from preftune.training.source import Offline
 from preftune.training.update import Training
 
@@ -80,6 +85,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
         save=run.save,
         starts_at_reference=digests.get("reference") == digests["model"],
         dist=dist,
+        samples=samples_to(run, policy, dataset, held_out.groups[: held_out.rows], packing, dist),
     )
     return Prepared(run, training, dataset, digests, notes)
 
@@ -97,6 +103,23 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     assert_same_on_all_ranks(identity(run, digests), dist)
     groups = fill_reference(run, reference, digests.get("reference", ""), rows.groups, notes, dist)
     return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)
+
+
+def samples_to(
+    run: Run, policy: Policy, dataset: Dataset, groups: Sequence[TokenGroup], packing: Packing, dist: Distributed
+) -> Samples | None:
+    """The held-out prompts to which texts are drawn; None where there are none, or the model has no logits."""
+    if not isinstance(policy.head, LanguageHead):
+        return None
+
+    def spell(ids: np.ndarray) -> str:
+        return str(dataset.tokenizer.decode(ids, skip_special_tokens=True))
+
+    end = dataset.tokenizer.get_vocab().get(str(dataset.tokenizer.eos_token))
+    return samples_of(
+        groups, run.evaluate.samples, policy, lambda: start_model(run, policy), spell, end_tokens_of(groups, end),
+        packing, positions(dataset.config), run.seed, Path(run.out).expanduser(), dist,
+    )  # fmt: skip
 
 
 @signals.interruptible()

@@ -95,9 +95,7 @@ def evaluate_if_due(training: Training, state: State, record: RecordWriter | Non
 def evaluate_held_out(training: Training, state: State, record: RecordWriter | None) -> None:
     """Measure on the held-out rows, if there are any, and record the numbers."""
     held_out = training.held_out
-    numbers: dict[str, float | None] = {}
-    if training.tasks is not None:
-        numbers = training.tasks.evaluate(training.models, state.step, training.dist)
+    numbers = drawn_metrics(training, state)
     if not held_out.rows:
         if numbers:
             events.emit(events.Evaluated(state.step, {"step": state.step, **numbers}))
@@ -114,6 +112,18 @@ def evaluate_held_out(training: Training, state: State, record: RecordWriter | N
     events.emit(events.Evaluated(state.step, {"step": state.step, **evaluation.metrics, **numbers}))
     record.rows("evaluation_rows.jsonl", evaluation.rows)
     record.rows("evaluation_words.jsonl", evaluation.words)
+
+
+def drawn_metrics(training: Training, state: State) -> dict[str, float | None]:
+    """What responses that are drawn to held-out prompts show."""
+    metrics: dict[str, float | None] = {}
+    if training.samples is not None and state.step == 0:
+        metrics = training.samples.before()
+    elif training.samples is not None and state.step == training.source.steps:
+        metrics = training.samples.after(state.step)
+    if training.tasks is not None:
+        metrics |= training.tasks.evaluate(training.models, state.step, training.dist)
+    return metrics
 
 
 def save_checkpoint(training: Training, state: State, record: RecordWriter | None, *, must: bool = True) -> int:

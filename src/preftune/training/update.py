@@ -22,6 +22,7 @@ from preftune.objective.rollouts import PPO
 from preftune.pack.plan import Pack, Packing, Phase, Step, halved
 from preftune.record.schema import STEP
 from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.samples import Samples
 from preftune.tokens.groups import TokenGroup
 from preftune.training.checkpoint import Learner, State
 from preftune.training.config import Optim, Save
@@ -36,7 +37,8 @@ class Training:
     """What stays the same during training; what changes is `State`.
 
     packing: how groups become packs, for their cost; starts_at_reference: the reference is the model that training
-    begins from; value_lr: highest learning rate of a value model; tasks: what held-out responses are drawn to.
+    begins from; value_lr: highest learning rate of a value model; tasks: what held-out responses are drawn to; samples:
+    what texts are drawn to.
     """
 
     models: Models
@@ -51,6 +53,7 @@ class Training:
     dist: Distributed
     value_lr: float = 0.0
     tasks: HeldOutTasks | None = None
+    samples: Samples | None = None
 
 
 def update(training: Training, state: State, phase: Phase, step: Step) -> Metrics:
