@@ -53,9 +53,10 @@ class Models:
 
 
 class PackScores(NamedTuple):
-    """A pack through the policy. token_logp: (members,) in nats, each times its weight, with its gradient; logp:
-    (responses,) its sums; sharpness: (responses,) or None, see `Responses`; tokens: through the policy; shared: tokens
-    that sharing prefixes saved; parts: see `part_sums`, where "parts" are read."""
+    """A pack through the policy. token_logp: (members,) what the head answers, each times its weight, with gradient:
+    log-probabilities in nats, or scores; logp: (responses,) its sums; sharpness: (responses,) or None, see `Responses`;
+    tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where "parts" are
+    read."""
 
     token_logp: Tensor
     logp: Tensor

@@ -13,6 +13,7 @@ from preftune.objective.own import OwnObjective, own_objective
 from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
+from preftune.objective.reward import Reward
 from preftune.objective.rollouts import GRPO, PPO, RLOO, ReinforcePP
 
 Single = (
@@ -23,6 +24,7 @@ Single = (
     | AOT | BetaDPO | DrDPO | WPO
     | APOZero | BCO | QRPO | DRO
     | PlackettLuce | InfoNCA | NCA
+    | Reward
 )  # fmt: skip
 
 from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
@@ -73,6 +75,7 @@ __all__ = [
     "OwnObjective",
     "PlackettLuce",
     "ReinforcePP",
+    "Reward",
     "RobustDPO",
     "SLiC",
     "SimPER",

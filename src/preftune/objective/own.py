@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS: tuple[RowKind, ...] = get_args(RowKind)
 ONLY: dict[str, tuple[RowKind, ...]] = {  # what not every kind of example has
-    "votes": ("pairs",),
+    "votes": ("pairs", "comparisons"),
     "label": ("ratings", "rankings"),
     "mismatched": ("ratings",),
 }

@@ -21,8 +21,8 @@ METRICS, EVALUATIONS, EVENTS, PHASES = "metrics.jsonl", "evaluations.jsonl", "ev
 IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
     METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json",
-    "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html", "start.safetensors",
-    "start_draws.safetensors", "track.json", "checkpoints", "model", "value", "tensorboard", "wandb",
+    "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html",
+    "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "value", "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
 CHECKPOINT_FILES = frozenset(
     {f"{begin}{name}.safetensors" for begin in ("", "value_") for name in ("weights", "optimizer")}

@@ -28,8 +28,9 @@ class Numbers:
     lengths, ended: (responses,) tokens, and whether the end token was drawn. ids, sampled: (members,) each token and
     its log-probability when it was drawn. The rest may not be there yet. score: (responses,) the whole score; scores:
     (responses, rewards) each reward's own. reference, value, policy: (members,) log-probabilities under the reference,
-    values, and log-probabilities under the policy that drew, where the sampler's own were off. preferred: (responses, K)
-    what a judge says: the probability that it is better than each response to its prompt. weights: digest of the weights that drew.
+    values, and log-probabilities under the policy that drew, where the sampler's own were off. preferred: (responses,
+    K) what a judge says: the probability that it is better than each response to its prompt. weights: digest of those
+    that drew.
     """
 
     lengths: np.ndarray

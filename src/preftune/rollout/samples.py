@@ -54,7 +54,7 @@ class Samples:
     oom: OomRetry = field(default_factory=OomRetry)
 
     def before(self) -> dict[str, float | None]:
-        """Draw before the first update. Returns metrics (record.schema.EVALUATION); none where the model cannot draw."""
+        """Draw before the first update. Returns metrics (record.schema.EVALUATION), none if the model cannot draw."""
         return self._measured("before", None, 0)
 
     def after(self, step: int) -> dict[str, float | None]:

@@ -64,7 +64,7 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
     wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
     policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
-    measured = f"{off.worst:.1e} nats a token off plain forward passes, rounding may give {policy.noise:.1e}"
+    measured = f"{off.worst:.1e} {policy.head.unit} off plain forward passes, rounding may give {policy.noise:.1e}"
     if policy.layout != wanted:
         reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
             else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
