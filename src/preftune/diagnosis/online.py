@@ -37,8 +37,8 @@ def _finite(phase: Numbers, key: str) -> float | None:
 def reward_without_gain(record: Record) -> Finding | None:
     """A reward that the run learned from rose, and one that it only measured fell."""
     score = _ends(record, "score")
-    names = sorted({key for phase in record.phases for key in phase if key.startswith("reward_")})
-    weights = {f"reward_{table['name']}": table["weight"] for table in record.rewards}
+    names = sorted({key for phase in record.phases for key in phase if key.startswith("reward ")})
+    weights = {XX for table in record.rewards}
     fell = [
         (name, ends)
         for name in names

@@ -123,7 +123,6 @@ PHASE: dict[str, Metric] = {
         "nats a token",
         "mean difference between what the sampler and the policy say of a drawn token, where it is more than rounding",
     ),
-    "value_error": Metric("score", "root mean square of the value of a response's last token minus its score"),
     "value_explained": Metric(
         "share", "of the variance of the returns, what the values explain; 0 is no better than their mean"
     ),

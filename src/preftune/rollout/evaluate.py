@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +23,12 @@ from preftune.pack.plan import Packing
 from preftune.rollout import numbers as files_of_phases
 from preftune.rollout.draw import Sampler
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.phase import Spell, draw, plain_groups, score, starts_of
-from preftune.rollout.scorers import Rewards
+from preftune.rollout.phase import draw, plain_groups, score, starts_of
+from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 START = "start_draws.safetensors"  # what the reference drew to the held-out prompts, from which the ceiling follows
 SEED = 1 << 40  # beyond every phase's number
@@ -41,8 +45,8 @@ class HeldOutTasks:
     sampler: Sampler
     reference_sampler: Sampler | None
     anchor: Policy | None
-    rewards: Rewards
-    spell: Spell
+    scorer: SummedScorer
+    tokenizer: PreTrainedTokenizerBase
     packing: Packing
     record: Path
     oom: OomRetry = field(default_factory=OomRetry)
@@ -68,7 +72,7 @@ class HeldOutTasks:
         return metrics
 
     def _scored(self, numbers: Numbers, dist: Distributed) -> Numbers:
-        return score(self.rewards, self.tasks, numbers, self.spell, dist)[1]
+        return score(self.scorer, self.tasks, numbers, self.tokenizer, dist)
 
     def _log_ratio(self, reference: Policy, numbers: Numbers, dist: Distributed) -> np.ndarray:
         """(responses,) in nats."""

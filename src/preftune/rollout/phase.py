@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from preftune.errors import CORRUPT, UserError
 from preftune.forward.forward import Models
 from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
-from preftune.objective.advantage import corrected
+from preftune.objective.advantage import corrected, return_to_go, token_rewards
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Advantages, Draws
 from preftune.objective.rollouts import RolloutFormula
@@ -32,12 +33,14 @@ from preftune.rollout.config import Rollout
 from preftune.rollout.draw import Sampler
 from preftune.rollout.labels import labeled
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.scorers import Answered, Rewards
+from preftune.rollout.scorers import SummedScorer, answered_task
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CHECKED = 4  # tasks of a phase on which the sampler's numbers are compared with the policy's own
-Spell = Callable[[np.ndarray], str]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Online:
 
     tasks: all prompts to draw responses to; rows: tasks of one update; limit: updates of the whole run, if they are
     given; plan: its steps are the phases, which name tasks. anchor: the reference's model, where it stays and the
-    objective reads one; spell: token ids of a response as text; record: its folder; oom: for passes without gradient.
+    objective reads one; record: the run's folder; oom: for passes without gradient.
     warm_up: phases in which the value model learns alone.
     """
 
@@ -60,8 +63,8 @@ class Online:
     models: Models
     anchor: Policy | None
     sampler: Sampler
-    rewards: Rewards
-    spell: Spell
+    scorer: SummedScorer
+    tokenizer: PreTrainedTokenizerBase
     packing: Packing
     record: Path
     dist: Distributed
@@ -130,12 +133,14 @@ class Online:
         numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
         drawn = time.monotonic()
         numbers = self._with_policy(tasks, numbers)
-        names, numbers = score(self.rewards, tasks, numbers, self.spell, self.dist)
+        numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
         readers = {"reference": self._reference, "value": self.models.value}
         for name, model in readers.items():
             if model is not None:
                 numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
-        metrics = phase_metrics(numbers, self.rollout.responses, names, self.models.policy.noise)
+        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
+        if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
+            metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
         seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
         events.emit(events.PhaseDrawn(number, first, metrics | {key: round(s, 3) for key, s in seconds.items()}))
         if self.dist.first:
@@ -218,23 +223,24 @@ def draw(
 
 
 def score(
-    rewards: Rewards, tasks: Sequence[Task], numbers: Numbers, spell: Spell, dist: Distributed
-) -> tuple[tuple[str, ...], Numbers]:
-    """The names of the rewards, and the numbers with the scores, each rank asking for its share of the tasks."""
+    scorer: SummedScorer, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase, dist: Distributed
+) -> Numbers:
+    """The numbers with the scores, each rank asking for its share of the tasks."""
     count = len(numbers.lengths) // len(tasks)
     responses = numbers.by_response(numbers.ids)
     mine = range(dist.rank, len(tasks), dist.world_size)
-    answered = []
-    for i in mine:
-        ids = tuple(responses[i * count : (i + 1) * count])
-        ended = tuple(map(bool, numbers.ended[i * count : (i + 1) * count]))
-        answered.append(Answered(tasks[i], ids, tuple(map(spell, ids)), ended))
-    with signals.interruptible():
-        given = rewards.score(answered)
-    table = torch.zeros(len(tasks), count, 1 + len(rewards.names), dtype=torch.float64)
-    table[mine] = torch.from_numpy(np.column_stack([given.total, given.each])).view(len(answered), count, -1)
+    parts = [slice(i * count, (i + 1) * count) for i in mine]
+    answered = [
+        answered_task(tasks[i], responses[part], numbers.ended[part].tolist(), tokenizer)
+        for i, part in zip(mine, parts, strict=True)
+    ]
+    table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
+    if answered:
+        scores = scorer.scores(answered)
+        columns = np.column_stack([scores.total, *(scores.by_name[part.name] for part in scorer.parts)])
+        table[list(mine)] = torch.from_numpy(columns).view(len(answered), count, -1)
     total, *each = dist.sum(table).flatten(0, 1).T.numpy()
-    return rewards.names, replace(numbers, score=total.copy(), scores=np.column_stack(each))
+    return replace(numbers, score=total.copy(), scores=np.column_stack(each))
 
 
 def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[TokenGroup]:
@@ -252,16 +258,15 @@ def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[To
     return groups
 
 
-def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Advantages:
-    """The advantages of a phase, corrected for a sampler that is not quite the policy."""
+def draws_of(numbers: Numbers, count: int) -> Draws:
+    """The phase as formulas see it."""
 
     def member(values: np.ndarray | None) -> torch.Tensor | None:
         return None if values is None else torch.from_numpy(values).double()
 
     lengths = torch.from_numpy(numbers.lengths)
-    own, said = member(numbers.policy), torch.from_numpy(numbers.sampled).double()
-    draws = Draws(
-        sampled=said if own is None else own,
+    return Draws(
+        sampled=torch.from_numpy(numbers.sampled if numbers.policy is None else numbers.policy).double(),
         reference=member(numbers.reference),
         value=member(numbers.value),
         response=torch.arange(len(lengths)).repeat_interleave(lengths),
@@ -269,11 +274,27 @@ def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Ad
         score=torch.from_numpy(numbers.score) if numbers.score is not None else torch.zeros(len(lengths)),
         ended=torch.from_numpy(numbers.ended),
     )
+
+
+def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Advantages:
+    """The advantages of a phase, corrected for a sampler that is not quite the policy."""
+    draws = draws_of(numbers, count)
     advantages = objective.advantages(draws)
-    return advantages if own is None else corrected(advantages, own, said)
+    if numbers.policy is None:
+        return advantages
+    return corrected(advantages, draws.sampled, torch.from_numpy(numbers.sampled).double())
 
 
-def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str], noise: float) -> dict[str, float | None]:
+def value_explained(objective: RolloutFormula, numbers: Numbers, count: int) -> float | None:
+    """Share of the variance of what was still to come at each token that the values explain."""
+    draws = draws_of(numbers, count)
+    assert draws.value is not None
+    to_come = return_to_go(token_rewards(draws, objective.beta), draws.response)
+    variance = float((to_come - to_come.mean()).square().mean())
+    return 1 - float((to_come - draws.value).square().mean()) / variance if variance else None
+
+
+def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[str, float | None]:
     """What record.schema.PHASE names, and the mean of each reward."""
     metrics: dict[str, float | None] = dict.fromkeys(PHASE)
     assert numbers.score is not None
@@ -294,11 +315,9 @@ def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str], noise: f
         metrics["kl_error"] = float(log_ratios.reshape(-1, count).mean(1).std() / max(1, len(by_task) - 1) ** 0.5)
     if numbers.policy is not None:
         metrics["sampler_off"] = float(np.abs(numbers.policy - numbers.sampled).mean())
-    if numbers.value is not None:
-        last = np.append(starts_of(numbers)[1:], len(numbers.ids)) - 1
-        metrics["value_error"] = float(np.square(numbers.value[last] - numbers.score).mean() ** 0.5)
     for name, column in zip(rewards, numbers.scores.T, strict=True):
-        metrics[f"reward_{name}"] = float(column.mean())
+        if not np.isnan(column).all():
+            metrics[f"reward {name}"] = float(np.nanmean(column))
     return metrics
 
 

@@ -25,10 +25,11 @@ from preftune.pack.plan import Packing
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import NO_WEIGHTS, error_over_prompts
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.phase import Spell, draw, plain_groups, starts_of
+from preftune.rollout.phase import draw, plain_groups, starts_of
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
 
+Spell = Callable[[np.ndarray], str]
 NAME = "samples.json"
 SEED = (1 << 40) + 1  # beyond every phase's number, and another than that of held-out tasks
 COUNT = 8  # responses to each prompt, besides the likeliest

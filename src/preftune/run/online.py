@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from preftune import signals
+from preftune.config.drawing import reward_tables
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
@@ -18,25 +19,28 @@ from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
+from preftune.model.budget import pack_budget, positions
 from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.load import DTYPES
 from preftune.model.policy import Policy, trainable, wrap
-from preftune.model.scalar import load_scorer
+from preftune.model.scalar import load_reward_model, load_scorer, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Plan, Step, make_plan
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
-from preftune.rollout.config import Rollout, Value
+from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.phase import Online
-from preftune.rollout.scorers import rewards_of
+from preftune.rollout.reward_model import ModelScorer
+from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
+from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
 ROWS = 256  # responses of a phase that the sampler is fast with
@@ -60,8 +64,8 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
-    rewards = rewards_of(run.reward, tasks.dataset.tokenizer, policy)
-    digests |= rewards.digests
+    scorer = scorer_of_run(run, tasks, policy, digests)
+    scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
         digests["value"] = value.weights.digest()
@@ -73,7 +77,6 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
     models = Models(policy, follows, value)
     sampler = Embedded(drawing, rollout.max_tokens, tasks.end_tokens, tempered)
-    spell = Spelling(tasks)
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
@@ -85,8 +88,8 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         models=models,
         anchor=None if follows else anchor,
         sampler=sampler,
-        rewards=rewards,
-        spell=spell,
+        scorer=scorer,
+        tokenizer=tasks.dataset.tokenizer,
         packing=packing,
         record=Path(run.out).expanduser(),
         dist=dist,
@@ -99,7 +102,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
             notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
         away = None if starts_at_reference or anchor is None else changed(sampler, policy=anchor)
         held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, away, source.anchor,
-                                rewards, spell, packing, source.record)  # fmt: skip
+                                scorer, tasks.dataset.tokenizer, packing, source.record)  # fmt: skip
     training = Training(
         models=models,
         loss=Loss(run.objective, run.data.rankings),
@@ -137,14 +140,27 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
     return changed(policy, head=changed(head, scale=head.scale / temperature))
 
 
-class Spelling:
-    """The text of a response, without its end token."""
+@signals.interruptible()
+def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str]) -> SummedScorer:
+    """What scores the run's responses; the digests of it are added."""
 
-    def __init__(self, tasks: TaskSet) -> None:
-        self.tokenizer = tasks.dataset.tokenizer
+    def load_model(reward: Reward) -> ModelScorer:
+        assert reward.model is not None
+        emit(Note("loading the reward model"))
+        model = load_reward_model(reward.model, weights=run.model.weights, compute=run.model.compute,
+                                  device=policy.device, layout=run.model.layout)  # fmt: skip
+        tokenizer = load_tokenizer(reward.model)
+        if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
+            rows = tasks.dataset.train
+            model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
+        digests[f"reward.model {reward.name}"] = model.weights.digest()
+        budget = run.batch.tokens or pack_budget(model.module, model.device, checkpointing=False)
+        return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
+                           positions(model.module.config))  # fmt: skip
 
-    def __call__(self, ids: object) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+    scorer = scorer_of(reward_tables(run) or run.reward, load_model)
+    digests |= scorer.digests
+    return scorer
 
 
 @signals.interruptible()
@@ -152,7 +168,7 @@ def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Poli
     """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
     path = (run.value or Value()).path
     if path is None:
-        path = next((reward.model for reward in run.reward or () if reward.model), None)
+        path = next((reward.model for reward in reward_tables(run) if reward.model), None)
     loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
                          weights=run.model.weights, device=policy.device, location="value.path",
                          fresh=True)  # fmt: skip
