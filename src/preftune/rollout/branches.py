@@ -18,8 +18,8 @@ from preftune.model.layout import Shape
 from preftune.model.policy import Policy
 from preftune.model.probe import FAILURES, decoder
 from preftune.rollout.decode import Continuation
-from preftune.rollout.softmax import causal, past
 from preftune.rollout.shelf import WIDTH, Shelf
+from preftune.rollout.softmax import causal, past
 
 NAME = "preftune_draw"
 GROW = 32  # tokens by which the rows' own keys get more room: 8 take 3 % more time, 128 2 % less
@@ -158,12 +158,12 @@ class Branches(Continuation):
         scores = torch.bmm(q, k.transpose(1, 2))
         if shape.softcap is not None:
             scores.div_(shape.softcap).tanh_().mul_(shape.softcap)
-        columns = [lse.view(-1, n_rep, 1), scores]
+        columns = [lse.reshape(-1, n_rep, 1), scores]
         if sinks is not None:
             columns.append(sinks.view(1, key_heads, n_rep, 1).expand(rows, -1, -1, -1).reshape(-1, n_rep, 1))
         weights = torch.softmax(torch.cat(columns, -1), -1)
         out = torch.bmm(weights[..., 1 : 1 + scores.shape[-1]], v)
-        out.addcmul_(prompt_out.view(out.shape), weights[..., :1])
+        out.addcmul_(prompt_out.reshape(out.shape), weights[..., :1])
         return out.view(rows, heads, -1)
 
     def _of_prompts(self, layer: int, q: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
