@@ -25,12 +25,12 @@ def prompts(*lengths: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def small(family: str):
-    """A tiny model; a hybrid needs a fourth layer, and Mamba's state grows roundings where weights are large."""
+    """A tiny model; a hybrid needs a fourth layer, and roundings grow in Mamba's state where weights are large."""
     model = tiny(family, **({"num_hidden_layers": 4} if family == "qwen3_next" else {}))
     if family == "mamba":
         with torch.no_grad():
-            for weight in model.backbone.layers.parameters():
-                weight.div_(8)
+            for weight in model.parameters():
+                weight.div_(8 if weight.dim() > 1 else 1)
     return model
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from preftune.errors import NON_FINITE, UserError
 from preftune.model.as_made import as_made
 from preftune.model.budget import positions
 from preftune.model.heads import LanguageHead
-from preftune.model.policy import Policy
-from preftune.rollout.decode import Choice, Responses, Wanted, decode
+from preftune.model.policy import Policy, not_plain
+from preftune.rollout.branches import Branches, NotReplaceableError, register
+from preftune.rollout.decode import LEAST, Choice, Continuation, Responses, Wanted, decode
 from preftune.rollout.draw import Drawn, stream_keys
 from preftune.rollout.plain import Cached
 
@@ -43,34 +45,54 @@ class Embedded:
     def draw_up_to(self, prompts: Sequence[np.ndarray], most: np.ndarray, seed: Sequence[int]) -> list[Drawn]:
         """As `draw`; most: (prompts, count), the tokens at which each response is cut."""
         self._refuse_too_long(prompts, int(most.max()))
-        choice = Choice(_language_head(self.policy), self.temperature, self.greedy)
         count = most.shape[1]
-        keys = stream_keys(prompts, count, seed).reshape(len(prompts), count)
-        drawn: dict[int, Drawn] = {}
+        fill = max(0, -(-LEAST // len(prompts)) - count)  # responses that are begun and dropped
+        most = np.pad(most, ((0, 0), (0, fill)))
+        keys = stream_keys(prompts, count + fill, seed).reshape(most.shape)
         try:
-            with torch.no_grad(), self.policy.autocast(), as_made(self.policy.module, self._attention):
-                for length in sorted({len(prompt) for prompt in prompts}):
-                    these = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-                    responses = self._with_cache([prompts[i] for i in these], keys[these], most[these], choice)
-                    drawn |= zip(these, _by_prompt(responses, len(these), count), strict=True)
+            with torch.no_grad(), self.policy.autocast():
+                drawn = self._draw(prompts, keys, most)
         except FloatingPointError as error:
             raise UserError(f"the model cannot draw: {error}.", location="model.path", code=NON_FINITE) from error
+        return [Drawn(d.ids[:count], d.logp[:count], d.ended[:count]) for d in drawn]
+
+    def _draw(self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray) -> list[Drawn]:
+        """keys, most: (prompts, count)."""
+        module = self.policy.module
+        if not not_plain(module):
+            try:
+                with as_made(module, register()):
+                    return self._branched(prompts, keys, most)
+            except NotReplaceableError:
+                pass
+        drawn: dict[int, Drawn] = {}
+        with as_made(module, "sdpa" if module._supports_sdpa else "eager"):
+            for length in sorted({len(prompt) for prompt in prompts}):
+                these = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
+                drawn |= zip(these, self._cached([prompts[i] for i in these], keys[these], most[these]), strict=True)
         return [drawn[index] for index in range(len(prompts))]
 
-    @property
-    def _attention(self) -> str:
-        return "sdpa" if self.policy.module._supports_sdpa else "eager"
+    def _branched(self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray) -> list[Drawn]:
+        of_row = np.repeat(np.arange(len(prompts)), keys.shape[1])
+        branches = Branches(self.policy, prompts, of_row)
+        states = branches.begin()[torch.from_numpy(of_row).to(self.policy.device)]
+        return self._responses(branches, states, prompts, keys, most)
 
-    def _with_cache(
-        self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray, choice: Choice
-    ) -> Responses:
+    def _cached(self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray) -> list[Drawn]:
         """Responses to prompts of one length."""
         ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(self.policy.device)
-        rows = np.repeat(np.arange(len(prompts)), keys.shape[1])
+        of_row = np.repeat(np.arange(len(prompts)), keys.shape[1])
         cached = Cached(self.policy)
-        states = cached.begin(ids, torch.from_numpy(rows).to(ids.device))
-        start, ends = np.full(len(rows), ids.shape[1]), np.array(sorted(self.end_tokens), np.int64)
-        return decode(cached, states, Wanted(keys.reshape(-1), start, most.reshape(-1), ends), choice)
+        states = cached.begin(ids, torch.from_numpy(of_row).to(ids.device))
+        return self._responses(cached, states, prompts, keys, most)
+
+    def _responses(
+        self, rows: Continuation, states: Tensor, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray
+    ) -> list[Drawn]:
+        start = np.repeat([len(prompt) for prompt in prompts], keys.shape[1])
+        wanted = Wanted(keys.reshape(-1), start, most.reshape(-1), np.array(sorted(self.end_tokens), np.int64))
+        choice = Choice(_language_head(self.policy), self.temperature, self.greedy)
+        return _by_prompt(decode(rows, states, wanted, choice), *keys.shape)
 
     def _refuse_too_long(self, prompts: Sequence[np.ndarray], longest: int) -> None:
         limit = positions(self.policy.module.config)
@@ -86,7 +108,7 @@ def _language_head(policy: Policy) -> LanguageHead:
 
 
 def _by_prompt(responses: Responses, prompts: int, count: int) -> list[Drawn]:
-    """One `Drawn` a prompt, of the first prompts * count rows."""
+    """One `Drawn` a prompt."""
     drawn = []
     for first in range(0, prompts * count, count):
         rows = range(first, first + count)
