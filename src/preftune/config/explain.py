@@ -113,8 +113,8 @@ def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], c
 def from_python() -> dict[str, FromPython]:
     """The keys that may hold more in Python than in a file."""
     whole = {field.name: _open(field.type)[2].get("python") for field in _run().fields}
-    by_path = whole | {key.path: key.python for key in keys()}
-    return {path: python for path, python in by_path.items() if python is not None}
+    by_path = [*whole.items(), *((key.path, key.python) for key in keys())]
+    return {path: python for path, python in by_path if python is not None}
 
 
 def schema() -> dict[str, Any]:

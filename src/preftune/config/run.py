@@ -68,7 +68,7 @@ class Run(Table, frozen=True):
             extra={"elsewhere": ELSEWHERE},
         ),
     ] = None
-    rollout: Annotated[Rollout | None, Meta(description="Draw what is learned from; the rows give their prompts.")] = None
+    rollout: Annotated[Rollout | None, Meta(description="Draw what is learned from, to the rows' prompts.")] = None
     reward: Annotated[AnyReward, Meta(description="What scores drawn responses.", extra={"python": OWN_REWARD})] = None
     value: Annotated[Value | None, Meta(description="The value model of ppo.")] = None
     batch: Batch = Batch()

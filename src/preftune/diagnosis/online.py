@@ -37,14 +37,11 @@ def _finite(phase: Numbers, key: str) -> float | None:
 def reward_without_gain(record: Record) -> Finding | None:
     """A reward that the run learned from rose, and one that it only measured fell."""
     score = _ends(record, "score")
-    names = sorted({key for phase in record.phases for key in phase if key.startswith("reward ")})
-    weights = {XX for table in record.rewards}
+    measured = [f"reward {name_of(table)}" for table in record.rewards if table.get("weight") == 0]
     fell = [
         (name, ends)
-        for name in names
-        if weights.get(name) == 0
-        and (ends := _ends(record, name)) is not None
-        and ends[1] < ends[0] - _noise(record, name)
+        for name in measured
+        if (ends := _ends(record, name)) is not None and ends[1] < ends[0] - _noise(record, name)
     ]
     if score is None or not fell or score[1] <= score[0]:
         return None
@@ -59,6 +56,12 @@ def reward_without_gain(record: Record) -> Finding | None:
         "longer a stand-in for what is wanted.",
         remedy="Take an earlier checkpoint, raise objective.beta, or train the reward model on draws of this policy.",
     )
+
+
+def name_of(reward: dict[str, object]) -> str:
+    """How a record names what a table of [reward] gives (`Reward.name`)."""
+    verify = reward.get("verify")
+    return str(reward.get("function") or (f"verify {verify}" if verify else reward.get("model")))
 
 
 def _noise(record: Record, name: str) -> float:

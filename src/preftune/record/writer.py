@@ -22,7 +22,8 @@ IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the 
 RUN_FILES = (
     METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json",
     "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html",
-    "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "value", "tensorboard", "wandb",
+    "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "value",
+    "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
 CHECKPOINT_FILES = frozenset(
     {f"{begin}{name}.safetensors" for begin in ("", "value_") for name in ("weights", "optimizer")}
@@ -54,7 +55,7 @@ class RecordWriter:
         elif isinstance(event, Evaluated):
             self._append(EVALUATIONS, {"step": event.step, **event.metrics})
         elif isinstance(event, PhaseDrawn):
-            self._append(PHASES, {"step": event.step, "phase": event.phase, **event.metrics})
+            self._append(PHASES, {**event.metrics, "step": event.step, "phase": event.phase})
         elif isinstance(event, Happened):
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             head = {"step": event.step, "event": event.kind, "time": now, "text": event.text}
