@@ -26,7 +26,7 @@ Single = (
     | Reward
 )  # fmt: skip
 
-from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
+from preftune.objective.sum import Sum, of_scores, parts  # noqa: E402  a sum is made of the above
 
 Objective = Single | Sum
 BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
@@ -78,6 +78,7 @@ __all__ = [
     "dpo_loss",
     "expected",
     "loss_of",
+    "of_scores",
     "own_objective",
     "parts",
 ]  # fmt: skip

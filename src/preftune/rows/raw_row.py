@@ -18,6 +18,7 @@ from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list,
 from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeights, text_of
 
 SYSTEM = ("system", "system_prompt")
+CATEGORY = ("category", "subset")
 
 
 class RawRow:
@@ -43,6 +44,10 @@ class RawRow:
     def id(self) -> str:
         value = self.value.get("id")
         return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+
+    @property
+    def category(self) -> str:
+        return next((value for key in CATEGORY if isinstance(value := self.value.get(key), str)), "")
 
     @property
     def weight(self) -> float:

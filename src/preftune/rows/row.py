@@ -45,12 +45,14 @@ Response = str | tuple[Message, ...]  # a conversation where the prompt is one; 
 
 
 class _AnyRow(Struct, frozen=True, kw_only=True):
-    """What all kinds of rows have. token_weights: one entry a response, None where each of its tokens counts 1."""
+    """What all kinds of rows have. token_weights: one entry a response, None where each of its tokens counts 1.
+    category: the part of the data that the row belongs to, where it says one."""
 
     prompt: Prompt
     place: Place
     id: str = ""
     weight: float = 1.0
+    category: str = ""
     token_weights: tuple[TokenWeights | None, ...] | None = None
 
 
