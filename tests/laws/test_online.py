@@ -129,7 +129,7 @@ class Recorded:
 
 
 @pytest.mark.parametrize("objective", [o.RLOO(), o.PPO(lam=0.9), o.DPO()], ids=lambda objective: objective.name)
-def test_recorded_phases_trained_as_rows_make_the_same_weights(objective: o.Formula, online: Callable[..., Run]) -> None:
+def test_recorded_phases_make_the_same_weights(objective: o.Formula, online: Callable[..., Run]) -> None:
     run = online(objective)
     out = train(run)
     prepared = prepare_online(run, SINGLE_PROCESS)
@@ -164,7 +164,7 @@ def test_two_ranks_make_the_run_of_one(objective: o.Formula, online: Callable[..
     ]
 
 
-def test_a_phase_that_is_missing_or_damaged_is_told(online: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = online(rollout__epochs=2)
     calls, right = 0, update.assert_finite
 

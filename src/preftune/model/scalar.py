@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from preftune.errors import UserError
@@ -68,22 +69,31 @@ def with_score(module: PreTrainedModel, location: str) -> PreTrainedModel:
     Raises UserError where transformers has no such model of the family.
     """
     config, trunk = module.config, decoder(module)
+    refuse_without_score(config, location)
     config.num_labels = 1
-    refusal = UserError(
-        f"transformers has no {config.model_type} with a score (AutoModelForSequenceClassification), so nobody could "
-        "read such a reward model.", location=location, hint="Take a language model of another family.",
-    )  # fmt: skip
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise refusal
     with torch.device("meta"):
         scorer = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     if type(scorer.base_model) is not type(trunk) or "score" not in dict(scorer.named_children()):
-        raise refusal
+        raise no_score(config, location)
     setattr(scorer, scorer.base_model_prefix, trunk)
     scorer.config = config  # pyright: ignore[reportArgumentType]  one object with the trunk's, as where it was loaded
     width = scorer.get_submodule("score").get_parameter("weight").shape[1]
     put_score(scorer, torch.zeros(1, width), None)
     return scorer.eval()
+
+
+def refuse_without_score(config: PreTrainedConfig, location: str) -> None:
+    """Raise UserError where transformers has no model with a score of this family."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise no_score(config, location)
+
+
+def no_score(config: PreTrainedConfig, location: str) -> UserError:
+    """The error of a family whose reward models could not be exported."""
+    return UserError(
+        f"transformers has no {config.model_type} with a score (AutoModelForSequenceClassification), so nobody could "
+        "read such a reward model.", location=location, hint="Take a language model of another family.",
+    )  # fmt: skip
 
 
 def put_score(module: PreTrainedModel, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -27,7 +27,7 @@ Single = (
     | Reward
 )  # fmt: skip
 
-from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
+from preftune.objective.sum import Sum, of_scores, parts  # noqa: E402  a sum is made of the above
 
 Online = PPO | RLOO | GRPO | ReinforcePP  # of drawn tokens; they stand in no sum
 Objective = Single | Online | Sum
@@ -85,6 +85,7 @@ __all__ = [
     "dpo_loss",
     "expected",
     "loss_of",
+    "of_scores",
     "own_objective",
     "parts",
 ]  # fmt: skip

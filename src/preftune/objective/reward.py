@@ -51,5 +51,5 @@ class Reward(Formula, frozen=True, tag="reward"):
         if self.margin:
             if comparisons.better_by is None:
                 raise ValueError("this objective needs an explicit score of each response and the rows give none")
-            lead = lead - self.margin * comparisons.better_by
+            lead = lead - self.margin * comparisons.better_by.detach()
         return logistic(lead) + self.center * (comparisons.chosen + comparisons.rejected).square()

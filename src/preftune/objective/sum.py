@@ -50,3 +50,8 @@ def parts(objective: ObjectiveTable) -> list[tuple[float, Formula]]:
     if not isinstance(objective, Sum):
         return [(1.0, cast(Formula, objective))]
     return list(zip(objective.weights or (1.0,) * len(objective.parts), objective.parts, strict=True))
+
+
+def of_scores(objective: ObjectiveTable) -> bool:
+    """Whether the model says a score of each response, and not log-probabilities."""
+    return all(part.of_scores for _, part in parts(objective))

@@ -205,7 +205,6 @@ class Online:
                 ]
         return groups
 
-
     def _votes(self, numbers: Numbers, tasks: int) -> list[np.ndarray | None]:
         """(responses, responses) of each task, what a judge says; None where there is no judge."""
         if numbers.preferred is None:

@@ -154,5 +154,3 @@ def end_tokens_of(groups: Sequence[TokenGroup], also: int | None) -> frozenset[i
     last = Counter(int(response[-1]) for group in groups for response in group.responses)
     ends = {token for token, _ in last.most_common(1)}
     return frozenset(ends | ({also} if also is not None else set()))
-
-

@@ -18,7 +18,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     good: whether the response of a rating was called good; None where nobody said.
     preferred: probability that the better response of a pair is truly better: one for all pairs of the group, or one
         for each of `ranking_pairs(ranks)`, in that order; `votes` has either as a tuple.
-    scores, weight: as in the row.
+    scores, weight, category: as in the row.
     columns: numbers of tokens, one float32 array (tokens,) a response under each name. "weight" is what a token counts
     (1 each where there is no such column), "reference" its log-probability under the reference.
     """
@@ -33,6 +33,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     preferred: float | tuple[float, ...] = 1.0
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    category: str = ""
     columns: dict[str, tuple[np.ndarray, ...]] = {}
 
     @property
