@@ -91,7 +91,7 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
     return OwnObjective(
         function=function,
         written=name,
-        source=_source_digest(function, name),
+        source=source_digest(function, name, "objective"),
         kind=kind,
         reads=frozenset(reads) | ({"score"} if "quantile" in reads else frozenset()),
         needs_full_step=bool(getattr(function, "needs_full_step", False)) or "mismatched" in reads,
@@ -99,8 +99,11 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
     )
 
 
-def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
-    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held."""
+def source_digest(function: Callable[..., Any], name: str, location: str) -> str:
+    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held.
+
+    location: the key that holds the function. Raises UserError where there is neither.
+    """
     slots = (*getattr(function, "__struct_fields__", ()), *getattr(function, "__slots__", ()))
     state = {slot: getattr(function, slot, None) for slot in slots} | getattr(function, "__dict__", {})
     if isinstance(function, functools.partial):
@@ -117,6 +120,6 @@ def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
         code = getattr(source if inspect.isroutine(source) else source.__call__, "__code__", None)
         if code is None:
             hint = "Wrap it in a function of your own."
-            raise UserError(f"{name} has no source to record.", location="objective", hint=hint) from None
+            raise UserError(f"{name} has no source to record.", location=location, hint=hint) from None
         text = code.co_code + repr([const for const in code.co_consts if not inspect.iscode(const)]).encode()
     return hashlib.sha256(text + json.dumps(constants, sort_keys=True).encode()).hexdigest()
