@@ -144,7 +144,7 @@ def choose_layout(module: PreTrainedModel, wanted: str) -> tuple[Literal["trie",
     Raises UserError where `wanted` is "trie" and the model cannot.
     """
     fuse(module)
-    reason = "as asked" if wanted == "padded" else _not_plain(module)
+    reason = "as asked" if wanted == "padded" else not_plain(module)
     if not reason:
         module.set_attn_implementation(attention.register())
         prune_last_layer(module)
@@ -189,7 +189,8 @@ def _recomputed(self: nn.Module, *args: object, **kwargs: object) -> object:
     return checkpoint(forward, *args, use_reentrant=False, context_fn=attention.keep_outputs)
 
 
-def _not_plain(module: PreTrainedModel) -> str:
+def not_plain(module: PreTrainedModel) -> str:
+    """Why its layers are not all softmax attention over the past that can be replaced; empty where they are."""
     config = module.config.get_text_config()
     other = sorted(set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS)
     if other:

@@ -1,0 +1,75 @@
+"""A model as its maker gave it: what `Policy` changes for training is taken back, for a while or for good.
+
+Changed are the attention implementation, parts that are fused, layers that recompute activations, and the hooks that
+prune the last layer. Held by tests/model/test_as_made.py.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from preftune.model.prune import PrunedLayer
+
+PACKAGE = __name__.partition(".")[0]
+Hooks = OrderedDict[int, object]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What stood on a model. forwards: of parts; hooks: each part's tables of hooks, with their contents."""
+
+    attention: str
+    forwards: dict[nn.Module, MethodType]
+    hooks: list[tuple[Hooks, Hooks]]
+
+
+@contextmanager
+def as_made(module: PreTrainedModel, attention: str) -> Iterator[None]:
+    """The model without preparation and with this attention; afterwards it is prepared as it was."""
+    preparation = take_back(module, attention)
+    try:
+        yield
+    finally:
+        for part, forward in preparation.forwards.items():
+            part.forward = forward
+        for table, contents in preparation.hooks:
+            table.clear()
+            table.update(contents)  # in place: handles of torch refer to the table
+        module.set_attn_implementation(preparation.attention)
+
+
+def take_back(module: PreTrainedModel, attention: str) -> Preparation:
+    """Take all preparation off a model, and give it this attention; returns what was there."""
+    forwards = {part: forward for part in module.modules() if (forward := _our_forward(part)) is not None}
+    for part in forwards:
+        del part.forward
+    hooks: list[tuple[Hooks, Hooks]] = []
+    for part in module.modules():
+        for table in (part._forward_pre_hooks, part._forward_hooks):
+            if any(_ours(hook) for hook in table.values()):
+                hooks.append((table, OrderedDict(table)))
+                for key in [key for key, hook in table.items() if _ours(hook)]:
+                    del table[key]
+    before = str(module.config._attn_implementation)
+    if before != attention:
+        module.set_attn_implementation(attention)
+    return Preparation(before, forwards, hooks)
+
+
+def _our_forward(part: nn.Module) -> MethodType | None:
+    """What stands here for the part's own forward, if this library put it there."""
+    forward = vars(part).get("forward")
+    if isinstance(forward, MethodType) and forward.__func__.__module__.partition(".")[0] == PACKAGE:
+        return forward
+    return None
+
+
+def _ours(hook: object) -> bool:
+    return isinstance(hook, MethodType) and isinstance(hook.__self__, PrunedLayer)

@@ -1,0 +1,124 @@
+"""The loop that draws: a token for every row that has not ended, until all have.
+
+Held by tests/rollout/test_embedded.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.model.fused import product_type
+from preftune.model.heads import LanguageHead
+from preftune.rollout.draw import most_likely, pick, uniform
+
+LEAST = 4  # rows that a product has: with fewer, a row's bits depend on how many there are (MKL, fp32)
+LOGITS = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time
+
+
+class Continuation(ABC):
+    """Rows that a model goes on with, and what it keeps of the tokens that they have so far."""
+
+    @abstractmethod
+    def step(self, token: Tensor, position: Tensor) -> Tensor:
+        """One token more for each row, (rows,), at its position: the last hidden states, (rows, width)."""
+
+    @abstractmethod
+    def keep(self, order: np.ndarray) -> None:
+        """Go on with these rows, in this order; the first stay where they are but for those that others replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a token is chosen: by its random number from the distribution at this temperature, or the likeliest."""
+
+    head: LanguageHead
+    temperature: float
+    greedy: bool
+
+    def tokens(self, states: Tensor, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """states: (rows, width); u: (rows,). A token a row and its log-probability, (rows,) each.
+
+        Raises FloatingPointError where a log-probability is not finite.
+        """
+        states, numbers = states.to(product_type(states)), torch.from_numpy(u).to(states.device)
+        at_once = max(2 * LEAST, LOGITS[states.device.type] // (4 * len(self.head.weight)))
+        parts = -(-len(states) // at_once)  # of even sizes, none of which is below LEAST
+        pairs = [self._pick(*part) for part in zip(states.chunk(parts), numbers.chunk(parts), strict=True)]
+        token, logp = (torch.cat(columns).cpu().numpy() for columns in zip(*pairs, strict=True))
+        if not np.isfinite(logp).all():
+            raise FloatingPointError("a log-probability of a drawn token is not finite")
+        return token, logp
+
+    def _pick(self, states: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head.logits(states)
+        if self.temperature != 1:
+            logits /= self.temperature
+        return most_likely(logits) if self.greedy else pick(logits, u)
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """All responses of a phase as they grow. ids, logp: (rows, most tokens); tokens: (rows,) how many there are."""
+
+    ids: np.ndarray
+    logp: np.ndarray
+    tokens: np.ndarray
+    ended: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, longest: int) -> Responses:
+        shape = (rows, longest)
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(rows, int), np.zeros(rows, bool))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Of each row, (rows,): the key of its random numbers, the position of its first token, its most tokens (0: it
+    only fills a product up), and the tokens that end any row."""
+
+    keys: np.ndarray
+    start: np.ndarray
+    most: np.ndarray
+    ends: np.ndarray
+
+
+def decode(rows: Continuation, states: Tensor, wanted: Wanted, choice: Choice) -> Responses:
+    """states: (rows, width) of each prompt's last token. Raises FloatingPointError where the model is not finite."""
+    responses = Responses.empty(len(states), longest := int(wanted.most.max()))
+    row, live = np.arange(len(states)), wanted.most > 0
+    for t in range(longest):
+        token, logp = choice.tokens(states, uniform(wanted.keys[row], t))
+        growing = row[live]
+        responses.ids[growing, t], responses.logp[growing, t] = token[live], logp[live]
+        responses.tokens[growing] += 1
+        ends = np.isin(token, wanted.ends)
+        responses.ended[row[live & ends]] = True
+        live = live & ~ends & (t + 1 < wanted.most[row])
+        if not live.any():
+            break
+        if not live.all() and len(row) > LEAST:
+            order = live_first(live)
+            rows.keep(order)
+            row, live, token = row[order], live[order], token[order]
+        device = states.device
+        position = torch.from_numpy(wanted.start[row] + t).to(device)
+        states = rows.step(torch.from_numpy(token.astype(np.int64)).to(device), position)
+    return responses
+
+
+def live_first(live: np.ndarray) -> np.ndarray:
+    """Which rows to go on with, in order: live ones, and some that ended where there are fewer than LEAST.
+
+    They stay where they are; the last take the places of those that leave, so that little is moved.
+    """
+    stays = live.copy()
+    stays[np.flatnonzero(~live)[: max(0, LEAST - int(live.sum()))]] = True
+    count = int(stays.sum())
+    order = np.arange(count)
+    order[~stays[:count]] = count + np.flatnonzero(stays[count:])
+    return order

@@ -1,0 +1,59 @@
+"""Drawing with a family's own cache: for layers that keep a state, or whose attention cannot be replaced.
+
+Rows of one batch have prompts of one length, because a state cannot leave padding out. Held by
+tests/rollout/test_embedded.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from preftune.errors import UserError, third_party_message
+from preftune.model.policy import Policy
+from preftune.model.probe import FAILURES, decoder
+from preftune.rollout.decode import Continuation
+
+NAMES = ("past_key_values", "cache_params")  # under which families take a cache
+
+
+class Cached(Continuation):
+    """A cache of transformers, one row a response."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Raises UserError where the family takes no cache."""
+        self._decoder = decoder(policy.module)
+        keywords = inspect.signature(self._decoder.forward).parameters
+        self._name = next((name for name in NAMES if name in keywords), "")
+        self._takes_positions = "position_ids" in keywords
+        self._family = policy.module.config.model_type
+        if not self._name:
+            raise UserError(f"{self._family} has no cache, so nothing can be drawn from it.", location="model.path")
+        self._cache = DynamicCache(config=policy.module.config)
+
+    def begin(self, prompts: Tensor, rows: Tensor) -> Tensor:
+        """prompts: (prompts, tokens); rows: the prompt of each row. Returns the rows' last hidden states."""
+        position = torch.arange(prompts.shape[1], device=prompts.device).expand_as(prompts)
+        states = self._forward(prompts, position)[rows]
+        self._cache.reorder_cache(rows)
+        return states
+
+    def step(self, token: Tensor, position: Tensor) -> Tensor:
+        return self._forward(token[:, None], position[:, None])
+
+    def keep(self, order: np.ndarray) -> None:
+        self._cache.reorder_cache(torch.from_numpy(order).to(self._decoder.device))
+
+    def _forward(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Raises UserError where the model fails."""
+        more = {"position_ids": position} if self._takes_positions else {}
+        try:
+            states = self._decoder(input_ids=ids, use_cache=True, **{self._name: self._cache}, **more)
+        except FAILURES as error:
+            text = f"{self._family} fails with its cache: {third_party_message(error)}"
+            raise UserError(text, location="model.path") from error
+        return states.last_hidden_state[:, -1]
