@@ -51,7 +51,7 @@ class Loss:
     def reads(self) -> frozenset[str]:
         """What the objective uses beyond logp, tokens and weights (see `Formula.reads`), and TOKENS."""
         formulas = [part for _, part in parts(self.objective)]
-        by_token = {TOKENS} if any(part.kind == "rollouts" for part in formulas) else frozenset()
+        by_token = frozenset({TOKENS} if any(part.kind == "rollouts" for part in formulas) else ())
         return by_token.union(*(part.reads for part in formulas))
 
     @property

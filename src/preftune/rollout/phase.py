@@ -123,7 +123,7 @@ class Online:
         digest = hashlib.sha256()
         for model in (self.models.policy, self.models.value):
             if model is not None:
-                digest.update(model.weights.sampled().view(torch.uint8).numpy())
+                digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
         return np.frombuffer(digest.digest(), np.uint8)
 
     def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:

@@ -5,9 +5,11 @@ The counterpart of prepare.py, from which it differs in where groups come from a
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace as changed
 from pathlib import Path
 
+import numpy as np
 from msgspec.structs import replace
 
 from preftune import signals
@@ -27,6 +29,7 @@ from preftune.model.scalar import load_reward_model, load_scorer, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Plan, Step, make_plan
+from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.config import Reward, Rollout, Value
@@ -34,12 +37,15 @@ from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.phase import Online
 from preftune.rollout.reward_model import ModelScorer
+from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
+from preftune.rollout.tasks import Task
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
+from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
@@ -64,7 +70,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
-    scorer = scorer_of_run(run, tasks, policy, digests)
+    scorer = scorer_of_run(run, tasks, policy, digests, notes)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
@@ -116,10 +122,35 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         dist=dist,
         value_lr=(run.value or Value()).lr or run.optim.lr,
         tasks=held_out,
+        samples=_samples(run, tasks, sampler, source, starts_at_reference=starts_at_reference),
     )
     for text, _ in notes.values():
         emit(Note(text))
     return Prepared(run, training, tasks.dataset, digests, notes)
+
+
+def _samples(
+    run: Run, tasks: TaskSet, sampler: Embedded, source: Online, *, starts_at_reference: bool
+) -> Samples | None:
+    """The held-out prompts to which texts are drawn for the page."""
+    prompts = chosen_prompts([group_of(task) for task in tasks.held_out], run.evaluate.samples)
+    if not prompts:
+        return None
+
+    def start() -> Policy | None:
+        return source.anchor if starts_at_reference and source.anchor else None
+
+    def spell(ids: np.ndarray) -> str:
+        return str(tasks.dataset.tokenizer.decode(ids, skip_special_tokens=True))
+
+    shown = [{"prompt": spell(group.prompt)} for group in prompts]
+    drawn_to = [Task(group.prompt, "", None, group.place, group.id) for group in prompts]
+    return Samples(drawn_to, shown, sampler, start, spell, source.packing, run.seed, source.record, source.dist)
+
+
+def group_of(task: Task) -> TokenGroup:
+    """The task as a group without responses."""
+    return TokenGroup(prompt=task.ids, responses=(), kind="task", place=task.place, id=task.id, ranks=())
 
 
 def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:
@@ -141,8 +172,8 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
 
 
 @signals.interruptible()
-def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str]) -> SummedScorer:
-    """What scores the run's responses; the digests of it are added."""
+def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str], notes: Notes) -> SummedScorer:
+    """What scores the run's responses; digests and notes of it are added."""
 
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
@@ -154,6 +185,11 @@ def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, s
             rows = tasks.dataset.train
             model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
         digests[f"reward.model {reward.name}"] = model.weights.digest()
+        if (slope := recorded_slope(Path(reward.model).expanduser())) is not None:
+            text = (
+                f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
+            )
+            notes["reward_slope"] = (text, {"slope": slope})
         budget = run.batch.tokens or pack_budget(model.module, model.device, checkpointing=False)
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
@@ -161,6 +197,14 @@ def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, s
     scorer = scorer_of(reward_tables(run) or run.reward, load_model)
     digests |= scorer.digests
     return scorer
+
+
+def recorded_slope(model: Path) -> float | None:
+    """The calibration slope of a reward model that a run of this library has exported; None where none is recorded."""
+    if not (model.parent / "run.toml").is_file():
+        return None
+    slope = Record.open(model.parent).end.get("calibration_slope")
+    return slope if slope is not None and math.isfinite(slope) else None
 
 
 @signals.interruptible()
