@@ -18,6 +18,8 @@ from preftune.objective.responses import Draws, Pairs, Responses, Rollouts, Valu
 from preftune.objective.rollouts import RolloutFormula
 from preftune.tradeoff.world import Members, World
 
+TokenLoss = Callable[[Tensor, Draws], Tensor]  # token_logp (members,) and the phase -> (members,)
+
 
 class Schedule(Struct, frozen=True):
     """How long and how fast to learn. phases: rounds of drawing; draws: groups a prompt and phase, of `responses` each;
@@ -51,11 +53,15 @@ def learn_online(
     schedule: Schedule = USUAL,
     *,
     labels: ScoreLabels = "soft",
+    token_loss: TokenLoss | None = None,
+    watch: Callable[[int, Tensor], None] | None = None,
     seed: int = 0,
 ) -> Tensor:
     """(groups, prefixes, vocab) the policy that an objective learns from its own draws, scored by `score`.
 
     score: (groups, responses), the true reward or a reward model's. An objective of pairs gets all pairs of a group.
+    token_loss: what some recipes add to each token, for showing where they lead; watch: called with the number of
+    phases done and the policy.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = world.reference.clone().requires_grad_()
@@ -71,7 +77,7 @@ def learn_online(
             members, group = draw(world, logits, schedule, generator)
             draws = world.draws(members, logits, score, values, group)
         if isinstance(objective, RolloutFormula):
-            losses = _rollout_losses(objective, draws, members, logits, values)
+            losses = _rollout_losses(objective, draws, members, logits, values, token_loss)
         else:
             votes = pair_votes(draws.score.view(-1, schedule.responses), labels, generator)
             losses = _pair_losses(objective, draws, members, logits, *votes)
@@ -81,6 +87,8 @@ def learn_online(
                 (loss * len(logits)).backward()  # tables do not share weights: each has the gradient of its own mean
                 if optimizer is not optimizers[0][0] or phase >= schedule.warmup:
                     optimizer.step()
+        if watch is not None:
+            watch(phase + 1, logits.detach())
     return logits.detach()
 
 
@@ -88,8 +96,9 @@ Losses = Callable[[], list[Tensor]]
 
 
 def _rollout_losses(
-    objective: RolloutFormula, draws: Draws, members: Members, logits: Tensor, values: Tensor
-) -> Losses:
+    objective: RolloutFormula, draws: Draws, members: Members, logits: Tensor, values: Tensor,
+    token_loss: TokenLoss | None,
+) -> Losses:  # fmt: skip
     """What an update of a phase minimizes: the mean over its responses, of the policy and, for PPO, of the values."""
     advantages = objective.advantages(draws)
     weight = torch.ones_like(draws.score)
@@ -97,6 +106,8 @@ def _rollout_losses(
     def losses() -> list[Tensor]:
         now = Rollouts(members.logp(logits), draws.sampled, advantages.advantage, draws.response, weight)
         policy = objective(now).mean()
+        if token_loss is not None:
+            policy = policy + token_loss(now.token_logp, draws).mean()
         if not isinstance(objective, PPO) or advantages.returns is None or draws.value is None:
             return [policy]
         of_values = Values(members.values(values), draws.value, advantages.returns, draws.response, weight)

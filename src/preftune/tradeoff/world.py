@@ -128,6 +128,11 @@ class World:
         tokens = self.tokens[at].reshape(-1)
         return Responses(logp.gather(1, at).reshape(-1), tokens, reference, scores, -0.1 * tokens)
 
+    def run(self, index: int) -> World:
+        """One of the runs alone."""
+        groups = slice(index * self.prompts, (index + 1) * self.prompts)
+        return World(self.tree, self.reference[groups], self.reward[groups], self.prompts)
+
     @cached_property
     def frontier(self) -> Frontier:
         """The ceiling over the prompts of the first run, which are those of every run."""
@@ -162,4 +167,4 @@ def make_world(
     if weak:
         reference = tree.tilted(reference, -weak * reward, 1.0)
     tiled = [torch.from_numpy(np.tile(table, (runs, *[1] * (table.ndim - 1)))) for table in (reference, reward)]
-    return World(tree, *tiled, prompts)
+    return World(tree, tiled[0], tiled[1], prompts)
