@@ -14,7 +14,7 @@ from preftune.model.load import load_config
 from preftune.rollout.config import Rollout
 from preftune.rollout.tasks import Task, Tasks, tasks_of
 from preftune.rows.account import Account, Counts, by_reason, refuse_too_many
-from preftune.rows.row import Demo, Message
+from preftune.rows.row import Demo, Message, text_of
 from preftune.rows.split import Rows, read_rows
 from preftune.run.dataset import MAX_TOKENS, Dataset
 from preftune.tokens.groups import TokenGroup
@@ -74,9 +74,10 @@ def load_tasks(run: Run, rollout: Rollout) -> TaskSet:
 
 def end_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a response: what a row with this prompt ends with, and the tokenizer's end token."""
-    response = "a" if isinstance(task.prompt, str) else (Message("assistant", "a"),)
+    words = text_of(task.prompt)  # which the tokenizer knows
+    response = words if isinstance(task.prompt, str) else (Message("assistant", words),)
     row = Demo(prompt=task.prompt, response=response, place=task.place)
-    (group,) = tokenize([row], tokenizer, max_tokens=len(task.ids) + PROBED).groups
+    (group,) = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups
     ends = {int(group.responses[0][-1])}
     if tokenizer.eos_token is not None:
         ends.add(int(tokenizer.get_vocab()[str(tokenizer.eos_token)]))
