@@ -21,7 +21,7 @@ from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.rollout import numbers as files_of_phases
-from preftune.rollout.draw import Sampler
+from preftune.rollout.embedded import Embedded
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.phase import draw, plain_groups, score, starts_of
 from preftune.rollout.scorers import SummedScorer
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 START = "start_draws.safetensors"  # what the reference drew to the held-out prompts, from which the ceiling follows
 SEED = 1 << 40  # beyond every phase's number
+DRAWN = 1024  # responses of the reference, once a run, from which the ceiling follows
+FEWEST = 10  # a prompt, of them, that the ceiling has to rest on: the effective number after tilting
 
 
 @dataclass(frozen=True)
 class HeldOutTasks:
-    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays;
-    reference_sampler: draws from the reference, where training does not begin from it."""
+    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays."""
 
     tasks: Sequence[Task]
     count: int
     seed: int
-    sampler: Sampler
-    reference_sampler: Sampler | None
+    sampler: Embedded
     anchor: Policy | None
     scorer: SummedScorer
     tokenizer: PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class HeldOutTasks:
     record: Path
     oom: OomRetry = field(default_factory=OomRetry)
 
-    def evaluate(self, models: Models, step: int, dist: Distributed) -> dict[str, float | None]:
+    def evaluate(self, models: Models, dist: Distributed) -> dict[str, float | None]:
         """Draw, score, and compare with the best that a policy at this KL could do."""
         emit(Note("drawing to held-out prompts"))
         numbers = self._scored(draw(self.sampler, self.tasks, self.count, (self.seed, SEED), NO_WEIGHTS, dist), dist)
@@ -66,9 +66,10 @@ class HeldOutTasks:
         reference = self.anchor if models.reference is None else models.reference.policy
         if reference is not None:
             kl = self._log_ratio(reference, numbers, dist).reshape(-1, self.count)
-            start = self._start(numbers, step, dist)
             metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl)}
-            metrics["ceiling"] = Frontier.sampled(start).at_kl(float(kl.mean())).reward
+            best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
+            if best.effective >= FEWEST * len(self.tasks):
+                metrics["ceiling"] = best.reward
         return metrics
 
     def _scored(self, numbers: Numbers, dist: Distributed) -> Numbers:
@@ -82,19 +83,17 @@ class HeldOutTasks:
         anchor = np.concatenate([values for i in range(len(groups)) for values in filled[i].columns["reference"]])
         return np.add.reduceat(numbers.sampled - anchor.astype(np.float64), starts_of(numbers))
 
-    def _start(self, numbers: Numbers, step: int, dist: Distributed) -> np.ndarray:
-        """(tasks, responses) scores of the reference's draws, which are those of now if training begins from it."""
-        path = self.record / START
+    def _reference_scores(self, reference: Policy, dist: Distributed) -> np.ndarray:
+        """(tasks, responses) scores of what the reference draws, from the record where they are there."""
+        path, count = self.record / START, max(self.count, DRAWN // len(self.tasks))
         known = files_of_phases.from_first_rank(files_of_phases.read(path) if dist.first else None, dist)
-        if known is None or step == 0:
-            known = numbers
-            if self.reference_sampler is not None:
-                seed = (self.seed, SEED)
-                known = self._scored(draw(self.reference_sampler, self.tasks, self.count, seed, NO_WEIGHTS, dist), dist)
+        if known is None:
+            sampler = replace(self.sampler, policy=reference)
+            known = self._scored(draw(sampler, self.tasks, count, (self.seed, SEED), NO_WEIGHTS, dist), dist)
             if dist.first:
-                files_of_phases.write(path, replace(known, weights=NO_WEIGHTS))
+                files_of_phases.write(path, known)
         assert known.score is not None
-        return known.score.reshape(-1, self.count)
+        return known.score.reshape(len(self.tasks), -1)
 
 
 NO_WEIGHTS = np.zeros(0, np.uint8)

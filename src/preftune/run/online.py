@@ -76,13 +76,12 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     if value is not None:
         digests["value"] = value.weights.digest()
     assert_same_on_all_ranks(identity(run, digests), dist)
-    drawing, tempered = policy, rollout.temperature
-    policy = at_temperature(policy, tempered)
-    anchor = None if anchor is None else at_temperature(anchor, tempered)
+    policy = at_temperature(policy, rollout.temperature)
+    anchor = None if anchor is None else at_temperature(anchor, rollout.temperature)
     moving = run.reference if isinstance(run.reference, Moving) else None
     follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
     models = Models(policy, follows, value)
-    sampler = Embedded(drawing, rollout.max_tokens, tasks.end_tokens, tempered)
+    sampler = Embedded(policy, rollout.max_tokens, tasks.end_tokens)
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
@@ -106,8 +105,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     if tasks.held_out:
         if len(tasks.held_out) > MEASURED:
             notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
-        away = None if starts_at_reference or anchor is None else changed(sampler, policy=anchor)
-        held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, away, source.anchor,
+        held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, source.anchor,
                                 scorer, tasks.dataset.tokenizer, packing, source.record)  # fmt: skip
     training = Training(
         models=models,

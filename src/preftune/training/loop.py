@@ -122,7 +122,7 @@ def drawn_metrics(training: Training, state: State) -> dict[str, float | None]:
     elif training.samples is not None and state.step == training.source.steps:
         metrics = training.samples.after(state.step)
     if training.tasks is not None:
-        metrics |= training.tasks.evaluate(training.models, state.step, training.dist)
+        metrics |= training.tasks.evaluate(training.models, training.dist)
     return metrics
 
 
