@@ -14,11 +14,12 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from preftune.rows import build
+from preftune.rows import build, verdicts
 from preftune.rows.keys import refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.raw_row import SYSTEM, RawRow
 from preftune.rows.row import Demo, Pair, Place, Row, responses
+from preftune.rows.verdicts import BETTER, FIRST, SIGN
 
 PROMPT = "prompt|question|instruction|input|query"
 TURNS = "conversations|messages|conversation"
@@ -100,14 +101,28 @@ def _meanings(read: ReadRow) -> dict[str, str]:
 
 
 _PAIR = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights")
+_SIDES = "response_*|output_*|completion_*|answer_*|response*"
+_VERDICTS = (  # two responses, whose keys differ in how they end, and the slot of the verdict
+    ("output_*|human_ref_*", "AB", "first", FIRST),
+    (_SIDES, "12", "sign", SIGN),
+    *((_SIDES, ends, "better", BETTER) for ends in ("ab", "AB", "01", "12")),
+)
 _SINGLE = (*build.SCORES, "token_weights")
 _WITH_RESPONSE = f"{CHOSEN}|{RESPONSE}"
 FORMATS = (
     Format("votes", {"prompt": PROMPT, "a": "response_a", "b": "response_b", "va": "votes_a", "vb": "votes_b"},
            build.votes, ("votes_equal", "token_weights_a", "token_weights_b")),
+    *(Format(f"two responses, {a} and {b}, with a {keys.partition('|')[0]}",
+             {"prompt": f"{PROMPT}|{TURNS}|context|history", "a": sides.replace("*", a), "b": sides.replace("*", b),
+              slot: keys}, verdicts.compared, ("margin",)) for sides, (a, b), slot, keys in _VERDICTS),
+    Format("two conversations with a winner", {"a": "conversation_a", "b": "conversation_b", "better": BETTER},
+           verdicts.compared, ("margin",)),
+    Format("summaries with a choice", {"prompt": "info", "items": "summaries", "choice": "choice"}, verdicts.choice),
+    Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
     Format("OpenAI preferences", {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
            build.pair, _PAIR),
     Format("pairs", {"prompt": PROMPT, "chosen": _WITH_RESPONSE, "rejected": REJECTED}, build.pair, _PAIR),
+    Format("paired answers", {"prompt": PROMPT, "chosen": "response_j", "rejected": "response_k"}, build.pair, _PAIR),
     Format("conversations in pairs", {"prompt": TURNS, "chosen": CHOSEN, "rejected": REJECTED}, build.pair, _PAIR),
     Format("pairs with the prompt inside", {"chosen": CHOSEN, "rejected": REJECTED}, build.pair_with_prompt_inside,
            _PAIR),
@@ -119,7 +134,7 @@ FORMATS = (
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
     Format("demos", {"prompt": PROMPT, "response": RESPONSE}, build.single, _SINGLE),
-    Format("conversations", {"turns": TURNS}, build.conversation, _SINGLE),
+    Format("conversations", {"turns": TURNS}, verdicts.conversation, _SINGLE),
 )  # fmt: skip
 
 

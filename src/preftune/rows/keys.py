@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from preftune.rows.parse import MalformedRow
 
+ANSWERS = ("response", "answer", "completion", "text", "content")  # hold the response of an object of a list
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -28,10 +29,10 @@ ASKED = _words("prompt question query instruction input context system history p
 ASKED_MORE = ASKED | _words("custom extra additional more user developer text message current previous reference")
 SIDE = _words(
     "chosen rejected reject dispreferred preferred nonpreferred loser winning losing worse better worst best "
-    "negative positive"
+    "negative positive candidate"
 )
 RESPONSE = _words("response completion answer output generation reply")
-ANOTHER = _words("other another alternative second third a b c 0 1 2 3 4")
+ANOTHER = _words("other another alternative second third a b c j k 0 1 2 3 4")
 JUDGEMENT = SIDE | _words(
     "score rating rate reward label rank ranking preference vote upvote downvote win winner feedback thumb judgment "
     "judgement verdict grade quality safe unsafe safety correct correctness incorrect accepted good bad helpful "

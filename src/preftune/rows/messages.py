@@ -16,7 +16,11 @@ from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
 from preftune.rows.row import ROLES, Message, Prompt, Response
 
-OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "observation": "tool"}
+OTHER_ROLES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "model"), "assistant"),
+    **dict.fromkeys(("observation", "environment", "ipython", "function"), "tool"),
+}
 Turns = tuple[Message, ...]
 
 
@@ -96,6 +100,8 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         parts = [_part(part, f"{field}.content[{position}]", unread) for position, part in enumerate(content)]
         thoughts |= {str(position): text for position, (text, thought) in enumerate(parts) if thought}
         content = "".join(text for text, thought in parts if not thought)
+    if thoughts and role != "assistant":
+        raise MalformedRow(f"{field} has a thought, but is the {role}'s.", "Write it into the text of the turn.")
     if len({*thoughts.values()}) > 1:
         raise MalformedRow(f"{field} has several thoughts: {', '.join(thoughts)}.", "Keep one of them.")
     return Message(role, parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), "")))
