@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -88,6 +89,8 @@ class Format(Struct, frozen=True):
 
 def _meanings(read: ReadRow) -> dict[str, str]:
     """The unread keys without which the row would mean something else, and what each means."""
+    if not read.unread:
+        return {}
     parts = (read.row.prompt, *responses(read.row))
     texts = [part for part in parts if isinstance(part, str)]
     turns = [turn for part in parts if not isinstance(part, str) for turn in part]
@@ -138,17 +141,24 @@ FORMATS = (
 )  # fmt: skip
 
 
-def _fitting(value: Mapping[str, object]) -> Format | None:
+def fitting(value: Mapping[str, object]) -> Format | None:
     """The format of a record: null is absent, and so is a blank response, if there is a format without it."""
-    fitting = [form for form in FORMATS if len(form.keys(value)) == len(form.slots)]
-    full = (form for form in fitting if all(value[key] != "" for s, key in form.keys(value).items() if s != "prompt"))
-    return next(full, fitting[0] if fitting else None)
+    return _fitting_shape(tuple((key, entry == "") for key, entry in value.items() if entry is not None))
+
+
+@lru_cache(1024)
+def _fitting_shape(shape: tuple[tuple[str, bool], ...]) -> Format | None:
+    """The format of all records with these keys. shape: the keys that are not null, and whether each is blank."""
+    value = {key: "" if blank else "text" for key, blank in shape}
+    filled = [(form, keys) for form in FORMATS if len(keys := form.keys(value)) == len(form.slots)]
+    full = (form for form, keys in filled if all(value[key] for slot, key in keys.items() if slot != "prompt"))
+    return next(full, filled[0][0] if filled else None)
 
 
 def detect_format(value: Mapping[str, object]) -> Format:
     """The format of a record. Raises MalformedRow that names the missing keys of the most similar one."""
-    if fitting := _fitting(value):
-        return fitting
+    if form := fitting(value):
+        return form
     seen = ", ".join(map(str, value)) or "none"
     near = max(FORMATS, key=lambda form: _similarity(form, value))
     missing = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
@@ -164,8 +174,9 @@ def detect_format(value: Mapping[str, object]) -> Format:
 
 def is_hole(value: Mapping[str, object], form: Format) -> str:
     """The key of the form that is there and null, if nothing but such keys is missing from a record."""
-    null = {key: "" if entry is None else entry for key, entry in value.items()}
-    keys = form.keys(null)
+    if None not in value.values():
+        return ""
+    keys = form.keys({key: "" if entry is None else entry for key, entry in value.items()})
     return next((key for key in keys.values() if value[key] is None), "") if len(keys) == len(form.slots) else ""
 
 
@@ -193,7 +204,7 @@ def _hints(value: Mapping[str, object], missing: list[list[str]]) -> str:
 
 def _unread(value: Mapping[str, object]) -> set[str] | None:
     """The keys of a record that nothing reads; None where it cannot be read."""
-    form = _fitting(value)
+    form = fitting(value)
     try:
         return {*form.parse(value, Place("", 0)).unread} & {*value} if form else None
     except MalformedRow:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import NoReturn
 
 from preftune.rows.parse import MalformedRow
@@ -46,6 +47,7 @@ ABOUT = _words(  # such a key names, counts or describes something
 )
 
 
+@lru_cache(4096)
 def words_of(key: str) -> frozenset[str]:
     """The words of a key in the singular: `isSafe`, `is_safe` and `is-safe` alike."""
     words = (word.lower() for word in WORD.findall(key))

@@ -30,9 +30,10 @@ class Unread(dict[str, object]):
     def add(self, value: Mapping[str, object], field: str, read: Sequence[str]) -> None:
         """Take up the keys of an object at `field` that are not in `read`."""
         for key, entry in value.items():
-            path = f"{re.sub(r'[0-9]+]', ']', field)}.{key}"
-            if key not in read and entry is not None and (path not in self or is_nothing(self[path])):
-                self[path] = entry
+            if key not in read and entry is not None:
+                path = f"{re.sub(r'[0-9]+]', ']', field)}.{key}"
+                if path not in self or is_nothing(self[path]):
+                    self[path] = entry
 
 
 def parse_turns(value: object, field: str, unread: Unread) -> Prompt:
@@ -93,7 +94,7 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         hint = nearest(str(role), [*ROLES, *OTHER_ROLES]) or f"Known roles: {', '.join(ROLES)}."
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
     role = OTHER_ROLES.get(role, role)
-    thoughts = {key: entry for key, entry in value.items() if _is_thought(key, entry) and role == "assistant"}
+    thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
     unread.add(value, field, ("role", "from", "content", "value", *thoughts))
     content = first_of(value, ("content", "value"), field)
     if isinstance(content, list):
