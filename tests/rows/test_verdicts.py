@@ -166,6 +166,7 @@ SKIPPED: list[tuple[Record, str]] = [
     (JUDGE | {"label": "A>B", "response_B": " left "}, "pair.equal_after_folding"),
     (PKU | {"better_response_id": 1, "response_0": " "}, "response.empty"),
     (STACK | {"response_k": "left"}, "pair.identical"),
+    (JUDGE | {"label": "A>B", "status": "tie"}, "verdict.doubt"),
     (candidates("preferred", "preferred"), "candidates.labels"),
     (candidates("non-preferred", "non-preferred"), "candidates.labels"),
     ({"context": turns("ask"), "completions": nemo(0, 1)["completions"][:1]}, "ranking.short"),
@@ -209,6 +210,12 @@ REFUSED: list[tuple[Record, str]] = [
     (TLDR | {"choice": 0, "info": "ask"}, '"info" is the text .ask., needs an object with a post'),
     (TLDR | {"choice": 0, "info": POST | {"post": 7}}, '"info.post" is a number'),
     (TLDR | {"choice": 0, "summaries": ["left", "right"]}, "needs an object"),
+    (TLDR | {"choice": 0, "summaries": [{"text": "a", "token_weights": [1]}, {"text": "b"}]},
+     r'"summaries\[\].token_weights" is not read'),
+    (candidates("preferred", "non-preferred") | {"score": 2}, '"score" is of one response'),
+    (JUDGE | {"label": "A>B", "token_weights_a": [1]}, '"token_weights_a" is not read'),
+    ({"prompt": "ask", "answers": [{"answer": "a", "text": "b", "rank": 1}, {"answer": "c", "rank": 2}]},
+     r"answers\[0\] has several responses: answer, text"),
     (nemo("best", 1), "needs a finite number"),
     ({"context": turns("ask"), "completions": [{"completion": turns("", "x")[1:]}]}, "has neither rank nor score"),
 ]  # fmt: skip
@@ -245,6 +252,11 @@ def test_every_key_that_is_not_read_is_told() -> None:
         notes = {note.reason: note.message for note in read([record]).notes}
         used = {*ARENA, *TLDR, "winner", "choice", "system", "messages"}
         assert all(key in notes["fields.extra"] for key in {*record} - used)
+    graded = nemo(0, 1)["completions"]
+    assert (
+        "completions[].score"
+        in read([{"context": "ask", "completions": [{"score": 1} | x for x in graded]}]).notes[0].message
+    )
     assert "summaries[].policy" in read([TLDR | {"choice": 1}]).notes[0].message
 
 

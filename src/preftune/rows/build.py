@@ -6,6 +6,7 @@ Each raises MalformedRow or SkippedRow; the id and the weight of the row are fil
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -175,7 +176,7 @@ def ranked_objects(raw: RawRow) -> Ranking:
     order = [parse_number(items[index][grade], f"{name}[{index}].{grade}") for index in graded]
     scores = None if grade == "rank" else order
     raw.scale = "" if scores is None else grade
-    prompt, aligned = raw.align([answer_of(raw, index) for index in graded])
+    prompt, aligned = raw.align([answer_of(raw, index, items[index], (grade, "token_weights")) for index in graded])
     row = ranking_of(raw, prompt, aligned, order if scores is None else [-score for score in order], scores)
     weights = [(items[index].get("token_weights"), f"{name}[{index}].token_weights") for index in graded]
     return replace(row, token_weights=parse_weights(weights, row.responses))
@@ -192,14 +193,16 @@ def objects_of(raw: RawRow) -> list[dict[str, object]]:
     return items
 
 
-def answer_of(raw: RawRow, index: int) -> Prompt:
-    """The response of an object of the list."""
-    field, item = f"{raw.keys['items']}[{index}]", objects_of(raw)[index]
-    key = next((key for key in ANSWERS if item.get(key) is not None), "")
-    if not key:
+def answer_of(raw: RawRow, index: int, item: dict[str, object], read: Sequence[str]) -> Prompt:
+    """The response of object `index` of the list. read: the keys beside it that are read."""
+    field = f"{raw.keys['items']}[{index}]"
+    keys = [key for key in ANSWERS if item.get(key) is not None]
+    if not keys:
         raise hole(f"{field}.response", "missing or null")
-    raw.unread.add(item, field, (key, *GRADES, "token_weights"))
-    return parse_turns(item[key], f"{field}.{key}", raw.unread)
+    if any(item[key] != item[keys[0]] for key in keys):
+        raise MalformedRow(f"{field} has several responses: {', '.join(keys)}.", "Keep one of them.")
+    raw.unread.add(item, field, (*keys, *read))
+    return parse_turns(item[keys[0]], f"{field}.{keys[0]}", raw.unread)
 
 
 def ranking_of(

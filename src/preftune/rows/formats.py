@@ -71,12 +71,15 @@ class Format(Struct, frozen=True):
 
     def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
         """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
-        if wrong := next((key for key in value if "token_weight" in key and key not in self.optional), None):
-            known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
-            hint = f"Here it is {known or 'token_weights in each entry of the list'}."
-            raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         raw = RawRow(value, place, self.keys(value))
         row = replace(self.build(raw), id=raw.id, weight=raw.weight)
+        if wrong := next(
+            (key for key in (*value, *raw.unread) if "token_weight" in key and key not in self.optional), ""
+        ):
+            known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
+            known = known or ("token_weights in each entry of the list" if "items" in self.slots else "")
+            hint = f"Here it is {known}." if known else ""
+            raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         read = {
             *COMMON,
             *self.optional,
@@ -115,13 +118,6 @@ _WITH_RESPONSE = f"{CHOSEN}|{RESPONSE}"
 FORMATS = (
     Format("votes", {"prompt": PROMPT, "a": "response_a", "b": "response_b", "va": "votes_a", "vb": "votes_b"},
            build.votes, ("votes_equal", "token_weights_a", "token_weights_b")),
-    *(Format(f"two responses, {a} and {b}, with a {keys.partition('|')[0]}",
-             {"prompt": f"{PROMPT}|{TURNS}|context|history", "a": sides.replace("*", a), "b": sides.replace("*", b),
-              slot: keys}, verdicts.compared, ("margin",)) for sides, (a, b), slot, keys in _VERDICTS),
-    Format("two conversations with a winner", {"a": "conversation_a", "b": "conversation_b", "better": BETTER},
-           verdicts.compared, ("margin",)),
-    Format("summaries with a choice", {"prompt": "info", "items": "summaries", "choice": "choice"}, verdicts.choice),
-    Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
     Format("OpenAI preferences", {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
            build.pair, _PAIR),
     Format("pairs", {"prompt": PROMPT, "chosen": _WITH_RESPONSE, "rejected": REJECTED}, build.pair, _PAIR),
@@ -131,6 +127,13 @@ FORMATS = (
            _PAIR),
     Format("conversations with another response", {"chosen": TURNS, "rejected": REJECTED},
            build.pair_with_prompt_inside, _PAIR),
+    *(Format(f"two responses, {a} and {b}, with a {keys.partition('|')[0]}",
+             {"prompt": f"{PROMPT}|{TURNS}|context|history", "a": sides.replace("*", a), "b": sides.replace("*", b),
+              slot: keys}, verdicts.compared, ("margin",)) for sides, (a, b), slot, keys in _VERDICTS),
+    Format("two conversations with a winner", {"a": "conversation_a", "b": "conversation_b", "better": BETTER},
+           verdicts.compared, ("margin",)),
+    Format("summaries with a choice", {"prompt": "info", "items": "summaries", "choice": "choice"}, verdicts.choice),
+    Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
     Format("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
                         "order": "ranks|rank|scores|rewards|ratings"}, build.ranked, ("scores", "token_weights")),
     Format("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, build.ranked_objects),

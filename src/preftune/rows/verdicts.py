@@ -58,6 +58,10 @@ def compared(raw: RawRow) -> Row:
     row = build.pair(raw) if "prompt" in raw.keys else build.pair_with_prompt_inside(raw)
     if not isinstance(row, Pair):
         raise MalformedRow(f'"{raw.keys["a"]}" or "{raw.keys["b"]}" is a list of several texts, needs one response.')
+    if first is not None and "tie" in raw.keys:
+        raise SkippedRow(
+            "verdict.doubt", f'"{key}" names the better response, but "{raw.keys["tie"]}" says that there is none.'
+        )
     if slot == "sign" and row.scores is None:
         raw.scale, row = key, replace(row, scores=(abs(margin) / 2, -abs(margin) / 2))
     return replace(row, preferred=0.5 if first is None else 1.0)
@@ -110,7 +114,7 @@ def choice(raw: RawRow) -> Row:
     ]
     if is_nothing(info.get("post")) and is_nothing(info.get("article")):
         raise hole("info.post", "missing or empty")
-    summaries = [build.answer_of(raw, index) for index in range(len(items))]
+    summaries = [build.answer_of(raw, number, item, ()) for number, item in enumerate(items)]
     prompt, aligned = align(raw.with_system("\n\n".join([*heads, "TL;DR:"])), summaries)
     return build.as_pair(build.ranking_of(raw, prompt, aligned, [float(k != index) for k in range(len(items))], None))
 
@@ -126,6 +130,8 @@ def conversation(raw: RawRow) -> Row:
     raw.unread.add(last, name, ("role", "candidates"))
     if not is_nothing(last.get("content")):
         raise MalformedRow(f"{name} has both a content and candidates.", "Keep one of them.")
+    if other := next((key for key in (*build.SCORES, "token_weights") if raw.value.get(key) is not None), ""):
+        raise MalformedRow(f'"{other}" is of one response, and {name} has several.', "Leave it out.")
     sides: dict[str, list[Prompt]] = {label: [] for label in LABELS}
     for index, candidate in enumerate(parse_list(last["candidates"], f"{name}.candidates")):
         field = f"{name}.candidates[{index}]"
