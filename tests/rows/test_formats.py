@@ -77,6 +77,46 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
         {"prompt": "a", "response_a": "b", "response_b": "c", "votes_a": 2, "votes_b": 2},
         pair("a", "b", "c", preferred=0.5),
     ),
+    "halos": ({"prompt": "ask", "output_A": "no", "output_B": "say", "label": 0}, pair("ask", "say", "no")),
+    "HelpSteer2, a strength above 0 prefers the second": (
+        {"prompt": "ask", "response_1": "no", "response_2": "say", "preference_strength": 2},
+        pair("ask", "say", "no", scores=(1.0, -1.0)),
+    ),
+    "a winner by its letter": (
+        {"prompt": "ask", "response_a": "say", "response_b": "no", "winner": "model_a"},
+        pair("ask", "say", "no"),
+    ),
+    "JudgeBench": ({"question": "ask", "response_A": "no", "response_B": "say", "label": "B>A"}, pair()),
+    "PKU-SafeRLHF": (
+        {"prompt": "ask", "response_0": "no", "response_1": "say", "better_response_id": 1},
+        pair("ask", "say", "no"),
+    ),
+    "AlpacaFarm": ({"instruction": "ask", "output_1": "say", "output_2": "no", "preference": 1}, pair()),
+    "Chatbot Arena": ({"conversation_a": [U, N], "conversation_b": [U, A], "winner": "model_b"}, pair()),
+    "Stack Exchange, paired": ({"question": "ask", "response_j": "say", "response_k": "no"}, pair()),
+    "TL;DR comparisons": (
+        {"info": {"post": "ask"}, "summaries": [{"text": " no"}, {"text": " say"}], "choice": 1},
+        pair("POST: ask\n\nTL;DR:", " say", " no"),
+    ),
+    "NeMo: rank 0 is the best": (
+        {"context": [U], "completions": [{"rank": 1, "completion": [N]}, {"rank": 0, "completion": [A]}]},
+        pair(),
+    ),
+    "Bedrock": (
+        {
+            "messages": [
+                U,
+                {
+                    "role": "assistant",
+                    "candidates": [
+                        {"content": [{"text": "no"}], "preferenceLabel": "non-preferred"},
+                        {"content": [{"text": "say"}], "preferenceLabel": "preferred"},
+                    ],
+                },
+            ]
+        },
+        pair(),
+    ),
     "TRL KTO": (
         {"prompt": "a", "completion": "b", "label": False},
         Rating(prompt="a", response="b", good=False, place=PLACE),

@@ -90,12 +90,18 @@ class RawRow:
 
     def with_system(self, prompt: Prompt) -> Prompt:
         """The prompt after the system text that the record has beside it. Raises MalformedRow where there are two."""
-        texts = [parse_text(self.value[key], key) for key in SYSTEM if not is_nothing(self.value.get(key))]
+        texts = [self._system(key) for key in SYSTEM if not is_nothing(self.value.get(key))]
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
         systems = list(dict.fromkeys([*texts, *(turn.content for turn in turns[:1] if turn.role == "system")]))
         if len(systems) > 1:
             raise MalformedRow("there are two different system texts.", "Keep one of them.")
         return prompt if not texts else turns if turns[0].role == "system" else (Message("system", *systems), *turns)
+
+    def _system(self, key: str) -> str:
+        """The text under a key, or in the parts under it."""
+        value = self.value[key]
+        parts: object = [{"role": "system", "content": value}] if isinstance(value, list) else value
+        return text_of(parse_turns(parts, key, self.unread)) if parts is not value else parse_text(value, key)
 
     def token_weights(self, responses: Sequence[Response], *keys: str) -> tuple[TokenWeights | None, ...] | None:
         """The token weights of each response, each under a key of its own; None where the record gives none."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import merge_malformed
-from preftune.rows.formats import Format, detect_format, intended_key, is_hole
+from preftune.rows.formats import Format, detect_format, fitting, intended_key, is_hole
 from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
 from preftune.rows.raw_row import ANSWERS
@@ -142,15 +142,8 @@ def _mapped(value: Mapping[str, object], columns: Mapping[str, str | None]) -> d
 def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:
     """The format that most records have, and the place of the first of them."""
     forms: dict[str, list[tuple[Format, Place]]] = {}
-    by_keys: dict[frozenset[str], Format | None] = {}
     for place, value in records:
-        shape = frozenset(key for key, entry in value.items() if entry is not None and entry != "")
-        if shape not in by_keys:
-            try:
-                by_keys[shape] = detect_format(value)
-            except MalformedRow:
-                by_keys[shape] = None
-        if form := by_keys[shape]:
+        if form := fitting(value):
             forms.setdefault(form.name, []).append((form, place))
     return max(forms.values(), key=len)[0] if forms else None
 

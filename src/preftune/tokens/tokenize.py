@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -110,8 +111,8 @@ def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip",
 
 def _check_distinct(row: Row, sides: Sequence[list[int]], ranks: Sequence[int], when: str) -> None:
     """Raise SkippedRow where two responses of different rank are the same tokens."""
-    ranked = {(tuple(ids), rank) for ids, rank in zip(sides, ranks, strict=True)}
-    if len(ranked) > len({ids for ids, _ in ranked}):
+    sides_and_ranks = list(zip(sides, ranks, strict=True))
+    if any(ids == other and rank != another for (ids, rank), (other, another) in combinations(sides_and_ranks, 2)):
         raise SkippedRow(f"{KINDS[type(row)]}.identical{when}", "responses of different rank are the same tokens.")
 
 
