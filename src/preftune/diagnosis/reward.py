@@ -12,7 +12,7 @@ from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.statistics import Estimate, chi_square_tail, estimate, robust_error
 
 DECIDES = 0.5  # correlation of a word's count with the margin: it decides a quarter of the margins' variance alone
-SURE_WORD, OF_LABELS = 5.0, 3.0  # its |z| for margins and for labels
+SURE_WORD, OF_LABELS = 5.0, 2.0  # its |z| for margins, among hundreds of words, and for labels, of that word alone
 TWINS = 0.5  # share of pairs that differ in one word
 PART = 20  # rows from which a part of the data speaks for itself
 DIFFER = 0.01
