@@ -165,6 +165,8 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("reward.word", "warn", word(), word(correlation=0.45)),
     ("reward.word", "warn", word(z=-12.0, label_z=-8.0, correlation=-0.6), word(label_z=-8.0)),
     ("reward.word", "warn", word(), word(length_z=15.0)),
+    ("reward.word", "warn", word(label_z=2.1), word(label_z=1.9)),
+    ("reward.word", "warn", replace(word(), words=(*word(z=20.0, length_z=30.0).words, *word().words)), HEALTHY),
     ("reward.word", "warn", word(), replace(word(), data=texts(twins=0.9).data)),
     ("reward.parts", "warn", of_two_files(0.3), of_two_files(0.05)),
     ("reward.parts", "warn", of_two_files(0.3), of_two_files(0.3, file="held_out.jsonl")),
