@@ -77,13 +77,18 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "anchor.drift": ("end.unlearned", "displacement.chosen", "reward.too_sure"),
     "displacement.chosen": ("reward.too_sure", "reward.too_easy"),
     "reward.parts": ("anchor.chance", "reward.too_sure"),
-    "anchor.chance": ("reward.too_sure",),
+    "anchor.chance": ("length.reward", "reward.too_sure"),
     "data.contradictory": ("reward.too_sure",),
 }
 # Where most pairs differ in one word, both sides fall because of what they share, and that is why the model moves far.
 OF_TWINS: dict[str, tuple[str, ...]] = {
     "anchor.drift": (),
     "displacement.chosen": ("anchor.drift", *EXPLAINS["displacement.chosen"]),
+}
+# Rows that were seen a few times are no reason to be at chance: what was memorized there is labels that say nothing.
+OF_FRESH_ROWS: dict[str, tuple[str, ...]] = {
+    "anchor.overfit": tuple(code for code in EXPLAINS["anchor.overfit"] if code != "anchor.chance"),
+    "anchor.chance": ("anchor.overfit", *EXPLAINS["anchor.chance"]),
 }
 
 
@@ -95,6 +100,7 @@ def diagnose(record: Record) -> list[Finding]:
     findings = _beyond_noise([finding for check in CHECKS if (finding := check(record))])
     texts = record.data.texts
     explains = EXPLAINS | OF_TWINS if texts is not None and texts.twins >= reward.TWINS else EXPLAINS
+    explains = explains | OF_FRESH_ROWS if overfit.is_no_cause_of_chance(record) else explains
     by_code = {finding.code: finding for finding in findings}
     for cause in by_code.copy():  # in the order of CHECKS
         if cause in by_code:

@@ -194,12 +194,16 @@ def no_better_than_chance(record: Record) -> Finding | None:
     half = accuracy.half_width()
     if accuracy.value > COIN + half:
         return None
+    below = accuracy.value < COIN - half
     return Finding(
         code="anchor.chance",
-        title="Held-out accuracy cannot be told from chance",
+        title="Held-out accuracy is below chance" if below else "Held-out accuracy cannot be told from chance",
         evidence=f"It is {share(accuracy.value)} ± {number(100 * half, 1)} points on {number(accuracy.rows)} held-out "
         f"rows, although {'margins' if says_scores(record) else 'responses'} changed by {number(movement, 2)} nats.",
-        meaning="What was learned on the training rows does not show on others: the labels may be noise or of opposed "
+        meaning="The training rows teach the opposite of what the held-out rows prefer: they come from other raters or "
+        "writers, or one of the files has its two sides swapped."
+        if below
+        else "What was learned on the training rows does not show on others: the labels may be noise or of opposed "
         "tastes, or too few rows are held out to show it.",
         remedy="Read some pairs and judge them yourself; check that chosen and rejected are not swapped. Hold out more "
         "rows; train longer or with a higher rate.",

@@ -7,11 +7,11 @@ from collections import defaultdict
 
 from preftune.diagnosis.finding import Finding, number, share
 from preftune.diagnosis.objective_facts import is_sft, learner, parts, says_scores
-from preftune.record.reader import HeldOutRow, Record, prompts_of
+from preftune.record.reader import HeldOutRow, Record, Word, prompts_of
 from preftune.record.statistics import LEAST, Estimate, calibration, chi_square_tail, estimate
 
 DECIDES = 0.5  # correlation of a word's count with the margin: it decides a quarter of the margins' variance alone
-SURE_WORD, OF_LABELS = 5.0, 3.0  # its |z| for margins and for labels
+SURE_WORD, OF_LABELS = 5.0, 2.0  # its |z| for margins, among hundreds of words, and for labels, of that word alone
 TWINS = 0.5  # share of pairs that differ in one word
 PART = 20  # rows from which a part of the data speaks for itself
 DIFFER = 0.01
@@ -20,14 +20,12 @@ EASY = 0.98
 
 
 def told_by_a_word(record: Record) -> Finding | None:
-    """The token whose count goes with the held-out margins most, at equal length."""
-    word, texts = next(iter(record.words), None), record.data.texts
+    """The token whose count goes with the held-out margins most, at equal length, of those that labels go by too."""
+    word, texts = next((word for word in record.words if _decides(word)), None), record.data.texts
+    if word is None or is_sft(record):
+        return None
     if texts is not None and texts.twins >= TWINS:
         return None  # where each pair differs in one word only, some word has to decide
-    if word is None or is_sft(record) or abs(word.correlation) < DECIDES or abs(word.z) < SURE_WORD:
-        return None
-    if abs(word.z) < abs(word.length_z) or word.z * word.label_z < 0 or abs(word.label_z) < OF_LABELS:
-        return None  # length tells more than this word does, or the labels do not go by it
     text = word.text.strip() or f"token {word.token}"
     return Finding(
         code="reward.word",
@@ -42,6 +40,12 @@ def told_by_a_word(record: Record) -> Finding | None:
         "sides or drop those pairs; where it is what people like, add pairs that differ in other ways.",
         p=word.p,
     )
+
+
+def _decides(word: Word) -> bool:
+    """Whether a token decides margins, more than length does at an equal count of it, and the labels go by it too."""
+    clear = abs(word.correlation) >= DECIDES and abs(word.z) >= max(SURE_WORD, abs(word.length_z))
+    return clear and word.z * word.label_z > 0 and abs(word.label_z) >= OF_LABELS
 
 
 def parts_differ(record: Record) -> Finding | None:

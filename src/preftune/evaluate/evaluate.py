@@ -29,6 +29,7 @@ from preftune.events import Progress, emit
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models, score_step
 from preftune.forward.loss import Loss
+from preftune.forward.parts import outside_fork
 from preftune.objective import of_scores
 from preftune.objective.base import ObjectiveTable
 from preftune.pack.batch import Batch
@@ -193,21 +194,27 @@ class RowMetrics:
                 row |= {"accuracy": auc, "accuracy_of_change": of_change}
             for side, place in _sides_of(group, start):
                 row |= self.response_fields(side, place)
-                if parts is not None and parts_before is not None:
-                    ended = group.responses[place - start][-1] == end
-                    row |= _row_parts(group.kind, side, ended, parts[place], parts[place] - parts_before[place])
+            if parts is not None and parts_before is not None:
+                row |= _row_parts(group, start, end, parts, parts_before)
             if len(row) > known:
                 rows.append(row)
         return rows
 
 
-def _row_parts(kind: str, side: str, ended: bool, now: np.ndarray, change: np.ndarray) -> dict[str, object]:
+def _row_parts(
+    group: TokenGroup, start: int, end: int | None, now: np.ndarray, before: np.ndarray
+) -> dict[str, object]:
     """The fields of a row that are about parts of a response; those that a resumed run of an older version lacks go."""
-    row: dict[str, object] = (
-        {f"{side}_end_logp": float(now[0]), f"{side}_end_change": float(change[0])} if ended else {}
-    )
-    if kind == "pair":
-        row |= {"shared_logp_change": float(change[1]), f"{side}_fork_change": float(change[2])}
+    row: Metrics = {}
+    for side, place in _sides_of(group, start):
+        change = now[place] - before[place]
+        if group.responses[place - start][-1] == end:
+            row |= {f"{side}_end_logp": float(now[place, 0]), f"{side}_end_change": float(change[0])}
+        if group.kind == "pair":
+            row |= {"shared_logp_change": float(change[1]), f"{side}_fork_change": float(change[2])}
+    if group.kind == "pair":
+        outside, outside_before = (outside_fork(group, table[start : start + 2, 2]) for table in (now, before))
+        row |= {"outside_fork": outside, "outside_fork_change": outside - outside_before}
     return {key: value for key, value in row.items() if value == value}
 
 

@@ -45,6 +45,8 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     shared_logp_change: float | None = None
     chosen_fork_change: float | None = None
     rejected_fork_change: float | None = None
+    outside_fork: float | None = None
+    outside_fork_change: float | None = None
     chosen_end_logp: float | None = None
     rejected_end_logp: float | None = None
     chosen_end_change: float | None = None

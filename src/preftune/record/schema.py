@@ -178,6 +178,8 @@ ROW: dict[str, Metric] = {
     "shared_logp_change": Metric("nats", "change since the start over the tokens before the two responses part"),
     "chosen_fork_change": Metric("nats", "change at the token of chosen where the two responses part"),
     "rejected_fork_change": Metric("nats", "change at the token of rejected where the two responses part"),
+    "outside_fork": Metric("", "probability of every token but those two where the two responses part"),
+    "outside_fork_change": Metric("", "outside_fork minus its value before training"),
     "chosen_end_logp": Metric("nats", "log-probability of the end token of chosen; null where it was cut"),
     "rejected_end_logp": Metric("nats", "log-probability of the end token of rejected; null where it was cut"),
     "chosen_end_change": Metric("nats", "chosen_end_logp minus its value before training"),

@@ -8,7 +8,7 @@ Obuchowski 1997). Held by tests/record/test_statistics.py.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -61,15 +61,15 @@ def estimate(
     """The mean of finite values, or, where there are classes, the mean of the means of each class.
 
     prompts: the group of each value. share: the values are verdicts between 0 and 1 or differences of such; equal
-    verdicts on a few rows are no proof of certainty, so that an error is that of half a row at least (Agresti and Min
-    2005), and no less than half a prompt's. None without values.
+    verdicts on a few rows are no proof of certainty, so that an error is that of half an observation at least (Agresti
+    and Min 2005), of which there are as many as `effective_rows` says. None without values.
     """
     if not values:
         return None
     of_class: dict[Hashable, list[int]] = defaultdict(list)
     for index, name in enumerate(classes or [None] * len(values)):
         of_class[name].append(index)
-    influences, means = [0.0] * len(values), []
+    influences, off_squares, means = [0.0] * len(values), 0.0, []
     for rows in of_class.values():
         means.append(math.fsum(values[i] for i in rows) / len(rows))
         groups = len({prompts[i] for i in rows})
@@ -77,13 +77,26 @@ def estimate(
         for i in rows:
             off = values[i] - means[-1]
             influences[i] = scale * off / len(rows) if off else 0.0
+            off_squares += off**2
     count = len(set(prompts))
     error = math.sqrt(math.fsum(total**2 for total in sums_by_prompt(influences, prompts)))
     if share:
-        error = max(math.hypot(error, 1 / (len(values) + 2)), 1 / (count + 2))
+        design = error**2 / math.fsum(x**2 for x in influences) if off_squares and error < math.inf else 1.0
+        error = math.hypot(error, 1 / (effective_rows(off_squares, design, prompts) + 2))
     elif count < 2:
         error = math.inf
     return Estimate(math.fsum(means) / len(means), error, len(values), count)
+
+
+def effective_rows(off_squares: float, design: float, prompts: Sequence[Hashable]) -> float:
+    """How many independent verdicts these are worth: between the number of prompts and the number of rows.
+
+    off_squares: n p (1 - p) of n verdicts, about the number of the rarer ones; design: how many times the sharing of
+    prompts raised the variance (Kish 1965). A few rare verdicts tell little about it, so the weight of two prompts in
+    which all rows agree is added: without a wrong row each prompt counts once, and some wrong rows change that little.
+    """
+    size = math.fsum(rows**2 for rows in Counter(prompts).values()) / len(prompts)
+    return len(prompts) * (off_squares / max(1.0, design) + 2) / (off_squares + 2 * size)
 
 
 def share_of(value: float, rows: int) -> Estimate | None:
