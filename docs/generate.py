@@ -191,7 +191,7 @@ def rows(objective: o.Formula) -> str:
     """The rows that it takes."""
     if objective.kind == "rollouts":
         return "prompts of any rows; responses are drawn, with a score each"
-    kinds, reads = ", ".join(row_kinds(objective)), objective.reads
+    kinds, reads = ", ".join(row_kinds(objective)), objective.uses
     if "score" in reads and not objective.falls_back_on_labels:
         scores = "a score that is a quantile, from 0 to 1" if "quantile" in reads else "a score"
         return f"{kinds}; each response with {scores}"

@@ -30,6 +30,15 @@ def rewards(objective: ObjectiveTable, responses: Responses) -> Tensor | None:
     return None
 
 
+def said_of(objective: ObjectiveTable, responses: Responses) -> dict[str, Tensor]:
+    """(responses,) each: what is measured of responses of one side, by the name of the metric without the side."""
+    if of_scores(objective):
+        return {"score": responses.logp, "tokens": responses.tokens}
+    reward = rewards(objective, responses)
+    values = {"logp": responses.logp, "mean_logp": responses.mean_logp, "tokens": responses.tokens}
+    return values | ({} if reward is None else {"reward": reward})
+
+
 def score_metrics(
     objective: ObjectiveTable,
     examples: Examples,
@@ -53,14 +62,8 @@ def score_metrics(
     responses, scores = examples.responses, of_scores(objective)
     for side, (index, weight) in zip(("chosen", "rejected"), examples.side_index, strict=True):
         one_side = responses[index]
-        put(f"{side}_tokens", one_side.tokens, weight)
-        if scores:
-            put(f"{side}_score", one_side.logp, weight)
-        else:
-            put(f"{side}_logp", one_side.logp, weight)
-            put(f"{side}_mean_logp", one_side.mean_logp, weight)
-        if (reward := rewards(objective, one_side)) is not None:
-            put(f"{side}_reward", reward, weight)
+        for name, values in said_of(objective, one_side).items():
+            put(f"{side}_{name}", values, weight)
         if start is not None and not scores:
             put(f"{side}_logp_change", one_side.logp - start[index], weight)
         if d_logp is not None:

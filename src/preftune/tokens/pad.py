@@ -31,18 +31,21 @@ def with_pad(
     Raises UserError where there is none.
     """
     last = {int(response[-1]) for group in groups for response in group.responses}
-    last |= {*ends, *(() if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),))}
-    own = tokenizer.pad_token_id
+    begin, end, unknown, own = (
+        None if token is None else int(tokenizer.convert_tokens_to_ids(str(token)))  # pyright: ignore[reportArgumentType]
+        for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+    )
+    last |= {*ends, *(() if end is None else (end,))}
     if own is not None and own not in last and own < vocab:
         return copy.deepcopy(tokenizer), f"batches are filled up with {tokenizer.pad_token} ({own})"
     seen = last.union(*(ids.tolist() for group in groups for ids in (group.prompt, *group.responses)))
-    named = {tokenizer.bos_token_id, tokenizer.unk_token_id}
+    named = {begin, unknown}
     special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     free = {i: text for i, text in special.items() if i < vocab and i not in seen and i not in named}
     chosen = [text for word in MEANT for i, text in sorted(free.items()) if word in text.lower()]
     if not chosen and len(tokenizer) < vocab:
         chosen = [NEW]
-    if not chosen and tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in seen:
+    if not chosen and unknown is not None and unknown not in seen:
         chosen = [str(tokenizer.unk_token)]
     if not chosen:
         raise UserError(
