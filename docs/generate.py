@@ -184,7 +184,7 @@ def code(objective: o.Formula) -> list[str]:
 
 def rows(objective: o.Formula) -> str:
     """The rows that it takes."""
-    kinds, reads = ", ".join(row_kinds(objective)), objective.reads
+    kinds, reads = ", ".join(row_kinds(objective)), objective.uses
     if "score" in reads and not objective.falls_back_on_labels:
         scores = "a score that is a quantile, from 0 to 1" if "quantile" in reads else "a score"
         return f"{kinds}; each response with {scores}"

@@ -26,7 +26,7 @@ def read(text: str) -> o.Objective:
 
 
 def test_names() -> None:
-    assert len(set(TAGS)) == 37
+    assert len(set(TAGS)) == 38
     assert [type(read(f'{{"name": "{tag}"}}')) for tag in o.BY_NAME] == [*o.BY_NAME.values()] == [*get_args(o.Single)]
 
 
@@ -74,6 +74,8 @@ def test_there_and_back(table: type) -> None:
         ('{"name": "sum", "parts": [{"name": "dpo"}], "weights": [1, 2]}', "1 parts need as many weights, not 2"),
         ('{"name": "sum", "parts": [{"name": "dpo"}], "weights": [0]}', "above 0"),
         ('{"name": "sum", "parts": [{"name": "sum", "parts": [{"name": "dpo"}]}]}', "'sum'"),
+        ('{"name": "sum", "parts": [{"name": "dpo"}, {"name": "reward"}]}', "one kind of model"),
+        ('{"name": "reward", "center": -1}', ">= 0.*center"),
         ('{"name": "dop"}', "dop"),
     ],
 )
@@ -147,6 +149,8 @@ VARIANTS = {
     "plackett_luce": (o.PlackettLuce(), "tied", ""),
     "info_nca": (o.InfoNCA(), "score / 0.01", ""),
     "nca": (o.NCA(), "score / 0.01", "1 / K"),
+    "reward": (o.Reward(), "last token", "end token"),
+    "reward, margin": (o.Reward(margin=0.5), "0.5 times", "rows' scores"),
     "nll": (o.NLL(), "rows count alike", ""),
     "nll, token": (o.NLL("token"), "all tokens of the step", "length"),
     "nll, sum": (o.NLL("sum"), "a sum over the tokens", "length"),

@@ -11,9 +11,9 @@ from preftune.config.load import convert
 from preftune.config.run import Run
 from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
-from preftune.objective import Objective, parts
+from preftune.objective import Objective, of_scores, parts
 from preftune.reference.config import NoReference, Stored
-from preftune.tokens.aggregate import Mean
+from preftune.tokens.aggregate import Mean, Plain
 
 
 def resolve(run: Run) -> Run:
@@ -31,6 +31,8 @@ def resolve(run: Run) -> Run:
         raise _without_effect("this objective uses no reference", "reference")
     if isinstance(run.aggregate, Mean) and all(part.length_normalized for _, part in parts(run.objective)):
         raise _without_effect("this objective takes means over tokens already", "aggregate")
+    if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
+        raise _without_effect("a reward model reads a response's last token", "aggregate")
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
     if not isinstance(run.model.path, str):

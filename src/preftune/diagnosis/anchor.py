@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from preftune.diagnosis.finding import Finding, number, share
-from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft
+from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft, says_scores
 from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.statistics import estimate, mean
 
@@ -164,7 +164,7 @@ def stuck(record: Record) -> Finding | None:
         title="Nothing was learned",
         evidence=f"The loss went from {number(early, 4)} to {number(late, 4)} in {number(len(record.steps))} "
         f"steps.{start}{moved}",
-        meaning="The policy is practically the model that training began from.",
+        meaning="The model is practically the one that training began from.",
         remedy="Raise optim.lr (large models usually take 5e-7 to 5e-6, small ones 10 to 100 times that), "
         f"{anchor_hint(record, 'lower')}or train longer.",
     )
@@ -198,7 +198,7 @@ def no_better_than_chance(record: Record) -> Finding | None:
         code="anchor.chance",
         title="Held-out accuracy cannot be told from chance",
         evidence=f"It is {share(accuracy.value)} ± {number(100 * half, 1)} points on {number(accuracy.rows)} held-out "
-        f"rows, although responses changed by {number(movement, 2)} nats.",
+        f"rows, although {'margins' if says_scores(record) else 'responses'} changed by {number(movement, 2)} nats.",
         meaning="What was learned on the training rows does not show on others: the labels may be noise or of opposed "
         "tastes, or too few rows are held out to show it.",
         remedy="Read some pairs and judge them yourself; check that chosen and rejected are not swapped. Hold out more "

@@ -42,6 +42,16 @@ def is_sft(record: Record) -> bool:
     return not rejects or (bool(kinds) and all(kind is not None and kind.is_sft for kind in kinds))
 
 
+def says_scores(record: Record) -> bool:
+    """Whether the record is of a reward model, which says scores and no log-probabilities."""
+    return any(line.get("chosen_score") is not None for line in (*record.evaluations, *record.steps))
+
+
+def learner(record: Record) -> str:
+    """Who will act on what was learned, at the beginning of a sentence."""
+    return "A policy tuned on these scores" if says_scores(record) else "The tuned model"
+
+
 def imitates(record: Record) -> bool:
     """Whether the likelihood of chosen responses is itself a part of the objective, beside their margin."""
     imitating = [part for part in parts(record) if part.kind is not None and part.kind.imitates]

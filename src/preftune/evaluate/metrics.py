@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from preftune.forward.examples import Examples
-from preftune.objective import parts
+from preftune.objective import of_scores, parts
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Responses
 
@@ -41,7 +41,7 @@ def score_metrics(
     """The metrics of these names, None where there is nothing to measure.
 
     loss: sum of the examples' weighted values; start: (responses,) logp before training; d_logp: (responses,)
-    derivative of the loss.
+    derivative of the loss. Where the objective is of scores, `logp` of the responses is their score.
     """
     metrics: Metrics = dict.fromkeys(names)
 
@@ -49,15 +49,18 @@ def score_metrics(
         if name in metrics and (total := float(weight.sum())):
             metrics[name] = float((values * weight).sum()) / total
 
-    responses = examples.responses
+    responses, scores = examples.responses, of_scores(objective)
     for side, (index, weight) in zip(("chosen", "rejected"), examples.side_index, strict=True):
         one_side = responses[index]
-        put(f"{side}_logp", one_side.logp, weight)
-        put(f"{side}_mean_logp", one_side.mean_logp, weight)
         put(f"{side}_tokens", one_side.tokens, weight)
+        if scores:
+            put(f"{side}_score", one_side.logp, weight)
+        else:
+            put(f"{side}_logp", one_side.logp, weight)
+            put(f"{side}_mean_logp", one_side.mean_logp, weight)
         if (reward := rewards(objective, one_side)) is not None:
             put(f"{side}_reward", reward, weight)
-        if start is not None:
+        if start is not None and not scores:
             put(f"{side}_logp_change", one_side.logp - start[index], weight)
         if d_logp is not None:
             put(f"{side}_incentive", d_logp[index], weight)
@@ -65,7 +68,8 @@ def score_metrics(
         weight = uneven_weight(examples)
         put("margin", margins(examples), examples.pairs.weight)
         put("accuracy", pair_accuracy(examples, objective), weight)
-        put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
+        if not scores:
+            put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
     if examples.mismatched is not None and len(examples.mismatched.logp):
         log_ratio, count = examples.mismatched.log_ratio, len(examples.mismatched.logp)
         drift = {"drift": float(log_ratio.mean().clamp(min=0))}
@@ -77,7 +81,7 @@ def score_metrics(
 
 
 def margins(examples: Examples) -> Tensor:
-    """(pairs,) log-ratio of the better minus the worse, in nats; of logp where there is no reference."""
+    """(pairs,) log-ratio of the better minus the worse, in nats; where there is no reference, of logp or of scores."""
     pairs = examples.pairs
     return pairs.chosen.logp - pairs.rejected.logp if pairs.chosen.reference is None else pairs.margin
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from preftune.objective import Formula
 from preftune.objective.rankings import ranking_pairs
-from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Comparisons, Demos, Pairs, Rankings, Ratings, Responses
 from preftune.tokens.groups import TokenGroup
 
 RankingsAs = Literal["all", "best"]
@@ -27,6 +27,7 @@ SERVES = {  # which kinds of rows give examples of which kind
     "ratings": ("rating", "pair"),
     "rankings": ("ranking", "pair"),
     "demos": ("demo", "pair", "rating", "ranking"),
+    "comparisons": ("pair", "ranking"),
 }
 UNLABELED = ("rating", "pair", "ranking")  # rows that give ratings to objectives that read no label
 
@@ -46,9 +47,10 @@ def is_useful(group: TokenGroup, part: Formula) -> bool:
 
 @dataclass(frozen=True)
 class Examples:
-    """The same responses as pairs, ratings, rankings and demos.
+    """The same responses as pairs, ratings, rankings and demos, or as comparisons.
 
-    responses: in the order of the groups; rankings_as: which pairs a ranking gives (see `ranking_pairs`);
+    responses: in the order of the groups; their `logp` is what the model's head says summed over a response, and so the
+    score of a response where it is a scalar head; rankings_as: which pairs a ranking gives (see `ranking_pairs`);
     mismatched: responses under the prompts of other rows.
     """
 
@@ -86,6 +88,14 @@ class Examples:
         better, worse, weight, preferred = self.pair_index
         scored = self._all_scored("pair", "ranking")
         return Pairs(self._at(better, scored), self._at(worse, scored), weight, preferred)
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        better, worse, weight, preferred = self.pair_index
+        score, explicit = self.responses.logp, self.responses.score
+        scored = explicit is not None and self._all_scored("pair", "ranking")
+        better_by = explicit[better] - explicit[worse] if explicit is not None and scored else None
+        return Comparisons(score[better], score[worse], weight, preferred, better_by)
 
     @cached_property
     def side_index(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

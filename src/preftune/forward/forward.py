@@ -52,7 +52,8 @@ class Models:
 
 
 class PackScores(NamedTuple):
-    """A pack through the policy. logp: (responses,) in nats, with its gradient; sharpness: (responses,) or None, see
+    """A pack through the policy. logp: (responses,) what the head answers summed over a response, with its gradient: a
+    log-probability in nats, or a score; sharpness: (responses,) or None, see
     `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where
     "parts" are read."""
 

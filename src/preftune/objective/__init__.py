@@ -13,6 +13,7 @@ from preftune.objective.own import OwnObjective, own_objective
 from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
+from preftune.objective.reward import Reward
 
 Single = (
     DPO | IPO | KTO | ORPO | SimPO | NLL
@@ -22,9 +23,10 @@ Single = (
     | AOT | BetaDPO | DrDPO | WPO
     | APOZero | BCO | QRPO | DRO
     | PlackettLuce | InfoNCA | NCA
+    | Reward
 )  # fmt: skip
 
-from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
+from preftune.objective.sum import Sum, of_scores, parts  # noqa: E402  a sum is made of the above
 
 Objective = Single | Sum
 BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
@@ -66,6 +68,7 @@ __all__ = [
     "Objective",
     "OwnObjective",
     "PlackettLuce",
+    "Reward",
     "RobustDPO",
     "SLiC",
     "SimPER",
@@ -75,6 +78,7 @@ __all__ = [
     "dpo_loss",
     "expected",
     "loss_of",
+    "of_scores",
     "own_objective",
     "parts",
 ]  # fmt: skip

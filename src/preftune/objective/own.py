@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ONLY: dict[str, tuple[Kind, ...]] = {  # what not every kind of example has
-    "votes": ("pairs",),
+    "votes": ("pairs", "comparisons"),
     "label": ("ratings", "rankings"),
     "mismatched": ("ratings",),
 }

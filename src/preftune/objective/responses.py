@@ -1,8 +1,9 @@
-"""What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos.
+"""What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos; or scores of
+a reward model, arranged as comparisons.
 
-Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` carries a gradient. Examples have a `weight`;
-the step divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
-K responses shown as all its pairs gives each pair 1 / C(K, 2).
+Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` and a model's scores carry a
+gradient. Examples have a `weight`; the step divides the weighted sum of an objective's values by the number of rows of
+the whole step, so a ranking of K responses shown as all its pairs gives each pair 1 / C(K, 2).
 """
 
 from __future__ import annotations
@@ -127,3 +128,24 @@ class Demos:
 
     responses: Responses
     weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Chosen against rejected as a reward model scores them; every field is (pairs,).
+
+    chosen, rejected: its scores, with gradient.
+    preferred: as in `Pairs`.
+    better_by: by how much the explicit score of chosen is above that of rejected, or None where the rows give none.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    weight: Tensor
+    preferred: Tensor
+    better_by: Tensor | None = None
+
+    @property
+    def margin(self) -> Tensor:
+        """Score of chosen minus score of rejected, in nats: the log-odds that chosen is preferred."""
+        return self.chosen - self.rejected

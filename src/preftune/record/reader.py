@@ -29,6 +29,7 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
 
     id: str
     place: str = ""
+    category: str = ""
     prompt: str = ""
     margin: float | None = None
     accuracy: float | None = None
@@ -37,6 +38,8 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     rejected_logp: float | None = None
     chosen_logp_change: float | None = None
     rejected_logp_change: float | None = None
+    chosen_score: float | None = None
+    rejected_score: float | None = None
     chosen_tokens: float | None = None
     rejected_tokens: float | None = None
     shared_logp_change: float | None = None

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 FEWEST_PROMPTS = 10  # with fewer, the spread between prompts cannot be told
 CONFIDENCE = 0.95
+LEAST, MOST = -5.0, 40.0  # bounds of a calibration
 NORMAL = NormalDist()
 
 
@@ -99,6 +100,30 @@ def slope(y: Sequence[float], x: Sequence[float], prompts: Sequence[Hashable]) -
     xy = math.fsum(a * b for a, b in zip(x, y, strict=True))
     influences = [a * (b - xy / xx * a) / xx for a, b in zip(x, y, strict=True)]
     return Estimate(xy / xx, robust_error(influences, prompts), len(x), len(set(prompts))), xy / math.sqrt(xx * yy)
+
+
+def calibration(rewards: Sequence[float], prompts: Sequence[Hashable], weights: Sequence[float] = ()) -> Estimate:
+    """The k within -5 and 40 that maximizes the weighted sum of log sigma(k reward); its error sums by prompt.
+
+    A pair whose order is right with probability p is two of these: its reward with weight p, and minus it with 1 - p.
+    There is no maximum where every pair is right.
+    """
+    shares = weights or [1.0] * len(rewards)
+    low, high = LEAST, MOST
+    for _ in range(50):  # the sum is concave in k, so its slope falls
+        k = (low + high) / 2
+        gradient = math.fsum(w * reward * _wrong(k * reward) for w, reward in zip(shares, rewards, strict=True))
+        low, high = (k, high) if gradient > 0 else (low, k)
+    k = (low + high) / 2
+    wrong = [w * reward * _wrong(k * reward) for w, reward in zip(shares, rewards, strict=True)]
+    curvature = math.fsum(part * reward * _wrong(-k * reward) for part, reward in zip(wrong, rewards, strict=True))
+    error = robust_error([part / curvature for part in wrong], prompts) if curvature else math.inf
+    return Estimate(k, error, len(rewards), len(set(prompts)))
+
+
+def _wrong(reward: float) -> float:
+    """Probability that a pair of this reward is ranked wrong, sigma(-reward)."""
+    return 1 / (1 + math.exp(max(-700.0, min(700.0, reward))))
 
 
 def robust_error(influences: Sequence[float], prompts: Sequence[Hashable]) -> float:

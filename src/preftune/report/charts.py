@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import number
+from preftune.diagnosis.objective_facts import says_scores
 from preftune.record.parse import Numbers
 from preftune.record.reader import Record
 from preftune.record.statistics import mean
@@ -82,11 +83,14 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         learned = [_trained(runs, Chart("accuracy_of_change", "Accuracy since start", right, percent=True, half=True,
             look=f"How often {better} gained more than {worse}: the same measure in all runs, unlike losses and "
             "margins."))]  # fmt: skip
+    scores = all(says_scores(record) for _, record in runs)
     moved = [
+        _sides(runs, Chart("score", "Scores", "nats",
+            f"{better.capitalize()} should part from {worse}; only the distance between the two means something.")),
         _sides(runs, Chart("reward", "Rewards", "beta × nats",
             f"The two should part with {better} above {worse}; best without a fall of {better} below zero.")),
         _sides(runs, Chart("logp_change", "Change of log-probability", "nats since the start", change)),
-        _sides(runs, Chart("incentive", "Incentives of the objective", "d loss / d logp",
+        _sides(runs, Chart("incentive", "Incentives of the objective", f"d loss / d {'score' if scores else 'logp'}",
             "Negative pushes up, positive pushes down. Near zero the objective asks for nothing more.")),
         _scatter(runs),
     ]  # fmt: skip
@@ -96,8 +100,8 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         _trained(runs, Chart("lr", "Learning rate", "", "The schedule as it was run.", floor=True), smooth=False),
     ]  # fmt: skip
     cost = [_speed(runs)] if len(runs) > 1 else [_tokens(runs[0][1]), _speed(runs)]
-    sections = (("Did it learn?", learned), ("Where did the probability go?", moved), ("The optimizer", optimizer),
-                ("Cost", cost))  # fmt: skip
+    where = "Where did the scores go?" if scores else "Where did the probability go?"
+    sections = (("Did it learn?", learned), (where, moved), ("The optimizer", optimizer), ("Cost", cost))
     drawn = [(title, [chart for chart in group if chart.series]) for title, group in sections]
     return [(title, group) for title, group in drawn if group]
 

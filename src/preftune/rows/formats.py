@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from preftune.rows import build
 from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.raw_row import ANSWERS, SYSTEM, RawRow
+from preftune.rows.raw_row import ANSWERS, CATEGORY, SYSTEM, RawRow
 from preftune.rows.row import Demo, Pair, Place, Row, responses
 
 PROMPT = "prompt|question|instruction|input|query"
@@ -25,7 +25,7 @@ TURNS = "conversations|messages|conversation"
 RESPONSE = "completion|response|output|answer"
 LABEL = "label|kto_tag|good"
 CHOSEN, REJECTED = "chosen|chosen_response", "rejected|rejected_response|rejected_messages"
-COMMON = ("id", "weight", *SYSTEM)
+COMMON = ("id", "weight", *SYSTEM, *CATEGORY)
 OTHER_NAMES = {"response_w": "chosen", "response_l": "rejected", "chosen_text": "chosen", "rejected_text": "rejected"}
 
 
@@ -76,7 +76,7 @@ class Format(Struct, frozen=True):
             hint = f"Here it is {known or 'token_weights in each entry of the list'}."
             raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         raw = RawRow(value, place, self.keys(value))
-        row = replace(self.build(raw), id=raw.id, weight=raw.weight, answer=raw.answer)
+        row = replace(self.build(raw), id=raw.id, weight=raw.weight, answer=raw.answer, category=raw.category)
         read = {
             *COMMON,
             *self.optional,

@@ -19,6 +19,7 @@ from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeigh
 
 SYSTEM = ("system", "system_prompt")
 ANSWERS = ("ground_truth", "answer", "solution", "reward_model")
+CATEGORY = ("category", "subset")
 
 
 class RawRow:
@@ -62,6 +63,10 @@ class RawRow:
             if text.strip():
                 return text
         return None
+
+    @property
+    def category(self) -> str:
+        return next((value for key in CATEGORY if isinstance(value := self.value.get(key), str)), "")
 
     @property
     def weight(self) -> float:

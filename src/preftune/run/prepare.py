@@ -17,6 +17,7 @@ from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.model.budget import attention_crossover, pack_budget
 from preftune.model.policy import Policy
+from preftune.objective import of_scores
 from preftune.pack.plan import Packing
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
@@ -85,9 +86,16 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
 
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
-    """Prepare to score all rows of data.train as one step; the run has its open keys filled in. Raises UserError."""
-    run, dataset, notes = _matched(run, load_dataset, full_batch=True)
-    policy = load_policy(run, dataset, notes, dist)
+    """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
+    asks about rows of every kind. Raises UserError."""
+    if of_scores(run.objective):
+        dataset, notes = load_dataset(run), {}
+        groups = [replace(group, columns={}) for group in dataset.train]
+        dataset = replace(dataset, train=groups)
+        emit(Note("loading the model"))
+    else:
+        run, dataset, notes = _matched(run, load_dataset, full_batch=True)
+    policy = load_policy(run, dataset, notes, dist, fresh=False)
     run, packing = _with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(

@@ -16,7 +16,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     responses: one int32 array each, the end-of-turn token included once (unless the response was cut).
     ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) for a single one, () for a task.
     good: whether the response of a rating was called good; None where nobody said.
-    preferred, scores, weight: as in the row.
+    preferred, scores, weight, category: as in the row.
     columns: numbers of tokens, one float32 array (tokens,) a response under each name. "weight" is what a token counts
     (1 each where there is no such column), "reference" its log-probability under the reference.
     """
@@ -31,6 +31,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     preferred: float = 1.0
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    category: str = ""
     columns: dict[str, tuple[np.ndarray, ...]] = {}
 
     @property

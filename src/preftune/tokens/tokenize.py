@@ -104,7 +104,7 @@ def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip",
         good=not isinstance(row, Rating) or row.good,
         preferred=row.preferred if isinstance(row, Pair) else 1.0,
         scores=row.scores if isinstance(row, Pair | Ranking) else None if score is None else (score,),
-        weight=row.weight,
+        weight=row.weight, category=row.category,
     )  # fmt: skip
 
 
