@@ -62,6 +62,12 @@ def test_nobody_listens() -> None:
         get("http://no-such-host.invalid/x")
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://host:99999999", "http://host:x", "http://\u00e9..b/", "x"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UserError, match="is no address of a server|no server answers"):
+        get(url)
+
+
 def test_a_server_that_is_slow_or_sends_drop_by_drop() -> None:
     def slow(path: str, body: object) -> tuple[int, object]:
         time.sleep(1)

@@ -41,11 +41,11 @@ def ask(
     """
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers)
-    direct = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-    opener = urllib.request.build_opener(_NoRedirect, *direct)
     deadline = time.monotonic() + time_limit
     try:
+        request = urllib.request.Request(url, data, headers)
+        direct = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+        opener = urllib.request.build_opener(_NoRedirect, *direct)
         with opener.open(request, timeout=time_limit) as response:
             return _body(response, deadline).decode()
     except urllib.error.HTTPError as error:
@@ -62,6 +62,8 @@ def ask(
         raise UserError(message, location=location, hint="Start it, or mend the address.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{url} answers with something that is no text.", location=location) from error
+    except (http.client.InvalidURL, ValueError, OverflowError) as error:
+        raise UserError(f"{url} is no address of a server.", location=location) from error
     except (http.client.HTTPException, OSError) as error:
         message = f"{url} breaks off: {type(error).__name__}."
         raise UserError(message, location=location, hint="Look at the server's own log.") from error
