@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tokens.conftest import CHAT, byte_level, sentence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from preftune.errors import UserError
+from preftune.model.scalar import load_reward_model, model_scores
 from preftune.rollout.reward_model import ModelScorer
 from preftune.rollout.scorers import Answered, answered_task
 from preftune.rollout.tasks import Task, tasks_of
@@ -67,6 +69,29 @@ def test_the_same_tokenizer_reads_the_drawn_ids_as_a_real_model_does(byte_level:
     direct = [one(np.concatenate([task.prompt_ids, ids])) for task in answered for ids in task.ids]
     assert scores.tolist() == direct
     assert len(set(direct)) == 5
+
+
+def test_a_loaded_reward_model_says_what_transformers_says(byte_level: Make, tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    config = AutoConfig.for_model("llama", **{**SMALL, "vocab_size": len(tokenizer), "num_labels": 1})
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    policy = load_reward_model(str(tmp_path))
+    answered = [
+        drawn(tokenizer, CHATTED, ["the cat", "a dog", "the cat", "the"], cut=[1, 3]),
+        drawn(tokenizer, "the", [" mat", "", "x"]),
+        drawn(tokenizer, CHATTED, ["the cat sat"]),
+    ]
+    made = ModelScorer(lambda groups: model_scores(policy, groups, 64), tokenizer, tokenizer, 999)
+    with torch.no_grad():
+        direct = [
+            float(model(torch.tensor([[*task.prompt_ids.tolist(), *ids.tolist()]])).logits[0, 0])
+            for task in answered
+            for ids in task.ids
+        ]
+    np.testing.assert_allclose(made.score(answered), direct, atol=1e-5)
+    assert np.std(direct) > 1e-3
 
 
 @pytest.mark.parametrize("prompt", ["the cat:", CHATTED], ids=["text", "chat"])
