@@ -59,6 +59,8 @@ def _refuse_reward(run: Run, rollout: Rollout) -> None:
         raise UserError("nothing scores what is drawn.", location="reward",
                         hint="Give it a [reward] table with model, function or verify.")  # fmt: skip
     judges = [reward for reward in reward_tables(run) if reward.judge]
+    if judges and len(reward_tables(run)) > 1:
+        raise UserError("a judge stands alone, since it gives no score.", location="reward", hint="Remove the others.")
     if bool(judges) != (rollout.labels == "judge"):
         raise UserError('a judge and rollout.labels = "judge" need each other.', location="reward",
                         hint="Give both or neither.")  # fmt: skip

@@ -30,7 +30,6 @@ LABELS = (
     "the better one is preferred; drawn: which is preferred, drawn from it; ranks: the better one; judge: what a "
     "pairwise judge says."
 )
-SERVER = "Address of a vLLM server that draws, such as `http://127.0.0.1:8000`; this process draws if not given."
 
 
 class Rollout(Table, frozen=True):
@@ -46,11 +45,6 @@ class Rollout(Table, frozen=True):
     epochs: Annotated[int, about(EPOCHS, also="num_iterations ppo_epochs num_ppo_epochs", ge=1)] = 1
     temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
     labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
-    server: Annotated[str | None, about(SERVER, also="vllm_server_base_url vllm_server_host", identity=False)] = None
-
-    def __post_init__(self) -> None:
-        if self.server is not None and not URL.fullmatch(self.server):
-            raise ValueError(f'server is "{self.server}", which is no address such as http://127.0.0.1:8000')
 
     @property
     def phase_tasks(self) -> int:
@@ -71,7 +65,7 @@ JUDGE = (
     'For `labels = "judge"`: a function (prompt, first, second) -> probability that the first is better, named as in '
     "`function`, or the address of an OpenAI-compatible server."
 )
-WEIGHT = "Factor of this score in the sum of all."
+WEIGHT = "Factor of this score in the sum of all; 0 for one that is measured and not learned from."
 MISSING_END = "Subtracted from the score of a response that was cut before its end."
 TIME_LIMIT = "Seconds that one call of a function, or of a judge's server, may take."
 SOURCES = ("model", "function", "verify", "judge")
@@ -110,8 +104,6 @@ class Reward(Table, frozen=True):
             raise ValueError("time_limit has no effect without function or judge")
         if self.judge is not None and (self.weight != 1 or self.missing_end):
             raise ValueError("a judge gives no score, so weight and missing_end have no effect")
-        if self.weight == 0:
-            raise ValueError("weight is 0; leave the reward out instead")
 
     @property
     def name(self) -> str:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 START = "start_draws.safetensors"  # what the reference drew to the held-out prompts, from which the ceiling follows
 SEED = 1 << 40  # beyond every phase's number
-DRAWN = 1024  # responses of the reference, once a run, from which the ceiling follows
-FEWEST = 10  # a prompt, of them, that the ceiling has to rest on: the effective number after tilting
+DRAWN = 2048  # responses of the reference, once a run, from which the ceiling follows
+FEWEST = 5  # a prompt, of them, that the ceiling has to rest on: the effective number after tilting
 
 
 @dataclass(frozen=True)

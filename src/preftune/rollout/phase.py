@@ -31,9 +31,10 @@ from preftune.record.schema import PHASE
 from preftune.rollout import numbers as files_of_phases
 from preftune.rollout.config import Rollout
 from preftune.rollout.draw import Sampler
+from preftune.rollout.judges import PairwiseJudge, judged, preferred
 from preftune.rollout.labels import labeled
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.scorers import SummedScorer, answered_task
+from preftune.rollout.scorers import Answered, SummedScorer, answered_task
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
 
@@ -64,6 +65,7 @@ class Online:
     anchor: Policy | None
     sampler: Sampler
     scorer: SummedScorer
+    judge: PairwiseJudge | None
     tokenizer: PreTrainedTokenizerBase
     packing: Packing
     record: Path
@@ -134,6 +136,8 @@ class Online:
         drawn = time.monotonic()
         numbers = self._with_policy(tasks, numbers)
         numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
+        if self.judge is not None:
+            numbers = with_votes(self.judge, tasks, numbers, self.tokenizer, self.dist)
         readers = {"reference": self._reference, "value": self.models.value}
         for name, model in readers.items():
             if model is not None:
@@ -226,20 +230,41 @@ def score(
 ) -> Numbers:
     """The numbers with the scores, each rank asking for its share of the tasks."""
     count = len(numbers.lengths) // len(tasks)
-    responses = numbers.by_response(numbers.ids)
-    mine = range(dist.rank, len(tasks), dist.world_size)
+    mine, answered = answered_by(dist, tasks, numbers, tokenizer)
+    table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
+    if answered and scorer.parts:
+        given = scorer.scores(answered)
+        columns = np.column_stack([given.total, *(given.by_name[part.name] for part in scorer.parts)])
+        table[mine] = torch.from_numpy(columns).view(len(answered), count, -1)
+    total, *each = dist.sum(table).flatten(0, 1).T.numpy()
+    scores = np.column_stack(each) if each else np.empty((len(total), 0))
+    return replace(numbers, score=total.copy(), scores=scores)
+
+
+def with_votes(
+    judge: PairwiseJudge, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase, dist: Distributed
+) -> Numbers:
+    """The numbers with what a judge says of each two responses to a prompt; a response's score is its mean vote."""
+    count = len(numbers.lengths) // len(tasks)
+    mine, answered = answered_by(dist, tasks, numbers, tokenizer)
+    table = torch.zeros(len(tasks), count, count, dtype=torch.float64)
+    for i, said in zip(mine, judged(judge, answered) if answered else (), strict=True):
+        table[i] = torch.from_numpy(preferred(said))
+    votes = dist.sum(table).flatten(0, 1).numpy()
+    return replace(numbers, preferred=votes, score=(votes.sum(1) - 0.5) / max(1, count - 1))
+
+
+def answered_by(
+    dist: Distributed, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[Answered]]:
+    """The tasks that this rank asks about, by index, and as what scorers and judges see."""
+    count, responses = len(numbers.lengths) // len(tasks), numbers.by_response(numbers.ids)
+    mine = list(range(dist.rank, len(tasks), dist.world_size))
     parts = [slice(i * count, (i + 1) * count) for i in mine]
-    answered = [
+    return mine, [
         answered_task(tasks[i], responses[part], numbers.ended[part].tolist(), tokenizer)
         for i, part in zip(mine, parts, strict=True)
     ]
-    table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
-    if answered:
-        scores = scorer.scores(answered)
-        columns = np.column_stack([scores.total, *(scores.by_name[part.name] for part in scorer.parts)])
-        table[list(mine)] = torch.from_numpy(columns).view(len(answered), count, -1)
-    total, *each = dist.sum(table).flatten(0, 1).T.numpy()
-    return replace(numbers, score=total.copy(), scores=np.column_stack(each))
 
 
 def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[TokenGroup]:

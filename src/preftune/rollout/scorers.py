@@ -178,7 +178,7 @@ class SummedScorer:
             scores = by_name[part.name] = part.scorer.score(answered)
             can_say = ~np.isnan(scores)
             total += np.where(can_say, part.weight * (np.nan_to_num(scores) - part.missing_end * cut), 0.0)
-            said |= can_say
+            said |= can_say & (part.weight != 0)
         if not said.all():
             places = [(task.place, k) for task in answered for k in range(1, len(task.responses) + 1)]
             place, number = places[int(np.argmin(said))]

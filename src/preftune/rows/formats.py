@@ -162,9 +162,7 @@ def _fitting_shape(shape: tuple[tuple[str, bool], ...]) -> Format | None:
     value = {key: "" if blank else "text" for key, blank in shape}
     bare = not any(may_be_response(key) for key in value if key not in PROMPT.split("|"))
     filled = [
-        (form, keys)
-        for form in FORMATS
-        if len(keys := form.keys(value)) == len(form.slots) and (bare or not form.bare)
+        (form, keys) for form in FORMATS if len(keys := form.keys(value)) == len(form.slots) and (bare or not form.bare)
     ]
     full = (form for form, keys in filled if all(value[key] for slot, key in keys.items() if slot != "prompt"))
     return next(full, filled[0][0] if filled else None)

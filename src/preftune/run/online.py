@@ -35,6 +35,7 @@ from preftune.reference.moving import MovingReference
 from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.judges import judge_of
 from preftune.rollout.phase import Online
 from preftune.rollout.reward_model import ModelScorer
 from preftune.rollout.samples import Samples, chosen_prompts
@@ -72,6 +73,10 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         digests["reference"] = anchor.weights.digest()
     scorer = scorer_of_run(run, tasks, policy, digests, notes)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
+    judge = None
+    if named := [reward for reward in reward_tables(run) if reward.judge]:
+        judge, judge_digests = judge_of(named[0])
+        digests |= judge_digests
     value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
         digests["value"] = value.weights.digest()
@@ -94,6 +99,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         anchor=None if follows else anchor,
         sampler=sampler,
         scorer=scorer,
+        judge=judge,
         tokenizer=tasks.dataset.tokenizer,
         packing=packing,
         record=Path(run.out).expanduser(),
@@ -102,7 +108,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     )
     starts_at_reference = digests.get("reference") == digests["model"]
     held_out = None
-    if tasks.held_out:
+    if tasks.held_out and judge is None:  # a judge compares two responses, and gives no score to follow
         if len(tasks.held_out) > MEASURED:
             notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
         held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, source.anchor,
@@ -192,7 +198,8 @@ def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, s
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
 
-    scorer = scorer_of(reward_tables(run) or run.reward, load_model)
+    tables = [reward for reward in reward_tables(run) if not reward.judge]
+    scorer = scorer_of(tables if reward_tables(run) else run.reward, load_model)
     digests |= scorer.digests
     return scorer
 
