@@ -52,7 +52,6 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (Reward, {"verify": "exact", "pattern": "a"}, "need each other"),
     (Reward, {"verify": "exact", "time_limit": 1.0}, "time_limit has no effect"),
     (Reward, {"verify": "exact", "missing_end": -1.0}, "Expected `float` >= 0.0"),
-    (Reward, {"verify": "exact", "weight": 0.0}, "weight is 0"),
     (Reward, {"judge": "judges.py:f", "weight": 2.0}, "gives no score"),
     (Reward, {"verify": "words"}, "Invalid enum value"),
     (Reward, {"modle": "m"}, "unknown field"),

@@ -50,7 +50,6 @@ from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
-ROWS = 256  # responses of a phase that the sampler is fast with
 MEASURED = 64  # held-out prompts that are drawn to at most
 
 
@@ -58,7 +57,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
     rollout = run.rollout
     assert rollout is not None
-    rollout = replace(rollout, tasks=rollout.tasks or max(1, ROWS // rollout.responses))
+    rollout = replace(rollout, tasks=rollout.phase_tasks)
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
     if run.objective.variant:
@@ -90,7 +89,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
-        rows=min(run.batch.rows, rollout.tasks or 1),
+        rows=min(run.batch.rows, rollout.phase_tasks),
         limit=run.optim.steps,
         rollout=rollout,
         seed=run.seed,
@@ -159,7 +158,7 @@ def group_of(task: Task) -> TokenGroup:
 
 def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:
     """Which tasks each phase draws to; where updates are limited, phases enough for them."""
-    return make_plan([1] * tasks, rows=rollout.tasks or 1, tokens=tasks, seed=run.seed, steps=run.optim.steps,
+    return make_plan([1] * tasks, rows=rollout.phase_tasks, tokens=tasks, seed=run.seed, steps=run.optim.steps,
                      epochs=run.optim.epochs)  # fmt: skip
 
 
