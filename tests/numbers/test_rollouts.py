@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import exact
 import pytest
@@ -233,6 +234,16 @@ def test_what_the_two_oracles_see(name: str) -> None:
     assert passes == (name in RIGHT)
     if not passes:
         assert at_optimum > 0.1 or cosine < 0.98
+
+
+def test_the_page_has_these_figures() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trade-off.md").read_text().partition("## Why the KL")[2]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    written = {name: [float(cell) for cell in cells] for name, *cells in rows if name in VARIANTS}
+    assert len(written) == 14
+    for name, cells in written.items():
+        variant = VARIANTS[name]
+        assert cells == pytest.approx([variant.at_optimum, variant.cosine, variant.size], abs=5.1e-4), name
 
 
 def test_the_zero_alone_is_blind() -> None:

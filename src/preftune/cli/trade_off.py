@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from preftune.tradeoff.results import Results
 
 PAGE, FIGURES = "trade-off.html", "results.json"
+WIDTH = 96  # below which a figure would part from its interval
 
 
 def trade_off(*, out: Path = Path("trade-off")) -> None:
@@ -43,7 +44,7 @@ def trade_off(*, out: Path = Path("trade-off")) -> None:
         files.write_json(out / FIGURES, msgspec.to_builtins(results))
         files.write(out / PAGE, study_page(study(results)))
     _print(results)
-    print(f"\n{results.seconds:.0f} seconds\n\npage  {out / PAGE}")
+    print(f"\n{results.seconds:.0f} seconds of one core\n\npage  {out / PAGE}")
 
 
 def _print(results: Results) -> None:
@@ -55,11 +56,13 @@ def _print(results: Results) -> None:
     best = next(p for p in results.ceiling if p.beta == results.beta)
     title = f"beta {results.beta:g}: the best policy has KL {best.kl:.2f} and reward {best.reward:.2f}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in OUTCOME_COLUMNS:
+    columns = [column for column in OUTCOME_COLUMNS if column != "beta"]
+    for column in columns:
         left = column in ("method", "learned from")
         table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for o in results.frontier:
         if o.beta in (results.beta, None):
-            beta = "" if o.beta is None else f"{o.beta:g}"
-            table.add_row(o.method, o.source, beta, o.kl.text(), o.reward.text(), o.gap.text(3))
-    Console(highlight=False).print(table)
+            table.add_row(o.method, o.source, o.kl.text(), o.reward.text(), o.gap.text(3))
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
+    console.print(table)

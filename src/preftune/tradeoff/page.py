@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from preftune.report.charts import Chart, Series
 from preftune.report.study import Panel, Study
@@ -23,8 +23,8 @@ def study(results: Results) -> Study:
     panels = [_frontier(results), _objectives(results), _courses(results), _explored(results), _shifted(results),
               _weak(results), _noise(results), _settings(results)]  # fmt: skip
     foot = (
-        f"Made by preftune in {results.seconds:.0f} seconds: {results.runs} independent runs of a world of 4 prompts "
-        "and 121 responses, in which every KL, every reward and the best policy are sums over all responses."
+        f"Made by preftune in {results.seconds:.0f} seconds of one core: {results.runs} independent runs of a world of "
+        "4 prompts and 121 responses, in which every KL, every reward and the best policy are sums over all responses."
     )
     return Study("trade-off", "DPO and RLHF under the ceiling that theory gives", _lead(results), panels, foot)
 
@@ -57,13 +57,7 @@ def _ceiling(results: Results, up_to: float) -> Series:
 
 
 def _frontier(results: Results) -> Panel:
-    series = [_ceiling(results, 6.5)]
-    for (name, source), color in CURVES.items():
-        points = sorted(
-            (o.kl.value, o.reward.value) for o in results.frontier if (o.method, o.source) == (name, source)
-        )
-        label = f"{name}, {source}" if source == "true reward" else name
-        series.append(Series(label, color, [kl for kl, _ in points], [reward for _, reward in points], "dots"))
+    series = [_ceiling(results, 6.5), *_curves(results, lambda o: (o.kl.value, o.reward.value))]
     drawn = [o for o in results.frontier if o.method.startswith("best of") and o.source == "true reward"]
     series.append(
         Series("Best of 2 to 64", "muted", [o.kl.value for o in drawn], [o.reward.value for o in drawn], "dots")
@@ -75,7 +69,7 @@ def _frontier(results: Results) -> Panel:
     distance = Chart("gap", "What is lost at each beta", "reward below the best of that KL",
         "Lower is better. PPO on the true reward loses next to nothing; RLOO, GRPO and online DPO with soft labels are "
         "as near, and are left out here.", "beta",
-        _gaps(results), floor=True)  # fmt: skip
+        _curves(results, lambda o: (o.beta or 0.0, o.gap.value)), floor=True)  # fmt: skip
     text = (
         "Reward against KL from the reference, under the reward that the best policy of each KL has. Methods on the "
         "true reward come near the optimum of their beta, all but two: online DPO on ranks alone, and GRPO as it is "
@@ -84,14 +78,14 @@ def _frontier(results: Results) -> Panel:
     return Panel("Every method under the ceiling", text, [chart, distance], OUTCOME_COLUMNS, _rows(results.frontier))
 
 
-def _gaps(results: Results) -> list[Series]:
+def _curves(results: Results, place: Callable[[Outcome], tuple[float, float]]) -> list[Series]:
+    """One line a method of CURVES, a dot a beta."""
     series = []
     for (name, source), color in CURVES.items():
-        points = sorted(
-            (o.beta, o.gap.value) for o in results.frontier if (o.method, o.source) == (name, source) and o.beta
-        )
+        own = [o for o in results.frontier if (o.method, o.source) == (name, source)]
+        dots = sorted(place(outcome) for outcome in own)
         label = f"{name}, {source}" if source == "true reward" else name
-        series.append(Series(label, color, [beta for beta, _ in points], [gap for _, gap in points], "dots"))
+        series.append(Series(label, color, [x for x, _ in dots], [y for _, y in dots], "dots"))
     return series
 
 

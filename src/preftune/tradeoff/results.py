@@ -109,7 +109,7 @@ class Ceiling(Struct, frozen=True):
 class Results(Struct, frozen=True):
     """Everything. frontier: the methods at three betas; objectives: all that learn from pairs, at one beta; rounds: a
     second round of pairs; weak: by how far the reference was turned away; noise: slope of the margin on the reward by
-    the share of wrong labels, over 1 / beta."""
+    the share of wrong labels, over 1 / beta; seconds: of one core."""
 
     runs: int
     beta: float
