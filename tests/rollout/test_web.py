@@ -64,7 +64,7 @@ def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:99999999", "http://host:x", "http://\u00e9..b/", "x"])
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(UserError, match="is no address of a server|no server answers"):
+    with pytest.raises(UserError, match=r"is no address of a server|no server answers"):
         get(url)
 
 
