@@ -10,7 +10,7 @@ from making import save_model, save_pairs
 from rich.console import Console
 
 from preftune.cli.demo import _print
-from preftune.cli.outcome import metrics_table
+from preftune.cli.view import metrics_table
 from preftune.demo.measure import Comparison, Line
 from preftune.record.reader import ExtraTable, Rewrite
 from preftune.record.schema import EVALUATION

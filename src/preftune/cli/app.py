@@ -27,7 +27,8 @@ app = App(
 )
 app.register_install_completion_command()
 for position, (verb, line) in enumerate(VERBS.items()):
-    app.command(f"preftune.cli.{verb}:{verb}", name=verb, help=line, sort_key=position)
+    module = "demo" if verb == "demo" else "verbs"
+    app.command(f"preftune.cli.{module}:{verb}", name=verb, help=line, sort_key=position)
 
 
 def call(words: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -52,6 +52,11 @@ class Key(Struct, frozen=True):
     def path(self) -> str:
         """How a run names it: `objective` for `objective.name`, which chooses the whole table."""
         return self.table if self.type == "choice" else self.name
+
+    @property
+    def bounded_type(self) -> str:
+        """Its type with its bound."""
+        return f"{self.type} {self.bound}".strip()
 
 
 class Choice(NamedTuple):
@@ -107,6 +112,15 @@ def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], c
         if name in choices():
             for preset, (_, summary, *_) in choices()[name].presets.items():
                 yield Key(f"{name}.{choices()[name].tag}", "choice", _json(preset), "", summary, preset)
+
+
+def markdown(shown: Sequence[Key]) -> str:
+    """These keys as a table."""
+    lines = ["| key | of | type | default | meaning |", "|---|---|---|---|---|"]
+    for key in shown:
+        cells = [f"`{key.name}`", key.choice, key.bounded_type, f"`{key.default}`" if key.default else "", key.meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def schema() -> dict[str, Any]:
