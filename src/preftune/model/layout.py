@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from preftune.pack.batch import Batch
-from preftune.pack.trie import Trie
-from preftune.pack.visible import Block, blocks, visible
+from preftune.pack.trie import Block, Trie, blocks, visible
 
 T = TypeVar("T")
 MIN_SAVING = 0.1  # share of unread rows below which moving rows about costs more than leaving them out saves
