@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +97,9 @@ def _policy(*scripts: str) -> str:
         "form-action 'none'"  # fmt: skip
 
 
+@cache
 def _environment() -> Environment:
+    """What renders the page; its template is compiled once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -12,7 +12,7 @@ from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.model import load
 from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
-from preftune.model.verify import try_longest
+from preftune.model.probe import try_longest
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.reference.config import Moving

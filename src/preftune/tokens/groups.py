@@ -42,6 +42,11 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
         """Tokens of the prompt and of all responses: what a trie of this group alone holds at most."""
         return len(self.prompt) + sum(map(len, self.responses))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longest response."""
+        return len(self.prompt) + max(map(len, self.responses))
+
     def column(self, name: str) -> tuple[np.ndarray, ...] | None:
         """The numbers of a column, response by response; None where the group has no such column."""
         return self.columns.get(name)
