@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,5 +60,5 @@ def preview(run: Run, rows: Rows) -> Preview:
     checkpointing = run.model.checkpointing
     memory = expected(dataset.config, parameters, tokens=budget, weight_bytes=size, checkpointing=checkpointing)
     if isinstance(run.reference, Moving):
-        memory = Expected(memory.weights + parameters * size, memory.gradients, memory.moments, memory.activations)
+        memory = replace(memory, weights=memory.weights + parameters * size)
     return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))
