@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from preftune.distributed import Distributed
@@ -48,10 +47,8 @@ class MovingReference:
                 part.copy_(torch.from_numpy(scored[i]))
         flat = torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)  # zeros where others scored
         table = dist.sum(flat).split(counts)
-        return {i: _with_reference(groups[i], values.numpy()) for i, values in zip(step.order, table, strict=True)}
-
-
-def _with_reference(group: TokenGroup, token_logp: np.ndarray) -> TokenGroup:
-    """token_logp: of all responses of the group, one after the other."""
-    stops = np.cumsum([len(response) for response in group.responses])[:-1]
-    return group.with_column("reference", tuple(np.split(token_logp, stops)))
+        filled: dict[int, TokenGroup] = {}
+        for i, values in zip(step.order, table, strict=True):
+            by_response = values.split([len(response) for response in groups[i].responses])
+            filled[i] = groups[i].with_column("reference", tuple(part.numpy() for part in by_response))
+        return filled
