@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from preftune import objective as o
-from preftune.config.explain import keys
+from preftune.config.explain import keys, markdown
 from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.presets import NAMES, PRESETS
@@ -53,9 +53,7 @@ against a margin of -20 to 20 nats, each scaled to the picture.
 KEYS = """# Keys
 
 Every key of a run, as `preftune keys` prints them. *of*: the choice of objective, reference or aggregate that has it.
-
-| key | of | type | default | meaning |
-|---|---|---|---|---|"""
+"""
 RECORD = """# The record
 
 A run folder holds `run.toml` (the whole run, resolved), `identity.json` (what decides its result),
@@ -286,14 +284,7 @@ def names() -> list[str]:
 
 def keys_page() -> str:
     """Every key of a run."""
-    lines = [KEYS]
-    for key in keys():
-        kind = f"{key.type} {key.bound}".strip().replace("|", "\\|")
-        default = f"`{key.default}`" if key.default else ""
-        lines.append(
-            f"| `{key.name}` | {key.choice} | {kind} | {default} | {key.meaning.replace('|', chr(92) + '|')} |"
-        )
-    return "\n".join([*lines, ""])
+    return f"{KEYS}\n{markdown(keys())}\n"
 
 
 def record_page() -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from making import save_model, save_pairs
 
+from preftune.__main__ import main
 from preftune.errors import UserError
 from preftune.trust import refuse_code, refuse_hub_code
 
@@ -31,7 +31,9 @@ def cached(home: Path, files: dict[str, object], name: str = "some/model") -> Pa
 
 
 @pytest.mark.parametrize(("verb", "file"), [("check", "config.json"), ("train", "tokenizer_config.json")])
-def test_code_of_a_cached_repository_does_not_run_after_a_yes(verb: str, file: str, tmp_path: Path) -> None:
+def test_code_of_a_cached_repository_does_not_run_after_a_yes(
+    verb: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As a person or a pipe would answer it."""
     snapshot = cached(tmp_path / "hf", {})
     save_model(tmp_path / "plain")
@@ -50,13 +52,16 @@ def test_code_of_a_cached_repository_does_not_run_after_a_yes(verb: str, file: s
     (snapshot / file).write_text(json.dumps(content))
     words = ["model.path=some/model", f"data.train={tmp_path / 'pairs.jsonl'}", "reference.path=some/model"]
     words += [f"out={tmp_path / 'run'}"] if verb == "train" else []
-    done = subprocess.run(
-        [sys.executable, "-m", "preftune", verb, *words], input="y\n" * 9, capture_output=True, text=True, check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert 'asks for code of its own ("auto_map")' in done.stderr
-    assert "[y/N]" not in done.stdout + done.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    monkeypatch.setattr("sys.argv", ["preftune", verb, *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exited:
+        main()
+    written = "".join(capsys.readouterr())
+    assert exited.value.code == 2, written
+    assert 'asks for code of its own ("auto_map")' in written
+    assert "[y/N]" not in written
     assert not (tmp_path / "ran").exists()
 
 

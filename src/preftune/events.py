@@ -6,10 +6,10 @@ the record's JSON lines, the terminal, a tracker, or a function of the caller.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 Metrics = Mapping[str, float | int | None]
 
@@ -61,12 +61,7 @@ class PhaseDrawn(NamedTuple):
 
 
 Event = Progress | Note | Happened | StepDone | Evaluated | PhaseDrawn
-
-
-class Sink(Protocol):
-    """A reader of events."""
-
-    def __call__(self, event: Event, /) -> None: ...
+Sink = Callable[[Event], object]  # a reader of events
 
 
 _sinks: ContextVar[tuple[Sink, ...]] = ContextVar("sinks", default=())

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,7 +82,7 @@ def make(folder: Path, mode: int = 0o777) -> None:
             sync(path.parent)
 
 
-def usable(folder: Path, mode: int = 0o777) -> None:
+def usable(folder: Path, mode: int) -> None:
     """Make a folder, and raise UserError where nothing can be written in it: now, and not after hours of work."""
     with reported(folder):
         make(folder, mode)
@@ -145,6 +145,11 @@ class Lines:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a whole file of JSON lines atomically."""
+    write(path, "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from making import save_model, save_pairs
 from rich.console import Console
 
 from preftune.cli.demo import _print
-from preftune.cli.outcome import metrics_table
+from preftune.cli.view import metrics_table
 from preftune.demo.measure import Comparison, Line
 from preftune.record.reader import ExtraTable, Rewrite
 from preftune.record.schema import EVALUATION
@@ -30,18 +30,6 @@ def test_a_config_of_another_size_is_named_with_both_sizes(run) -> None:
     code, output = run("train", "model.path=m", "data.train=p.jsonl")
     assert code == 2
     assert "model.path: m: lm_head.weight is 64 x 32 in its weights, but 70 x 32 by its config.json." in output
-
-
-def test_a_second_sweep_does_not_mix_with_the_first(run) -> None:
-    words = ["sweep", "model.path=m", "data.train=p.jsonl", "optim.steps=1", "--out", "s"]
-    assert run(*words, "objective.beta=0.1,0.2")[0] == 0
-    page = Path("s/compare.html").read_text()
-    code, output = run(*words, "objective.beta=0.3,0.4")
-    assert code == 2
-    assert "--out s: another sweep is here already (objective.beta=0.1). Go on with --resume" in output
-    assert Path("s/compare.html").read_text() == page
-    assert not Path("s/objective.beta=0.3").exists()
-    assert run(*words, "objective.beta=0.2,0.3", "--resume")[0] == 0
 
 
 def test_the_table_of_metrics_is_a_line_a_metric_at_80_columns() -> None:

@@ -111,23 +111,42 @@ def test_wrong_keys_are_named_with_the_mend(word: str) -> None:
 
 
 BROKEN = [
-    ("r.toml", b"seed = 1\nseed = 2\n", "is not valid TOML"),
-    ("r.toml", b"seed = = 1", "is not valid TOML"),
-    ("r.toml", b"seed = 1\n\xff", "is not UTF-8 text: byte 10"),
-    ("r.toml", b"[optim]\nclip = inf\n", "optim.clip: must be a finite number"),
-    ("r.yaml", b"a: &x [1]\nb: *x", "is not valid YAML: aliases are not allowed"),
-    ("r.yaml", b"!!python/object:os.x {}", "is not valid YAML"),
-    ("r.yaml", b"- 1", "does not hold keys and values"),
-    ("r.json", b"[1]", "does not hold keys and values"),
-    ("r.json", b"[" * 100000, "is not valid JSON"),
+    ("r.toml", b"seed = 1\nseed = 2\n", "r.toml: is not valid TOML"),
+    ("r.toml", b"seed = = 1", "r.toml: is not valid TOML"),
+    ("r.toml", b"seed = 1\n\xff", "r.toml: is not UTF-8 text: byte 10"),
+    ("r.toml", b"[optim]\nclip = inf\n", "r.toml: optim.clip: must be a finite number"),
+    ("r.toml", b"a = " + b"[" * 900 + b"]" * 900, "r.toml"),
+    ("r.yaml", b"a: &x [1]\nb: *x", "r.yaml: is not valid YAML: aliases are not allowed"),
+    ("r.yaml", b"!!python/object:os.x {}", "r.yaml: is not valid YAML"),
+    ("r.yaml", b"a: [\n\x1b: x\n", "is not valid YAML"),
+    ("r.yaml", b"- 1", "r.yaml: does not hold keys and values"),
+    ("r.yaml", b"seed: 1\nseed: 2\n", 'the key "seed" stands there twice'),
+    ("r.yaml", b"optim: {lr: 1.0, lr: 2.0}\n", 'the key "lr" stands there twice'),
+    ("r.yaml", b"seed: 1:20\n", "seed: must be a whole number, got text"),  # to the base of 60
+    ("r.yaml", b"optim: {lr: 1:20.5}\n", "optim.lr: must be a number, got text"),
+    ("r.yaml", b"a: " + b"[" * 900 + b"]" * 900, "r.yaml"),
+    ("r.json", b"[1]", "r.json: does not hold keys and values"),
+    ("r.json", b"[" * 100_000, "r.json: is not valid JSON"),
+    ("r.json", b'{"seed": 1, "seed": 2}', 'the key "seed" stands there twice'),
+    ("r.json", b'{"optim": {"lr": 1e-6, "lr": 1e-5}}', 'the key "lr" stands there twice'),
+    ("r.json", b'{"data": {"train": "a\\u0000b"}}', "data.train: holds a zero character"),
+    ("r.json", b'{"data": {"train": ["\\udfff"]}}', "data.train: holds a zero character"),
+    ("r.json", b'{"out": "\\ud800"}', "out: holds a zero character or half of one"),
+    ("r.json", b'{"data": ' + b"[" * 900 + b"]" * 900 + b"}", "data: values are nested too deeply"),
+    ("r.json", b'{"a": ' * 900 + b"1" + b"}" * 900, "a: values are nested too deeply"),
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), BROKEN)
-def test_broken_files_are_one_error(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+@pytest.mark.parametrize(("name", "content", "sentence"), BROKEN, ids=range(len(BROKEN)))
+def test_broken_files_are_one_error_and_no_file_is_half_read(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}: {re.escape(sentence)}"):
+    with pytest.raises(UserError) as raised:
         load(tmp_path / name)
+    assert sentence in str(raised.value)
+    assert raised.value.code == 2
+    assert "\n" not in str(raised.value)
 
 
 def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:

@@ -420,11 +420,6 @@ class TestPlaces:
         assert len(str(caught.value)) < 200
 
 
-def test_the_corpus_is_large_enough() -> None:
-    assert len(CASES) > 100
-    assert {case.outcome for case in CASES.values()} == {"refused", "skipped", "noted", "read"}
-
-
 def test_odd_texts_come_out_as_they_went_in(place: Path) -> None:
     for case in CONTENT:
         if case.outcome == "read":

@@ -71,7 +71,7 @@ def commands() -> list[str]:
 def test_commands_exist(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verb is there, its flags are, and its words make a run."""
     from preftune.cli.app import app
-    from preftune.cli.words import file_of
+    from preftune.cli.verbs import file_of
     from preftune.config.load import parse
     from preftune.config.vary import combinations
 

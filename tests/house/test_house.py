@@ -175,3 +175,19 @@ def test_every_public_name_is_there() -> None:
     assert callable(preftune.diagnose)  # no folder hides behind these names
     with pytest.raises(AttributeError):
         preftune.nothing  # noqa: B018
+
+
+def test_a_type_checker_sees_the_names_that_are_there() -> None:
+    import preftune
+
+    folder = ROOT / "src" / "preftune"
+    tree = ast.parse((folder / "__init__.py").read_text())
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("preftune")
+        for alias in node.names
+    }
+    assert seen == {**preftune._MODULE_OF, "objective": "preftune"}
+    assert sorted(seen) == sorted(preftune.__all__)
+    assert (folder / "py.typed").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,16 +25,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_of(world: Path, tmp_path: Path) -> Callable[..., Run]:
-    """A run on that world, with keys changed as dotted names with __ for the dot."""
+def run_of(keys_of: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """A run on that world in this test's folder, with keys changed as dotted names with __ for the dot."""
+    return partial(keys_of, tmp_path)
 
-    def make(**changed: object) -> Run:
+
+@pytest.fixture(scope="session")
+def keys_of(world: Path) -> Callable[..., Run]:
+    """As `run_of`, in a folder that is named."""
+
+    def make(folder: Path, **changed: object) -> Run:
         keys: dict[str, object] = {
             "model.path": str(world / "model"),
             "data.train": str(world / "pairs.jsonl"),
             "data.evaluate": str(world / "held.jsonl"),
-            "reference.store": str(tmp_path / "store"),
-            "out": str(tmp_path / "run"),
+            "reference.store": str(folder / "store"),
+            "out": str(folder / "run"),
             "batch.rows": 8,
             "batch.tokens": 200,
             "optim.lr": 1e-3,

@@ -10,6 +10,7 @@ from typing import get_args
 import msgspec
 import numpy as np
 import pytest
+from recorded import lines
 
 from preftune import objective as o
 from preftune.config.load import load
@@ -21,12 +22,6 @@ from preftune.run.train import train
 TAGS = [table.__struct_config__.tag for table in get_args(o.Single)]
 UNSET = msgspec.UNSET
 FREE = {"reference__kind": "none", "reference__store": UNSET}
-
-
-def told(out: Path, name: str = "metrics") -> list[dict]:
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "time")} for line in read_lines(out / f"{name}.jsonl")
-    ]
 
 
 def events(out: Path) -> dict[str, dict]:
@@ -54,12 +49,12 @@ def keys_of(tag: str) -> dict[str, object]:
 @pytest.mark.parametrize("tag", TAGS)
 def test_it_trains_and_says_what_it_is(tag: str, run_of: Callable[..., Run], scored: str) -> None:
     out = train(run_of(data__train=scored, data__evaluate=UNSET, data__holdout=0.2, optim__epochs=1, **keys_of(tag)))
-    lines = told(out)
-    assert len(lines) == 2
-    for line in (*lines, *told(out, "evaluations")):
+    steps = lines(out)
+    assert len(steps) == 2
+    for line in (*steps, *lines(out, "evaluations")):
         assert np.isfinite(line["loss"])
-    assert lines[0]["grad_norm"] > 0
-    assert lines[0]["chosen_incentive"] is not None
+    assert steps[0]["grad_norm"] > 0
+    assert steps[0]["chosen_incentive"] is not None
     reading = load(out / "run.toml").objective.variant
     assert events(out).get("objective", {}).get("text", "") == reading
 
@@ -73,7 +68,7 @@ def test_kto_finds_its_weights_in_all_rows_and_writes_them_down(run_of: Callable
     assert "weights 3 good, 1 bad" in events(out)["objective"]["text"]
     identity = json.loads((out / "identity.json").read_text())
     assert (identity["objective.good_weight"], identity["objective.bad_weight"]) == (3.0, 1.0)
-    assert told(out)[0]["loss"] == pytest.approx(0.5 * (3 * 4 + 12) / 16, abs=1e-6), (
+    assert lines(out)[0]["loss"] == pytest.approx(0.5 * (3 * 4 + 12) / 16, abs=1e-6), (
         "the step holds any mix, the weights one"
     )
     train(run, resume=True)  # the same rows settle the same weights, so it is the same run
@@ -83,8 +78,8 @@ def test_a_step_whose_rows_have_one_prompt_takes_its_drift_as_0(run_of: Callable
     rows = [{"prompt": f"w{n + 3}", "completion": " w5", "label": n % 2 == 0} for n in range(9)]
     file = written(tmp_path / "rows.jsonl", rows)
     out = train(run_of(data__train=file, data__evaluate=UNSET, optim__epochs=2, objective__name="kto"))
-    assert [line["drift"] is None for line in told(out)] == [False, True, False, True]
-    assert told(out)[0]["drift_error"] is not None
+    assert [line["drift"] is None for line in lines(out)] == [False, True, False, True]
+    assert lines(out)[0]["drift_error"] is not None
     assert events(out)["drift"]["steps"] == 2
     with pytest.raises(UserError, match=r"batch\.rows: no step has rows of two prompts"):
         train(
@@ -99,7 +94,7 @@ def test_what_beta_dpo_follows_goes_on_over_a_resume(run_of: Callable[..., Run],
     whole, cut = (train(run_of(out=str(tmp_path / name), **keys)) for name in ("whole", "cut"))
     states = sorted((cut / "checkpoints").glob("step-*"))
     held = json.loads((states[0] / "state.json").read_text())["ema"][0]
-    margins = [line["margin"] for line in told(whole)][: int(states[0].name[-8:])]
+    margins = [line["margin"] for line in lines(whole)][: int(states[0].name[-8:])]
     mean = margins[0]
     for margin in margins[1:]:
         mean = 0.9 * mean + 0.1 * margin
@@ -107,9 +102,9 @@ def test_what_beta_dpo_follows_goes_on_over_a_resume(run_of: Callable[..., Run],
     assert held != 0
     states[-1].rename(tmp_path / "lost")
     train(run_of(out=str(tmp_path / "cut"), **keys), resume=True)
-    assert told(cut) == told(whole)
+    assert lines(cut) == lines(whole)
     packed = train(run_of(out=str(tmp_path / "packed"), batch__tokens=60, **keys))
-    for one, other in zip(told(whole), told(packed), strict=True):
+    for one, other in zip(lines(whole), lines(packed), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
@@ -121,7 +116,7 @@ def test_weights_of_one_each_change_no_bit(run_of: Callable[..., Run], tmp_path:
         train(run_of(data__train=written(tmp_path / f"{n}.jsonl", made), out=str(tmp_path / str(n)), optim__epochs=1))
         for n, made in enumerate((rows, same, half))
     )
-    assert told(plain) == told(ones) != told(halves)
+    assert lines(plain) == lines(ones) != lines(halves)
     assert events(ones)["token_weights"]["text"] == "50 of 62 rows give token weights"
     assert "token_weights" not in events(plain)
 
@@ -136,7 +131,7 @@ def test_scores_that_some_rows_lack_are_read_in_none(run_of: Callable[..., Run],
     keys = {"data__evaluate": UNSET, "optim__epochs": 1, "objective__name": "info_nca"}
     files = [written(tmp_path / f"{n}.jsonl", made) for n, made in enumerate((rows, [*scores_of(rows[:9]), *rows[9:]]))]
     bare, mixed = (train(run_of(data__train=f, out=f[:-6], **keys)) for f in files)
-    assert told(bare) == told(mixed)
+    assert lines(bare) == lines(mixed)
     assert events(mixed)["scores"]["rows"] == 7
     assert "7 of 16 rows have no scores" in events(mixed)["scores"]["text"]
     assert "scores" not in events(bare)
@@ -200,17 +195,17 @@ def test_scores_alone_are_enough_for_what_reads_them(
     rows: list[dict], objective: str, run_of: Callable[..., Run], tmp_path: Path
 ) -> None:
     file = written(tmp_path / "rows.jsonl", rows)
-    lines = told(
+    steps = lines(
         train(run_of(data__train=file, data__evaluate=UNSET, optim__epochs=3, optim__lr=2e-4, **keys_of(objective)))
     )
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert steps[-1]["loss"] < steps[0]["loss"]
 
 
 def test_responses_are_counted(run_of: Callable[..., Run], tmp_path: Path) -> None:
     for n, (rows, objective) in enumerate(((RANKED, "dpo"), (RATED, "kto"))):
         keys = {"data__train": written(tmp_path / f"{n}.jsonl", rows), "data__evaluate": UNSET, "data__holdout": 0.3}
         out = train(run_of(**keys, optim__epochs=1, objective__name=objective, out=str(tmp_path / objective)))
-        (start, end) = told(out, "evaluations")
+        (start, end) = lines(out, "evaluations")
         assert (end["rows"], end["responses"]) == ((2, 6), (2, 2))[n]
         assert start["accuracy"] == 0.5, "a policy that equals its reference is right in half of them"
 
@@ -223,7 +218,7 @@ def test_a_margin_is_a_difference_of_scores(run_of: Callable[..., Run], tmp_path
         train(run_of(data__train=written(tmp_path / f"{n}.jsonl", m), out=str(tmp_path / str(n)), **keys))
         for n, m in enumerate(made)
     )
-    assert told(one) == told(two)
+    assert lines(one) == lines(two)
     both = written(tmp_path / "both.jsonl", [row | {"margin": 0.4} for row in scores_of(rows)])
     with pytest.raises(UserError, match=r'both\.jsonl:1.*"margin" is 0\.4, but "score_chosen" minus'):
         train(run_of(data__train=both, **keys))
@@ -241,7 +236,7 @@ def test_rows_of_several_kinds_serve_the_parts_that_they_can(
             "objective__name": "sum", "objective__parts": parts}  # fmt: skip
     one = train(run_of(out=str(tmp_path / "one"), **keys))
     small = train(run_of(out=str(tmp_path / "small"), batch__tokens=40, **keys))
-    for a, b in zip(told(one), told(small), strict=True):
+    for a, b in zip(lines(one), lines(small), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     assert events(one)["parts"]["text"] == "of 18 rows, parts of the objective see only some: rebel 12, beta_dpo 12"
     with pytest.raises(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from making import group, groups, save_model, tiny
+from recorded import lines, weights
 from safetensors.torch import load_file, save_file
 from several import on_ranks
 from steps import one_step
@@ -29,7 +30,6 @@ from preftune.run.score import score as score_rows
 from preftune.run.train import train
 from preftune.tokens.aggregate import LD, apply_aggregate
 
-CLOCKS = {"seconds", "time"}
 MIXED = o.Sum(parts=(o.DPO(), o.NLL(), o.KTO()), weights=(1.0, 0.2, 0.5))
 OBJECTIVES = (o.DPO(), o.SimPO(), o.KTO(), o.AOT(), o.BCO(), o.BetaDPO(), o.DrDPO(), o.DRO(), o.WPO(), MIXED)
 
@@ -99,14 +99,6 @@ def test_gradients_are_summed_in_pieces_and_one_that_nobody_has_stays_none(
     assert on_ranks(2, tmp_path / "on", work) == [expected] * 2
 
 
-def lines(out: Path, name: str) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
-
-
 def entries(root: Path) -> dict[bytes, np.ndarray]:
     """All of a reference store."""
     weights, _, numerics = next(root.iterdir()).name.partition("-")
@@ -156,10 +148,10 @@ def test_a_run_is_the_same_on_two_ranks(
 def test_packs_for_other_ranks_hold_the_rows_of_the_same_steps(run_of: Callable[..., Run], tmp_path: Path) -> None:
     out, two = train(run_of(out=str(tmp_path / "one"))), run_of(out=str(tmp_path / "two"))
     on_ranks(2, tmp_path / "on", lambda _: str(train(two)))
-    for a, b in zip(lines(out, "metrics"), lines(Path(two.out), "metrics"), strict=True):
+    for a, b in zip(lines(out), lines(Path(two.out)), strict=True):
         assert (a["examples"], a["chosen_tokens"]) == (b["examples"], b["chosen_tokens"])
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)  # lr 1e-3 on a steep model: rounding grows from step 2
-    assert lines(out, "metrics")[0]["loss"] == pytest.approx(lines(Path(two.out), "metrics")[0]["loss"], rel=5e-7)
+    assert lines(out)[0]["loss"] == pytest.approx(lines(Path(two.out))[0]["loss"], rel=5e-7)
 
 
 def test_rows_are_scored_on_several_ranks(run_of: Callable[..., Run], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import events, lines, same, weights
 from several import on_ranks
 
 from preftune import files
@@ -28,18 +28,6 @@ from preftune.model.policy import Policy
 from preftune.run.train import train
 from preftune.training import loop
 
-CLOCKS = {"seconds", "time"}
-
-
-def lines(out: Path, name: str = "metrics") -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
-
-
-def same(a: Path, b: Path) -> bool:
-    one, two = (load_file(out / "model" / "model.safetensors") for out in (a, b))
-    told = all(lines(a, name) == lines(b, name) for name in ("metrics", "evaluations"))
-    return told and all(torch.equal(one[name], two[name]) for name in one)
-
 
 def ends(told: list, code: int, text: str) -> None:
     """Whether every rank ended with this code, and one of them with this text."""
@@ -47,10 +35,6 @@ def ends(told: list, code: int, text: str) -> None:
     speaking = [one["text"] for one in told if one["error"] != "PeerRankError"]
     assert len(speaking) == 1, told
     assert text in speaking[0]
-
-
-def events(out: Path, kind: str) -> list[dict]:
-    return [line for line in lines(out, "events") if line["event"] == kind]
 
 
 def after_steps(out: Path, steps: int, act: Callable[[list], None]) -> Callable[[list], None]:
@@ -116,7 +100,7 @@ def test_more_ranks_may_take_over(run_of: Callable[..., Run], tmp_path: Path) ->
     on_ranks(3, tmp_path / "a", lambda _: str(train(cut, resume=True)))
     for a, b in zip(lines(whole), lines(tmp_path / "cut"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
-    one, two = (load_file(out / "model" / "model.safetensors") for out in (whole, tmp_path / "cut"))
+    one, two = map(weights, (whole, tmp_path / "cut"))
     assert all(torch.allclose(one[name], two[name], atol=5e-6) for name in one)
 
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from recorded import same
 
 from preftune import events, signals
 from preftune.config.run import Run
@@ -122,18 +121,6 @@ def test_a_signal_between_the_packs_of_a_step_saves_the_last_update_and_resumes_
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000003"]
     train(cut, resume=True)
     assert same(whole, tmp_path / "cut")
-
-
-def same(one: Path, other: Path) -> bool:
-    def lines(out: Path, name: str) -> list[dict]:
-        return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(out / f"{name}.jsonl")]
-
-    weights, others = (load_file(out / "model" / "model.safetensors") for out in (one, other))
-    return (
-        lines(one, "metrics") == lines(other, "metrics")
-        and lines(one, "evaluations") == lines(other, "evaluations")
-        and all(torch.equal(weights[name], others[name]) for name in weights)
-    )
 
 
 def test_a_signal_while_the_model_is_exported_leaves_a_run_that_goes_on(

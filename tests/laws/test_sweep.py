@@ -11,9 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 from making import save_model
-from safetensors.torch import load_file
+from recorded import lines, same
 
 from preftune import events
 from preftune.config.run import Run
@@ -29,10 +28,6 @@ from preftune.run.train import train
 def tree_of(run: Run) -> dict:
     tree = msgspec.to_builtins(run)
     return {key: value for key, value in tree.items() if value is not None}
-
-
-def told(out: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(out / "metrics.jsonl")]
 
 
 def reference(out: Path) -> dict | None:
@@ -60,9 +55,7 @@ def test_one_tokenization_one_reference_pass_and_each_run_its_own(
     assert [(e["scored"], e["reused"]) for e in map(reference, done) if e] == [(124, 0)] + [(0, 124)] * 4
     assert events.Note("run 2 of 5: objective=ipo (it has no objective.beta)") in said
     alone = train(msgspec.structs.replace(runs[1].run, out=str(tmp_path / "alone")))
-    assert told(alone) == told(done[1])
-    one, two = (load_file(path / "model" / "model.safetensors") for path in (alone, done[1]))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert same(alone, done[1])
     page = (tmp_path / "sweep" / "compare.html").read_text()
     assert "5 runs side by side, differing in objective." in page
     assert all(word in page for word in ("points on 12 common rows", "objective=hinge"))
@@ -148,4 +141,4 @@ def test_a_stopped_sweep_goes_on(run_of: Callable[..., Run], tmp_path: Path) -> 
     with pytest.raises(UserError, match="this folder holds a run already"):
         sweep(runs, tmp_path / "s")
     done = sweep(runs, tmp_path / "s", resume=True)
-    assert [len(told(path)) for path in done] == [7, 7]
+    assert [len(lines(path)) for path in done] == [7, 7]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from making import save_pairs
-from safetensors.torch import load_file
+from recorded import events, lines, same, weights
 
 from preftune.config.load import dump
 from preftune.config.run import Run
@@ -27,31 +28,12 @@ from preftune.forward import forward
 from preftune.forward.loss import Loss
 from preftune.run.train import train
 
-CLOCKS = {"seconds", "time"}
-
-
-def told(out: Path, name: str = "metrics") -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
-
-
-def same(a: Path, b: Path) -> bool:
-    one, two = weights(a), weights(b)
-    return (
-        told(a) == told(b)
-        and told(a, "evaluations") == told(b, "evaluations")
-        and all(torch.equal(one[k], two[k]) for k in one)
-    )
-
 
 def test_a_run_starts_at_ln_2_learns_and_exports(run_of: Callable[..., Run]) -> None:
     out = train(run_of(optim__epochs=5, optim__lr=3e-3))
-    lines, held = told(out), told(out, "evaluations")
-    assert [line["step"] for line in lines] == list(range(1, 36))
-    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    steps, held = lines(out), lines(out, "evaluations")
+    assert [line["step"] for line in steps] == list(range(1, 36))
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert held[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert held[-1]["accuracy"] > 0.8
     assert held[-1]["loss"] < 0.6
@@ -63,8 +45,8 @@ def test_a_run_starts_at_ln_2_learns_and_exports(run_of: Callable[..., Run]) -> 
     rows = list(read_lines(out / "evaluation_rows.jsonl"))
     mean = sum(row["chosen_logp_change"] for row in rows) / len(rows)
     assert mean == pytest.approx(held[-1]["chosen_logp_change"], abs=1e-9)
-    assert lines[0]["chosen_incentive"] == pytest.approx(-0.05, abs=1e-5)
-    assert all(line["tokens_shared"] > 0 for line in lines)
+    assert steps[0]["chosen_incentive"] == pytest.approx(-0.05, abs=1e-5)
+    assert all(line["tokens_shared"] > 0 for line in steps)
     assert (out / "report.html").stat().st_size > 1000
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,8 +56,25 @@ def test_a_run_starts_at_ln_2_learns_and_exports(run_of: Callable[..., Run]) -> 
     assert json.loads((out / "identity.json").read_text())["objective.beta"] == 0.1
 
 
-def test_the_same_run_twice_is_the_same_to_the_last_bit(run_of: Callable[..., Run], tmp_path: Path) -> None:
-    assert same(train(run_of(out=str(tmp_path / "a"))), train(run_of(out=str(tmp_path / "b"))))
+@pytest.fixture(scope="module")
+def plain(keys_of: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of the usual run."""
+    return train(keys_of(tmp_path_factory.mktemp("plain")))
+
+
+@pytest.fixture(scope="module")
+def trained_shortly(keys_of: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(keys_of(tmp_path_factory.mktemp("short"), optim__epochs=1))
+
+
+@pytest.fixture
+def short(trained_shortly: Path, tmp_path: Path) -> Path:
+    """A finished run of one epoch, where `run_of` would write it."""
+    return shutil.copytree(trained_shortly, tmp_path / "run")
+
+
+def test_the_same_run_twice_is_the_same_to_the_last_bit(run_of: Callable[..., Run], plain: Path) -> None:
+    assert same(train(run_of()), plain)
 
 
 @pytest.mark.parametrize(
@@ -89,19 +88,19 @@ def test_the_same_run_twice_is_the_same_to_the_last_bit(run_of: Callable[..., Ru
     ],
     ids=str,
 )
-def test_how_it_is_computed_never_matters(run_of: Callable[..., Run], tmp_path: Path, changed: dict) -> None:
-    one, two = train(run_of(out=str(tmp_path / "a"))), train(run_of(out=str(tmp_path / "b"), **changed))
-    for a, b in zip(told(one), told(two), strict=True):
+def test_how_it_is_computed_never_matters(run_of: Callable[..., Run], plain: Path, changed: dict) -> None:
+    other = train(run_of(**changed))
+    for a, b in zip(lines(plain), lines(other), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-3)
-    for name, value in weights(one).items():
-        assert torch.allclose(value, weights(two)[name], atol=2e-3)
+    for name, value in weights(plain).items():
+        assert torch.allclose(value, weights(other)[name], atol=2e-3)
 
 
 def test_the_second_run_takes_the_reference_from_the_store(run_of: Callable[..., Run], tmp_path: Path) -> None:
     train(run_of(out=str(tmp_path / "a"), optim__epochs=1))
     out = train(run_of(out=str(tmp_path / "b"), objective__beta=0.3, optim__epochs=1, seed=5))
-    event = next(e for e in read_lines(out / "events.jsonl") if e["event"] == "reference")
+    (event,) = events(out, "reference")
     assert (event["scored"], event["reused"]) == (0, 124)
 
 
@@ -173,18 +172,16 @@ def test_kills_at_any_moment_resume_to_the_same_bits(run_of: Callable[..., Run],
         ({"optim__epochs": 3}, "optim.epochs"),
     ],
 )
-def test_another_run_does_not_go_on(run_of: Callable[..., Run], changed: dict, named: str) -> None:
-    train(run_of(optim__epochs=1))
+def test_another_run_does_not_go_on(run_of: Callable[..., Run], short: Path, changed: dict, named: str) -> None:
     with pytest.raises(UserError, match=named) as raised:
         train(run_of(**{"optim__epochs": 1, **changed}), resume=True)
     assert f"--allow-change {named}" in str(raised.value)
     train(run_of(**{"optim__epochs": 2, **changed}), resume=True, allow_change=[named, "optim.epochs"])
 
 
-def test_a_run_that_is_done_does_not_become_another(run_of: Callable[..., Run]) -> None:
+def test_a_run_that_is_done_does_not_become_another(run_of: Callable[..., Run], short: Path) -> None:
     """Its record would say what the model was not trained with."""
-    out = train(run_of(optim__epochs=1))
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(UserError, match="this run is done"):
         train(run_of(optim__epochs=1, objective__beta=0.5), resume=True, allow_change=["objective.beta"])
     assert {path: path.read_bytes() for path in before} == before
@@ -209,7 +206,7 @@ def test_a_damaged_checkpoint_is_passed_over(run_of: Callable[..., Run], tmp_pat
     kept = weights(whole)
     train(run_of(save__every=5, save__keep=9), resume=True)
     assert all(torch.equal(kept[name], value) for name, value in weights(whole).items())
-    event = next(e for e in read_lines(whole / "events.jsonl") if e["event"] == "resumed")
+    (event,) = events(whole, "resumed")
     assert "weights.safetensors" in event["passed_over"][0]
 
 
@@ -238,7 +235,7 @@ def test_two_runs_do_not_share_a_folder(run_of: Callable[..., Run], tmp_path: Pa
     with pytest.raises(UserError, match="--force"):
         train(run_of())
     train(run_of(optim__steps=2, optim__epochs=None), force=True)
-    assert len(told(tmp_path / "run")) == 2
+    assert len(lines(tmp_path / "run")) == 2
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="thesis"):
@@ -253,11 +250,10 @@ def test_a_number_that_is_not_finite_is_never_applied(
     with pytest.raises(UserError, match="not finite") as raised:
         train(run_of(data__evaluate=None))
     assert raised.value.code == 3
-    lines = told(tmp_path / "run")
-    assert [line["loss"] for line in lines] == ["NaN", "NaN"]
-    events = [e for e in read_lines(tmp_path / "run" / "events.jsonl") if e["event"] == "non_finite"]
-    assert len(events) == 3
-    assert len(events[0]["rows"]) == 8
+    assert [line["loss"] for line in lines(tmp_path / "run")] == ["NaN", "NaN"]
+    refused = events(tmp_path / "run", "non_finite")
+    assert len(refused) == 3
+    assert len(refused[0]["rows"]) == 8
 
 
 def test_running_out_of_memory_halves_the_packs_and_changes_nothing(
@@ -266,25 +262,25 @@ def test_running_out_of_memory_halves_the_packs_and_changes_nothing(
     from preftune.model.policy import Policy
 
     whole = train(run_of(out=str(tmp_path / "whole"), batch__tokens=5000, optim__epochs=1))
-    right, events = Policy.token_logp, []
+    right, failed = Policy.token_logp, []
 
     def small(policy: Policy, batch) -> torch.Tensor:
         if torch.is_grad_enabled() and batch.tokens > 100:
-            events.append(batch.tokens)
+            failed.append(batch.tokens)
             raise torch.OutOfMemoryError
         return right(policy, batch)
 
     monkeypatch.setattr(Policy, "token_logp", small)
     cut = train(run_of(out=str(tmp_path / "cut"), batch__tokens=5000, optim__epochs=1))
-    assert 1 <= len(events) <= 6
-    assert any(e["event"] == "out_of_memory" for e in read_lines(cut / "events.jsonl"))
-    for a, b in zip(told(whole), told(cut), strict=True):
+    assert 1 <= len(failed) <= 6
+    assert events(cut, "out_of_memory")
+    for a, b in zip(lines(whole), lines(cut), strict=True):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.usefixtures("short")
 def test_other_held_out_rows_on_resume_are_refused(run_of: Callable[..., Run], tmp_path: Path) -> None:
     """Even where they are allowed to differ: what changed since the start could not be told."""
-    train(run_of(optim__epochs=1))
     save_pairs(tmp_path / "other.jsonl", 12, seed=9)
     other = run_of(optim__epochs=2, data__evaluate=str(tmp_path / "other.jsonl"))
     allowed = ["data.evaluate", "optim.epochs"]
@@ -308,7 +304,7 @@ def test_memory_may_run_out_without_gradient_too(
     monkeypatch.setattr(forward, "score_pack", small)
     keys = {"data__train": str(tmp_path / "few.jsonl"), "data__evaluate": str(tmp_path / "many.jsonl")}
     out = train(run_of(**keys, batch__tokens=400, optim__epochs=1))
-    assert any(e["event"] == "out_of_memory" for e in read_lines(out / "events.jsonl"))
+    assert events(out, "out_of_memory")
 
 
 def test_a_disk_that_is_full_at_one_save_does_not_end_a_run(
@@ -326,7 +322,7 @@ def test_a_disk_that_is_full_at_one_save_does_not_end_a_run(
 
     monkeypatch.setattr(folders, "sync", sync)
     out = train(run_of(save__every=1, optim__epochs=1, data__evaluate=None))
-    (event,) = (e for e in read_lines(out / "events.jsonl") if e["event"] == "save_failed")
+    (event,) = events(out, "save_failed")
     assert event["step"] == 3
     assert "No space left on device" in event["text"]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000006", "step-00000007"]
@@ -355,7 +351,7 @@ def test_a_disk_too_small_for_a_checkpoint_is_refused_before_the_first_update(
     with pytest.raises(UserError, match="a checkpoint takes 0 MiB, and 0 MiB are free here") as raised:
         train(run_of())
     assert raised.value.code == 74
-    assert told(tmp_path / "run") == []
+    assert lines(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("line", ["[]", "3", "{}", '{"step": "1"}', '{"step": null}', '{"step": 1.5}'])
@@ -370,8 +366,7 @@ def test_a_damaged_line_of_the_record_is_named_with_what_to_do(name: str, line: 
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\0" * 100, b'{"a": 1}'])
-def test_a_damaged_baseline_is_one_sentence(content: bytes, run_of: Callable[..., Run]) -> None:
-    out = train(run_of(optim__steps=1, optim__epochs=None))
-    (out / "start.safetensors").write_bytes(content)
+def test_a_damaged_baseline_is_one_sentence(content: bytes, run_of: Callable[..., Run], short: Path) -> None:
+    (short / "start.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"start\.safetensors: cannot read"):
-        train(run_of(optim__steps=2, optim__epochs=None), resume=True, allow_change=["optim.steps"])
+        train(run_of(optim__epochs=2), resume=True, allow_change=["optim.epochs"])

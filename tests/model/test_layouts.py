@@ -16,7 +16,7 @@ from preftune.model.layout import Layout, Shape
 from preftune.model.policy import recompute_activations, wrap
 from preftune.model.verify import plain_logp, verify_layout
 from preftune.pack.batch import collate
-from preftune.pack.visible import visible
+from preftune.pack.trie import visible
 
 SHARING = [
     "llama",

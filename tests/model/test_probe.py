@@ -10,8 +10,8 @@ from making import group, groups, tiny
 
 from preftune.errors import UserError
 from preftune.model.policy import recompute_activations, wrap
-from preftune.model.probe import decoder, probe
-from preftune.model.verify import plain_logp, try_longest, verify_layout
+from preftune.model.probe import decoder, probe, try_longest
+from preftune.model.verify import plain_logp, verify_layout
 from preftune.pack.batch import collate
 
 LIMIT = 24

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from making import group, groups
 
 from preftune.pack.batch import Reads, collate
-from preftune.pack.trie import build, distinct_tokens
-from preftune.pack.visible import blocks, visible
+from preftune.pack.trie import blocks, build, distinct_tokens, visible
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12)
 

@@ -135,3 +135,14 @@ def test_a_sweep_writes_over_no_page_of_another(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "identity.json").write_text(json.dumps({}))
     assert_sweep_writable(tmp_path, [tmp_path / "run"], resume=True)
+
+
+def test_a_second_sweep_does_not_mix_with_the_first(tmp_path: Path) -> None:
+    for name in ("beta=0.1", "beta=0.2"):
+        begun(tmp_path / name)
+    (tmp_path / "compare.html").write_text("ours")
+    folders = [tmp_path / "beta=0.3", tmp_path / "beta=0.4"]
+    with pytest.raises(UserError, match=r"another sweep is here already \(beta=0\.1\)\. Go on with --resume"):
+        assert_sweep_writable(tmp_path, folders, resume=False)
+    assert_sweep_writable(tmp_path, [tmp_path / "beta=0.2", *folders], resume=True)
+    assert not folders[0].exists()

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,34 +27,21 @@ ENDINGS = {
 }
 
 
-@pytest.fixture
-def tracked(tmp_path: Path) -> Callable[..., str]:
-    """Run the script beside this file offline, in a folder of its own; what it printed."""
+@pytest.mark.parametrize("name", trackers.OPEN)
+def test_a_resumed_run_goes_on_in_each_tracker(name: str, tmp_path: Path) -> None:
+    """In processes of their own, offline, beside this file."""
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
     offline = {
         "HOME": str(tmp_path),
         "WANDB_MODE": "offline",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
-
-    def run(*words: str) -> str:
-        command = [sys.executable, str(SCRIPT), *words]
-        process = subprocess.run(command, cwd=tmp_path, env=os.environ | offline, capture_output=True, text=True)
-        assert words[0] == "write" or process.returncode == 0, process.stderr
-        return process.stdout
-
-    return run
-
-
-@pytest.mark.parametrize("name", trackers.OPEN)
-def test_a_resumed_run_goes_on_in_each_tracker(name: str, tracked: Callable[..., str]) -> None:
-    if find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    first, second = ENDINGS[name]
-    tracked("write", name, "0", "4", first)
-    tracked("write", name, "2", "6", second)
-    *_, answer = tracked("read", name).partition("READ ")
-    left = json.loads(answer)
+    command = [sys.executable, str(SCRIPT), name, *ENDINGS[name]]
+    process = subprocess.run(command, cwd=tmp_path, env=os.environ | offline, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    left = json.loads(process.stdout.partition("READ ")[2])
     points: dict[str, dict[int, float]] = {}
     for key, step, value in left["points"]:
         points.setdefault(key, {})[step] = float(value)

@@ -18,8 +18,7 @@ from preftune.rows.account import Account, refuse_too_many
 from preftune.rows.read import read
 from preftune.rows.row import Demo, Kind, Message, Pair, Place, Ranking, Rating
 from preftune.rows.split import holdout
-from preftune.tokens.groups import TokenGroup
-from preftune.tokens.lengths import with_lengths
+from preftune.tokens.groups import TokenGroup, with_lengths
 
 PLACE = Place("made", 1)
 
@@ -152,7 +151,7 @@ def test_lengths_without_pairs_or_groups() -> None:
 def test_reading_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(pairs(("a", "b")))
     script = (
-        "import sys\nfrom preftune.rows.read import read\nfrom preftune.tokens import tokenizer, tokenize, lengths\n"
+        "import sys\nfrom preftune.rows.read import read\nfrom preftune.tokens import tokenizer, tokenize, groups\n"
         "read(sys.argv[1])\nheavy = {'torch', 'transformers', 'tokenizers', 'pyarrow', 'datasets'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

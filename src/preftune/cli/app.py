@@ -19,6 +19,7 @@ VERBS = {
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
+ALONE = ("demo", "trade_off")  # verbs with a module of their own
 
 app = App(
     name="preftune",
@@ -30,7 +31,8 @@ app = App(
 app.register_install_completion_command()
 for position, (verb, line) in enumerate(VERBS.items()):
     function = verb.replace("-", "_")
-    app.command(f"preftune.cli.{function}:{function}", name=verb, help=line, sort_key=position)
+    module = function if function in ALONE else "verbs"
+    app.command(f"preftune.cli.{module}:{function}", name=verb, help=line, sort_key=position)
 
 
 def call(words: Sequence[str]) -> None:

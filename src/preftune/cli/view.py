@@ -1,17 +1,24 @@
-"""How `preftune check` shows rows, groups and counts. Marks say what colors say, for terminals without color."""
+"""What the verbs print: rows and groups, counts, metrics and findings. Marks say what colors say, for want of color."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from preftune.diagnosis import diagnose
+from preftune.diagnosis.finding import number
 from preftune.errors import Problem, printable
+from preftune.record.reader import Record
+from preftune.record.schema import EVALUATION
 from preftune.rows.account import Account
 from preftune.rows.read import Reading
 from preftune.rows.row import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
@@ -26,6 +33,10 @@ if TYPE_CHECKING:
 
 LONGEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 LOCATIONS = 3  # locations named for each reason
+SWEEP_COLUMNS = {
+    "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token", "accuracy_of_change": "since start",
+    "margin": "margin", "chosen_logp_change": "chosen", "rejected_logp_change": "rejected",
+}  # fmt: skip
 
 
 def read(part: str, reading: Reading) -> Text:
@@ -170,3 +181,44 @@ def work(preview: Preview) -> Text:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def metrics_table(*columns: Mapping[str, float | None], titles: tuple[str, ...] = ("value",)) -> Table:
+    """A table of evaluation metrics without those that no column has. What each one means stands on the page."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric", style="cyan", no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("unit", style="dim", no_wrap=True)
+    for name, metric in EVALUATION.items():
+        values = [column.get(name) for column in columns]
+        if name not in ("step", "seconds") and any(value is not None for value in values):
+            table.add_row(name, *map(number, values), escape(metric.unit))
+    return table
+
+
+def show_run(out: Path) -> None:
+    """After a run: held-out metrics before and after, the findings, and where the model and the page are."""
+    record, console = Record.open(out), Console(highlight=False)
+    if record.evaluations:
+        console.print(metrics_table(record.evaluations[0], record.evaluations[-1], titles=("before", "after")))
+    for finding in diagnose(record):
+        console.print(f"[bold]{finding.severity}[/bold]: {escape(printable(f'{finding.title}. {finding.evidence}'))}")
+        for effect in finding.effects:
+            console.print(f"  It shows as: {printable(effect)}", markup=False)
+        console.print(f"  What to do: {printable(finding.remedy)}", markup=False)
+    console.print(f"model  {out / 'model'}\npage   {out / 'report.html'}", markup=False)
+
+
+def show_sweep(folders: Sequence[Path]) -> None:
+    """After a sweep: a line for each run with its last held-out metrics."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold")
+    for title in SWEEP_COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for record in map(Record.open, folders):
+        if not record.evaluations:
+            table.title, table.title_justify = "no rows are held out: last step, on training rows", "left"
+        last = next(reversed(record.evaluations or record.steps), {})
+        table.add_row(escape(printable(record.path.name)), *(number(last.get(name)) for name in SWEEP_COLUMNS))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

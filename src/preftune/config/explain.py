@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -52,6 +52,11 @@ class Key(Struct, frozen=True):
     def path(self) -> str:
         """How a run names it: `objective` for `objective.name`, which chooses the whole table."""
         return self.table if self.type == "choice" else self.name
+
+    @property
+    def bounded_type(self) -> str:
+        """Its type with its bound."""
+        return f"{self.type} {self.bound}".strip()
 
 
 class Choice(NamedTuple):
@@ -115,6 +120,15 @@ def from_python() -> dict[str, FromPython]:
     whole = {field.name: _open(field.type)[2].get("python") for field in _run().fields}
     by_path = [*whole.items(), *((key.path, key.python) for key in keys())]
     return {path: python for path, python in by_path if python is not None}
+
+
+def markdown(shown: Sequence[Key]) -> str:
+    """These keys as a table."""
+    lines = ["| key | of | type | default | meaning |", "|---|---|---|---|---|"]
+    for key in shown:
+        cells = [f"`{key.name}`", key.choice, key.bounded_type, f"`{key.default}`" if key.default else "", key.meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def schema() -> dict[str, Any]:

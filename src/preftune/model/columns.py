@@ -15,22 +15,33 @@ from preftune.pack.plan import Pack, Step
 from preftune.tokens.groups import TokenGroup
 
 
+def read_packs(
+    policy: Policy, groups: Groups, packs: Sequence[Pack], oom: OomRetry
+) -> tuple[dict[int, np.ndarray], int]:
+    """What the head answers for each group's tokens by its index, all of its responses one after the other; and how
+    many tokens were computed."""
+
+    def read(packs: Sequence[Pack]) -> tuple[dict[int, np.ndarray], int]:
+        answers: dict[int, np.ndarray] = {}
+        computed = 0
+        for pack in packs:
+            signals.check()
+            batch = policy.batch([groups[i] for i in pack])
+            with torch.no_grad():
+                answer = policy.read(batch).cpu().numpy()
+            stops = np.cumsum([sum(map(len, groups[i].responses)) for i in pack])[:-1]
+            answers |= dict(zip(pack, np.split(answer, stops), strict=True))
+            computed += batch.tokens
+        return answers, computed
+
+    return oom.run(groups, packs, read)
+
+
 def fill_column(
     policy: Policy, name: str, groups: Groups, step: Step, oom: OomRetry, dist: Distributed
 ) -> dict[int, TokenGroup]:
     """The groups of a step by their index, with what the policy's head answers in the column `name`; on every rank."""
-
-    def read(packs: Sequence[Pack]) -> dict[int, np.ndarray]:
-        answers: dict[int, np.ndarray] = {}
-        for pack in packs:
-            signals.check()
-            with torch.no_grad():
-                answer = policy.read(policy.batch([groups[i] for i in pack])).cpu().numpy()
-            stops = np.cumsum([sum(map(len, groups[i].responses)) for i in pack])[:-1]
-            answers |= dict(zip(pack, np.split(answer, stops), strict=True))
-        return answers
-
-    answers = oom.run(groups, step.packs_of_rank(dist.rank), read)
+    answers, _ = read_packs(policy, groups, step.packs_of_rank(dist.rank), oom)
     counts, dtype = [sum(map(len, groups[i].responses)) for i in step.order], policy.logp_dtype
     parts = torch.zeros(sum(counts), dtype=dtype).split(counts)
     for i, part in zip(step.order, parts, strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from preftune.model.layout import Layout, Shape
-from preftune.pack.visible import visible
+from preftune.pack.trie import visible
 
 SIDE = 128  # rows of a block
 HEAD_WIDTHS = (16, 32, 64, 128, 256)  # those that its kernels have

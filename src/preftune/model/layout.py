@@ -1,6 +1,8 @@
 """What attention needs to know of a batch: the trie, cut into blocks that dense products can work on.
 
-Held by tests/model/test_layouts.py.
+In a pack most rows are prompt, and only the last of each prompt predicts a scored token. The last layer's queries,
+attention, output projection and MLP are therefore computed for the rows that are read, and put back among zeros.
+Exact: no other row's hidden state leaves the model. Held by tests/model/test_layouts.py.
 """
 
 from __future__ import annotations
@@ -9,15 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from preftune.model.probe import decoder
 from preftune.pack.batch import Batch
-from preftune.pack.trie import Trie
-from preftune.pack.visible import Block, blocks, visible
+from preftune.pack.trie import Block, Trie, blocks, visible
 
 T = TypeVar("T")
 MIN_SAVING = 0.1  # share of unread rows below which moving rows about costs more than leaving them out saves
@@ -166,3 +169,63 @@ class Layout:
 
 
 _LAYOUTS: WeakKeyDictionary[Batch, Layout] = WeakKeyDictionary()  # a layout holds no batch, so that both can go
+
+
+class PrunedLayer:
+    """Hooks on a layer. They learn which rows are read from the layout that its attention gets, also when activations
+    are recomputed in the backward pass; they keep no pack alive."""
+
+    def __init__(self, layer: nn.Module, parts: list[nn.Module]) -> None:
+        self._layout: ref[Layout] | None = None
+        layer.register_forward_pre_hook(self._forget)
+        layer.register_forward_hook(self._forget)
+        layer.get_submodule("self_attn").register_forward_pre_hook(self._begin, with_kwargs=True)
+        for part in parts:
+            part.register_forward_pre_hook(self._select)
+            part.register_forward_hook(self._among_zeros)
+
+    def _forget(self, *_: object) -> None:
+        self._layout = None
+
+    def _begin(self, _: nn.Module, args: tuple, kwargs: dict[str, object]) -> tuple[tuple, dict[str, object]]:
+        layout = kwargs.get("trie")
+        if not isinstance(layout, Layout) or layout.read is None:
+            self._layout = None
+            return args, kwargs
+        self._layout = ref(layout)
+        return args, {**kwargs, "trie": layout.last_layer}
+
+    def _select(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        layout = self._layout and self._layout()
+        if layout is None or layout.read is None:
+            return args
+        return (args[0].index_select(1, layout.read), *args[1:])
+
+    def _among_zeros(self, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        layout = self._layout and self._layout()
+        if layout is None or layout.read is None:
+            return out
+        zeros = out.new_zeros(out.shape[0], len(layout.end), out.shape[2])
+        return zeros.index_copy(1, layout.read, out)
+
+
+def prune_last_layer(module: PreTrainedModel) -> None:
+    """Skip rows nobody reads in the last layer. Does nothing to layers of an unusual build, or a second time."""
+    count = module.config.get_text_config().num_hidden_layers
+    lists = [part for part in decoder(module).modules() if isinstance(part, nn.ModuleList)]
+    layer = next((layers[-1] for layers in lists if len(layers) == count), None)
+    parts = row_by_row(layer) if layer is not None else []
+    if layer is not None and parts and not layer._forward_pre_hooks:
+        PrunedLayer(layer, parts)
+
+
+def row_by_row(layer: nn.Module) -> list[nn.Module]:
+    """Parts of a layer of the usual families that map each row by itself; empty for other layers."""
+    named = dict(layer.named_modules())
+    parts = [named.get(name) for name in ("self_attn.q_proj", "self_attn.o_proj")]
+    if not all(isinstance(part, nn.Linear) for part in parts):
+        return []
+    mlp = named.get("mlp")
+    if mlp is not None and not any("expert" in name or "router" in name for name, _ in mlp.named_modules()):
+        parts.append(mlp)  # a mixture of experts returns more than the rows
+    return [part for part in parts if part is not None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from preftune.errors import UserError, third_party_message
 from preftune.model.budget import positions
+from preftune.tokens.groups import TokenGroup
 
 HUGE, SMALL = 1e30, 2.0**-30  # logits that any cap stops, and logits that no cap bends, as a multiple of it
 LONGEST = 2**20  # length up to which positions are asked
@@ -213,3 +214,20 @@ def not_followed(module: PreTrainedModel) -> list[str]:
         named = ", ".join(f"{key} = {value:g}" for key, value in sorted(keys.items()))
         sentences.append(f"this model acts otherwise in training mode ({named or 'dropout'}), which is off here")
     return sentences
+
+
+def try_longest(module: PreTrainedModel, groups: Sequence[TokenGroup]) -> None:
+    """Let a model without weights, on torch's meta device, do the longest row: configs spell its limit in many ways.
+
+    Raises UserError where it does a short row and fails on that one.
+    """
+    longest = max(groups, key=lambda group: group.longest)
+    for length in (2, longest.longest):
+        try:
+            module(input_ids=torch.ones(1, length, dtype=torch.long, device="meta"), use_cache=False)
+        except (*FAILURES, NotImplementedError) as error:
+            if length == 2:  # it fails for the lack of weights
+                return
+            raise UserError(f"{module.config.model_type} fails on this row of {length} tokens: "
+                            f"{third_party_message(error)}", location=str(longest.place),
+                            hint="Lower data.max_tokens to the positions of the model.") from error  # fmt: skip

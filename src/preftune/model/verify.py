@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from preftune.errors import UserError, third_party_message
 from preftune.model.heads import ScalarHead
@@ -40,22 +40,17 @@ def sample(groups: Sequence[TokenGroup], policy: Policy) -> Batch:
     """One pack to try: the shortest rows, until they score enough, and the longest; and where the model treats longer
     rows otherwise, the shortest that a window of attention does not span, and that are beyond each limit of length."""
     chosen: list[TokenGroup] = []
-    by_length = sorted(groups, key=_longest)
+    by_length = sorted(groups, key=lambda group: group.longest)
     for group in sorted(groups, key=lambda group: group.tokens)[:GROUPS]:
         if sum(len(r) for g in chosen for r in g.responses) < TOKENS:
             chosen.append(group)
     window = getattr(policy.module.config.get_text_config(), "sliding_window", None)
-    longer = [next((g for g in by_length if _longest(g) > n), None) for n in (window, *policy.limits)
+    longer = [next((g for g in by_length if g.longest > n), None) for n in (window, *policy.limits)
               if isinstance(n, int)]  # fmt: skip
     for group in (*longer, *[g for g in by_length if g.tokens <= LONGEST][-1:]):
         if group is not None and group not in chosen and group.tokens <= ROW_BEYOND:
             chosen.append(group)
     return policy.batch(chosen)
-
-
-def _longest(group: TokenGroup) -> int:
-    """Tokens of the prompt with the longest response."""
-    return len(group.prompt) + max(map(len, group.responses))
 
 
 class Difference(NamedTuple):
@@ -77,13 +72,35 @@ class Difference(NamedTuple):
         return self.mean <= bound.mean and self.worst <= bound.worst  # false where a number is NaN
 
 
-class Baseline(NamedTuple):
-    """What a model gives by itself with products in `compute`: (members,) in nats, and how far its own rounding may
-    move that."""
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What a model gives by itself with the products of `policy`: plain, (members,) in nats; and how far its own
+    rounding may move that. The latter takes many passes: it is asked only where an answer depends on it."""
 
-    compute: torch.dtype
+    policy: Policy
+    batch: Batch
     plain: Tensor
-    bound: Difference
+
+    @cached_property
+    def sensitivity(self) -> Difference:
+        return rounding_sensitivity(self.policy, self.batch, self.plain, SEEDS[len(self.plain) < TOKENS])
+
+    @property
+    def allowed(self) -> float:
+        """Times what rounding moves."""
+        return ALLOWED * (1 + (FEW / len(self.plain)) ** 0.5)
+
+    @property
+    def noise(self) -> float:
+        """Nats by which the worst token may be off."""
+        return max(HALF, self.allowed * self.sensitivity.worst) if self.policy.half else NOISE
+
+    def allows(self, difference: Difference) -> bool:
+        """Whether rounding explains a difference. One that is allowed in every type needs no other passes."""
+        if difference.within(Difference(LEAST, NOISE)):
+            return True
+        mean = min(COARSE, max(LEAST, self.allowed * self.sensitivity.mean))
+        return difference.within(Difference(mean, self.noise))
 
 
 def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tuple[Policy, Difference]:
@@ -106,7 +123,7 @@ def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tu
         policy = replace(policy, layout=choose_layout(policy.module, "padded")[0], noise=NOISE)
         agrees, last = _agreement(policy, batch, baselines)
     if agrees:
-        return replace(policy, head=head, noise=baselines[-1].bound.worst), difference
+        return replace(policy, head=head, noise=baselines[-1].noise), difference
     if policy.layout == "trie":
         hint = 'Use layout="auto".'
     elif policy.half:
@@ -125,8 +142,8 @@ def _agreement(policy: Policy, batch: Batch, baselines: Sequence[Baseline]) -> t
     """Whether the policy agrees with all, and its difference from the last, or from the first that it contradicts."""
     difference = Difference(0, 0)
     for baseline in baselines:
-        difference = disagreement(replace(policy, compute=baseline.compute), batch, baseline.plain)
-        if not difference.within(baseline.bound):
+        difference = disagreement(replace(policy, compute=baseline.policy.compute), batch, baseline.plain)
+        if not baseline.allows(difference):
             return False, difference
     return True, difference
 
@@ -164,35 +181,15 @@ def _baseline(policy: Policy, batch: Batch) -> Baseline:
     try:
         plain = plain_logp(policy, batch)
     except FAILURES as error:
-        longest = max(batch.groups, key=_longest)
-        text = f"{policy.module.config.model_type} fails on rows of up to {_longest(longest)} tokens: "
+        longest = max(batch.groups, key=lambda group: group.longest)
+        text = f"{policy.module.config.model_type} fails on rows of up to {longest.longest} tokens: "
         raise UserError(text + third_party_message(error), location=str(longest.place),
                         hint="Lower data.max_tokens if the model has fewer positions.") from error  # fmt: skip
-    sensitivity = rounding_sensitivity(policy, batch, plain, SEEDS[len(plain) < TOKENS])
+    baseline = Baseline(policy, batch, plain)
     again = Difference.between(plain_logp(policy, batch), plain)
-    if again.mean > sensitivity.mean / ALLOWED:
+    if again.mean != 0 and again.mean > baseline.sensitivity.mean / ALLOWED:
         raise draws_at_random(again.mean)
-    allowed = ALLOWED * (1 + (FEW / len(plain)) ** 0.5)
-    mean = min(COARSE, max(LEAST, allowed * sensitivity.mean))
-    worst = max(HALF, allowed * sensitivity.worst) if policy.half else NOISE
-    return Baseline(policy.compute, plain, Difference(mean, worst))
-
-
-def try_longest(module: PreTrainedModel, groups: Sequence[TokenGroup]) -> None:
-    """Let a model without weights, on torch's meta device, do the longest row: configs spell its limit in many ways.
-
-    Raises UserError where it does a short row and fails on that one.
-    """
-    longest = max(groups, key=_longest)
-    for length in (2, _longest(longest)):
-        try:
-            module(input_ids=torch.ones(1, length, dtype=torch.long, device="meta"), use_cache=False)
-        except (*FAILURES, NotImplementedError) as error:
-            if length == 2:  # it fails for the lack of weights
-                return
-            raise UserError(f"{module.config.model_type} fails on this row of {length} tokens: "
-                            f"{third_party_message(error)}", location=str(longest.place),
-                            hint="Lower data.max_tokens to the positions of the model.") from error  # fmt: skip
+    return baseline
 
 
 def draws_at_random(nats: float) -> UserError:
@@ -216,7 +213,7 @@ def rounding_sensitivity(policy: Policy, batch: Batch, plain: Tensor, seeds: int
 @contextmanager
 def _rounded_otherwise(policy: Policy, seed: int) -> Iterator[None]:
     """Each output of a part times 1 + u, u uniform within half a rounding; the global generator is left alone."""
-    generator = torch.Generator(policy.device).manual_seed(seed)
+    generator, rounding = torch.Generator(policy.device).manual_seed(seed), policy.rounding
 
     def perturbed(_part: object, _inputs: object, output: object) -> object:
         if isinstance(output, tuple):
@@ -225,7 +222,7 @@ def _rounded_otherwise(policy: Policy, seed: int) -> Iterator[None]:
             return output
         wide = torch.promote_types(output.dtype, torch.float32)
         factor = torch.rand(output.shape, generator=generator, dtype=wide, device=output.device)
-        return factor.sub_(0.5).mul_(policy.rounding).add_(1).mul_(output).to(output.dtype)
+        return factor.sub_(0.5).mul_(rounding).add_(1).mul_(output).to(output.dtype)
 
     parts = [part for part in policy.module.modules() if any(True for _ in part.parameters(recurse=False))]
     hooks = [part.register_forward_hook(perturbed) for part in parts]

@@ -82,8 +82,7 @@ class Packing:
 
     def cost(self, group: TokenGroup) -> float:
         """Work on a group, in tokens without attention: linear in its tokens, each of which attends to a path."""
-        path = len(group.prompt) + max(map(len, group.responses))
-        return group.tokens * (1 + path / self.attention_crossover)
+        return group.tokens * (1 + group.longest / self.attention_crossover)
 
     def step(self, groups: Sequence[TokenGroup], world_size: int) -> Step:
         """All of these groups as one step."""

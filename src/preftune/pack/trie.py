@@ -3,15 +3,19 @@
 Sorted lexicographically, each sequence shares with the ones before it exactly what it shares with the last of
 them, so one comparison a sequence builds the tree, and the rows come out depth-first: every subtree is a
 contiguous range. `end[k]`, one past k's last descendant, is then the whole structure: token q sees token k iff
-k <= q < end[k].
+k <= q < end[k]. The same relation is cut into blocks that dense products can work on. Held by tests/pack/test_trie.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,3 +76,51 @@ def lexicographic_order(sequences: Sequence[np.ndarray]) -> list[int]:
     """Indices of integer sequences in lexicographic order; equal ones stay in theirs."""
     keys = [np.asarray(s, dtype=">u4").tobytes() for s in sequences]  # big-endian bytes compare as the tokens do
     return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def visible(query: Tensor, key: Tensor, end: Tensor) -> Tensor:
+    """Whether row `query` sees row `key` (any broadcastable integer shapes); `end` (tokens,)."""
+    return (key <= query) & (query < end[key])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Rows [start, stop) see all of their common `ancestors`, (ancestors,) from the root down, and some of each other.
+
+    chain: each row is the parent of the next, so that what they see of each other is the causal triangle.
+    """
+
+    start: int
+    stop: int
+    ancestors: np.ndarray
+    chain: bool
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def blocks(trie: Trie, max_rows: int) -> list[Block]:
+    """Blocks of at most `max_rows` rows that cover each visible (query, key) once, in the order of the rows.
+
+    A block is a piece of a chain, or whole subtrees that hang from one row; two trees never share a block.
+    """
+    end, position = trie.end, trie.position
+    chain_ends = np.append(np.flatnonzero(np.diff(end)), len(end) - 1)  # last rows of maximal chains
+    path = np.empty(int(position.max(initial=0)) + 1, np.int64)  # rows from the root to the newest row
+    cut: list[Block] = []
+    start = 0
+    while start < len(end):
+        depth, stop = position[start], start
+        while stop < len(end) and position[stop] == depth and end[stop] - start <= max_rows:
+            stop = int(end[stop])
+            if depth == 0:
+                break
+        if stop == start:
+            chain_end = int(chain_ends[np.searchsorted(chain_ends, start)])
+            stop = min(chain_end + 1, start + max_rows)
+        chain = bool((np.diff(position[start:stop]) == 1).all())
+        cut.append(Block(start, stop, path[:depth].copy(), chain))
+        path[position[start:stop]] = np.arange(start, stop)  # of several rows at one depth the newest stays
+        start = stop
+    return cut

@@ -72,8 +72,7 @@ class RecordWriter:
 
     def rows(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Write a whole file of JSON lines."""
-        lines = (json.dumps(files.plain(row), allow_nan=False) + "\n" for row in rows)
-        files.write(self.path / name, "".join(lines))
+        files.write_lines(self.path / name, rows)
 
     def sync(self) -> None:
         """Return when every line is on the disk: before a checkpoint, which must never be ahead of the lines."""

@@ -17,9 +17,9 @@ import torch
 from preftune import events, files, signals
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import CORRUPT, UserError
+from preftune.model.columns import read_packs
 from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
-from preftune.pack.plan import Pack
 from preftune.pack.trie import common_prefix
 from preftune.reference.store import PRIVATE, Key, Store, key_of
 from preftune.tokens.groups import TokenGroup
@@ -119,9 +119,8 @@ def _computed(
     oom = OomRetry(hint=HINT)
     flushed, scored, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
     for pack in packs:
-        values, tokens = _token_logp(policy, groups := [wanted[key] for key in pack], oom)
-        stops = np.cumsum([len(group.responses[0]) for group in groups])[:-1]
-        for key, token_logp in zip(pack, np.split(values, stops), strict=True):
+        scored_pack, tokens = read_packs(policy, [wanted[key] for key in pack], [tuple(range(len(pack)))], oom)
+        for key, token_logp in zip(pack, scored_pack.values(), strict=True):
             if key not in missing:
                 continue
             if not np.isfinite(token_logp).all():
@@ -136,19 +135,6 @@ def _computed(
             flushed = time.monotonic()
         events.emit(events.Progress("scoring the reference", scored, total))
         yield tokens
-
-
-def _token_logp(policy: Policy, groups: Sequence[TokenGroup], oom: OomRetry) -> tuple[np.ndarray, int]:
-    """(members,) of groups of one response, fp32, and tokens computed."""
-
-    def score(packs: Sequence[Pack]) -> tuple[np.ndarray, int]:
-        signals.check()
-        batches = [policy.batch([groups[i] for i in pack]) for pack in packs]
-        with torch.no_grad():
-            parts = [policy.token_logp(batch).float().cpu().numpy() for batch in batches]
-        return np.concatenate(parts), sum(batch.tokens for batch in batches)
-
-    return oom.run(groups, [tuple(range(len(groups)))], score)
 
 
 def _exchange(store: Store, senders: Mapping[Key, int], wanted: Mapping[Key, TokenGroup], dist: Distributed) -> None:
@@ -187,7 +173,7 @@ def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
 def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup]) -> None:
     """Compute a few entries again, which nobody can foresee. Raises UserError where the store says something else."""
     for key in secrets.SystemRandom().sample(sorted(present), min(CANARIES, len(present))):
-        (computed, _), stored = _token_logp(policy, [present[key]], OomRetry(hint=HINT)), store[key]
+        computed, stored = read_packs(policy, [present[key]], [(0,)], OomRetry(hint=HINT))[0][0], store[key]
         off = float(np.abs(computed - stored).max()) if computed.shape == stored.shape else float("inf")
         if not off <= policy.noise:
             raise UserError(

@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
-from preftune.record.reader import HeldOutRow, Record
+from preftune.record.reader import Record
 from preftune.record.statistics import Estimate, estimate, mean, student_quantile
 from preftune.report.words import duration, objective, total
 
@@ -194,12 +194,9 @@ def _verdicts(record: Record, alike: bool) -> Verdicts:
         occurrences[row.id] += 1
         verdict = row.accuracy if alike else row.accuracy_of_change
         if verdict is not None:
-            verdicts[_key(row, occurrences[row.id])] = verdict, row.prompt or f"row {index}", row.good
+            key = row.place or (row.id, occurrences[row.id])
+            verdicts[key] = verdict, row.prompt or f"row {index}", row.good
     return verdicts
-
-
-def _key(row: HeldOutRow, occurrence: int) -> Hashable:
-    return row.place or (row.id, occurrence)
 
 
 def _gap(first: Sequence[Verdicts], second: Sequence[Verdicts], keys: Sequence[Hashable]) -> Estimate | None:

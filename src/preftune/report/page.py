@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +98,9 @@ def content_policy(*scripts: str) -> str:
         "form-action 'none'"  # fmt: skip
 
 
+@cache
 def templates() -> Environment:
+    """What renders pages; a template is compiled once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

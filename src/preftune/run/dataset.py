@@ -19,8 +19,7 @@ from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_t
 from preftune.rows.config import Data
 from preftune.rows.split import Rows, read_rows
 from preftune.rows.texts import with_texts
-from preftune.tokens.groups import TokenGroup
-from preftune.tokens.lengths import with_lengths
+from preftune.tokens.groups import TokenGroup, with_lengths
 from preftune.tokens.tokenize import Tokenized, tokenize
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.model import load, scalar
 from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
-from preftune.model.verify import try_longest
+from preftune.model.probe import try_longest
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
@@ -63,5 +63,5 @@ def preview(run: Run, rows: Rows) -> Preview:
     checkpointing = run.model.checkpointing
     memory = expected(dataset.config, parameters, tokens=budget, weight_bytes=size, checkpointing=checkpointing)
     if isinstance(run.reference, Moving):
-        memory = Expected(memory.weights + parameters * size, memory.gradients, memory.moments, memory.activations)
+        memory = replace(memory, weights=memory.weights + parameters * size)
     return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))

@@ -3,7 +3,6 @@ scores."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from preftune import events, files, signals
@@ -30,8 +29,7 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
         with signals.interruptible():
             evaluation = evaluate(models, loss, rows, OomRetry(), dist)
     if out is not None and dist.first:
-        lines = (json.dumps(files.plain(row), allow_nan=False) for row in score_rows(evaluation, run))
-        files.write(Path(out), "".join(f"{line}\n" for line in lines))
+        files.write_lines(Path(out), score_rows(evaluation, run))
     metrics = evaluation.metrics
     return {name: value for name, value in metrics.items() if not name.endswith("_change") and name != "seconds"}
 

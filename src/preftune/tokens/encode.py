@@ -16,12 +16,12 @@ from preftune.rows.account import Tally
 from preftune.rows.row import Row
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import FIRST, GUARD, RenderedRow
-from preftune.tokens.token_weights import TokenOffsets
 from preftune.tokens.tokenizer import backend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TokenOffsets = Sequence[tuple[int, int, int]]  # (id, begin, end): a token and the characters that it stands for
 MAX_UNKNOWN = 0.1  # share of unknown tokens from which the tokenizer is surely another model's
 
 

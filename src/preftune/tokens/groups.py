@@ -1,11 +1,15 @@
-"""A row in token ids: the value that everything after the tokenizer works on."""
+"""A row in token ids, the value that everything after the tokenizer works on; and how long rows are."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from preftune.rows.account import Account, Bin, Spread
 from preftune.rows.row import Kind, Place
 
 
@@ -51,6 +55,11 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
         """Whether its votes prefer no response to another."""
         return all(vote == 0.5 for vote in self.votes)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longest response."""
+        return len(self.prompt) + max(map(len, self.responses))
+
     def column(self, name: str) -> tuple[np.ndarray, ...] | None:
         """The numbers of a column, response by response; None where the group has no such column."""
         return self.columns.get(name)
@@ -60,3 +69,33 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
         if [len(numbers) for numbers in values] != [len(response) for response in self.responses]:
             raise ValueError(f"column {name} does not fit the responses")
         return replace(self, columns={**self.columns, name: values})
+
+
+def with_lengths(account: Account, groups: Sequence[TokenGroup]) -> Account:
+    """The account with the lengths of these groups, for data.json and the page.
+
+    As chosen counts the chosen response of a pair, a good one of a rating, a best one of a ranking, and a demo's; as
+    rejected count the others.
+    """
+    lengths: dict[str, list[int]] = {"prompt": [len(group.prompt) for group in groups], "chosen": [], "rejected": []}
+    for group in groups:
+        for ids, rank in zip(group.responses, group.ranks, strict=True):
+            lengths["chosen" if rank == 1 and group.good is not False else "rejected"].append(len(ids))
+    pairs = [group.responses for group in groups if group.kind == "pair"]
+    longer = sum(len(chosen) > len(rejected) for chosen, rejected in pairs)
+    return replace(
+        account,
+        lengths={name: _spread(values) for name, values in lengths.items() if values},
+        chosen_longer=longer / len(pairs) if pairs else None,
+        tokens_naive=sum(len(group.prompt) * (len(group.responses) - 1) + group.tokens for group in groups),
+        tokens_distinct=sum(group.tokens for group in groups),
+    )
+
+
+def _spread(lengths: list[int]) -> Spread:
+    edges = [0, 8]
+    while edges[-1] < max(lengths):
+        edges.append(2 * edges[-1])
+    bins = tuple(Bin(high, sum(low < length <= high for length in lengths)) for low, high in pairwise(edges))
+    first = next(index for index, bin_ in enumerate(bins) if bin_.count)
+    return Spread(float(np.median(lengths)), float(np.quantile(lengths, 0.9)), max(lengths), bins[first:])

@@ -1,0 +1,267 @@
+"""The verbs but `demo`. What needs torch or a page's library is imported where it is used.
+
+The words of a command are at most one configuration file, and keys that differ from it, such as `optim.lr=1e-6`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from preftune import files
+from preftune.config import explain
+from preftune.config.load import load, parse
+from preftune.config.resolve import resolve
+from preftune.config.run import Run
+from preftune.config.vary import combinations
+from preftune.errors import UserError, nearest, printable
+from preftune.events import Note, emit
+from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable, assert_writable
+from preftune.trust import refuse_unnamed
+
+Flag = Annotated[bool, Parameter(negative="")]
+CONFIGURATIONS = (".toml", ".yaml", ".yml")
+
+
+def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The configuration file, if the command names one, and the words that change it. Raises UserError."""
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        hint = "Name one file, and then keys, such as optim.lr=1e-6."
+        raise UserError(f'"{named[1]}" is neither a flag nor key=value.', hint=hint)
+    return named[0] if named else None, [word for word in words if "=" in word]
+
+
+def run_of(words: Sequence[str], *, model: bool = True) -> Run:
+    """The run that the words describe. model: whether it has to name a model. Raises UserError."""
+    run = resolve(load(*file_of(words)))
+    if model:
+        refuse_unnamed(run.model.path, "model.path")
+    return run
+
+
+def check(*words: str) -> None:
+    """Read all data as training would, and train nothing.
+
+    `preftune check run.toml [key=value ...]`
+
+    Without model.path, it reads and counts rows; with it, it also tokenizes them, shows three with the tokens that
+    are scored, and works out steps, lengths and memory.
+
+    Parameters
+    ----------
+    words
+        A configuration file, and keys that differ from it.
+    """
+    run = run_of(words, model=False)
+    from rich.console import Console
+
+    from preftune.cli import view
+    from preftune.rows.split import read_rows
+
+    console = Console(highlight=False, soft_wrap=True)
+    rows = read_rows(run.data)
+    for part, reading in rows.readings.items():
+        console.print(view.read(part, reading))
+    if not run.model.path:
+        console.print(view.kinds(rows.train))
+        for row in rows.train[:3]:
+            console.print(view.row(row))
+        console.print("[dim]Without model.path, rows are not tokenized.[/dim]")
+        return
+    with console.status("loading the tokenizer"):
+        from preftune.run.preview import preview
+
+        planned = preview(run, rows)
+    for part, tokenized in planned.dataset.tokenized.items():
+        console.print(view.tokenized(part, tokenized))
+    for group in planned.dataset.train[:3]:
+        console.print(view.group(group, planned.dataset.tokenizer))
+    for sentence, _ in planned.notes.values():
+        console.print(printable(sentence), markup=False)
+    console.print(view.lengths(planned.dataset.account))
+    console.print(view.work(planned))
+
+
+def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: str = "") -> None:
+    """Tune a model.
+
+    `preftune train run.toml [key=value ...]`
+
+    On several GPUs, or processes of any kind: `torchrun --standalone --nproc-per-node N -m preftune train run.toml`
+
+    Parameters
+    ----------
+    words
+        A configuration file, and keys that differ from it.
+    resume
+        Go on with the run in the folder `out`, to the same bits; where there is none, start one.
+    force
+        Replace the run that is in the folder `out`.
+    allow_change
+        Keys, separated by commas, in which a resumed run may differ.
+    """
+    run = run_of(words)
+    if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
+        assert_writable(Path(run.out).expanduser(), resume=resume, force=force)
+    from preftune.record.terminal import terminal
+
+    with terminal():
+        emit(Note("loading torch and transformers"))
+        from preftune.run.train import train
+
+        out = train(run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key])
+    from preftune.cli.view import show_run
+    from preftune.distributed import current
+
+    if current().first:
+        show_run(out)
+
+
+def sweep(*words: str, out: Path = Path("sweep"), resume: Flag = False) -> None:
+    """Train once for each combination of keys.
+
+    `preftune sweep run.toml objective=dpo,ipo objective.beta=0.05,0.1`
+
+    Where an objective lacks a key, its runs leave that key out. All runs share one reference store, and one page
+    compares them.
+
+    Parameters
+    ----------
+    words
+        A configuration file, and keys with one value or several, separated by commas.
+    out
+        Folder for the runs and for compare.html.
+    resume
+        Go on with the sweep that is in the folder.
+    """
+    file, keys = file_of(words)
+    if any(word.partition("=")[0].strip() == "out" for word in keys):
+        hint = "Use --out to name the folder that holds them all."
+        raise UserError("a sweep names the folders of its runs itself.", location="out", hint=hint)
+    runs = combinations(parse(Path(file)) if file else {}, keys)
+    if "RANK" not in os.environ:
+        assert_sweep_writable(out, [out / variant.folder for variant in runs], resume=resume)
+    from preftune.record.terminal import terminal
+
+    with terminal():
+        emit(Note(f"{len(runs)} runs; loading torch and transformers"))
+        from preftune.run.sweep import sweep
+
+        folders = sweep(runs, out, resume=resume)
+    from preftune.cli.view import show_sweep
+    from preftune.distributed import current
+
+    if current().first:
+        show_sweep(folders)
+        print(out / SWEEP_PAGE)
+
+
+def words_of_reward(words: Sequence[str], reward: str) -> list[str]:
+    """The words of a run that scores rows with this reward model. A word without `=` is a configuration file, or, of
+    any other type, the file of rows. Raises UserError for a key that the flag sets."""
+    fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
+    if word := next((word for word in words if word.partition("=")[0] in fixed), None):
+        raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
+    rows = [word for word in words if "=" not in word and Path(word).suffix not in CONFIGURATIONS]
+    if len(rows) > 1:
+        raise UserError(f'"{rows[1]}" is a second file of rows.', hint='Use data.train=["A", "B"].')
+    return [word for word in words if word not in rows] + [*fixed.values(), *(f"data.train={file}" for file in rows)]
+
+
+def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl")) -> None:
+    """Score every row of data.train under two models, or every response of a file under a reward model.
+
+    `preftune score model.path=A reference.path=B data.train=FILE`
+    `preftune score --reward MODEL FILE`
+
+    Parameters
+    ----------
+    words
+        A configuration file, and keys that differ from it. With --reward also the file of rows.
+    reward
+        Folder or hub name of a reward model: one number a response is written, and rows may be of every kind.
+    out
+        JSON-lines file to write, one object a row.
+    """
+    if out.is_dir():
+        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
+    run = run_of(words if reward is None else words_of_reward(words, reward))
+    from preftune.record.terminal import terminal
+
+    with terminal():
+        emit(Note("loading torch and transformers"))
+        from preftune.run.score import score
+
+        means = score(run, out)
+    from rich.console import Console
+
+    from preftune.cli.view import metrics_table
+    from preftune.distributed import current
+
+    if current().first:
+        Console().print(metrics_table(means))
+        print(out)
+
+
+def report(*records: Path, out: Path | None = None) -> None:
+    """Write the page of a record, or one page that compares several.
+
+    `preftune report RUN [RUN ...]`
+
+    Parameters
+    ----------
+    records
+        Run folders.
+    out
+        File to write; by default report.html in the run folder, or compare.html in this folder for several.
+    """
+    from preftune.record.reader import Record
+    from preftune.report import page
+
+    if not records:
+        raise UserError("the command names no run folder.", hint="Write for instance: preftune report run")
+    path = out or (records[0] / "report.html" if len(records) == 1 else Path("compare.html"))
+    files.write(path, page([Record.open(record) for record in records]))
+    print(path)
+
+
+def keys(*words: str, form: Annotated[Literal["text", "markdown", "schema"], Parameter(name="--as")] = "text") -> None:
+    """Print every key of a run with its type, default, bound and meaning.
+
+    `preftune keys [objective ...]`
+
+    Parameters
+    ----------
+    words
+        Print only keys that begin with one of these.
+    form
+        text; markdown, as in the docs; or schema, a JSON schema for editors.
+    """
+    if form == "schema":
+        print(json.dumps(explain.schema(), indent=2))
+        return
+    every_key = explain.keys()
+    chosen = [key for key in every_key if not words or key.name.startswith(tuple(words)) or key.choice in words]
+    if not chosen:
+        names = [*{key.name for key in every_key}, *{key.choice for key in every_key}]
+        raise UserError(f'no key begins with "{words[0]}".', hint=nearest(words[0], names))
+    if form == "markdown":
+        print(explain.markdown(chosen))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    console, last = Console(highlight=False, soft_wrap=True), None
+    for key in chosen:
+        table = (key.table, key.choice)
+        if table != last:
+            console.print(f"\n[bold]\\[{table[0] or 'run'}][/bold]" + (f" {table[1]}" if table[1] else ""))
+            last = table
+        facts = ", ".join(filter(None, [key.bounded_type, f"default {key.default}" if key.default else ""]))
+        console.print(f"  [cyan]{key.name}[/cyan]  [dim]{escape(facts)}[/dim]\n      {escape(key.meaning)}")
