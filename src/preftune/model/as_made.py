@@ -15,7 +15,7 @@ from types import MethodType
 from torch import nn
 from transformers import PreTrainedModel
 
-from preftune.model.prune import PrunedLayer
+from preftune.model.layout import PrunedLayer
 
 PACKAGE = __name__.partition(".")[0]
 Hooks = OrderedDict[int, object]
