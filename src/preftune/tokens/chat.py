@@ -214,7 +214,7 @@ class ChatTemplate:
         words = whole[len(frame.head) : len(whole) - len(frame.tail)]
         if is_blank(words):
             raise SkippedRow("response.empty", "the template leaves nothing of a response.")
-        if not _stand_in([text], words):
+        if words != text and not _stand_in([text], words):
             message = f"the chat template leaves out words of the response {excerpt(text)}."
             raise MalformedRow(message, OTHER_TEMPLATE, "template")
         if words != text:

@@ -107,7 +107,9 @@ class Renderer:
 
     def _without_end(self, text: str, ends: Collection[str], remarks: dict[str, str]) -> str:
         """The response without an end that is written as text, since it gets its own."""
-        bare = re.sub(rf"(?:\s*(?:{'|'.join(map(re.escape, filter(None, ends))) or '(?!)'}))+\s*$", "", text)
+        bare, ends = text, tuple(sorted(filter(None, ends), key=len, reverse=True))
+        while (stripped := bare.rstrip()).endswith(ends):
+            bare = next(stripped.removesuffix(end) for end in ends if stripped.endswith(end)).rstrip()
         if bare != text:
             remarks["end.written"] = "a response ends with the end token as text; it is kept once"
         if is_blank(bare):
@@ -151,7 +153,9 @@ class Renderer:
     def _start(self, words: str, core: str, content: str) -> int | None:
         """Where a response's content begins in its words; core: what the template kept of it, guarded."""
         position = words.rfind(core)
-        plain = re.sub(f"{GUARD}(.)", lambda guard: self.control[ord(guard[1]) - FIRST], core)
+        plain = core
+        if GUARD in core:
+            plain = re.sub(f"{GUARD}(.)", lambda guard: self.control[ord(guard[1]) - FIRST], core)
         return None if position < 0 else position - content.rfind(plain)
 
     def _turn_end(self, tail: str) -> tuple[str, bool]:
@@ -166,6 +170,8 @@ class Renderer:
         return Message(turn.role, self._guard(turn.content, pattern), self._guard(turn.thought, pattern))
 
     def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
+        if not text:
+            return text
         if GUARD in text:
             raise SkippedRow("text.noncharacter", "holds U+FDD0, which is no character.")
         return pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
