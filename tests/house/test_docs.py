@@ -79,7 +79,7 @@ def test_commands_exist(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "run.toml").write_text("")
     words = shlex.split(line)[1:]
     command, _bound, _ = app.parse_args([w for w in words if w not in ("[RUN", "...]")], exit_on_error=False)
-    assert command.__name__ == words[0]
+    assert command.__name__ == words[0].replace("-", "_")
     if words[0] in {"train", "sweep", "check", "score"}:
         file, keys = file_of([word for word in words[1:] if not word.startswith("--")])
         assert combinations(parse(Path(file)) if file else {}, keys)

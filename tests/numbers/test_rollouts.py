@@ -365,6 +365,26 @@ def test_grpo_is_a_mean_over_the_tokens_of_the_phase() -> None:
         o.PPO().advantages(replace(draws, value=None))
 
 
+def test_returns_are_what_the_values_should_have_been() -> None:
+    """With lambda 1 what really came; otherwise the advantage on top of the old value."""
+    draws = draws_of((3, 1, 5, 2))
+    assert draws.value is not None
+    whole = o.PPO(lam=1.0).advantages(draws)
+    assert whole.returns is not None
+    assert torch.allclose(whole.returns, a.return_to_go(a.token_rewards(draws, 0.05), draws.response), atol=1e-12)
+    part = o.PPO(lam=0.5).advantages(draws)
+    assert part.returns is not None
+    assert torch.allclose(part.returns - draws.value, part.advantage, atol=1e-12)
+
+
+def test_usual_constants() -> None:
+    """RLOO is unclipped, as published; the others clip at 0.2, and no value is clipped unless asked for."""
+    assert o.RLOO().clip is None
+    assert [o.PPO().clip, o.GRPO().clip, o.ReinforcePP().clip] == [0.2] * 3
+    assert (o.PPO().lam, o.PPO().value_clip, o.GRPO().scale) == (0.95, None, "none")
+    assert [table.least_responses for table in (o.PPO, o.RLOO, o.GRPO, o.ReinforcePP)] == [1, 2, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("ratio", "sign", "value", "slope"),
     [

@@ -137,8 +137,9 @@ def _explored(results: Results) -> Panel:
 def _shifted(results: Results) -> Panel:
     text = (
         "A reward model knows the responses that it was fitted to. On those of the policy that it made it orders fewer "
-        "pairs rightly, and promises more reward than there is; a second round of pairs, of that policy, mends more "
-        "than as many of the reference. " + " ".join(
+        "pairs rightly; the table, of one number a response, also promises far more reward than there is. A second "
+        "round of pairs from that policy mends more of it than as many from the reference in the mean of the runs, "
+        "whose intervals overlap. " + " ".join(
             f"{r.method}: {r.gap.text(2)} below the best of its KL." for r in results.rounds if "table" in r.method
         )
     )  # fmt: skip
@@ -159,10 +160,17 @@ def _weak(results: Results) -> Panel:
         for i, (name, color) in enumerate(zip(names, colors, strict=True))
     ]
     chart = Chart("weak", "A weak reference", "true reward",
-        "All fall with the reference, since all are held to it; DPO on its pairs loses most of what the best policy "
-        "keeps.", "how far the reference is turned away from the reward", series)  # fmt: skip
-    text = "The reference is tilted against the reward. Pairs are its own, so they show ever less of what is good."
-    rows = [[name, *(of[i].reward.text() for _, of in results.weak)] for i, name in enumerate(names)]
+        "All fall with the reference, since all are held to it. RLOO on a model of a weak reference's pairs falls "
+        "further behind RLOO on the true reward.", "how far the reference is turned away from the reward",
+        series)  # fmt: skip
+    text = (
+        "The reference is tilted against the reward, and pairs are its own. True reward and KL at beta "
+        f"{results.beta:g}; HyPO, which follows a reference less where it ranks wrongly, does not gain from it here."
+    )
+    rows = []
+    for i, name in enumerate(names):
+        ends = [outcomes[i] for _, outcomes in results.weak]
+        rows.append([name, *(f"{o.reward.text()} at KL {o.kl.text()}" for o in ends)])
     columns = ["method", *(f"turned by {turned:g}" for turned, _ in results.weak)]
     return Panel("A weak reference", text, [chart], columns, rows)
 
