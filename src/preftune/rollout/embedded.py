@@ -94,4 +94,3 @@ class Embedded:
         if most + longest > limit:
             raise UserError(f"a prompt has {most} tokens and a response up to {longest}; the model has {limit} "
                             "positions.", hint="Draw fewer tokens, or leave out long prompts.")  # fmt: skip
-
