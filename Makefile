@@ -63,7 +63,8 @@ $(CURDIR)/.venv-peers/bin/python: .venv-peers/.installed
 	.venv-peers/bin/pip install -q trl==1.16.0 torch==2.13.0 transformers==5.23.0 datasets
 	touch $@
 
-# Our objectives beside those of TRL and Liger (docs/peers.md), in the venv of the benchmarks.
+# Our objectives beside those of TRL and Liger (docs/peers.md), in the venv of the benchmarks, and the chat templates that
+# TRL and llama.cpp carry.
 .PHONY: test-peers mutate
 test-peers: .venv-peers/.tests
 	$(ALONE) .venv-peers/bin/pytest tests/peers
@@ -71,6 +72,7 @@ test-peers: .venv-peers/.tests
 .venv-peers/.tests: .venv-peers/.installed
 	.venv-peers/bin/pip install -q pytest pytest-timeout msgspec
 	.venv-peers/bin/pip install -q --no-deps liger-kernel==0.8.5 -e .
+	.venv-peers/bin/pip download -q --no-deps --no-binary llama-cpp-python -d .venv-peers/templates llama-cpp-python==0.3.36
 	touch $@
 
 # Faults put into the objectives one at a time: the tests have to notice (tests/numbers/SURVIVORS.md has the rest).

@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: keys, objectives with their pictures, and what a record holds.
+"""Write the pages that follow from the code: keys, objectives with their pictures, what a record holds, the trade-off.
 
 `python docs/generate.py` writes; a test compares.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -22,10 +24,14 @@ from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.objective.responses import Responses
+from preftune.objective.rollouts import RolloutFormula
 from preftune.record import schema
+from preftune.report.charts import Series
 from preftune.rows.row import Place
 from preftune.tokens.aggregate import Aggregate
 from preftune.tokens.groups import TokenGroup
+from preftune.tradeoff.page import study
+from preftune.tradeoff.results import Results
 
 HERE = Path(__file__).parent
 WIDE, HIGH, EDGE = 300, 150, 8
@@ -97,7 +103,48 @@ with listening(show):
     emit(StepDone(step=1, steps=10, metrics={"loss": 0.69}))  # `preftune.train(run)` emits such events
 ```
 """
+TRADE_OFF = """# DPO and RLHF, measured
+
+{lead}
+
+`preftune trade-off` makes all of this in under two minutes, with a page that opens offline. The world has 4 prompts and
+121 responses to each: a policy is a table of logits, the reward counts symbols and adds noise of 0.3, and every KL,
+every reward and the best policy are sums over all responses. Objectives, advantages and losses are those of the
+library; only the model is a table. Pairs are draws of the reference with Bradley-Terry labels.
+
+![Reward over KL](img/trade-off.svg)
+"""
+KL_LOSSES = """## Why the KL is in the reward
+
+Online objectives pay for KL in the reward of each token, and no objective here has a KL loss. Gradients below are sums
+over every response of such a world. *At the optimum* is the size of the gradient at the policy of most
+reward - beta KL, over that at the reference: 0 is right. *Cosine* and *size* are against the true gradient at a policy
+in between: 1 and 1 are right.
+
+| formula | at the optimum | cosine | size |
+|---|---|---|---|
+| PPO, any lambda, exact values; RLOO; whole reward | 0 | 1.000 | 1.000 |
+| KL of the present token only | 0.362 | 0.988 | 1.021 |
+| k1 as a loss | 1.250 | 0.961 | 1.664 |
+| k2 as a loss | 0.362 | 0.988 | 1.021 |
+| k3 as a loss | 0.795 | 0.958 | 1.057 |
+| k3 x ratio as a loss | 0.362 | 0.988 | 1.021 |
+| k2 of the response as a loss | 0 | 1.000 | 1.000 |
+| k3 of the response as a loss | 0.977 | 0.949 | 1.145 |
+| group std, k3 x ratio as a loss | 0.319 | 0.986 | 1.088 |
+| V one token late | 2.270 | -0.246 | 1.649 |
+| score one token early | 1.690 | 0.450 | 1.616 |
+| end token left out | 0 | 0.917 | 0.913 |
+| cut responses left out | 0 | 0.949 | 0.781 |
+| mean over a response's tokens | 0 | 0.909 | 0.398 |
+| drawn at another temperature | 0 | 0.938 | 1.041 |
+
+A loss of each token's KL forgets that a token leads to later KL. k2 as a loss, and k3 times the ratio, are number for
+number the KL of the present token alone. A baseline and a scale are free only while the KL is in the reward. The last
+four have no gradient at the optimum, since every advantage is 0 there; only the second measure sees them.
+"""
 CHOSEN, REJECTED, VALUE = "#2a9d8f", "#e76f51", "#6c7a9c"
+INKS = (VALUE, "#0072b2", "#c28a00", "#3d9fd3", "#b6558f", "#009e73", "#6b5b95", "#d55e00", "#5f6b6d", "#97938b")
 
 
 PAIR = TokenGroup(
@@ -151,14 +198,17 @@ def objectives_page() -> tuple[str, dict[str, str]]:
     body, pictures = [], {}
     for tag, table in o.BY_NAME.items():
         objective = table()
-        _, chosen, rejected = measured(objective, [0.0])[0]
+        drawn = objective.kind == "rollouts"  # nothing of which a pair could show
+        _, chosen, rejected = (0.0, 0.0, 0.0) if drawn else measured(objective, [0.0])[0]
+        start = "" if drawn else f"{chosen:.4g}, {rejected:.4g}"
         coupled = ", coupled" if objective.needs_full_step else ""
         head.append(
             f"| [`{tag}`](#{tag}) | `{table.__name__}` | {objective.kind}{coupled} | "
-            f"{'yes' if 'reference' in table.reads else 'no'} | {chosen:.4g}, {rejected:.4g} | "
+            f"{'yes' if 'reference' in objective.reads else 'no'} | {start} | "
             f"{objective.paper.split(';')[0].split(',')[0]} |"
         )
-        pictures[f"{tag}.svg"] = picture(objective)
+        if not drawn:
+            pictures[f"{tag}.svg"] = picture(objective)
         facts = msgspec.to_builtins(objective)
         defaults = ", ".join(f"`{k} = {msgspec.json.encode(v).decode()}`" for k, v in facts.items() if k != "name")
         body += [
@@ -166,16 +216,17 @@ def objectives_page() -> tuple[str, dict[str, str]]:
             *code(objective),
             f"- **Paper** arXiv {objective.paper}", f"- **Rows** {rows(objective)}", f"- **Keys** {defaults or 'none'}",
             *([f"- **Says** {objective.variant}"] if objective.variant else []),
-            f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected",
+            *([] if drawn else [f"- **Start** {chosen:.4g} and {rejected:.4g} a nat of chosen and of rejected"]),
             f"- **Optimum** {objective.optimum}", f"- **When** {objective.when}", f"- **Trap** {objective.fails}", "",
-            f"![{tag}](img/{tag}.svg)", "",
+            *([] if drawn else [f"![{tag}](img/{tag}.svg)", ""]),
         ]  # fmt: skip
     return "\n".join([*head, PICTURES, *body, *mixtures(), *aggregates(), *names()]), pictures
 
 
 def code(objective: o.Formula) -> list[str]:
-    """The equation as it stands in the code, without its docstring."""
-    text = textwrap.dedent(inspect.getsource(type(objective).__call__))
+    """The equation as it stands in the code, without its docstring; of drawn responses, their advantages."""
+    called = type(objective).advantages if isinstance(objective, RolloutFormula) else type(objective).__call__
+    text = textwrap.dedent(inspect.getsource(called))
     method = ast.parse(text).body[0]
     assert isinstance(method, ast.FunctionDef)
     first = method.body[1] if ast.get_docstring(method) else method.body[0]
@@ -184,7 +235,9 @@ def code(objective: o.Formula) -> list[str]:
 
 def rows(objective: o.Formula) -> str:
     """The rows that it takes."""
-    kinds, reads = ", ".join(row_kinds(objective)), objective.reads
+    if objective.kind == "rollouts":
+        return "prompts of any rows; responses are drawn, with a score each"
+    kinds, reads = ", ".join(row_kinds(objective)), objective.uses
     if "score" in reads and not objective.falls_back_on_labels:
         scores = "a score that is a quantile, from 0 to 1" if "quantile" in reads else "a score"
         return f"{kinds}; each response with {scores}"
@@ -258,6 +311,58 @@ def record_page() -> str:
     return "\n".join(lines)
 
 
+def trade_off_page() -> tuple[str, str]:
+    """The page of the comparison, from the figures that bench/trade_off.py left, and its picture."""
+    figures = HERE.parent / "bench" / "results" / "trade-off.json"
+    results = msgspec.json.decode(figures.read_bytes(), type=Results)
+    content = study(results)
+    lines = [TRADE_OFF.format(lead=content.lead)]
+    for panel in content.panels:
+        lines += [f"## {panel.title}", "", panel.text, ""]
+        if panel.columns:
+            lines += [f"| {' | '.join(panel.columns)} |", "|" + "---|" * len(panel.columns)]
+            lines += [f"| {' | '.join(map(str, row))} |" for row in panel.rows]
+            lines.append("")
+    frontier = content.panels[0].charts[0]
+    return "\n".join([*lines, KL_LOSSES, content.foot, ""]), frontier_picture(frontier.series)
+
+
+def frontier_picture(series: Sequence[Series]) -> str:
+    """Reward over KL: a line a method, a dot a beta, and the best policy of each KL."""
+    wide, high, left, below = 760, 380, 46, 34
+    far, most = (max(v for line in series for v in values(line)) * 1.03 for values in (lambda s: s.x, lambda s: s.y))
+    least = min(v for line in series for v in line.y if v is not None) * 0.9
+
+    def place(kl: float, reward: float | None) -> str:
+        up = ((reward or 0.0) - least) / (most - least)
+        return f"{left + (wide - left - 190) * kl / far:.0f},{high - below - (high - below - 12) * up:.0f}"
+
+    shapes = []
+    for index, line in enumerate(series):
+        color = INKS[index % len(INKS)]
+        dots = [place(x, y) for x, y in zip(line.x, line.y, strict=True)]
+        dash = ' stroke-dasharray="6 4"' if line.dash else ""
+        shapes.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.8"{dash} points="{" ".join(dots)}"/>')
+        if not line.dash:
+            shapes += [
+                f'<circle r="3.4" fill="{color}" cx="{x}" cy="{y}"/>' for x, y in (dot.split(",") for dot in dots)
+            ]
+        y = 22 + 20 * index
+        shapes.append(f'<rect x="{wide - 180}" y="{y - 5}" width="14" height="4" fill="{color}"/>')
+        shapes.append(f'<text x="{wide - 160}" y="{y}" fill="{VALUE}">{line.name}</text>')
+    for kl in range(int(far) + 1):
+        x = place(kl, least).split(",")[0]
+        shapes.append(f'<text x="{x}" y="{high - 16}" text-anchor="middle" fill="{VALUE}">{kl}</text>')
+    for reward in range(math.ceil(least), math.floor(most) + 1):
+        y = place(0, reward).split(",")[1]
+        shapes.append(f'<text x="{left - 8}" y="{y}" text-anchor="end" fill="{VALUE}">{reward}</text>')
+    shapes.append(
+        f'<text x="{left}" y="{high - 2}" fill="{VALUE}">KL from the reference, nats; upwards: true reward</text>'
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" ' \
+        f'font-family="sans-serif" font-size="12">{"".join(shapes)}</svg>\n'  # fmt: skip
+
+
 def tree() -> str:
     """The folders of the source in the order of imports, a line a file: the first sentence of each module."""
     source, lines = HERE.parent / "src" / "preftune", ["```"]
@@ -290,6 +395,7 @@ def pages() -> dict[str, str]:
     """Every generated file, by its path from docs/."""
     objectives, pictures = objectives_page()
     named = {"keys.md": keys_page(), "objectives.md": objectives, "record.md": record_page(), "../README.md": readme()}
+    named["trade-off.md"], pictures["trade-off.svg"] = trade_off_page()
     return named | {f"img/{name}": text for name, text in pictures.items()}
 
 

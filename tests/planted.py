@@ -195,6 +195,7 @@ def run(planted: Planted, models: dict[str, Path], folder: Path, seed: int) -> R
     return Record.open(train(tuned))
 
 
+# A name is the kind of failure and, after a comma, how strong it is.
 SMALL: dict[str, Any] = {"rows": 384, "lr": 1e-3, "epochs": 2}
 USUAL: dict[str, Any] = {"rows": 768, "lr": 5e-4, "epochs": 3}
 CLEAN = Planted((), **USUAL)
@@ -204,23 +205,23 @@ FAILURES = {
     "both sides but for one word": Planted(("displacement.chosen",), change=each(twin), rows=512, lr=5e-4, epochs=3),
     "words in a random order": Planted(("shift.unlikely",), change=each(shuffled), **SMALL),
     "rejected was cut": Planted(("data.cut", "end.unlearned"), change=each(cut_rejected), **SMALL),
-    "a quarter has the opposite taste": Planted(("reward.parts",), change=each(opposed), rows=512, lr=1e-3, epochs=2),
-    "learning rate ten times too high": Planted(("anchor.drift",), rows=768, lr=5e-3, epochs=2),
+    "opposite tastes, a quarter": Planted(("reward.parts",), change=each(opposed), rows=512, lr=1e-3, epochs=2),
+    "learning rate too high, 10 times": Planted(("anchor.drift",), rows=768, lr=5e-3, epochs=2),
     "few rows many times": Planted(("anchor.overfit",), rows=32, lr=1e-3, epochs=40),
 }
 MORE = {
     "labels go by length, weakly": Planted(("length.reward",), taste=by_length(0.1), **USUAL),
     "labels go by length, strongly": Planted(("length.reward",), taste=by_length(1.0), **USUAL),
-    "a weaker marker": Planted(("reward.word",), taste=by_marker(2.0), **USUAL),
+    "labels go by a marker, weakly": Planted(("reward.word",), taste=by_marker(2.0), **USUAL),
     "the start was taught harsh reviews": Planted(("anchor.weak",), start="harsh", **USUAL),
     "the reference was taught harsh reviews": Planted(("anchor.foreign",), reference="harsh", **USUAL),
     "flipped labels, 20 %": Planted(("reward.too_sure", "anchor.chance"), change=each(flipped(0.2)), **USUAL),
     "flipped labels, 40 %": Planted(("reward.too_sure", "anchor.chance"), change=each(flipped(0.4)), **USUAL),
-    "half has the opposite taste": Planted(("anchor.chance", "reward.parts", "reward.too_sure"),
+    "opposite tastes, half": Planted(("anchor.chance", "reward.parts", "reward.too_sure"),
                                            change=each(flipped(0.5)), **USUAL),
-    "each row 16 times": Planted(("anchor.overfit",), change=repeated(16), train_only=True, **USUAL),
-    "each row 64 times": Planted(("anchor.overfit",), change=repeated(64), train_only=True, **USUAL),
-    "learning rate 30 times too high": Planted(("anchor.drift",), rows=768, lr=1.5e-2, epochs=2),
+    "each row many times, 16": Planted(("anchor.overfit",), change=repeated(16), train_only=True, **USUAL),
+    "each row many times, 64": Planted(("anchor.overfit",), change=repeated(64), train_only=True, **USUAL),
+    "learning rate too high, 30 times": Planted(("anchor.drift",), rows=768, lr=1.5e-2, epochs=2),
     "cut by the run": Planted(("shift.cut",), data={"too_long": "cut", "max_tokens": 17}, **USUAL),
     "both cut in the file": Planted(("data.cut",), change=each(cut_both), **USUAL),
     "the tokenizer names a wrong end token": Planted(("end.wrong",), start="wrong end", **USUAL),

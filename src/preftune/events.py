@@ -52,7 +52,15 @@ class Evaluated(NamedTuple):
     metrics: Metrics
 
 
-Event = Progress | Note | Happened | StepDone | Evaluated
+class PhaseDrawn(NamedTuple):
+    """What was drawn in a phase (record.schema.PHASE), a line of phases.jsonl. step: updates before it."""
+
+    phase: int
+    step: int
+    metrics: Metrics
+
+
+Event = Progress | Note | Happened | StepDone | Evaluated | PhaseDrawn
 
 
 class Sink(Protocol):

@@ -16,7 +16,8 @@ from preftune.errors import INTERRUPTED
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_list_of_verbs_says_what_each_says_itself(verb: str) -> None:
-    function = getattr(importlib.import_module(f"preftune.cli.{verb}"), verb)
+    name = verb.replace("-", "_")
+    function = getattr(importlib.import_module(f"preftune.cli.{name}"), name)
     assert VERBS[verb] == function.__doc__.split("\n")[0]
 
 

@@ -47,7 +47,7 @@ def test_the_whole_run_survives_its_own_file(tmp_path: Path) -> None:
 WRONG = {
     "objective.bta=1": ["objective.bta", 'Did you mean "beta"'],
     "optm.lr=1": ["optm", 'Did you mean "optim"'],
-    "objective=dpp": ["objective.name", '"dpp"', '"dpo"'],
+    "objective=dpoo": ["objective.name", '"dpoo"', '"dpo"'],
     "reference=storedd": ["reference.kind", '"stored"'],
     "model.layout=tree": ["model.layout", '"trie"'],
     "optim.lr=-1": ["optim.lr", "a number > 0"],

@@ -76,3 +76,9 @@ def test_a_run_from_python_is_held_against_the_same_bounds(case: str) -> None:
 def test_a_run_from_python_may_hold_names_paths_and_numbers_of_numpy() -> None:
     run = resolve(Run(objective="dpo", model=Model(path=Path("m")), optim=Optim(lr=np.float32(0.5))))  # type: ignore[arg-type]
     assert (run.objective, run.model.path, run.optim.lr) == (DPO(), "m", 0.5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "rloo", "grpo", "reinforce_pp"])
+def test_what_learns_from_draws_needs_them(name: str) -> None:
+    with pytest.raises(UserError, match=r"objective: .* draws.*\[rollout\]"):
+        resolve(load(None, [f"objective={name}"]))

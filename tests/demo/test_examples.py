@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from safetensors.numpy import load_file
 
 import preftune
@@ -63,5 +64,19 @@ def test_a_loop_of_your_own_gives_the_bits_of_a_run(place: Path) -> None:
     own, trained = (load_file(place / folder / "model.safetensors") for folder in ("own", "run/model"))
     start = load_file(place / "model" / "model.safetensors")
     assert own.keys() == trained.keys()
+    assert all(np.array_equal(own[name], trained[name]) for name in trained)
+    assert not np.array_equal(own["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+
+
+def test_a_ppo_loop_of_your_own_gives_the_bits_of_a_run(place: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "ppo_loop.py"))
+    example["main"](str(place / "model"), str(place / "pairs.jsonl"), str(place / "own"))
+    words = {"model.path": place / "model", "data.train": place / "pairs.jsonl", "data.max_tokens": 48,
+             "objective": "ppo", "rollout.responses": 4, "rollout.max_tokens": 16, "optim.lr": 1e-4, "value.lr": 1e-4,
+             "optim.steps": 3, "out": place / "run"}  # fmt: skip
+    run = load(None, [f"{key}={value}" for key, value in words.items()])
+    preftune.train(replace(run, reward=example["kind_words"]))
+    own, trained = (load_file(place / folder / "model.safetensors") for folder in ("own", "run/model"))
+    start = load_file(place / "model" / "model.safetensors")
     assert all(np.array_equal(own[name], trained[name]) for name in trained)
     assert not np.array_equal(own["model.embed_tokens.weight"], start["model.embed_tokens.weight"])

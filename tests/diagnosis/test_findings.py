@@ -12,10 +12,9 @@ from msgspec.structs import replace
 
 from preftune.diagnosis import CHECKS, EXPLAINS, Finding, diagnose
 from preftune.diagnosis.finding import ORDER, number, share
-from preftune.diagnosis.objective_facts import CLASSES
 from preftune.diagnosis.reward import calibration
 from preftune.events import Happened
-from preftune.objective import presets
+from preftune.objective import BY_NAME, presets
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, Word
 from preftune.rows.account import Account, Counts, Texts
@@ -165,6 +164,8 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("reward.word", "warn", word(), word(correlation=0.45)),
     ("reward.word", "warn", word(z=-12.0, label_z=-8.0, correlation=-0.6), word(label_z=-8.0)),
     ("reward.word", "warn", word(), word(length_z=15.0)),
+    ("reward.word", "warn", word(label_z=2.1), word(label_z=1.9)),
+    ("reward.word", "warn", replace(word(), words=(*word(z=20.0, length_z=30.0).words, *word().words)), HEALTHY),
     ("reward.word", "warn", word(), replace(word(), data=texts(twins=0.9).data)),
     ("reward.parts", "warn", of_two_files(0.3), of_two_files(0.05)),
     ("reward.parts", "warn", of_two_files(0.3), of_two_files(0.3, file="held_out.jsonl")),
@@ -289,6 +290,38 @@ def test_accuracy_is_of_the_rows_that_have_it() -> None:
     assert end(accuracy=None).judged == 0
 
 
+def test_displacement_says_in_which_tokens_and_what_the_others_got() -> None:
+    fallen = end(chosen_logp_change=-10.0, rejected_logp_change=-16.0)
+    fork = {"shared_logp_change": -2.0, "chosen_fork_change": 1.0, "outside_fork": 0.3, "outside_fork_change": 0.2}
+    fallen = replace(fallen, rows=tuple(replace(row, **fork) for row in fallen.rows))
+    evidence = finding_of(fallen, "displacement.chosen").evidence
+    assert "−2.0 came before the two responses part, +1.0 at the token where they part, and −9.0 after it." in evidence
+    assert "All tokens but these two had 10.0\u00a0% of the probability there, and have 30.0\u00a0% now." in evidence
+
+
+def memorized(accuracy: float, *, epochs: float, repeated: int = 0, rows: int = 400) -> Record:
+    """Right in training, at such an accuracy held out, after so many passes over 990 pairs."""
+    record = replace(end(accuracy=accuracy, rows=rows), steps=steps(accuracy=0.95, epoch=epochs).steps)
+    return replace(record, data=replace(pairs_of(record).data, texts=Texts(repeated=repeated)))
+
+
+def test_what_was_memorized_in_a_few_passes_is_no_cause_of_chance() -> None:
+    """Labels that say nothing are memorized as well, but then fewer passes help nobody."""
+    assert next(iter(codes(memorized(0.5, epochs=3)))) == "anchor.chance"
+    assert "Held-out rows do not follow" in finding_of(memorized(0.5, epochs=3), "anchor.chance").effects[0]
+    for record in (memorized(0.5, epochs=30), memorized(0.5, epochs=3, repeated=900),
+                   memorized(0.5, epochs=3, rows=60), memorized(0.6, epochs=3)):  # fmt: skip
+        assert next(iter(codes(record))) == "anchor.overfit"
+        assert "anchor.chance" not in codes(record)
+
+
+def test_below_chance_is_another_matter_than_at_chance() -> None:
+    at, below = (finding_of(memorized(accuracy, epochs=3), "anchor.chance") for accuracy in (0.5, 0.4))
+    assert "cannot be told from chance" in at.title
+    assert "below chance" in below.title
+    assert "opposite" in below.meaning
+
+
 def test_noise_on_few_rows_is_no_alarm() -> None:
     few = {**END, "rows": 13, "loss": 0.8}
     assert codes(replace(HEALTHY, evaluations=(START, few), rows=ROWS[:13]))["anchor.overfit"] == "warn"
@@ -369,7 +402,7 @@ def test_calibration_is_that_of_the_labels() -> None:
 
 
 def test_remedies_name_objectives_that_exist() -> None:
-    known = CLASSES.keys() | presets.NAMES
+    known = BY_NAME.keys() | presets.NAMES
     remedies = {f.remedy for _, _, ill, _ in CASES for check in CHECKS if (f := check(ill))}
     named = {name for text in remedies for name in re.findall(r'"([a-z_]+)"', text)} - {"skip", "float32", "preferred"}
     assert len(named) > 5

@@ -10,7 +10,7 @@ import torch
 from making import group
 
 from preftune.evaluate.words import deciding_words
-from preftune.forward.parts import common_start, part_sums
+from preftune.forward.parts import common_start, outside_fork, part_sums
 
 
 def test_parts_of_a_pair() -> None:
@@ -31,6 +31,17 @@ def test_parts_of_rows_that_do_not_fork() -> None:
     assert parts[:, 0].tolist() == [-2, -5, -7, -8, -10, -11]
     assert common_start(np.array([1, 2]), np.array([1, 2, 3])) == 2
     assert common_start(np.array([4]), np.array([5])) == 0
+
+
+def test_what_neither_response_has_at_the_fork() -> None:
+    pair, logp = group([1], [5, 6, 2], [5, 7, 8, 2]), np.log([0.5, 0.2])
+    assert outside_fork(pair, logp) == pytest.approx(0.3)
+    assert outside_fork(group([1], [5, 6], [5, 7]), np.log([0.6, 0.4 + 1e-9])) == 0.0
+    assert math.isnan(outside_fork(group([1], [5, 6], [5, 6, 8]), logp)), "one begins the other: there is one token"
+    weights = tuple(np.array(w, np.float32) for w in ([1, 0, 1], [1, 1, 1, 1]))
+    assert math.isnan(outside_fork(pair.with_column("weight", weights), logp)), (
+        "a token that does not count has no logp"
+    )
 
 
 def test_the_word_that_decides_is_found_and_length_is_not_taken_for_it() -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from making import group
+from msgspec.structs import replace
 
 from preftune import objective as o
-from preftune.forward.examples import Examples, class_weights, mismatch, row_kinds
+from preftune.forward.examples import Examples, class_weights, is_useful, mismatch, row_kinds
 from preftune.objective.responses import Responses
 
 # places: ranking 0 1 2, pair 3 4, good 5, bad 6, demo 7
@@ -46,6 +47,32 @@ def test_pairs_of_the_best_only() -> None:
     assert best.pairs_of(ranked[0]) == 2
     assert (positions(best.pairs.chosen), positions(best.pairs.rejected)) == ([0, 0], [1, 2])
     assert best.pairs.weight.tolist() == [0.5, 0.5]
+
+
+def test_each_pair_of_a_ranking_may_have_its_own_vote() -> None:
+    votes = (0.9, 0.8, 0.7)  # of 1 over 0, 1 over 2 and 2 over 0, as the ranks order them
+    ranked = [group([1], [10], [11], [12], kind="ranking", ranks=(3, 1, 2), preferred=votes), *GROUPS[1:2]]
+    every = examples(ranked, LOGP[:5]).pairs
+    assert list(zip(positions(every.chosen), positions(every.rejected), strict=True)) == [
+        (1, 0),
+        (1, 2),
+        (2, 0),
+        (3, 4),
+    ]
+    assert every.preferred.tolist() == [*votes, 0.75]
+    best = examples(ranked, LOGP[:5], rankings_as="best").pairs
+    assert best.preferred.tolist() == [0.9, 0.8, 0.75]
+    short = [replace(ranked[0], preferred=votes[:2])]
+    with pytest.raises(ValueError, match="shorter"):
+        examples(short, LOGP[:3]).pairs.preferred  # noqa: B018
+
+
+def test_a_group_is_even_where_all_of_its_votes_are() -> None:
+    ranked = group([1], [10], [11], [12], kind="ranking", ranks=(1, 2, 3), preferred=(0.5, 0.5, 0.5))
+    assert ranked.is_even
+    assert not replace(ranked, preferred=(0.5, 0.5, 0.6)).is_even
+    assert not is_useful(ranked, o.REBEL())
+    assert is_useful(ranked, o.DPO())
 
 
 def test_ratings() -> None:

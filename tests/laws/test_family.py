@@ -169,6 +169,11 @@ REFUSED = {
         "this row is a ranking, and the objective kto needs a rating or pair",
     ),
     "pairs": (RATED, {"objective__name": "dpo"}, "needs a pair or ranking. Objectives for it: kto, nll"),
+    "tasks": (
+        [{"prompt": row["prompt"], "ground_truth": 1} for row in RATED],
+        {"objective__name": "dpo"},
+        "rows.jsonl:1: this row is a task, and the objective dpo needs a pair or ranking. Add [rollout]",
+    ),
 }
 
 

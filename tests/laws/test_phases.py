@@ -10,11 +10,10 @@ import torch
 
 from preftune.config.run import Run
 from preftune.events import Event, Note, StepDone, listening
-from preftune.pack.plan import Plan
+from preftune.pack.plan import Phase, Plan
 from preftune.run.prepare import Prepared, prepare
 from preftune.run.train import new_state, train
 from preftune.training.loop import fit
-from preftune.training.source import Phase
 
 
 class InTwo:

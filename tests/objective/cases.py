@@ -106,6 +106,10 @@ CASES = [
     Case("info_nca", o.InfoNCA(), (0.575939419879, -0.043782350, 0.043782350), LN2, shift=True),
     Case("qrpo", o.QRPO(), ((OFF[0] ** 2 + OFF[1] ** 2) / 2, -0.1 * OFF[0], -0.1 * OFF[1])),
     Case("dro", o.DRO(), (0.36125, 0.425, -0.425), 0.08),
+    Case("reward", o.Reward(), (soft(3.5), -sigmoid(-3.5), sigmoid(-3.5)), soft(1), shift=True,
+         differs="not in the table; its logp are a reward model's scores"),
+    Case("reward, margin", o.Reward(margin=0.5), (soft(3.1), -sigmoid(-3.1), sigmoid(-3.1)), soft(0.6), shift=True,
+         differs="not in the table; scores 0.8 apart ask for 0.4"),
 ]  # fmt: skip
 
 
@@ -150,7 +154,8 @@ def examples_of(pairs: Pairs, mismatched: Responses | None = None) -> Examples:
         sides = [getattr(side, field.name) for side in (pairs.chosen, pairs.rejected)]
         columns[field.name] = None if any(side is None for side in sides) else torch.stack(sides, 1).reshape(-1)
     scores = (0.0, 0.0) if columns["score"] is not None else None  # the rows only say that there are scores
-    rows = [group([1], [2], [3], weight=float(weight), scores=scores) for weight in pairs.weight]
+    rows = [group([1], [2], [3], weight=float(weight), preferred=float(preferred), scores=scores)
+            for weight, preferred in zip(pairs.weight, pairs.preferred, strict=True)]  # fmt: skip
     responses = Responses(**columns)
     return Examples(rows, responses, mismatched=mismatched)
 

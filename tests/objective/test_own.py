@@ -149,7 +149,10 @@ def test_code_without_a_text_is_recorded_too() -> None:
         (saying(reads=["refrence"]), 'reads "refrence", which is unknown. Did you mean "reference"?'),
         (saying(reads=["ema"]), 'reads "ema", which is unknown. Known: reference, votes, score'),
         (saying(reads=["label"]), 'reads "label", which pairs do not have. Only ratings and rankings have it.'),
-        (saying(reads=["votes"], kind="demos"), 'reads "votes", which demos do not have. Only pairs have it.'),
+        (
+            saying(reads=["votes"], kind="demos"),
+            'reads "votes", which demos do not have. Only pairs and comparisons have it.',
+        ),
         (saying(reads=[], kind="pair"), 'has the kind "pair", which is unknown. Did you mean "pairs"?'),
     ],
 )

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from preftune import objective as o
 from preftune.objective.base import EmaFormula, swapped
-from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Comparisons, Demos, Pairs, Rankings, Ratings, Responses
 
 FREE = {"logp", "tokens", "weight_sum", "weight", "group"}  # every objective may read these
-NAMES = {"preferred": "votes", "good": "label", "rank": "label"}
+NAMES = {"preferred": "votes", "better_by": "score", "good": "label", "rank": "label"}
 every = pytest.mark.parametrize("table", get_args(o.Single), ids=lambda table: table.__struct_config__.tag)
 
 
 def traced(value: object, touched: set[str]) -> object:
     """A table of examples that writes down which of its fields are read."""
     kind = type(value)
-    if kind not in (Responses, Pairs, Ratings, Rankings, Demos):
+    if kind not in (Responses, Pairs, Ratings, Rankings, Demos, Comparisons):
         return value
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
 
@@ -49,10 +49,19 @@ def touched_by(objective: o.Formula, ema: float | None = 0.1) -> set[str]:
 def test_a_formula_touches_what_it_says_it_reads(table: type[o.Formula]) -> None:
     by_the_loss = set() if table.needs_full_step is True else {"votes"}
     assert table.reads <= set(o.READS)
-    assert touched_by(table()) == table.reads - {"quantile"} - by_the_loss
+    objective = o.Reward(margin=1.0) if table is o.Reward else table()
+    assert objective.uses == table.reads
+    assert touched_by(objective) == table.reads - {"quantile"} - by_the_loss
     assert ("ema" in table.reads) == issubclass(table, EmaFormula)
     if table is o.BetaDPO:
         assert touched_by(table(), ema=None) == table.reads, "it falls back on the step's own margin"
+
+
+def test_a_constant_may_switch_off_what_is_read() -> None:
+    assert o.Reward().uses == {"votes"}
+    assert touched_by(o.Reward()) == set()
+    assert o.of_scores(o.Reward())
+    assert not o.of_scores(o.DPO())
 
 
 @every

@@ -26,8 +26,12 @@ def read(text: str) -> o.Objective:
 
 
 def test_names() -> None:
-    assert len(set(TAGS)) == 37
-    assert [type(read(f'{{"name": "{tag}"}}')) for tag in o.BY_NAME] == [*o.BY_NAME.values()] == [*get_args(o.Single)]
+    assert len(set(TAGS)) == 42
+    assert (
+        [type(read(f'{{"name": "{tag}"}}')) for tag in o.BY_NAME]
+        == [*o.BY_NAME.values()]
+        == [*get_args(o.Single | o.Online)]
+    )
 
 
 @pytest.mark.parametrize("table", EVERY, ids=TAGS)
@@ -74,7 +78,12 @@ def test_there_and_back(table: type) -> None:
         ('{"name": "sum", "parts": [{"name": "dpo"}], "weights": [1, 2]}', "1 parts need as many weights, not 2"),
         ('{"name": "sum", "parts": [{"name": "dpo"}], "weights": [0]}', "above 0"),
         ('{"name": "sum", "parts": [{"name": "sum", "parts": [{"name": "dpo"}]}]}', "'sum'"),
+        ('{"name": "sum", "parts": [{"name": "dpo"}, {"name": "reward"}]}', "one kind of model"),
+        ('{"name": "reward", "center": -1}', ">= 0.*center"),
         ('{"name": "dop"}', "dop"),
+        ('{"name": "ppo", "lam": 1.1}', "<= 1.*lam"),
+        ('{"name": "grpo", "scale": "std"}', "std"),
+        ('{"name": "sum", "parts": [{"name": "rloo"}]}', "'rloo'"),
     ],
 )
 def test_refused(text: str, sentence: str) -> None:
@@ -147,6 +156,13 @@ VARIANTS = {
     "plackett_luce": (o.PlackettLuce(), "tied", ""),
     "info_nca": (o.InfoNCA(), "score / 0.01", ""),
     "nca": (o.NCA(), "score / 0.01", "1 / K"),
+    "ppo": (o.PPO(lam=0.9), "lam = 0.9", "not whitened"),
+    "rloo": (o.RLOO(), "in the reward", "each token"),
+    "grpo": (o.GRPO(), "not divided by it", "the phase's tokens"),
+    "grpo, group": (o.GRPO(scale="group"), "the group's standard deviation", "not a loss"),
+    "reinforce_pp": (o.ReinforcePP(), "whitened over the phase", ""),
+    "reward": (o.Reward(), "last token", "end token"),
+    "reward, margin": (o.Reward(margin=0.5), "0.5 times", "rows' scores"),
     "nll": (o.NLL(), "rows count alike", ""),
     "nll, token": (o.NLL("token"), "all tokens of the step", "length"),
     "nll, sum": (o.NLL("sum"), "a sum over the tokens", "length"),

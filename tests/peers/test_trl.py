@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from objective.cases import ones, random_pairs, ratings_of, slopes
-from peers.theirs import trl_cpo, trl_dpo, trl_kto, trl_orpo
+from peers.theirs import trl_cpo, trl_dpo, trl_kto, trl_orpo, trl_reward
 
 from preftune import objective as o
 from preftune.objective.responses import Pairs, Responses
@@ -147,3 +147,12 @@ def test_orpo_trainer() -> None:
     full, imitation = (mean_slopes(part, pairs) for part in only)
     odds = tuple(x - y for x, y in zip(full, imitation, strict=True))
     check(odds, (value.double(), a / chosen.tokens, b / rejected.tokens), 1e-5)
+
+
+@pytest.mark.parametrize("center", [None, 0.01])
+@pytest.mark.parametrize("margin", [0.0, 0.7])
+def test_reward_trainer(center: float | None, margin: float) -> None:
+    pairs = random_pairs(6)
+    better_by = pairs.chosen.score - pairs.rejected.score
+    theirs = trl_reward(pairs.chosen.logp, pairs.rejected.logp, center, margin * better_by if margin else None)
+    check(mean_slopes(o.Reward(margin=margin, center=center or 0.0), pairs), theirs, 1e-12)

@@ -77,6 +77,19 @@ def trl_dpo(pairs: Pairs, kind: str = "sigmoid", **fields: object) -> Slopes:
     return loss.detach(), *slope.chunk(2)
 
 
+def trl_reward(chosen: Tensor, rejected: Tensor, center: float | None, margin: Tensor | None) -> Slopes:
+    """Loss of one batch by TRL's RewardTrainer, and its derivatives by the scores of chosen and of rejected."""
+    from trl import RewardTrainer
+
+    trainer = bare(RewardTrainer, args=SimpleNamespace(center_rewards_coefficient=center))
+    leaf = torch.cat([chosen, rejected]).detach().requires_grad_()
+    batch = {"attention_mask": torch.ones(len(leaf), 1)} | ({} if margin is None else {"margin": margin})
+    loss = trainer.compute_loss(  # type: ignore[attr-defined]
+        lambda **_: SimpleNamespace(logits=leaf.unsqueeze(1)), batch
+    )
+    return loss.detach(), *torch.autograd.grad(loss, leaf)[0].chunk(2)
+
+
 def trl_kto(ratings: Ratings, kind: str = "kto", beta: float = 0.1) -> tuple[Tensor, Tensor]:
     """Loss of one batch by TRL's KTOTrainer, and its derivative by the summed logp of each response."""
     from trl import KTOTrainer

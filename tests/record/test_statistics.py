@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,47 @@ def test_intervals_of_ratings_cover(share: float) -> None:
     good = np.arange(300) < share * 300
     truth = 0.5 * math.erfc(-0.7 / 2)  # P(good above bad) of two normals 0.7 apart
     assert COVERED[0] <= coverage(lambda rng: rating_rows(rng.normal(size=300) + 0.7 * good, good), truth) <= COVERED[1]
+
+
+def share_estimate(verdicts: np.ndarray) -> Estimate:
+    prompts, each = verdicts.shape
+    result = estimate(verdicts.ravel().tolist(), np.repeat(np.arange(prompts), each).tolist(), share=True)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("icc", [0, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize(("prompts", "each"), [(12, 32), (10, 100), (40, 8)])
+def test_intervals_of_few_prompts_with_many_rows_cover_up_to_the_edge(prompts: int, each: int, icc: float) -> None:
+    """The error that sums by prompt alone covers 26 % at the worst of these, a mean of .99."""
+    rng = np.random.default_rng(6)
+    for truth in (0.5, 0.7, 0.9, 0.95, 0.99):
+        results = [share_estimate(clustered(rng, prompts, each, icc, truth)) for _ in range(TRIALS)]
+        assert np.mean([abs(r.value - truth) <= r.half_width() for r in results]) >= COVERED[0], truth
+
+
+@pytest.mark.parametrize(("share", "icc"), [(0.5, 0), (0.78, 0), (0.78, 0.1), (0.7, 0.2)])
+def test_an_interval_away_from_the_edge_is_hardly_wider_than_the_bootstrap_over_prompts(share: float,
+                                                                                      icc: float) -> None:  # fmt: skip
+    rng, ratios = np.random.default_rng(7), []
+    for _ in range(50):
+        verdicts = clustered(rng, 20, 32, icc, share)
+        again = verdicts.mean(1)[rng.integers(20, size=(400, 20))].mean(1)
+        ratios.append(share_estimate(verdicts).error / again.std())
+    assert 1.0 <= float(np.median(ratios)) <= 1.15
+
+
+def test_some_wrong_rows_are_no_leap_in_certainty() -> None:
+    verdicts, errors = np.ones((12, 32)), []
+    for wrong in range(100):
+        errors.append(share_estimate(verdicts).error)
+        verdicts[wrong % 12, wrong // 12] = 0
+    assert errors[0] == pytest.approx(1 / (12 + 2)), "where all agree, a prompt counts once"
+    assert min(later / earlier for earlier, later in pairwise(errors)) > 0.7
+    assert errors[84] < 0.025, "84 of 384 that are scattered are nearly independent"
+    together = np.ones((12, 32))
+    together[:3] = 0
+    assert share_estimate(together).error > 0.12, "three prompts of which all rows are wrong are three of twelve"
 
 
 def test_runs_that_differ_in_seed_alone_are_pooled_and_are_the_yardstick() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from preftune.errors import UserError
 from preftune.rows.formats import FORMATS, detect_format
 from preftune.rows.parse import SkippedRow
 from preftune.rows.read import read
-from preftune.rows.row import KINDS, Demo, Message, Pair, Place, Ranking, Rating, Row
+from preftune.rows.row import KINDS, Demo, Message, Pair, Place, Ranking, Rating, Row, Task
 from preftune.rows.transcripts import parse, render, response
 
 PLACE = Place("made", 1)
@@ -76,6 +77,46 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
         {"prompt": "a", "response_a": "b", "response_b": "c", "votes_a": 2, "votes_b": 2},
         pair("a", "b", "c", preferred=0.5),
     ),
+    "halos": ({"prompt": "ask", "output_A": "no", "output_B": "say", "label": 0}, pair("ask", "say", "no")),
+    "HelpSteer2, a strength above 0 prefers the second": (
+        {"prompt": "ask", "response_1": "no", "response_2": "say", "preference_strength": 2},
+        pair("ask", "say", "no", scores=(1.0, -1.0)),
+    ),
+    "a winner by its letter": (
+        {"prompt": "ask", "response_a": "say", "response_b": "no", "winner": "model_a"},
+        pair("ask", "say", "no"),
+    ),
+    "JudgeBench": ({"question": "ask", "response_A": "no", "response_B": "say", "label": "B>A"}, pair()),
+    "PKU-SafeRLHF": (
+        {"prompt": "ask", "response_0": "no", "response_1": "say", "better_response_id": 1},
+        pair("ask", "say", "no"),
+    ),
+    "AlpacaFarm": ({"instruction": "ask", "output_1": "say", "output_2": "no", "preference": 1}, pair()),
+    "Chatbot Arena": ({"conversation_a": [U, N], "conversation_b": [U, A], "winner": "model_b"}, pair()),
+    "Stack Exchange, paired": ({"question": "ask", "response_j": "say", "response_k": "no"}, pair()),
+    "TL;DR comparisons": (
+        {"info": {"post": "ask"}, "summaries": [{"text": " no"}, {"text": " say"}], "choice": 1},
+        pair("POST: ask\n\nTL;DR:", " say", " no"),
+    ),
+    "NeMo: rank 0 is the best": (
+        {"context": [U], "completions": [{"rank": 1, "completion": [N]}, {"rank": 0, "completion": [A]}]},
+        pair(),
+    ),
+    "Bedrock": (
+        {
+            "messages": [
+                U,
+                {
+                    "role": "assistant",
+                    "candidates": [
+                        {"content": [{"text": "no"}], "preferenceLabel": "non-preferred"},
+                        {"content": [{"text": "say"}], "preferenceLabel": "preferred"},
+                    ],
+                },
+            ]
+        },
+        pair(),
+    ),
     "TRL KTO": (
         {"prompt": "a", "completion": "b", "label": False},
         Rating(prompt="a", response="b", good=False, place=PLACE),
@@ -121,6 +162,33 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
     "prompt and completion": ({"prompt": "a", "completion": "b"}, Demo(prompt="a", response="b", place=PLACE)),
     "alpaca": ({"instruction": "ask", "input": "", "output": "say"}, Demo(prompt=(ASK,), response=(SAY,), place=PLACE)),
     "messages alone": ({"messages": [U, N, U, A]}, Demo(prompt=(ASK, NO, ASK), response=(SAY,), place=PLACE)),
+    "gsm8k: the response is the answer too": (
+        {"question": "ask", "answer": "1 + 1 = 2 #### 2"},
+        Demo(
+            prompt=(ASK,),
+            response=(Message("assistant", "1 + 1 = 2 #### 2"),),
+            place=PLACE,
+            answer="1 + 1 = 2 #### 2",
+        ),
+    ),
+    "TRL GRPO": ({"prompt": [U], "solution": "2"}, Task(prompt=(ASK,), place=PLACE, answer="2")),
+    "RLVR: the last turn is the user's": (
+        {"messages": [U], "ground_truth": "2", "dataset": "gsm8k"},
+        Task(prompt=(ASK,), place=PLACE, answer="2"),
+    ),
+    "verl": (
+        {"data_source": "x", "prompt": [U], "ability": "math", "reward_model": {"style": "rule", "ground_truth": "2"}},
+        Task(prompt=(ASK,), place=PLACE, answer="2"),
+    ),
+    "an answer that is no text": (
+        {"prompt": "a", "ground_truth": [2, 2.5]},
+        Task(prompt="a", place=PLACE, answer="[2, 2.5]"),
+    ),
+    "a conversation with its answer": (
+        {"messages": [U, A], "answer": "2"},
+        Demo(prompt=(ASK,), response=(SAY,), place=PLACE, answer="2"),
+    ),
+    "prompts": ({"prompt": [U], "source": "x", "level": 5}, Task(prompt=(ASK,), place=PLACE)),
 }
 
 
@@ -132,6 +200,22 @@ def test_form(form: str) -> None:
 
 def test_every_format_has_a_case() -> None:
     assert {detect_format(value).name for value, _ in FORMS.values()} == {form.name for form in FORMATS}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"chosen": "b"}, {"choosen": "b"}, {"label": True}, {"responses": ["b"]}, {"score": 1}, {"image": "x.png"}],
+)
+def test_a_prompt_beside_what_may_be_its_response_is_no_task(more: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        read([{"prompt": "a", **more}])
+
+
+def test_tasks_without_an_answer_are_skipped_where_the_others_have_one() -> None:
+    rows = [{"prompt": str(k), "ground_truth": answer} for k, answer in enumerate(["1", None, " ", {"x": [1]}])]
+    reading = read(rows)
+    assert [row.answer for row in reading.rows] == ["1", '{"x": [1]}']
+    assert [problem.reason for problem in reading.skipped] == ["row.hole"] * 2
 
 
 def test_a_transcript_goes_there_and_back() -> None:

@@ -181,8 +181,11 @@ def test_rows_are_hashable_values() -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "answer": "d"}, "answer."),
-        ({"prompt": "a", "completion": "b", "answer": "d"}, "answer."),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "answer": "d"},
+            "answer (read only where [rollout] draws responses).",
+        ),
+        ({"prompt": "a", "completion": "b", "answer": "d"}, "answer (read only where [rollout] draws responses)."),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "scor_chosen": 1, "score_rejected": 0},
             'scor_chosen (did you mean "score_chosen"?), score_rejected.',

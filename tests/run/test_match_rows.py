@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from making import group
+from msgspec.structs import replace
 
 from preftune import objective as o
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.model.config import Model
+from preftune.objective import BY_NAME
 from preftune.rows.account import Account, Counts
 from preftune.run.dataset import Dataset
 from preftune.run.match_rows import MatchedRows, match_rows
@@ -49,6 +51,13 @@ def test_rows_the_objective_cannot_use(objective: o.Objective, train: list[Token
 def test_no_usable_row_is_refused(objective: o.Objective, row: TokenGroup, why: str) -> None:
     with pytest.raises(UserError, match=f"no row is left to train on: there are 2 .*{why}"):
         matched(objective, [row, row])
+
+
+def test_a_task_needs_draws_whatever_the_objective() -> None:
+    task = replace(group([1]), kind="task", ranks=())
+    for objective in BY_NAME.values():
+        with pytest.raises(UserError, match=r"this row is a task, and the objective .* needs a .*Add \[rollout\]"):
+            matched(objective(), [task])
 
 
 def test_the_account_and_the_defaults_are_of_the_rows_that_stay() -> None:

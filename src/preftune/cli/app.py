@@ -12,8 +12,10 @@ VERBS = {
     "check": "Read all data as training would, and train nothing.",
     "train": "Tune a model.",
     "sweep": "Train once for each combination of keys.",
-    "score": "Score every row of data.train under two models.",
+    "score": "Score every row of data.train under two models, or every response of a file under a reward model.",
     "report": "Write the page of a record, or one page that compares several.",
+    "trade-off": "Measure DPO, RLHF and what lies between under the ceiling that theory gives, in a world that can be "
+    "listed.",
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
@@ -27,7 +29,8 @@ app = App(
 )
 app.register_install_completion_command()
 for position, (verb, line) in enumerate(VERBS.items()):
-    app.command(f"preftune.cli.{verb}:{verb}", name=verb, help=line, sort_key=position)
+    function = verb.replace("-", "_")
+    app.command(f"preftune.cli.{function}:{function}", name=verb, help=line, sort_key=position)
 
 
 def call(words: Sequence[str]) -> None:

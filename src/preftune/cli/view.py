@@ -68,6 +68,8 @@ def row(row: Row) -> Text:
     kind = KINDS[type(row)]
     text = Text(f"\n{printable(str(row.place))} ({kind})\n", style="bold")
     text.append(_end(_plain(row.prompt)), style="not bold dim")
+    if row.answer is not None:
+        text.append(f"\n[answer] {_beginning(printable(row.answer))}", style="not bold dim")
     ranks = row.ranks if isinstance(row, Ranking) else (1, 2)
     good = row.good if isinstance(row, Rating) else None
     scores = row.scores if isinstance(row, Pair | Ranking) else (row.score,) if isinstance(row, Rating) else None
@@ -82,6 +84,8 @@ def row(row: Row) -> Text:
 
 def _names(kind: Kind, ranks: Sequence[int], good: bool | None, scores: Sequence[float | None] | None) -> list[str]:
     """What stands before each response of a row."""
+    if kind == "task":
+        return []
     if kind == "pair":
         names = ["chosen", "rejected"]
     elif kind == "ranking":

@@ -109,6 +109,14 @@ def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], c
                 yield Key(f"{name}.{choices()[name].tag}", "choice", _json(preset), "", summary, preset)
 
 
+@cache
+def from_python() -> dict[str, FromPython]:
+    """The keys that may hold more in Python than in a file."""
+    whole = {field.name: _open(field.type)[2].get("python") for field in _run().fields}
+    by_path = [*whole.items(), *((key.path, key.python) for key in keys())]
+    return {path: python for path, python in by_path if python is not None}
+
+
 def schema() -> dict[str, Any]:
     """JSON schema of what a file may hold, for editors: of a run, and of the short forms that `load` writes out."""
     whole = msgspec.json.schema(Run)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from preftune.config.drawing import refuse_contradictions, without_effect
 from preftune.config.load import convert
 from preftune.config.run import Run
 from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
-from preftune.objective import Objective, parts
+from preftune.objective import Objective, of_scores, parts
 from preftune.reference.config import NoReference, Stored
-from preftune.tokens.aggregate import Mean
+from preftune.tokens.aggregate import Mean, Plain
 
 
 def resolve(run: Run) -> Run:
@@ -22,35 +23,34 @@ def resolve(run: Run) -> Run:
     A run may come from Python, where nothing has checked it yet. Nothing is loaded. Raises UserError.
     """
     run = _checked(run)
+    refuse_contradictions(run)
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
     if needed and isinstance(reference, NoReference):
         hint = 'Use reference = "stored", or leave the key out.'
         raise UserError("this objective needs a reference.", location="reference", hint=hint)
     if not needed and not isinstance(reference, NoReference):
-        raise _without_effect("this objective uses no reference", "reference")
+        raise without_effect("this objective uses no reference", "reference")
     if isinstance(run.aggregate, Mean) and all(part.length_normalized for _, part in parts(run.objective)):
-        raise _without_effect("this objective takes means over tokens already", "aggregate")
+        raise without_effect("this objective takes means over tokens already", "aggregate")
+    if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
+        raise without_effect("a reward model reads a response's last token", "aggregate")
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
     if not isinstance(run.model.path, str):
         if run.model.revision:
-            raise _without_effect("the model is loaded already", "model.revision")
+            raise without_effect("the model is loaded already", "model.revision")
         if run.model.tokenizer is None:
             hint = "Use Model(path=model, tokenizer=tokenizer)."
             raise UserError("a loaded model needs its tokenizer.", location="model.tokenizer", hint=hint)
     elif run.model.revision and Path(run.model.path).expanduser().is_dir():
-        raise _without_effect("a folder has no revisions", "model.revision")
+        raise without_effect("a folder has no revisions", "model.revision")
     return replace(run, reference=reference)
 
 
 def uses_reference(objective: Objective) -> bool:
     """Whether any part of it reads the reference."""
     return any("reference" in part.reads for _, part in parts(objective))
-
-
-def _without_effect(why: str, key: str) -> UserError:
-    return UserError(f"{why}, so the key has no effect.", location=key, hint="Remove it.")
 
 
 def _checked(run: object) -> Run:
@@ -65,6 +65,6 @@ def _checked(run: object) -> Run:
             values["objective"] = own_objective(values["objective"])
     values |= {name: list(rows) for name, rows in values.items() if isinstance(rows, Iterator)}
     tree = tree_of(with_values(run, values))
-    if "objective" in values:
-        del tree["objective"]  # it stands in no union of types
+    for whole_table in (name for name in values if "." not in name):
+        del tree[whole_table]  # it stands in no union of types
     return with_values(convert(tree), values)

@@ -17,6 +17,7 @@ from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
 from preftune.record.config import Track
 from preftune.reference.config import ELSEWHERE, Reference
+from preftune.rollout.config import OWN_REWARD, Reward, Rollout, Value
 from preftune.rows.config import Data
 from preftune.table import FromPython, Table, about
 from preftune.tokens.aggregate import Aggregate, Plain
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from preftune.objective.own import OwnObjective
 
     AnyObjective = Any  # in Python also a callable that says what it reads; `resolve` makes an objective of it
+    AnyReward = Any  # in Python also a callable
 else:
     AnyObjective = Objective  # what a file may hold
+    AnyReward = Reward | tuple[Reward, ...] | None
 
 
 def is_own_objective(value: object) -> bool:
@@ -65,12 +68,15 @@ class Run(Table, frozen=True):
             extra={"elsewhere": ELSEWHERE},
         ),
     ] = None
+    rollout: Annotated[Rollout | None, Meta(description="Draw what is learned from, to the rows' prompts.")] = None
+    reward: Annotated[AnyReward, Meta(description="What scores drawn responses.", extra={"python": OWN_REWARD})] = None
+    value: Annotated[Value | None, Meta(description="The value model of ppo.")] = None
     batch: Batch = Batch()
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
     track: Annotated[Track | None, about("Trackers that get the metrics besides the record.", identity=False)] = None
-    seed: Annotated[int, about("Decides the order of rows.", ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, about("Decides the order of rows, and what is drawn.", ge=0, le=2**63 - 1)] = 0
     out: Annotated[str, about(RECORD, also="output_dir logging_dir logging_steps", identity=False)] = "run"
     device: Annotated[
         Literal["auto", "cpu", "cuda"], about("Where to compute; auto takes a GPU if there is one.", also="device_map")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,10 +11,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from preftune.config.explain import keys
+from preftune.config.explain import from_python
 from preftune.config.run import Run
 from preftune.errors import UserError
-from preftune.table import FromPython
 
 Tree = dict[str, Any]
 FILE_TYPES = (type(None), str, Real, os.PathLike, list, tuple, Struct)  # left to the check of types and bounds
@@ -33,14 +31,14 @@ def tree_of(run: Run) -> Tree:
 
     Raises UserError where a key holds what it cannot.
     """
-    texts = {name: _from_python()[name].recorded(value) for name, value in python_values(run).items()}
+    texts = {name: from_python()[name].recorded(value) for name, value in python_values(run).items()}
     return msgspec.to_builtins(with_values(run, texts), enc_hook=_plain)
 
 
 def python_values(run: Run) -> dict[str, Any]:
     """What a run holds that no file can, by key: {"data.train": rows}. Raises UserError where a key cannot hold it."""
     values = {}
-    for name, key in _from_python().items():
+    for name, key in from_python().items():
         table, _, field = name.rpartition(".")
         value: Any = getattr(getattr(run, table, None) if table else run, field, None)  # a table may be anything yet
         if key.accepts(value):
@@ -59,12 +57,6 @@ def with_values(run: Run, values: Mapping[str, Any]) -> Run:
         table, _, key = name.rpartition(".")
         run = replace(run, **{table: replace(getattr(run, table), **{key: value})} if table else {key: value})
     return run
-
-
-@cache
-def _from_python() -> dict[str, FromPython]:
-    """The keys that may hold more in Python than in a file."""
-    return {key.path: key.python for key in keys() if key.python is not None}
 
 
 def _plain(value: object) -> object:

@@ -9,13 +9,21 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from preftune.diagnosis import anchor, data, displacement, length, overfit, reward, shift
+from preftune.diagnosis import anchor, data, displacement, length, online, overfit, reward, shift
 from preftune.diagnosis.finding import ALPHA, ORDER, Finding
 from preftune.record.reader import Record
 
 # A cause stands before what follows from it; among findings of one severity this is the order on the page.
 CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.not_finite,
+    online.reward_without_gain,
+    online.sampler_off,
+    online.does_not_end,
+    online.collapsed,
+    online.below_ceiling,
+    online.grows_longer,
+    online.value_blind,
+    online.slope_off,
     anchor.stuck,
     shift.trained_on_too,
     data.cut_in_file,
@@ -47,6 +55,8 @@ OF_LENGTH = ("length.reward", "length.data", "reward.word")
 TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, parts, end, too sure
 # What each cause explains: those findings are named below it and not beside it.
 EXPLAINS: dict[str, tuple[str, ...]] = {
+    "online.hacked": ("online.length", "online.ceiling"),
+    "online.ended": ("online.length",),
     "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
     "end.wrong": ("end.unlearned",),
     "shift.seen": ("reward.too_easy", *OF_LENGTH),
@@ -67,13 +77,18 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "anchor.drift": ("end.unlearned", "displacement.chosen", "reward.too_sure"),
     "displacement.chosen": ("reward.too_sure", "reward.too_easy"),
     "reward.parts": ("anchor.chance", "reward.too_sure"),
-    "anchor.chance": ("reward.too_sure",),
+    "anchor.chance": ("length.reward", "reward.too_sure"),
     "data.contradictory": ("reward.too_sure",),
 }
 # Where most pairs differ in one word, both sides fall because of what they share, and that is why the model moves far.
 OF_TWINS: dict[str, tuple[str, ...]] = {
     "anchor.drift": (),
     "displacement.chosen": ("anchor.drift", *EXPLAINS["displacement.chosen"]),
+}
+# Rows that were seen a few times are no reason to be at chance: what was memorized there is labels that say nothing.
+OF_FRESH_ROWS: dict[str, tuple[str, ...]] = {
+    "anchor.overfit": tuple(code for code in EXPLAINS["anchor.overfit"] if code != "anchor.chance"),
+    "anchor.chance": ("anchor.overfit", *EXPLAINS["anchor.chance"]),
 }
 
 
@@ -85,6 +100,7 @@ def diagnose(record: Record) -> list[Finding]:
     findings = _beyond_noise([finding for check in CHECKS if (finding := check(record))])
     texts = record.data.texts
     explains = EXPLAINS | OF_TWINS if texts is not None and texts.twins >= reward.TWINS else EXPLAINS
+    explains = explains | OF_FRESH_ROWS if overfit.is_no_cause_of_chance(record) else explains
     by_code = {finding.code: finding for finding in findings}
     for cause in by_code.copy():  # in the order of CHECKS
         if cause in by_code:

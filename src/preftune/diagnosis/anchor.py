@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from preftune.diagnosis.finding import Finding, number, share
-from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft
+from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft, says_scores
 from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.statistics import estimate, mean
 
@@ -164,7 +164,7 @@ def stuck(record: Record) -> Finding | None:
         title="Nothing was learned",
         evidence=f"The loss went from {number(early, 4)} to {number(late, 4)} in {number(len(record.steps))} "
         f"steps.{start}{moved}",
-        meaning="The policy is practically the model that training began from.",
+        meaning="The model is practically the one that training began from.",
         remedy="Raise optim.lr (large models usually take 5e-7 to 5e-6, small ones 10 to 100 times that), "
         f"{anchor_hint(record, 'lower')}or train longer.",
     )
@@ -194,12 +194,16 @@ def no_better_than_chance(record: Record) -> Finding | None:
     half = accuracy.half_width()
     if accuracy.value > COIN + half:
         return None
+    below = accuracy.value < COIN - half
     return Finding(
         code="anchor.chance",
-        title="Held-out accuracy cannot be told from chance",
+        title="Held-out accuracy is below chance" if below else "Held-out accuracy cannot be told from chance",
         evidence=f"It is {share(accuracy.value)} ± {number(100 * half, 1)} points on {number(accuracy.rows)} held-out "
-        f"rows, although responses changed by {number(movement, 2)} nats.",
-        meaning="What was learned on the training rows does not show on others: the labels may be noise or of opposed "
+        f"rows, although {'margins' if says_scores(record) else 'responses'} changed by {number(movement, 2)} nats.",
+        meaning="The training rows teach the opposite of what the held-out rows prefer: they come from other raters or "
+        "writers, or one of the files has its two sides swapped."
+        if below
+        else "What was learned on the training rows does not show on others: the labels may be noise or of opposed "
         "tastes, or too few rows are held out to show it.",
         remedy="Read some pairs and judge them yourself; check that chosen and rejected are not swapped. Hold out more "
         "rows; train longer or with a higher rate.",

@@ -80,9 +80,17 @@ def _where(record: Record) -> str:
     if shared is None or fork is None or total is None:
         return ""
     values = (number(value, 1, sign=True) for value in (shared, fork, total - shared - fork))
-    return " Of this, {} came before the two responses part, {} at the token where they part, and {} after it.".format(
-        *values
-    )
+    text = " Of this, {} came before the two responses part, {} at the token where they part, and {} after it."
+    return text.format(*values) + _outside(record)
+
+
+def _outside(record: Record) -> str:
+    """What the tokens of neither response got where the two part."""
+    now = mean(row.outside_fork for row in record.rows)
+    change = mean(row.outside_fork_change for row in record.rows)
+    if now is None or change is None:
+        return ""
+    return f" All tokens but these two had {share(now - change)} of the probability there, and have {share(now)} now."
 
 
 def _incentives(record: Record) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from preftune.diagnosis.finding import SURE, Finding, number, share
-from preftune.diagnosis.objective_facts import imitates, is_sft
+from preftune.diagnosis.objective_facts import imitates, is_sft, learner, says_scores
 from preftune.record.reader import Record, prompts_of
 from preftune.record.statistics import slope, student_tail
 
@@ -41,13 +41,20 @@ def reward_follows_length(record: Record) -> Finding | None:
         evidence=f"In {number(len(rows))} held-out pairs the margin changes by {number(per_token.value, 2, sign=True)} "
         f"± {number(per_token.half_width(), 2)} nats with each token by which chosen is longer (correlation "
         f"{number(correlation, 2)}).",
-        meaning=f"Part of what was learned is to prefer {preferred} responses as such. The tuned model will tend to "
+        meaning=f"Part of what was learned is to prefer {preferred} responses as such. {learner(record)} will tend to "
         f"write {preferred}er responses whether or not they are better.",
         remedy="Balance the pairs first, so that chosen is longer in about half of them, and drop pairs that differ in "
-        'length alone. objective = "ln_dpo" divides by length, which heals the damage but not the preference'
-        + ('; "r_dpo" subtracts it: raise objective.alpha from 0.01. ' if longer else ". ")
-        + '"simpo" needs a learning rate of its own.',
+        "length alone." + ("" if says_scores(record) else _objectives(longer)),
         p=2 * student_tail(z, max(1, per_token.prompts - 1)),
+    )
+
+
+def _objectives(longer: bool) -> str:
+    """What objectives do about length."""
+    return (
+        ' objective = "ln_dpo" divides by length, which heals the damage but not the preference'
+        + ('; "r_dpo" subtracts it: raise objective.alpha from 0.01. ' if longer else ". ")
+        + '"simpo" needs a learning rate of its own.'
     )
 
 
@@ -64,7 +71,8 @@ def data_prefer_long(record: Record) -> Finding | None:
         title="The data prefer long responses",
         evidence=f"In {share(longer)} of the training pairs the chosen response has more tokens."
         + (medians if chosen is not None and rejected is not None else ""),
-        meaning="Length alone predicts the label more often than not, so an objective that sums over tokens can "
-        "learn length in place of quality.",
+        meaning="Length alone predicts the label more often than not, so "
+        + ("a score" if says_scores(record) else "an objective that sums over tokens")
+        + " can learn length in place of quality.",
         remedy="Balance the pairs so that chosen is longer in about half of them.",
     )

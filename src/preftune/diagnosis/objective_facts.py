@@ -5,15 +5,14 @@ An objective that this version does not know, such as one that its author brough
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from preftune.objective import Single
+from preftune.objective import BY_NAME
 from preftune.objective.base import Formula
 from preftune.record.reader import Record
 
 # The remedy against damage that did best where failures were planted (docs/findings.md).
 ADD = 'Add the likelihood of chosen to the objective (a sum of dpo and nll, or objective = "dpo_positive" or "cal_dpo")'
-CLASSES: dict[object, type[Formula]] = {kind.__struct_config__.tag: kind for kind in get_args(Single)}
 
 
 class Part(NamedTuple):
@@ -30,8 +29,11 @@ def parts(record: Record) -> list[Part]:
     tables = added if isinstance(added, list) else [objective]
     named = [(table.get("name"), table) for table in tables if isinstance(table, dict)]
     # an objective from outside has its source in the record, and perhaps the name of one of ours
-    kinds = [None if "source" in table else CLASSES.get(name) for name, table in named]
-    return [Part(name, table, kind) for (name, table), kind in zip(named, kinds, strict=True) if isinstance(name, str)]
+    return [
+        Part(name, table, None if "source" in table else BY_NAME.get(name))
+        for name, table in named
+        if isinstance(name, str)
+    ]
 
 
 def is_sft(record: Record) -> bool:
@@ -40,6 +42,16 @@ def is_sft(record: Record) -> bool:
     rejects = any(line.get("rejected_tokens") is not None for line in lines)
     kinds = [part.kind for part in parts(record)]
     return not rejects or (bool(kinds) and all(kind is not None and kind.is_sft for kind in kinds))
+
+
+def says_scores(record: Record) -> bool:
+    """Whether the record is of a reward model, which says scores and no log-probabilities."""
+    return any(line.get("chosen_score") is not None for line in (*record.evaluations, *record.steps))
+
+
+def learner(record: Record) -> str:
+    """Who will act on what was learned, at the beginning of a sentence."""
+    return "A policy tuned on these scores" if says_scores(record) else "The tuned model"
 
 
 def imitates(record: Record) -> bool:

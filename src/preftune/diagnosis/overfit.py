@@ -10,6 +10,11 @@ from preftune.record.reader import RECENT, HeldOutRow, Record
 from preftune.record.statistics import Estimate, share_of
 
 OVERFIT = 0.15  # training accuracy is always somewhat higher; a gap this large is memorization
+# Up to four passes over the same text teach nearly as much as fresh text does (Muennighoff et al. 2023, 2305.16264).
+FRESH = 4.0
+NEAR_CHANCE = (
+    0.1  # half-width of an accuracy from which 60 %, the least that is usual, could have been told from chance
+)
 LOSS_ROSE = 0.05  # relative to its lowest value or to how far it fell; smaller rises are noise of an evaluation
 
 
@@ -39,6 +44,19 @@ def overfitted(record: Record) -> Finding | None:
         remedy=remedy[0].upper() + remedy[1:],
         p=min(gap_p, rise_p),
     )
+
+
+def is_no_cause_of_chance(record: Record) -> bool:
+    """Whether an accuracy at chance has another cause: held-out rows can tell, and each pair was seen a few times only.
+
+    Pairs that repeat another pair count as one.
+    """
+    accuracy, epochs = record.accuracy(), record.steps[-1].get("epoch") if record.steps else None
+    if accuracy is None or not epochs or accuracy.half_width() > NEAR_CHANCE:
+        return False
+    train, texts = record.data.train, record.data.texts
+    pairs, repeated = train.kinds.get("pair", 0) if train else 0, texts.repeated if texts else 0
+    return epochs * (pairs / (pairs - repeated) if pairs > repeated else 1.0) <= FRESH
 
 
 def _gap(record: Record) -> tuple[str, float]:

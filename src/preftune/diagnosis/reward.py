@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 
 from preftune.diagnosis.finding import Finding, number, share
-from preftune.diagnosis.objective_facts import is_sft, parts
-from preftune.record.reader import HeldOutRow, Record, prompts_of
-from preftune.record.statistics import Estimate, chi_square_tail, estimate, robust_error
+from preftune.diagnosis.objective_facts import is_sft, learner, parts, says_scores
+from preftune.record.reader import HeldOutRow, Record, Word, prompts_of
+from preftune.record.statistics import LEAST, Estimate, calibration, chi_square_tail, estimate
 
 DECIDES = 0.5  # correlation of a word's count with the margin: it decides a quarter of the margins' variance alone
-SURE_WORD, OF_LABELS = 5.0, 3.0  # its |z| for margins and for labels
+SURE_WORD, OF_LABELS = 5.0, 2.0  # its |z| for margins, among hundreds of words, and for labels, of that word alone
 TWINS = 0.5  # share of pairs that differ in one word
 PART = 20  # rows from which a part of the data speaks for itself
 DIFFER = 0.01
-LEAST, MOST = -5.0, 40.0  # bounds of the calibration; there is no maximum where every pair is right
 TOO_SURE = 0.7
 EASY = 0.98
 
 
 def told_by_a_word(record: Record) -> Finding | None:
-    """The token whose count goes with the held-out margins most, at equal length."""
-    word, texts = next(iter(record.words), None), record.data.texts
+    """The token whose count goes with the held-out margins most, at equal length, of those that labels go by too."""
+    word, texts = next((word for word in record.words if _decides(word)), None), record.data.texts
+    if word is None or is_sft(record):
+        return None
     if texts is not None and texts.twins >= TWINS:
         return None  # where each pair differs in one word only, some word has to decide
-    if word is None or is_sft(record) or abs(word.correlation) < DECIDES or abs(word.z) < SURE_WORD:
-        return None
-    if abs(word.z) < abs(word.length_z) or word.z * word.label_z < 0 or abs(word.label_z) < OF_LABELS:
-        return None  # length tells more than this word does, or the labels do not go by it
     text = word.text.strip() or f"token {word.token}"
     return Finding(
         code="reward.word",
@@ -38,12 +34,18 @@ def told_by_a_word(record: Record) -> Finding | None:
         f"{number(word.margin_per_token, 2, sign=True)} nats with each time that chosen has “{text}” more often than "
         f"rejected (correlation {number(word.correlation, 2)}), and the labels go by it too "
         f"({number(abs(word.label_z), 1)} standard errors).",
-        meaning="What was learned is mostly this word. The tuned model will write it, or avoid it, whether or not the "
-        "response is better for it.",
+        meaning=f"What was learned is mostly this word. {learner(record)} will write it, or avoid it, whether or not "
+        "the response is better for it.",
         remedy="Read pairs that differ in it. Where it is an artifact of how the pairs were made, remove it from both "
         "sides or drop those pairs; where it is what people like, add pairs that differ in other ways.",
         p=word.p,
     )
+
+
+def _decides(word: Word) -> bool:
+    """Whether a token decides margins, more than length does at an equal count of it, and the labels go by it too."""
+    clear = abs(word.correlation) >= DECIDES and abs(word.z) >= max(SURE_WORD, abs(word.length_z))
+    return clear and word.z * word.label_z > 0 and abs(word.label_z) >= OF_LABELS
 
 
 def parts_differ(record: Record) -> Finding | None:
@@ -97,9 +99,10 @@ def too_sure(record: Record) -> Finding | None:
     margin = record.end.get("margin")
     chosen, rejected = record.end.get("chosen_reward"), record.end.get("rejected_reward")
     per_token = any(part.kind is not None and part.kind.length_normalized for part in parts(record))
-    if not margin or chosen is None or rejected is None or per_token or is_sft(record):
+    scores = says_scores(record)
+    if not margin or per_token or is_sft(record) or (not scores and (chosen is None or rejected is None)):
         return None
-    beta = (chosen - rejected) / margin
+    beta = 1.0 if scores else ((chosen or 0.0) - (rejected or 0.0)) / margin
     rows = [row for row in record.rows if row.accuracy is not None and row.surplus is not None]
     margins = [row.margin for row in rows if row.margin is not None and math.isfinite(row.margin)]
     if len(margins) != len(rows) or not any(margins):
@@ -114,29 +117,14 @@ def too_sure(record: Record) -> Finding | None:
         f"multiplied by {number(factor.value, 2)} ± {number(factor.half_width(), 2)}; 1 would be right.",
         meaning="The model bets more on its preferences than it wins: the labels contradict each other, tastes are "
         "mixed, or it has begun to memorize.",
-        remedy="Look for flipped labels and for raters of different tastes. Train for fewer steps, or use an objective "
-        'that expects wrong labels (objective = "robust", or dpo with objective.flip).',
+        remedy="Look for flipped labels and for raters of different tastes. Train for fewer steps, "
+        + (
+            "or multiply the scores by that number before a policy is tuned on them."
+            if scores
+            else 'or use an objective that expects wrong labels (objective = "robust", or dpo with objective.flip).'
+        ),
         p=factor.p_below(1.0),
     )
-
-
-def calibration(rewards: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    """The k that maximizes the sum of log sigma(k reward), within bounds; its error sums by prompt."""
-    low, high = LEAST, MOST
-    for _ in range(50):  # the sum is concave in k, so its slope falls
-        k = (low + high) / 2
-        slope = math.fsum(reward * _wrong(k * reward) for reward in rewards)
-        low, high = (k, high) if slope > 0 else (low, k)
-    k = (low + high) / 2
-    curvature = math.fsum(reward**2 * _wrong(k * reward) * _wrong(-k * reward) for reward in rewards)
-    influences = [reward * _wrong(k * reward) / curvature for reward in rewards] if curvature else []
-    error = robust_error(influences, prompts) if influences else math.inf
-    return Estimate(k, error, len(rewards), len(set(prompts)))
-
-
-def _wrong(reward: float) -> float:
-    """Probability that a pair of this reward is ranked wrong, sigma(-reward)."""
-    return 1 / (1 + math.exp(max(-700.0, min(700.0, reward))))
 
 
 def too_easy(record: Record) -> Finding | None:

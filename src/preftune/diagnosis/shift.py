@@ -147,6 +147,8 @@ def trained_on_too(record: Record) -> Finding | None:
 
 def nothing_held_out(record: Record) -> Finding | None:
     """No held-out rows, or too few for a conclusion."""
+    if record.end.get("score") is not None:
+        return None  # prompts are held out, and what is drawn to them has an error of its own
     rows = (record.evaluations[-1].get("rows") if record.evaluations else 0) or 0
     judged = record.judged
     prompts = len({row.prompt for row in record.rows}) if record.rows and record.knows_prompts else FEWEST_PROMPTS

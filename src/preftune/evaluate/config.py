@@ -14,3 +14,6 @@ class Evaluate(Table, frozen=True):
         Count | None,
         about("Steps between evaluations; only at start and end if not given.", also="eval_steps", identity=False),
     ] = None
+    samples: Annotated[
+        int, about("Held-out prompts to which texts are drawn before and after training; 0 for none.", ge=0, le=1000)
+    ] = 12

@@ -23,11 +23,14 @@ from preftune.evaluate.metrics import (
     score_metrics,
     uneven_weight,
 )
+from preftune.evaluate.scores import reward_model_metrics
 from preftune.evaluate.words import deciding_words
 from preftune.events import Progress, emit
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models, score_step
 from preftune.forward.loss import Loss
+from preftune.forward.parts import outside_fork
+from preftune.objective import of_scores
 from preftune.objective.base import ObjectiveTable
 from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
@@ -86,6 +89,7 @@ def evaluate(
     metrics = score_metrics(loss.objective, examples, list(COMMON), loss=output.value, start=before)
     by_row = RowMetrics(examples, loss.objective, before)
     metrics |= by_row.length_metrics() | by_row.rating_metrics()
+    metrics |= reward_model_metrics(examples) if by_row.scores else {}
     if examples.responses.reference is not None:
         metrics["log_ratio_rms"] = float(examples.responses.log_ratio.square().mean().sqrt())
     rows = by_row.rows(scores.parts.numpy(), start[:, 1:]) if "parts" in reads else by_row.rows()
@@ -111,7 +115,7 @@ def _spelled_words(examples: Examples, spell: Callable[[list[int]], object]) -> 
     """The tokens that decide the margins of pairs of decided votes, with their texts."""
     margin, pairs, decided, seen = margins(examples).numpy(), [], [], 0
     for group in examples.groups:
-        if group.kind == "pair" and group.preferred > 0.5:
+        if group.kind == "pair" and group.votes[0] > 0.5:
             pairs.append(group)
             decided.append(seen)
         seen += examples.pairs_of(group)
@@ -127,9 +131,10 @@ class RowMetrics:
     """
 
     def __init__(self, examples: Examples, objective: ObjectiveTable, before: Tensor) -> None:
-        self.examples, self.before = examples, before
+        self.examples, self.before, self.scores = examples, before, of_scores(objective)
         self.change = examples.responses.logp - before
-        self.log_ratio = self.change if examples.responses.reference is None else examples.responses.log_ratio
+        unanchored = examples.responses.logp if self.scores else self.change
+        self.log_ratio = unanchored if examples.responses.reference is None else examples.responses.log_ratio
         better, worse, _, _ = examples.pair_index
         self.accuracy = pair_accuracy(examples, objective)
         self.accuracy_of_change = ranked_right(self.change[better] - self.change[worse])
@@ -147,7 +152,7 @@ class RowMetrics:
             longer, even = responses.tokens[better] - responses.tokens[worse], weight == 0
             for name, subset in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
                 metrics[f"accuracy_{name}"] = _mean(self.accuracy, (subset & ~even).to(self.accuracy))
-        return metrics | {"accuracy_of_change": _mean(self.accuracy_of_change, weight)}
+        return metrics | ({} if self.scores else {"accuracy_of_change": _mean(self.accuracy_of_change, weight)})
 
     def rating_metrics(self) -> Metrics:
         """Accuracies and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
@@ -161,6 +166,12 @@ class RowMetrics:
         margin = float(self.log_ratio[classes[True]].mean() - self.log_ratio[classes[False]].mean())
         return {"accuracy": accuracy, "accuracy_of_change": of_change, "margin": margin}
 
+    def response_fields(self, side: str, place: int) -> dict[str, object]:
+        """What a row says of the response at this place."""
+        value, tokens = float(self.examples.responses.logp[place]), int(self.examples.responses.tokens[place])
+        change = {} if self.scores else {f"{side}_logp_change": value - float(self.before[place])}
+        return {f"{side}_{'score' if self.scores else 'logp'}": value, **change, f"{side}_tokens": tokens}
+
     def rows(self, parts: np.ndarray | None = None, parts_before: np.ndarray | None = None) -> list[dict[str, object]]:
         """One object a row that has something to measure. parts: (responses, 3), see `part_sums`, now and before."""
         rows: list[dict[str, object]] = []
@@ -169,38 +180,41 @@ class RowMetrics:
         for start, group in zip(self.examples.starts, self.examples.groups, strict=True):
             pairs = slice(seen, seen := seen + self.examples.pairs_of(group))
             row: dict[str, object] = {"id": group.id or str(group.place)}
-            known = len(row) + 2
-            row |= {"place": str(group.place), "prompt": hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]}
+            known = len(row) + 2 + bool(group.category)
+            row |= {"place": str(group.place)} | ({"category": group.category} if group.category else {})
+            row["prompt"] = hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]
             if len(margin[pairs]):
                 row["margin"] = float(margin[pairs].mean())
-                if group.preferred != 0.5:
-                    accuracy, of_change = self.accuracy[pairs].mean(), self.accuracy_of_change[pairs].mean()
-                    row |= {"accuracy": float(accuracy), "accuracy_of_change": float(of_change)}
+                if not group.is_even:
+                    row["accuracy"] = float(self.accuracy[pairs].mean())
+                    if not self.scores:
+                        row["accuracy_of_change"] = float(self.accuracy_of_change[pairs].mean())
             elif start in self.rating_auc:
                 auc, of_change = self.rating_auc[start], self.rating_auc_of_change[start]
                 row |= {"accuracy": auc, "accuracy_of_change": of_change}
             for side, place in _sides_of(group, start):
-                logp = float(self.examples.responses.logp[place])
-                row |= {
-                    f"{side}_logp": logp,
-                    f"{side}_logp_change": logp - float(self.before[place]),
-                    f"{side}_tokens": int(self.examples.responses.tokens[place]),
-                }
-                if parts is not None and parts_before is not None:
-                    ended = group.responses[place - start][-1] == end
-                    row |= _row_parts(group.kind, side, ended, parts[place], parts[place] - parts_before[place])
+                row |= self.response_fields(side, place)
+            if parts is not None and parts_before is not None:
+                row |= _row_parts(group, start, end, parts, parts_before)
             if len(row) > known:
                 rows.append(row)
         return rows
 
 
-def _row_parts(kind: str, side: str, ended: bool, now: np.ndarray, change: np.ndarray) -> dict[str, object]:
+def _row_parts(
+    group: TokenGroup, start: int, end: int | None, now: np.ndarray, before: np.ndarray
+) -> dict[str, object]:
     """The fields of a row that are about parts of a response; those that a resumed run of an older version lacks go."""
-    row: dict[str, object] = (
-        {f"{side}_end_logp": float(now[0]), f"{side}_end_change": float(change[0])} if ended else {}
-    )
-    if kind == "pair":
-        row |= {"shared_logp_change": float(change[1]), f"{side}_fork_change": float(change[2])}
+    row: Metrics = {}
+    for side, place in _sides_of(group, start):
+        change = now[place] - before[place]
+        if group.responses[place - start][-1] == end:
+            row |= {f"{side}_end_logp": float(now[place, 0]), f"{side}_end_change": float(change[0])}
+        if group.kind == "pair":
+            row |= {"shared_logp_change": float(change[1]), f"{side}_fork_change": float(change[2])}
+    if group.kind == "pair":
+        outside, outside_before = (outside_fork(group, table[start : start + 2, 2]) for table in (now, before))
+        row |= {"outside_fork": outside, "outside_fork_change": outside - outside_before}
     return {key: value for key, value in row.items() if value == value}
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from preftune.forward.examples import Examples
-from preftune.objective import parts
+from preftune.objective import of_scores, parts
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Responses
+from preftune.objective.rollouts import RolloutFormula
 
 Metrics = dict[str, float | None]
 TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
@@ -29,6 +30,15 @@ def rewards(objective: ObjectiveTable, responses: Responses) -> Tensor | None:
     return None
 
 
+def said_of(objective: ObjectiveTable, responses: Responses) -> dict[str, Tensor]:
+    """(responses,) each: what is measured of responses of one side, by the name of the metric without the side."""
+    if of_scores(objective):
+        return {"score": responses.logp, "tokens": responses.tokens}
+    reward = rewards(objective, responses)
+    values = {"logp": responses.logp, "mean_logp": responses.mean_logp, "tokens": responses.tokens}
+    return values | ({} if reward is None else {"reward": reward})
+
+
 def score_metrics(
     objective: ObjectiveTable,
     examples: Examples,
@@ -41,7 +51,7 @@ def score_metrics(
     """The metrics of these names, None where there is nothing to measure.
 
     loss: sum of the examples' weighted values; start: (responses,) logp before training; d_logp: (responses,)
-    derivative of the loss.
+    derivative of the loss. Where the objective is of scores, `logp` of the responses is their score.
     """
     metrics: Metrics = dict.fromkeys(names)
 
@@ -49,15 +59,12 @@ def score_metrics(
         if name in metrics and (total := float(weight.sum())):
             metrics[name] = float((values * weight).sum()) / total
 
-    responses = examples.responses
+    responses, scores = examples.responses, of_scores(objective)
     for side, (index, weight) in zip(("chosen", "rejected"), examples.side_index, strict=True):
         one_side = responses[index]
-        put(f"{side}_logp", one_side.logp, weight)
-        put(f"{side}_mean_logp", one_side.mean_logp, weight)
-        put(f"{side}_tokens", one_side.tokens, weight)
-        if (reward := rewards(objective, one_side)) is not None:
-            put(f"{side}_reward", reward, weight)
-        if start is not None:
+        for name, values in said_of(objective, one_side).items():
+            put(f"{side}_{name}", values, weight)
+        if start is not None and not scores:
             put(f"{side}_logp_change", one_side.logp - start[index], weight)
         if d_logp is not None:
             put(f"{side}_incentive", d_logp[index], weight)
@@ -65,7 +72,10 @@ def score_metrics(
         weight = uneven_weight(examples)
         put("margin", margins(examples), examples.pairs.weight)
         put("accuracy", pair_accuracy(examples, objective), weight)
-        put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
+        if not scores:
+            put("accuracy_per_token", ranked_right(margins_per_token(examples), TIE / 100), weight)
+    if examples.token_logp is not None:
+        metrics |= {name: value for name, value in rollout_metrics(objective, examples).items() if name in metrics}
     if examples.mismatched is not None and len(examples.mismatched.logp):
         log_ratio, count = examples.mismatched.log_ratio, len(examples.mismatched.logp)
         drift = {"drift": float(log_ratio.mean().clamp(min=0))}
@@ -76,8 +86,20 @@ def score_metrics(
     return metrics
 
 
+def rollout_metrics(objective: ObjectiveTable, examples: Examples) -> Metrics:
+    """How far drawn tokens are from the policy that drew them."""
+    rollouts = examples.rollouts
+    log_ratio = rollouts.token_logp - rollouts.sampled
+    metrics: Metrics = {"off_policy": float(log_ratio.abs().mean())}
+    if isinstance(objective, RolloutFormula) and objective.clip is not None:
+        ratio, rises = log_ratio.exp(), rollouts.advantage > 0
+        cut = (rises & (ratio > 1 + objective.clip)) | (~rises & (ratio < 1 - objective.clip))
+        metrics["clipped"] = float(cut.double().mean())
+    return metrics
+
+
 def margins(examples: Examples) -> Tensor:
-    """(pairs,) log-ratio of the better minus the worse, in nats; of logp where there is no reference."""
+    """(pairs,) log-ratio of the better minus the worse, in nats; where there is no reference, of logp or of scores."""
     pairs = examples.pairs
     return pairs.chosen.logp - pairs.rejected.logp if pairs.chosen.reference is None else pairs.margin
 

@@ -13,20 +13,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.objective import Formula
 from preftune.objective.rankings import ranking_pairs
-from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Comparisons, Demos, Pairs, Rankings, Ratings, Responses, Rollouts
 from preftune.tokens.groups import TokenGroup
 
 RankingsAs = Literal["all", "best"]
-SERVES = {  # which kinds of rows give examples of which kind
+SERVES: dict[str, tuple[str, ...]] = {  # which kinds of rows give examples of which kind
     "pairs": ("pair", "ranking"),
     "ratings": ("rating", "pair"),
     "rankings": ("ranking", "pair"),
     "demos": ("demo", "pair", "rating", "ranking"),
+    "rollouts": (),  # no row gives any: they are drawn
+    "comparisons": ("pair", "ranking"),
 }
 UNLABELED = ("rating", "pair", "ranking")  # rows that give ratings to objectives that read no label
 
@@ -41,21 +44,24 @@ def is_useful(group: TokenGroup, part: Formula) -> bool:
     formula a row with even votes prefers neither response."""
     if part.kind == "demos":
         return group.good is not False
-    return "votes" in part.reads or group.preferred != 0.5
+    return "votes" in part.reads or not group.is_even
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The same responses as pairs, ratings, rankings and demos.
+    """The same responses as pairs, ratings, rankings and demos, or as comparisons.
 
-    responses: in the order of the groups; rankings_as: which pairs a ranking gives (see `ranking_pairs`);
-    mismatched: responses under the prompts of other rows.
+    responses: in the order of the groups; their `logp` is what the model's head says summed over a response, and so the
+    score of a response where it is a scalar head; rankings_as: which pairs a ranking gives (see `ranking_pairs`);
+    mismatched: responses under the prompts of other rows; token_logp: (members,) of every token of every response, for
+    objectives that read tokens.
     """
 
     groups: Sequence[TokenGroup]
     responses: Responses
     rankings_as: RankingsAs = "all"
     mismatched: Responses | None = None
+    token_logp: Tensor | None = None
 
     @cached_property
     def starts(self) -> list[int]:
@@ -70,11 +76,11 @@ class Examples:
         """(pairs,) each: index of the better response, of the worse one, weight, and probability of that order."""
         better, worse, weight, preferred = [], [], [], []
         for start, group in zip(self.starts, self.groups, strict=True):
-            above, below, weights = ranking_pairs(group.ranks, self.rankings_as)
+            above, below, shares = ranking_pairs(group.ranks, self.rankings_as)
             better += [start + i for i in above]
             worse += [start + j for j in below]
-            weight += [group.weight * share for share in weights]
-            preferred += [group.preferred] * len(weights)
+            weight += [group.weight * share for share in shares]
+            preferred += _votes_of(group, list(zip(above, below, strict=True)))
         return self._index(better), self._index(worse), self._float(weight), self._float(preferred)
 
     def pairs_of(self, group: TokenGroup) -> int:
@@ -86,6 +92,14 @@ class Examples:
         better, worse, weight, preferred = self.pair_index
         scored = self._all_scored("pair", "ranking")
         return Pairs(self._at(better, scored), self._at(worse, scored), weight, preferred)
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        better, worse, weight, preferred = self.pair_index
+        score, explicit = self.responses.logp, self.responses.score
+        scored = explicit is not None and self._all_scored("pair", "ranking")
+        better_by = explicit[better] - explicit[worse] if explicit is not None and scored else None
+        return Comparisons(score[better], score[worse], weight, preferred, better_by)
 
     @cached_property
     def side_index(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -131,6 +145,18 @@ class Examples:
             weight += [group.weight / len(best)] * len(best) if best else []
         return Demos(self.responses[self._index(index)], self._float(weight))
 
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        assert self.token_logp is not None
+        weight = [group.weight / len(group.responses) for group in self.groups for _ in group.responses]
+        return Rollouts(
+            self.token_logp,
+            column_of(self.groups, "sampled"),
+            column_of(self.groups, "advantage"),
+            response_of_tokens(self.groups),
+            self._float(weight),
+        )
+
     def _of(self, *kinds: str) -> Iterator[tuple[int, TokenGroup]]:
         """The groups of these kinds, each with the index of its first response."""
         return ((start, g) for start, g in zip(self.starts, self.groups, strict=True) if g.kind in kinds)
@@ -152,6 +178,27 @@ class Examples:
 
     def _float(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.responses.logp.dtype, device=self._device)
+
+
+def column_of(groups: Sequence[TokenGroup], name: str) -> Tensor:
+    """(members,) fp64: the numbers of a column, which every group has, of all tokens of all responses."""
+    columns = [numbers for group in groups for numbers in group.columns[name]]
+    return torch.from_numpy(np.concatenate(columns)).double()
+
+
+def response_of_tokens(groups: Sequence[TokenGroup]) -> Tensor:
+    """(members,) which response each token belongs to, counted over all groups."""
+    lengths = torch.tensor([len(response) for group in groups for response in group.responses])
+    return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+
+def _votes_of(group: TokenGroup, pairs: Sequence[tuple[int, int]]) -> Sequence[float]:
+    """The probability of each of these pairs of a group."""
+    if len(group.votes) == 1:
+        return group.votes * len(pairs)
+    above, below, _ = ranking_pairs(group.ranks)
+    by_pair = dict(zip(zip(above, below, strict=True), group.votes, strict=True))
+    return [by_pair[pair] for pair in pairs]
 
 
 def class_weights(groups: Sequence[TokenGroup]) -> tuple[float, float]:

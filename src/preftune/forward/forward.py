@@ -21,7 +21,7 @@ from torch import Tensor
 
 from preftune import signals
 from preftune.distributed import Distributed
-from preftune.forward.loss import Loss, LossOutput
+from preftune.forward.loss import TOKENS, Loss, LossOutput
 from preftune.forward.parts import part_sums
 from preftune.forward.responses import responses_of, token_weights
 from preftune.model.policy import Policy
@@ -37,10 +37,11 @@ from preftune.tokens.groups import TokenGroup
 @dataclass(frozen=True)
 class Models:
     """The models of a run. reference: a model only where it moves with the policy; a reference that stays is the column
-    `reference` of the groups."""
+    `reference` of the groups. value: the value model of PPO."""
 
     policy: Policy
     reference: MovingReference | None = None
+    value: Policy | None = None
 
     def collate(self, groups: Groups, pack: Pack) -> Batch:
         """The batch of a pack of these groups, as the policy takes it."""
@@ -52,10 +53,12 @@ class Models:
 
 
 class PackScores(NamedTuple):
-    """A pack through the policy. logp: (responses,) in nats, with its gradient; sharpness: (responses,) or None, see
-    `Responses`; tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where
-    "parts" are read."""
+    """A pack through the policy. token_logp: (members,) what the head answers, each times its weight, with gradient:
+    log-probabilities in nats, or scores; logp: (responses,) its sums; sharpness: (responses,) or None, see `Responses`;
+    tokens: through the policy; shared: tokens that sharing prefixes saved; parts: see `part_sums`, where "parts" are
+    read."""
 
+    token_logp: Tensor
     logp: Tensor
     sharpness: Tensor | None
     tokens: int
@@ -66,6 +69,10 @@ class PackScores(NamedTuple):
         """What the loss reads of the pack, which has these groups."""
         sharpness = None if self.sharpness is None else self.sharpness.double().cpu()
         return responses_of(groups, self.logp.detach().double().cpu(), sharpness, self.logp.dtype)
+
+    def detached(self) -> PackScores:
+        """The numbers without what the backward pass needs."""
+        return self._replace(token_logp=self.token_logp.detach(), logp=self.logp.detach())
 
 
 def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScores:
@@ -80,17 +87,19 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
         token_logp = policy.token_logp(batch)
     counted = token_logp if weights is None else token_logp * weights.to(token_logp.dtype)
     parts = part_sums(batch.groups, counted) if "parts" in reads else None
-    return PackScores(batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
+    return PackScores(counted, batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
 
 
 class StepScores(NamedTuple):
     """All responses of a step, on every rank. tokens: through the policy, of all ranks; shared: saved by sharing;
-    parts: (responses, 3), see `part_sums`; zeros unless they were read."""
+    parts: (responses, 3), see `part_sums`; zeros unless they were read; token_logp: (members,) fp64 on the host, where
+    the loss reads each token."""
 
     responses: Responses
     tokens: int
     shared: int
     parts: Tensor
+    token_logp: Tensor | None = None
 
 
 def gather_step(
@@ -117,7 +126,20 @@ def gather_step(
     responses = responses_of(
         [groups[i] for i in step.order], logp, sharpness if "sharpness" in reads else None, policy.logp_dtype
     )
-    return StepScores(responses, int(table[count, 0]), int(table[count, 1]), table[:count, 2:])
+    token_logp = _gather_tokens(groups, step, scored, dist) if TOKENS in reads else None
+    return StepScores(responses, int(table[count, 0]), int(table[count, 1]), table[:count, 2:], token_logp)
+
+
+def _gather_tokens(groups: Groups, step: Step, scored: Sequence[tuple[Pack, PackScores]], dist: Distributed) -> Tensor:
+    """(members,) the log-probability of every token of a step, in the order of `step.order`."""
+    counts = [sum(map(len, groups[i].responses)) for i in step.order]
+    token_logp = torch.zeros(sum(counts), dtype=torch.float64)
+    of_group = dict(zip(step.order, token_logp.split(counts), strict=True))
+    for pack, scores in scored:
+        parts = [of_group[i] for i in pack]
+        for part, values in zip(parts, scores.token_logp.detach().cpu().split([*map(len, parts)]), strict=True):
+            part.copy_(values)
+    return dist.sum(token_logp)
 
 
 def response_places(groups: Groups, step: Step) -> dict[int, range]:
@@ -173,14 +195,15 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
         for pack in packs:
             batch = models.collate(groups, pack)
             scores = score_pack(policy, batch, loss.reads)
-            d_logp = loss(batch.groups, scores.responses(batch.groups)).d_logp / len(rows)
-            scores.logp.backward(d_logp.to(scores.logp))
-            scored.append((pack, scores._replace(logp=scores.logp.detach())))
+            output = loss(batch.groups, scores.responses(batch.groups), token_logp=scores.token_logp)
+            answer = scores.token_logp if loss.reads_tokens else scores.logp
+            answer.backward((output.d_logp / len(rows)).to(answer))
+            scored.append((pack, scores.detached()))
         return scored
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     total = gather_step(policy, groups, step, scored, loss.reads, dist)
-    output = loss(rows, total.responses)  # for the metrics; the gradient is in place already
+    output = loss(rows, total.responses, token_logp=total.token_logp)  # for the metrics; the gradient is in place
     return StepGradient(output, total.tokens, total.shared)
 
 

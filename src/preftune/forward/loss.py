@@ -19,13 +19,15 @@ from preftune.objective.base import EmaFormula, ObjectiveTable
 from preftune.objective.responses import Responses
 from preftune.tokens.groups import TokenGroup
 
+TOKENS = "tokens"  # among what a loss reads: the log-probability of each token, and not of a response alone
+
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
     """The loss of some rows and its derivative by each response's logp.
 
-    value: sum over the examples of weight times value; d_logp: (responses,) fp64, what travels back into the model;
-    examples: the rows as the objective saw them, without gradient.
+    value: sum over the examples of weight times value; d_logp: (responses,) fp64, what travels back into the model, or
+    (members,) where the loss reads each token; examples: the rows as the objective saw them, without gradient.
     """
 
     value: float
@@ -47,8 +49,15 @@ class Loss:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What the objective uses beyond logp, tokens and weights (see `Formula.reads`)."""
-        return frozenset().union(*(part.reads for _, part in parts(self.objective)))
+        """What the objective uses beyond logp, tokens and weights (see `Formula.reads`), and TOKENS."""
+        formulas = [part for _, part in parts(self.objective)]
+        by_token = frozenset({TOKENS} if any(part.kind == "rollouts" for part in formulas) else ())
+        return by_token.union(*(part.reads for part in formulas))
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the derivative is by the log-probability of each token, and not by that of a response."""
+        return TOKENS in self.reads
 
     @property
     def needs_full_step(self) -> bool:
@@ -56,14 +65,26 @@ class Loss:
         return any(part.needs_full_step for _, part in parts(self.objective))
 
     def __call__(
-        self, groups: Sequence[TokenGroup], responses: Responses, mismatched: Responses | None = None
+        self,
+        groups: Sequence[TokenGroup],
+        responses: Responses,
+        mismatched: Responses | None = None,
+        token_logp: Tensor | None = None,
     ) -> LossOutput:
-        """The loss of these rows together. responses: (responses,) in the order of the groups, without gradient."""
+        """The loss of these rows together. responses: (responses,) in the order of the groups, without gradient;
+        token_logp: (members,) of all their tokens, which a loss reads that reads tokens."""
         responses = replace(responses, score=_scores(groups))
-        leaf = responses.logp.clone().requires_grad_()
-        total = self.total(Examples(groups, replace(responses, logp=leaf), self.rankings_as, mismatched))
+        examples = Examples(groups, responses, self.rankings_as, mismatched)
+        if self.reads_tokens:
+            assert token_logp is not None
+            leaf = token_logp.detach().double().cpu().requires_grad_()
+            total = self.total(replace(examples, token_logp=leaf))
+            examples = replace(examples, token_logp=leaf.detach())
+        else:
+            leaf = responses.logp.clone().requires_grad_()
+            total = self.total(replace(examples, responses=replace(responses, logp=leaf)))
         (d_logp,) = torch.autograd.grad(total, [leaf])
-        return LossOutput(float(total.detach()), d_logp, Examples(groups, responses, self.rankings_as, mismatched))
+        return LossOutput(float(total.detach()), d_logp, examples)
 
     def total(self, examples: Examples) -> Tensor:
         """Sum over the examples of weight times value, over all parts of the objective; a scalar."""

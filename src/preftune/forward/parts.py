@@ -26,6 +26,17 @@ def part_sums(groups: Sequence[TokenGroup], token_values: Tensor) -> Tensor:
     return sums[last] - sums[first]
 
 
+def outside_fork(group: TokenGroup, fork_logp: np.ndarray) -> float:
+    """Probability of every token but those two at which the responses of a pair part; NaN where either does not count.
+
+    fork_logp: (2,) log-probabilities of those two tokens, `part_sums`' last column. What comes before is the same.
+    """
+    fork, weights = common_start(*group.responses), group.column("weight")
+    if fork >= min(map(len, group.responses)) or any(w[fork] != 1 for w in weights or ()):
+        return float("nan")
+    return max(0.0, 1.0 - float(np.exp(fork_logp).sum()))  # rounding aside, the two are no more than all
+
+
 def common_start(first: np.ndarray, second: np.ndarray) -> int:
     """How many tokens two responses begin with in common."""
     size = min(len(first), len(second))

@@ -1,13 +1,14 @@
 """Heads: which rows of a batch are read, and what their hidden states answer.
 
-Another head, such as one number a response, is another class. Held by tests/model/test_heads.py.
+Held by tests/model/test_heads.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,9 +18,14 @@ from preftune.pack.batch import Batch, Reads
 
 
 class Head(Protocol):
-    """reads: the rows that a batch must hold for it, "tokens" or "ends" (pack.batch.collate)."""
+    """reads: the rows that a batch must hold for it, "tokens" or "ends" (pack.batch.collate); answers, unit: what it
+    gives, in words, and in what unit `verify_layout` measures how far that is off."""
 
-    reads: ClassVar[Reads]
+    answers: ClassVar[str]
+    unit: ClassVar[str]
+
+    @property
+    def reads(self) -> Reads: ...
 
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor: ...  # (scored, width) -> (members,)
 
@@ -38,7 +44,12 @@ class LanguageHead:
     scale: float = 1.0
     softcap: float | None = None
     in_place: bool = False
-    reads: ClassVar[Reads] = "tokens"
+    answers: ClassVar[str] = "log-probabilities"
+    unit: ClassVar[str] = "nats a token"
+
+    @property
+    def reads(self) -> Reads:
+        return "tokens"
 
     @classmethod
     def of(cls, module: PreTrainedModel, behavior: Behavior) -> LanguageHead:
@@ -68,3 +79,41 @@ class LanguageHead:
     def cap_slope(self, logits: Tensor) -> Tensor | None:
         """The derivative of c tanh(x / c), which is 1 - tanh(x / c)^2, at logits that are capped already."""
         return None if self.softcap is None else 1 - (logits / self.softcap) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarHead:
+    """One number, weight @ h + bias: of a response ("ends"), or of the row that predicts each token ("tokens").
+
+    weight: (1, width); bias: (1,) or None. The product is in fp32 or wider whatever the model's type, because a score
+    is compared with others and bfloat16 has three digits.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    reads: Reads = "ends"
+    answers: ClassVar[str] = "scores"
+    unit: ClassVar[str] = "of a random score"
+
+    @classmethod
+    def of(cls, module: PreTrainedModel) -> ScalarHead:
+        """The score of a sequence classification model with one label (model/scalar.py)."""
+        layer = module.get_submodule("score")
+        return cls(layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias"))
+
+    def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(scored, width) -> (members,), fp32 (fp64 for fp64 models); where ends are read a response is a member."""
+        return self.values(hidden)[batch.member]
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (...)."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        values = (hidden.to(wide) * self.weight.to(wide)).sum(-1)
+        return values if self.bias is None else values + self.bias.to(wide)
+
+    def random(self) -> ScalarHead:
+        """A head of signs over the root of the width, always the same: unlike a fresh score it sees every fault of a
+        hidden state, and its answers are as large as the numbers of one."""
+        width = self.weight.shape[1]
+        signs = torch.randint(0, 2, (1, width), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        return replace(self, weight=(signs / width**0.5).to(self.weight), bias=None)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
@@ -21,6 +21,7 @@ from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
 logging.set_verbosity_error()  # and problems of a model folder are our errors
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SCORE = "score.weight"  # what a reward model has in place of an output layer
 LISTED = 3  # names of weights that a sentence gives
 
 
@@ -32,22 +33,25 @@ class Loaded(NamedTuple):
 
 
 def load_model(
-    path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str
-) -> Loaded:
+    path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str,
+    scores: bool = False, known: Collection[str] = (),
+) -> Loaded:  # fmt: skip
     """A causal language model in evaluation mode, so without dropout, with parameters of type `weights` on the device.
 
     path: a folder, a hub name, or a model that is loaded already, which is changed in place: its weights are the ones
-    that training goes on with. location: the key that names it, for errors. Raises UserError.
+    that training goes on with. location: the key that names it, for errors. scores: it is one with a score in place of
+    logits (`scalar.load_scorer`). known: names of weights in its files that the caller reads. Raises UserError.
     """
     left_out: list[str] = []
     if isinstance(path, PreTrainedModel):
         module = path
-        if module.get_output_embeddings() is None:
+        if not scores and module.get_output_embeddings() is None:
             raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
-        module, left_out = _from_pretrained(path, revision, DTYPES[weights], location)
+        module, left_out = _from_pretrained(path, revision, DTYPES[weights], location, scores=scores)
+        left_out = [name for name in left_out if name not in known]
         location = f"{location}: {path}"
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
@@ -69,12 +73,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _from_pretrained(
-    path: str, revision: str | None, dtype: torch.dtype, location: str
+    path: str, revision: str | None, dtype: torch.dtype, location: str, *, scores: bool
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights of its files that are no part of it."""
-    source, folder = _source(path, revision, location), Path(path).expanduser()
-    if not folder.is_dir() and (folder.exists() or path.startswith((".", "/", "~"))):
-        raise UserError("is not the folder of a model.", location=f"{location}: {path}")
+    source, folder = source_of(path, revision, location), Path(path).expanduser()
     load_config(path, revision, location)
     location = f"{location}: {path}"
     if (folder / "adapter_config.json").exists():
@@ -83,8 +85,9 @@ def _from_pretrained(
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         hint = "Weights in pickle files are not read; save the model again as safetensors."
         raise UserError("has no *.safetensors file.", location=location, hint=hint)
+    family, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        module, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source,
             revision=revision,
             dtype=dtype,
@@ -93,24 +96,41 @@ def _from_pretrained(
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
+            **options,
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error
-    types = _types_in_files(source, revision)
+    types = types_in_files(source, revision)
+    if not scores and SCORE in types.keys() - module.state_dict().keys():
+        raise UserError(f"is a reward model (it holds {SCORE}) and no language model.", location=location,
+                        hint='Those are for objective = "reward" and `preftune score --reward`.')  # fmt: skip
     problem, hint = _mismatch(info, set(module.state_dict()), types)
     if problem:
         raise UserError(problem, location=location, hint=hint)
     return module, _left_out(module, info["unexpected_keys"], types)
 
 
-def _types_in_files(source: str, revision: str | None) -> dict[str, str]:
+def types_in_files(source: str, revision: str | None) -> dict[str, str]:
     """The name of each tensor in the files of a model, and its type as safetensors spells it."""
-    file = cached_file(source, "config.json", revision=revision)
     types: dict[str, str] = {}
-    for path in sorted(Path(file).parent.glob("*.safetensors")) if file else ():
+    for path in _weight_files(source, revision):
         with safe_open(path, "pt") as tensors:
             types |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return types
+
+
+def tensors_in_files(source: str, revision: str | None, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Those of the named tensors that the files of a model have."""
+    read: dict[str, torch.Tensor] = {}
+    for path in _weight_files(source, revision):
+        with safe_open(path, "pt") as tensors:
+            read |= {name: tensors.get_tensor(name) for name in names if name in tensors.keys()}  # noqa: SIM118
+    return read
+
+
+def _weight_files(source: str, revision: str | None) -> list[Path]:
+    file = cached_file(source, "config.json", revision=revision)
+    return sorted(Path(file).parent.glob("*.safetensors")) if file else []
 
 
 def _left_out(module: PreTrainedModel, unexpected: Iterable[str], types: Mapping[str, str]) -> list[str]:
@@ -156,7 +176,7 @@ def _layer(name: str) -> str:
 
 def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
     """The model's config alone, without its weights. Raises UserError where it is of no causal language model."""
-    source = _source(path, revision, location)
+    source = source_of(path, revision, location)
     location = f"{location}: {path}"
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -173,11 +193,13 @@ def load_config(path: str, revision: str | None, location: str) -> PreTrainedCon
     raise UserError(f"{config.model_type} is no causal language model.", location=location)
 
 
-def _source(path: str, revision: str | None, location: str) -> str:
+def source_of(path: str, revision: str | None, location: str) -> str:
     """What transformers is asked for: a folder that asks for no code, or a name of the hub."""
     refuse_unnamed(path, location)
     folder = Path(path).expanduser()
     if not folder.is_dir():
+        if folder.exists() or path.startswith((".", "/", "~")):
+            raise UserError("is not the folder of a model.", location=f"{location}: {path}")
         refuse_hub_code(path, revision, f"{location}: {path}")
         return path
     refuse_code(folder, location)

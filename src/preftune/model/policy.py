@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.fuse import add_in_place, fuse
-from preftune.model.heads import Head, LanguageHead
+from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout
 from preftune.model.probe import attention_of_family, decoder, probe
 from preftune.model.prune import prune_last_layer
@@ -128,11 +128,13 @@ class Policy:
 
 
 def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.float32) -> tuple[Policy, str]:
-    """A policy whose whole model is trained, with its language head, and the sentence of `choose_layout`."""
+    """A policy whose whole model is trained, with its language head, or the `score` of a model that has no logits, and
+    the sentence of `choose_layout`."""
     with attention_of_family(module, attention.NAME):
         behavior = probe(module)
     layout, reason = choose_layout(module, wanted)
-    head = LanguageHead.of(module, behavior)
+    scores = module.get_output_embeddings() is None
+    head = ScalarHead.of(module) if scores else LanguageHead.of(module, behavior)
     return Policy(WholeModel(module), head, layout, compute, limits=behavior.limits), reason
 
 

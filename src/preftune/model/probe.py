@@ -59,7 +59,7 @@ def attention_of_family(module: PreTrainedModel, replaced: str) -> Iterator[None
 
 
 def probe(module: PreTrainedModel) -> Behavior:
-    """Ask a causal language model; its attention must be one of transformers'.
+    """Ask a causal language model, or one with a score in place of logits; its attention must be one of transformers'.
 
     What a family does otherwise is not found here, and shows in the check against its own logits. Raises UserError
     where it encodes positions in another way at every length.
@@ -73,15 +73,17 @@ def probe(module: PreTrainedModel) -> Behavior:
                 )
                 stack.callback(hook.remove)
         _refuse_if_not_causal(module)
+    limits = tuple(sorted({n for part, inputs in calls for n in _limits(part, inputs, positions(module.config))}))
+    if module.get_output_embeddings() is None:
+        return Behavior(limits=limits)
     try:
         (unit, large), times = _logits_of(module, 1.0, HUGE)
     except FAILURES:  # it does more with hidden states than this can follow: the check will tell what that is worth
         (unit, large), times = (1.0, HUGE), 1.0
-    limits = sorted({limit for part, inputs in calls for limit in _limits(part, inputs, positions(module.config))})
     if not 0 < abs(large) < HUGE**0.5:
-        return Behavior(unit * times or 1.0, None, tuple(limits))
+        return Behavior(unit * times or 1.0, None, limits)
     (bent, _), _ = _logits_of(module, large * SMALL, HUGE)
-    return Behavior(times * bent / (large * SMALL) or 1.0, large, tuple(limits))
+    return Behavior(times * bent / (large * SMALL) or 1.0, large, limits)
 
 
 def _refuse_if_not_causal(module: PreTrainedModel) -> None:
@@ -90,13 +92,20 @@ def _refuse_if_not_causal(module: PreTrainedModel) -> None:
     ids[1, 1] = 2
     try:
         with torch.no_grad():
-            first, other = module(input_ids=ids, use_cache=False).logits[:, 0].float()
+            first, other = _by_token(module, ids)[:, 0].float()
     except FAILURES as error:
         text = f"{module.config.model_type} fails on a row of two tokens: {third_party_message(error)}"
         raise UserError(text, location="model.path") from error
     if float((first - other).abs().max()) > ROUGH * float(first.abs().max()):
         text = f"{module.config.model_type} predicts a token from those that follow it, by its config.json."
         raise UserError(text, location="model.path", hint="Only causal language models can be tuned.")
+
+
+def _by_token(module: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(sequences, tokens, ...): logits, or the last hidden states where there are none."""
+    if module.get_output_embeddings() is None:
+        return decoder(module)(input_ids=ids, use_cache=False).last_hidden_state
+    return module(input_ids=ids, use_cache=False).logits
 
 
 def _logits_of(module: PreTrainedModel, *answers: float) -> tuple[list[float], float]:
@@ -184,18 +193,21 @@ def not_followed(module: PreTrainedModel) -> list[str]:
     ids = torch.arange(ASKED, device=module.device)[None] % words
     with torch.no_grad(), torch.random.fork_rng(devices=[module.device] if module.device.type == "cuda" else []):
         try:
-            out = module(input_ids=ids, labels=ids, use_cache=False)
+            before = _by_token(module, ids)
+            if module.get_output_embeddings() is not None:
+                loss = module(input_ids=ids, labels=ids, use_cache=False).loss
+                ours = nn.functional.cross_entropy(before[0, :-1].float(), ids[0, 1:])
+                if abs(more := float(loss - ours)) > EXACT * float(ours):
+                    text = f"this family adds {more:.2g} to its loss, such as a router's, which is not followed here"
+                    sentences.append(text)
         except FAILURES:  # it wants something else for its loss
             return []
-        ours = nn.functional.cross_entropy(out.logits[0, :-1].float(), ids[0, 1:])
-        if abs(more := float(out.loss - ours)) > EXACT * float(ours):
-            sentences.append(f"this family adds {more:.2g} to its loss, such as a router's, which is not followed here")
         module.train()
         try:
-            again = module(input_ids=ids, use_cache=False).logits
+            again = _by_token(module, ids)
         finally:
             module.eval()
-    if float((again - out.logits).abs().max()) > ROUGH * float(out.logits.abs().max()):
+    if float((again - before).abs().max()) > ROUGH * float(before.abs().max()):
         keys = {k: v for k, v in module.config.get_text_config().to_dict().items()
                 if any(word in k for word in ("drop", "noise", "jitter")) and isinstance(v, float) and v}  # fmt: skip
         named = ", ".join(f"{key} = {value:g}" for key, value in sorted(keys.items()))

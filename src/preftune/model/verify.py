@@ -7,23 +7,21 @@ of experts, where a rounding can send a token elsewhere, by much at its worst. H
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.errors import UserError, third_party_message
-from preftune.model import attention
-from preftune.model.fuse import original_modules
+from preftune.model.heads import ScalarHead
 from preftune.model.layout import Layout
+from preftune.model.plain import plain_logp
 from preftune.model.policy import NOISE, Policy, choose_layout
-from preftune.model.probe import FAILURES, attention_of_family
+from preftune.model.probe import FAILURES
 from preftune.pack.batch import Batch
 from preftune.tokens.groups import TokenGroup
 
@@ -92,10 +90,13 @@ def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tu
     """The policy if it agrees with plain forward passes on this pack, else the padded one if that does, with its noise;
     and by how much the given policy disagrees. It is to be the policy as the training loop uses it.
 
+    A score is tried with a random head (`ScalarHead.random`): a fresh one says 0 of every hidden state, right or wrong.
     On a CPU, weights in fp32 are held to that type too, which shows faults that half precision hides; on CUDA other
     kernels would run. Raises UserError where neither layout agrees, or the padded one may not be taken.
     """
-    types = [policy.compute]
+    head, types = policy.head, [policy.compute]
+    if isinstance(head, ScalarHead):
+        policy = replace(policy, head=head.random())
     if policy.compute != torch.float32 and policy.module.dtype == torch.float32 and policy.device.type == "cpu":
         types = [torch.float32, policy.compute]
     baselines = [_baseline(replace(policy, compute=compute), batch) for compute in types]
@@ -105,7 +106,7 @@ def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tu
         policy = replace(policy, layout=choose_layout(policy.module, "padded")[0], noise=NOISE)
         agrees, last = _agreement(policy, batch, baselines)
     if agrees:
-        return replace(policy, noise=baselines[-1].bound.worst), difference
+        return replace(policy, head=head, noise=baselines[-1].bound.worst), difference
     if policy.layout == "trie":
         hint = 'Use layout="auto".'
     elif policy.half:
@@ -114,7 +115,7 @@ def verify_layout(policy: Policy, batch: Batch, *, fall_back: bool = True) -> tu
         hint = "This family is not supported."
     family = policy.module.config.model_type
     raise UserError(
-        f"log-probabilities of {family} are up to {last.worst:.2g} nats a token off its own forward pass.",
+        f"{head.answers} of {family} are up to {last.worst:.2g} {head.unit} off its own forward pass.",
         location="model.path",
         hint=hint,
     )
@@ -201,23 +202,6 @@ def draws_at_random(nats: float) -> UserError:
         location="model.path",
         hint="Something in it draws at random, such as dropout.",
     )
-
-
-def plain_logp(policy: Policy, batch: Batch) -> Tensor:
-    """(members,): as `Policy.token_logp`, by the model's own logits, attention and parts, one response at a time."""
-    module = policy.module
-    with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
-        return torch.cat([_logp(policy, g.prompt, response) for g in batch.groups for response in g.responses])
-
-
-def _logp(policy: Policy, prompt: np.ndarray, response: np.ndarray) -> Tensor:
-    """(tokens of the response,)."""
-    ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64)).to(policy.device)
-    last = len(response) + 1
-    fewer = "logits_to_keep" in inspect.signature(policy.module.forward).parameters
-    logits = policy.module(input_ids=ids[None], use_cache=False, **({"logits_to_keep": last} if fewer else {})).logits
-    logits = logits[0, -last:-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.log_softmax(logits, -1).gather(1, ids[1 - last :, None])[:, 0]
 
 
 def rounding_sensitivity(policy: Policy, batch: Batch, plain: Tensor, seeds: int = 2) -> Difference:

@@ -13,6 +13,8 @@ from preftune.objective.own import OwnObjective, own_objective
 from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
+from preftune.objective.reward import Reward
+from preftune.objective.rollouts import GRPO, PPO, RLOO, ReinforcePP
 
 Single = (
     DPO | IPO | KTO | ORPO | SimPO | NLL
@@ -22,12 +24,14 @@ Single = (
     | AOT | BetaDPO | DrDPO | WPO
     | APOZero | BCO | QRPO | DRO
     | PlackettLuce | InfoNCA | NCA
+    | Reward
 )  # fmt: skip
 
-from preftune.objective.sum import Sum, parts  # noqa: E402  a sum is made of the above
+from preftune.objective.sum import Sum, of_scores, parts  # noqa: E402  a sum is made of the above
 
-Objective = Single | Sum
-BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single)}
+Online = PPO | RLOO | GRPO | ReinforcePP  # of drawn tokens; they stand in no sum
+Objective = Single | Online | Sum
+BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single | Online)}
 __all__ = [
     "AOT",
     "BCO",
@@ -37,16 +41,19 @@ __all__ = [
     "DRO",
     "EXO",
     "FDPO",
+    "GRPO",
     "IPO",
     "KTO",
     "NCA",
     "NLL",
     "ODPO",
     "ORPO",
+    "PPO",
     "QRPO",
     "RDPO",
     "READS",
     "REBEL",
+    "RLOO",
     "RPO",
     "SPPO",
     "WPO",
@@ -64,8 +71,11 @@ __all__ = [
     "InfoNCA",
     "LengthNormalizedDPO",
     "Objective",
+    "Online",
     "OwnObjective",
     "PlackettLuce",
+    "ReinforcePP",
+    "Reward",
     "RobustDPO",
     "SLiC",
     "SimPER",
@@ -75,6 +85,7 @@ __all__ = [
     "dpo_loss",
     "expected",
     "loss_of",
+    "of_scores",
     "own_objective",
     "parts",
 ]  # fmt: skip

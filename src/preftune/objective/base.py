@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from msgspec import Struct
 
-from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
+from preftune.objective.responses import Comparisons, Demos, Pairs, Rankings, Ratings, Responses, Rollouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-Kind = Literal["pairs", "ratings", "rankings", "demos"]
+RowKind = Literal["pairs", "ratings", "rankings", "demos", "comparisons"]  # what rows give
+Kind = RowKind | Literal["rollouts"]  # rollouts are drawn
+TwoSided = Pairs | Comparisons
 READS = {
     "reference": "log-probabilities under the reference",
-    "votes": "the probability that chosen is truly better (pairs)",
+    "votes": "the probability that chosen is truly better (pairs, comparisons)",
     "score": "an explicit score of each response",
     "quantile": "scores that are quantiles, from 0 to 1",
     "label": "which responses are good, or how they rank (ratings, rankings)",
     "sharpness": "how concentrated the policy is on each response",
     "mismatched": "responses under the prompts of other rows (ratings)",
     "ema": "a running mean over the steps before (EmaFormula)",
+    "value": "what a value model says of each token (rollouts)",
 }
 
 
@@ -94,6 +97,16 @@ class Formula(ObjectiveTable, frozen=True):
         return str(self.__struct_config__.tag)
 
     @property
+    def uses(self) -> frozenset[str]:
+        """What it reads with these constants; all of `reads`, unless one of them switches a term off."""
+        return self.reads
+
+    @property
+    def of_scores(self) -> bool:
+        """Whether its model says a score of each response, and not log-probabilities."""
+        return self.kind == "comparisons"
+
+    @property
     def falls_back_on_labels(self) -> bool:
         """Whether it reads scores only where all rows have them, and labels otherwise."""
         return {"score", "label"} <= self.reads
@@ -138,18 +151,18 @@ class RankingFormula(Formula, frozen=True):
     reads = frozenset({"reference", "label"})
 
 
-def loss_of(part: Formula, examples: Pairs | Ratings | Rankings | Demos) -> Tensor:
+def loss_of(part: Formula, examples: Pairs | Ratings | Rankings | Demos | Comparisons | Rollouts) -> Tensor:
     """(examples,) the value of each example, not reduced; for pairs, the expected value under their votes.
 
     An objective that needs the full step gives no pair a value of its own, so there the formula itself reads the votes.
     """
-    if isinstance(examples, Pairs) and "votes" in part.reads and not part.needs_full_step:
+    if isinstance(examples, TwoSided) and "votes" in part.reads and not part.needs_full_step:
         preferred = part.vote(examples.preferred) if isinstance(part, PairFormula) else examples.preferred
         return expected(part, examples, preferred)
     return part(examples)
 
 
-def expected(loss: Callable[[Pairs], Tensor], pairs: Pairs, preferred: Tensor) -> Tensor:
+def expected(loss: Callable[[Any], Tensor], pairs: TwoSided, preferred: Tensor) -> Tensor:
     """(pairs,) p l(pair) + (1 - p) l(swapped), p being `preferred`; one evaluation where all labels are certain."""
     straight = loss(pairs)
     if bool((preferred == 1).all()):
@@ -157,8 +170,11 @@ def expected(loss: Callable[[Pairs], Tensor], pairs: Pairs, preferred: Tensor) -
     return preferred * straight + (1 - preferred) * loss(swapped(pairs))
 
 
-def swapped(pairs: Pairs) -> Pairs:
+def swapped(pairs: TwoSided) -> TwoSided:
     """The pairs with their two responses exchanged."""
+    if isinstance(pairs, Comparisons):
+        better_by = None if pairs.better_by is None else -pairs.better_by
+        return Comparisons(pairs.rejected, pairs.chosen, pairs.weight, pairs.preferred, better_by)
     return Pairs(pairs.rejected, pairs.chosen, pairs.weight, pairs.preferred)
 
 

@@ -10,17 +10,18 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
 from preftune.errors import UserError, nearest
-from preftune.objective.base import READS, Formula, Kind
+from preftune.objective.base import READS, Formula, RowKind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-ONLY: dict[str, tuple[Kind, ...]] = {  # what not every kind of example has
-    "votes": ("pairs",),
+KINDS: tuple[RowKind, ...] = get_args(RowKind)
+ONLY: dict[str, tuple[RowKind, ...]] = {  # what not every kind of example has
+    "votes": ("pairs", "comparisons"),
     "label": ("ratings", "rankings"),
     "mismatched": ("ratings",),
 }
+OURS = {"ema", "value"}  # what a function cannot ask for
 
 
 class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
@@ -33,7 +34,7 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
     function: Callable[[Any], Tensor]
     written: str  # type: ignore[override]
     source: str
-    kind: Kind  # type: ignore[override]
+    kind: RowKind  # type: ignore[override]
     reads: frozenset[str]  # type: ignore[override]
     needs_full_step: bool = False  # type: ignore[override]
     length_normalized: bool = False  # type: ignore[override]
@@ -75,7 +76,7 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
 
     if isinstance(function, type) or not callable(function):
         raise refuse("is no function or callable object.", f"Did you mean {name}()?" if callable(function) else "")
-    known = [read for read in READS if read != "ema"]
+    known = [read for read in READS if read not in OURS]
     reads = getattr(function, "reads", None)
     if not isinstance(reads, Collection) or isinstance(reads, str):
         hint = f'Give it an attribute such as reads = {{"reference"}}; the names are {", ".join(known)}.'
@@ -91,7 +92,7 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
     return OwnObjective(
         function=function,
         written=name,
-        source=_source_digest(function, name),
+        source=source_digest(function, name, "objective"),
         kind=kind,
         reads=frozenset(reads) | ({"score"} if "quantile" in reads else frozenset()),
         needs_full_step=bool(getattr(function, "needs_full_step", False)) or "mismatched" in reads,
@@ -99,8 +100,11 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
     )
 
 
-def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
-    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held."""
+def source_digest(function: Callable[..., Any], name: str, location: str) -> str:
+    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held.
+
+    location: the key that holds the function. Raises UserError where there is neither.
+    """
     slots = (*getattr(function, "__struct_fields__", ()), *getattr(function, "__slots__", ()))
     state = {slot: getattr(function, slot, None) for slot in slots} | getattr(function, "__dict__", {})
     if isinstance(function, functools.partial):
@@ -117,6 +121,6 @@ def _source_digest(function: Callable[[Any], Tensor], name: str) -> str:
         code = getattr(source if inspect.isroutine(source) else source.__call__, "__code__", None)
         if code is None:
             hint = "Wrap it in a function of your own."
-            raise UserError(f"{name} has no source to record.", location="objective", hint=hint) from None
+            raise UserError(f"{name} has no source to record.", location=location, hint=hint) from None
         text = code.co_code + repr([const for const in code.co_consts if not inspect.iscode(const)]).encode()
     return hashlib.sha256(text + json.dumps(constants, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos.
+"""What an objective sees: log-probabilities of responses, arranged as pairs, ratings, rankings or demos; or scores of
+a reward model, arranged as comparisons.
 
-Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` carries a gradient. Examples have a `weight`;
-the step divides the weighted sum of an objective's values by the number of rows of the whole step, so a ranking of
-K responses shown as all its pairs gives each pair 1 / C(K, 2).
+Every tensor is fp32 or fp64: training gives fp64 on the host. Only `logp` and a model's scores carry a
+gradient. Examples have a `weight`; the step divides the weighted sum of an objective's values by the number of rows of
+the whole step, so a ranking of K responses shown as all its pairs gives each pair 1 / C(K, 2).
 """
 
 from __future__ import annotations
@@ -127,3 +128,112 @@ class Demos:
 
     responses: Responses
     weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """Drawn responses token by token, as an online objective sees them in an update.
+
+    Members are the tokens of all responses, response after response. `weight` is (responses,), the others are
+    (members,).
+
+    token_logp: log-probability of each token under the policy, in nats; the one field with a gradient.
+    sampled: that log-probability when the response was drawn.
+    advantage: how much better the response did from this token on than expected (`RolloutFormula.advantages`).
+    response: index 0..responses-1 of the response that each token belongs to.
+    """
+
+    token_logp: Tensor
+    sampled: Tensor
+    advantage: Tensor
+    response: Tensor
+    weight: Tensor
+
+    def sum(self, values: Tensor) -> Tensor:
+        """(members,) -> (responses,): sum over the tokens of each response."""
+        return sum_by(self.response, values, len(self.weight))
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the value model says of drawn tokens. `weight` is (responses,), the others are (members,) as in `Rollouts`.
+
+    value: V of the state before each token, in units of the score; the one field with a gradient.
+    old_value: V when the phase was drawn; returns: what it should have been (`Advantages.returns`).
+    """
+
+    value: Tensor
+    old_value: Tensor
+    returns: Tensor
+    response: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """All that a phase has drawn, fp64 and without gradient, from which advantages follow.
+
+    sampled, reference, value: (members,), log-probability of each token when it was drawn and under the reference, in
+        nats, and the value of the state before it, in units of the score; reference and value are None where the
+        objective reads none.
+    response: (members,) index of each token's response; the responses of a prompt stand together.
+    group: (responses,) index 0..groups-1 of the prompt of each response.
+    score: (responses,) what a reward model, a function or a verifier says of each response.
+    ended: (responses,) bool, whether the end token was drawn; the others were cut at the limit.
+    """
+
+    sampled: Tensor
+    reference: Tensor | None
+    value: Tensor | None
+    response: Tensor
+    group: Tensor
+    score: Tensor
+    ended: Tensor
+
+    @property
+    def ref_logp(self) -> Tensor:
+        """(members,) under the reference. Raises ValueError where there is none."""
+        if self.reference is None:
+            raise ValueError("this objective needs a reference and none was given")
+        return self.reference
+
+    def sum(self, values: Tensor) -> Tensor:
+        """(members,) -> (responses,): sum over the tokens of each response."""
+        return sum_by(self.response, values, len(self.group))
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """What follows from the draws of a phase, (members,) each: numbers that its updates hold fixed.
+
+    returns: what the value model is to say of each token; None for an objective without one.
+    """
+
+    advantage: Tensor
+    returns: Tensor | None = None
+
+
+def sum_by(index: Tensor, values: Tensor, count: int) -> Tensor:
+    """(n,) -> (count,): sum of the values that share an index."""
+    return values.new_zeros(count).index_add(0, index, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Chosen against rejected as a reward model scores them; every field is (pairs,).
+
+    chosen, rejected: its scores, with gradient.
+    preferred: as in `Pairs`.
+    better_by: by how much the explicit score of chosen is above that of rejected, or None where the rows give none.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    weight: Tensor
+    preferred: Tensor
+    better_by: Tensor | None = None
+
+    @property
+    def margin(self) -> Tensor:
+        """Score of chosen minus score of rejected, in nats: the log-odds that chosen is preferred."""
+        return self.chosen - self.rejected

@@ -30,6 +30,8 @@ class Sum(ObjectiveTable, frozen=True, tag="sum"):
             raise ValueError("a sum needs at least one part")
         if any(isinstance(part, Sum) for part in self.parts):
             raise ValueError("a sum cannot stand in a sum; list its parts in one")
+        if len({part.of_scores for part in self.parts}) > 1:
+            raise ValueError("a sum has parts of one kind of model: scores, as of reward, or log-probabilities")
         if self.weights is not None and len(self.weights) != len(self.parts):
             raise ValueError(f"{len(self.parts)} parts need as many weights, not {len(self.weights)}")
         if self.weights is not None and not all(0 < weight < float("inf") for weight in self.weights):
@@ -48,3 +50,8 @@ def parts(objective: ObjectiveTable) -> list[tuple[float, Formula]]:
     if not isinstance(objective, Sum):
         return [(1.0, cast(Formula, objective))]
     return list(zip(objective.weights or (1.0,) * len(objective.parts), objective.parts, strict=True))
+
+
+def of_scores(objective: ObjectiveTable) -> bool:
+    """Whether the model says a score of each response, and not log-probabilities."""
+    return all(part.of_scores for _, part in parts(objective))

@@ -53,6 +53,22 @@ class Plan:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True)
+class Phase:
+    """groups, with their columns, and the plan over them; first: updates done before its first step; number: of phases
+    before it; policy_learns: False where only a value model does."""
+
+    groups: Sequence[TokenGroup]
+    plan: Plan
+    first: int = 0
+    number: int = 0
+    policy_learns: bool = True
+
+    def after(self, step: int) -> tuple[Step, ...]:
+        """The steps that are left after `step` updates of the run."""
+        return self.plan.steps[step - self.first :]
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How rows become packs.
@@ -82,7 +98,7 @@ def make_plan(
     *,
     rows: int,
     tokens: int,
-    seed: int,
+    seed: int | Sequence[int],
     steps: int | None = None,
     epochs: int | None = None,
     sort_key: Sequence[int] | None = None,
@@ -97,13 +113,14 @@ def make_plan(
     size where not given; world_size: processes that divide the packs. The last three move no row to another step.
     """
     count, costs = len(sizes), costs or sizes
+    seeds = [seed] if isinstance(seed, int) else [*seed]
     if not count:
         return Plan(())
     total = steps if steps is not None else (epochs or 1) * -(-count // rows)
     planned: list[Step] = []
     epoch = 0
     while len(planned) < total:
-        order = np.random.default_rng([seed, epoch]).permutation(count)
+        order = np.random.default_rng([*seeds, epoch]).permutation(count)
         for first in range(0, count, rows)[: total - len(planned)]:
             chosen = order[first : first + rows].tolist()
             packs = fill(chosen, sizes, tokens, sort_key, costs, world_size)

@@ -17,9 +17,9 @@ from msgspec import Struct
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Happened
 from preftune.files import read_lines, reported
-from preftune.record.schema import EVALUATION, STEP
+from preftune.record.schema import EVALUATION, PHASE, STEP
 
-METRICS = STEP.keys() | EVALUATION.keys()  # of any other key, a later version's, only numbers are kept
+METRICS = STEP.keys() | EVALUATION.keys() | PHASE.keys()  # of any other key, a later version's, only numbers are kept
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Numbers = dict[str, float | None]

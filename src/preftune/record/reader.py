@@ -29,6 +29,7 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
 
     id: str
     place: str = ""
+    category: str = ""
     prompt: str = ""
     margin: float | None = None
     accuracy: float | None = None
@@ -37,11 +38,15 @@ class HeldOutRow(Struct, frozen=True, kw_only=True):
     rejected_logp: float | None = None
     chosen_logp_change: float | None = None
     rejected_logp_change: float | None = None
+    chosen_score: float | None = None
+    rejected_score: float | None = None
     chosen_tokens: float | None = None
     rejected_tokens: float | None = None
     shared_logp_change: float | None = None
     chosen_fork_change: float | None = None
     rejected_fork_change: float | None = None
+    outside_fork: float | None = None
+    outside_fork_change: float | None = None
     chosen_end_logp: float | None = None
     rejected_end_logp: float | None = None
     chosen_end_change: float | None = None
@@ -102,12 +107,31 @@ class Extras(Struct, frozen=True):
     samples: tuple[Rewrite, ...] = ()
 
 
+class Texts(Struct, frozen=True):
+    """What a model writes to one prompt: the likeliest text, and some that were drawn."""
+
+    greedy: str = ""
+    draws: tuple[str, ...] = ()
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """A held-out prompt with what its row says and what the model writes, before and after training."""
+
+    prompt: str
+    chosen: str | None = None
+    rejected: str | None = None
+    before: Texts = Texts()
+    after: Texts | None = None
+
+
 class Record(Struct, frozen=True, kw_only=True):
     """A run folder.
 
     run_text: run.toml as it stands; run: what it says. steps and evaluations: one dict of numbers each, in order of
-    step, with the keys of `schema.STEP` and `schema.EVALUATION`; a value that does not exist is None.
-    rows: the held-out rows at the last evaluation; words: the tokens that decide their margins most.
+    step, with the keys of `schema.STEP` and `schema.EVALUATION`; a value that does not exist is None. phases: as
+    `schema.PHASE`, and the mean of each reward.
+    rows: the held-out rows at the last evaluation; words: the tokens that decide their margins most; samples: what the
+    model wrote to some held-out prompts.
     """
 
     path: Path
@@ -117,10 +141,12 @@ class Record(Struct, frozen=True, kw_only=True):
     data: Account = Account()
     steps: tuple[Numbers, ...] = ()
     evaluations: tuple[Numbers, ...] = ()
+    phases: tuple[Numbers, ...] = ()
     rows: tuple[HeldOutRow, ...] = ()
     words: tuple[Word, ...] = ()
     events: tuple[Happened, ...] = ()
     extras: Extras = Extras()
+    samples: tuple[Sample, ...] = ()
 
     @staticmethod
     def open(path: Path | str) -> Record:
@@ -138,10 +164,12 @@ class Record(Struct, frozen=True, kw_only=True):
             data=parse_json(folder / "data.json", Account) or Account(),
             steps=parse_metrics(folder / "metrics.jsonl"),
             evaluations=parse_metrics(folder / "evaluations.jsonl"),
+            phases=parse_metrics(folder / "phases.jsonl"),
             rows=parse_rows(folder / "evaluation_rows.jsonl", HeldOutRow),
             words=parse_rows(folder / "evaluation_words.jsonl", Word),
             events=parse_events(folder / "events.jsonl"),
             extras=parse_json(folder / "extras.json", Extras) or Extras(),
+            samples=parse_json(folder / "samples.json", tuple[Sample, ...]) or (),
         )
 
     @property
@@ -192,6 +220,13 @@ class Record(Struct, frozen=True, kw_only=True):
         """Mean of a number over the held-out rows that have it, with its error."""
         known = [(x, row) for row in self.rows if (x := value(row)) is not None and math.isfinite(x)]
         return estimate([x for x, _ in known], prompts_of([row for _, row in known]))
+
+    @property
+    def rewards(self) -> list[dict[str, object]]:
+        """The tables of [reward] with their names and weights."""
+        reward = self.run.get("reward")
+        tables = reward if isinstance(reward, list) else [reward]
+        return [table for table in tables if isinstance(table, dict)]
 
     def gain(self, key: str) -> float | None:
         """End minus start of an evaluated number, or None where either is missing."""

@@ -19,7 +19,11 @@ class Metric(Struct, frozen=True):
 
 COMMON: dict[str, Metric] = {
     "loss": Metric("as the objective", "the objective's value, averaged over the rows of the step"),
-    "margin": Metric("nats", "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp"),
+    "margin": Metric(
+        "nats",
+        "log-ratio of chosen minus log-ratio of rejected (no beta); without a reference, of logp; of a reward model, "
+        "of scores",
+    ),
     "accuracy": Metric(
         "share",
         "pairs whose margin is above 0; a tie (within a thousandth of a nat) counts one half, and even votes do not "
@@ -42,6 +46,10 @@ COMMON: dict[str, Metric] = {
         "null in training steps whose reference is another model",
     ),
     "rejected_logp_change": Metric("nats", "rejected_logp minus its value under that model"),
+    "chosen_score": Metric(
+        "nats", "score of chosen by a reward model, whose differences are log-odds; null for a language model"
+    ),
+    "rejected_score": Metric("nats", "score of rejected by a reward model"),
     "chosen_tokens": Metric("tokens", "scored tokens of chosen"),
     "rejected_tokens": Metric("tokens", "scored tokens of rejected"),
 }
@@ -52,11 +60,17 @@ STEP: dict[str, Metric] = {
     **COMMON,
     "chosen_incentive": Metric(
         "1 / nat",
-        "derivative of an example's loss by the logp of chosen; negative: the update raises chosen",
+        "derivative of an example's loss by the logp (or score) of chosen; negative: the update raises chosen",
     ),
-    "rejected_incentive": Metric("1 / nat", "derivative of an example's loss by the logp of rejected"),
+    "rejected_incentive": Metric("1 / nat", "derivative of an example's loss by the logp (or score) of rejected"),
     "drift": Metric("nats", "mean log-ratio on mismatched responses, at least 0 (KTO's z0); null where there are none"),
     "drift_error": Metric("nats", "standard error of that mean"),
+    "off_policy": Metric(
+        "nats a token",
+        "mean |log pi - log pi_old| of drawn tokens, pi_old being the policy that drew them; null offline",
+    ),
+    "clipped": Metric("share", "drawn tokens whose ratio to that policy is cut, so that they have no gradient"),
+    "value_loss": Metric("squared scores", "the value model's loss, averaged over the rows of the step"),
     "grad_norm": Metric("", "norm of the gradient before clipping"),
     "lr": Metric("", "learning rate of this step"),
     "examples": Metric("rows", "rows of this step"),
@@ -83,16 +97,68 @@ EVALUATION: dict[str, Metric] = {
     ),
     "accuracy_chosen_longer": Metric("share", "accuracy on the pairs whose chosen response has more tokens"),
     "accuracy_chosen_shorter": Metric("share", "accuracy on the pairs whose chosen response has fewer tokens"),
-    "reward_length_correlation": Metric("", "Spearman rank correlation of log-ratio and tokens over all responses"),
+    "accuracy_best_of_k": Metric(
+        "share", "rankings whose response of the highest score has the first rank; only of a reward model"
+    ),
+    "reward_length_correlation": Metric(
+        "", "Spearman rank correlation of log-ratio (or score) and tokens over all responses"
+    ),
+    "score_mean": Metric("nats", "mean score of all responses by a reward model"),
+    "score_spread": Metric("nats", "standard deviation of these scores"),
+    "calibration_error": Metric(
+        "share",
+        "expected calibration error of a reward model: in ten bins of the probability that its margin gives to the "
+        "order it prefers, the mean distance from how often that order is right",
+    ),
+    "calibration_slope": Metric(
+        "",
+        "what a reward model's margins have to be multiplied by to make the labels most probable; below 1 it is too "
+        "sure, and a policy tuned on its scores acts as if beta were multiplied by it",
+    ),
+    "score": Metric("score", "mean score of responses drawn to held-out prompts"),
+    "score_error": Metric("score", "standard error of that mean, over prompts"),
+    "kl": Metric("nats", "mean log-ratio to the reference of these responses"),
+    "kl_error": Metric("nats", "standard error of that mean, over prompts"),
+    "ceiling": Metric(
+        "score", "the best mean score that any policy at this KL could have, by the reference's own draws"
+    ),
+    "tokens": Metric("tokens", "mean tokens of these responses"),
+    "ended": Metric("share", "of these responses, those that have their end token"),
+    "repeated": Metric("share", "of the 3-grams of these responses, those that stand in their response before"),
+    "start_mean_logp": Metric("nats a token", "log-probability of these responses under the model before training"),
     "log_ratio_rms": Metric(
         "nats", "root mean square of the log-ratios of all responses; 0 where the policy is its reference"
     ),
     "seconds": Metric("s", "wall time of the evaluation"),
 }
 
+PHASE: dict[str, Metric] = {
+    "phase": Metric("", "number of the phase, from 0"),
+    "step": Metric("", "updates done before it was drawn"),
+    "responses": Metric("responses", "responses drawn"),
+    "score": Metric("score", "mean score of the responses"),
+    "score_spread": Metric("score", "standard deviation of the scores of a prompt's responses, averaged"),
+    "kl": Metric("nats", "mean log-ratio to the reference of the responses: the KL of policy and reference"),
+    "kl_error": Metric("nats", "standard error of that mean, over prompts"),
+    "tokens": Metric("tokens", "mean tokens of a response"),
+    "ended": Metric("share", "responses that have their end token; the others were cut"),
+    "distinct": Metric("share", "responses that differ from all others to their prompt"),
+    "entropy": Metric("nats a token", "minus the mean log-probability of the drawn tokens"),
+    "sampler_off": Metric(
+        "nats a token",
+        "mean difference between what the sampler and the policy say of a drawn token, where it is more than rounding",
+    ),
+    "value_explained": Metric(
+        "share", "of the variance of the returns, what the values explain; 0 is no better than their mean"
+    ),
+    "seconds_draw": Metric("s", "wall time of drawing"),
+    "seconds_score": Metric("s", "wall time of rewards, reference and values"),
+}
+
 ROW: dict[str, Metric] = {
     "id": Metric("", "id of the row, or file:line"),
     "place": Metric("", "file:line"),
+    "category": Metric("", "part of the data that the row says it belongs to, in its key category or subset"),
     "prompt": Metric("", "key of the row's prompt: rows with the same key are not independent"),
     "margin": Metric("nats", f"{COMMON['margin'].meaning}; of a ranking, the mean of its pairs"),
     "accuracy": Metric(
@@ -105,11 +171,15 @@ ROW: dict[str, Metric] = {
     "rejected_logp": Metric("nats", COMMON["rejected_logp"].meaning),
     "chosen_logp_change": Metric("nats", "chosen_logp minus its value before training"),
     "rejected_logp_change": Metric("nats", "rejected_logp minus its value before training"),
+    "chosen_score": Metric("nats", COMMON["chosen_score"].meaning),
+    "rejected_score": Metric("nats", COMMON["rejected_score"].meaning),
     "chosen_tokens": Metric("tokens", COMMON["chosen_tokens"].meaning),
     "rejected_tokens": Metric("tokens", COMMON["rejected_tokens"].meaning),
     "shared_logp_change": Metric("nats", "change since the start over the tokens before the two responses part"),
     "chosen_fork_change": Metric("nats", "change at the token of chosen where the two responses part"),
     "rejected_fork_change": Metric("nats", "change at the token of rejected where the two responses part"),
+    "outside_fork": Metric("", "probability of every token but those two where the two responses part"),
+    "outside_fork_change": Metric("", "outside_fork minus its value before training"),
     "chosen_end_logp": Metric("nats", "log-probability of the end token of chosen; null where it was cut"),
     "rejected_end_logp": Metric("nats", "log-probability of the end token of rejected; null where it was cut"),
     "chosen_end_change": Metric("nats", "chosen_end_logp minus its value before training"),

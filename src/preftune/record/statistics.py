@@ -8,13 +8,14 @@ Obuchowski 1997). Held by tests/record/test_statistics.py.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 FEWEST_PROMPTS = 10  # with fewer, the spread between prompts cannot be told
 CONFIDENCE = 0.95
+LEAST, MOST = -5.0, 40.0  # bounds of a calibration
 NORMAL = NormalDist()
 
 
@@ -60,15 +61,15 @@ def estimate(
     """The mean of finite values, or, where there are classes, the mean of the means of each class.
 
     prompts: the group of each value. share: the values are verdicts between 0 and 1 or differences of such; equal
-    verdicts on a few rows are no proof of certainty, so that an error is that of half a row at least (Agresti and Min
-    2005), and no less than half a prompt's. None without values.
+    verdicts on a few rows are no proof of certainty, so that an error is that of half an observation at least (Agresti
+    and Min 2005), of which there are as many as `effective_rows` says. None without values.
     """
     if not values:
         return None
     of_class: dict[Hashable, list[int]] = defaultdict(list)
     for index, name in enumerate(classes or [None] * len(values)):
         of_class[name].append(index)
-    influences, means = [0.0] * len(values), []
+    influences, off_squares, means = [0.0] * len(values), 0.0, []
     for rows in of_class.values():
         means.append(math.fsum(values[i] for i in rows) / len(rows))
         groups = len({prompts[i] for i in rows})
@@ -76,13 +77,26 @@ def estimate(
         for i in rows:
             off = values[i] - means[-1]
             influences[i] = scale * off / len(rows) if off else 0.0
+            off_squares += off**2
     count = len(set(prompts))
     error = math.sqrt(math.fsum(total**2 for total in sums_by_prompt(influences, prompts)))
     if share:
-        error = max(math.hypot(error, 1 / (len(values) + 2)), 1 / (count + 2))
+        design = error**2 / math.fsum(x**2 for x in influences) if off_squares and error < math.inf else 1.0
+        error = math.hypot(error, 1 / (effective_rows(off_squares, design, prompts) + 2))
     elif count < 2:
         error = math.inf
     return Estimate(math.fsum(means) / len(means), error, len(values), count)
+
+
+def effective_rows(off_squares: float, design: float, prompts: Sequence[Hashable]) -> float:
+    """How many independent verdicts these are worth: between the number of prompts and the number of rows.
+
+    off_squares: n p (1 - p) of n verdicts, about the number of the rarer ones; design: how many times the sharing of
+    prompts raised the variance (Kish 1965). A few rare verdicts tell little about it, so the weight of two prompts in
+    which all rows agree is added: without a wrong row each prompt counts once, and some wrong rows change that little.
+    """
+    size = math.fsum(rows**2 for rows in Counter(prompts).values()) / len(prompts)
+    return len(prompts) * (off_squares / max(1.0, design) + 2) / (off_squares + 2 * size)
 
 
 def share_of(value: float, rows: int) -> Estimate | None:
@@ -99,6 +113,30 @@ def slope(y: Sequence[float], x: Sequence[float], prompts: Sequence[Hashable]) -
     xy = math.fsum(a * b for a, b in zip(x, y, strict=True))
     influences = [a * (b - xy / xx * a) / xx for a, b in zip(x, y, strict=True)]
     return Estimate(xy / xx, robust_error(influences, prompts), len(x), len(set(prompts))), xy / math.sqrt(xx * yy)
+
+
+def calibration(rewards: Sequence[float], prompts: Sequence[Hashable], weights: Sequence[float] = ()) -> Estimate:
+    """The k within -5 and 40 that maximizes the weighted sum of log sigma(k reward); its error sums by prompt.
+
+    A pair whose order is right with probability p is two of these: its reward with weight p, and minus it with 1 - p.
+    There is no maximum where every pair is right.
+    """
+    shares = weights or [1.0] * len(rewards)
+    low, high = LEAST, MOST
+    for _ in range(50):  # the sum is concave in k, so its slope falls
+        k = (low + high) / 2
+        gradient = math.fsum(w * reward * _wrong(k * reward) for w, reward in zip(shares, rewards, strict=True))
+        low, high = (k, high) if gradient > 0 else (low, k)
+    k = (low + high) / 2
+    wrong = [w * reward * _wrong(k * reward) for w, reward in zip(shares, rewards, strict=True)]
+    curvature = math.fsum(part * reward * _wrong(-k * reward) for part, reward in zip(wrong, rewards, strict=True))
+    error = robust_error([part / curvature for part in wrong], prompts) if curvature else math.inf
+    return Estimate(k, error, len(rewards), len(set(prompts)))
+
+
+def _wrong(reward: float) -> float:
+    """Probability that a pair of this reward is ranked wrong, sigma(-reward)."""
+    return 1 / (1 + math.exp(max(-700.0, min(700.0, reward))))
 
 
 def robust_error(influences: Sequence[float], prompts: Sequence[Hashable]) -> float:

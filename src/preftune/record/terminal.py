@@ -17,10 +17,25 @@ from rich.table import Column
 from rich.text import Text
 
 from preftune.errors import printable
-from preftune.events import Evaluated, Event, Happened, Metrics, Note, Progress, StepDone, anyone_listens, listening
+from preftune.events import (
+    Evaluated,
+    Event,
+    Happened,
+    Metrics,
+    Note,
+    PhaseDrawn,
+    Progress,
+    StepDone,
+    anyone_listens,
+    listening,
+)
 
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage
 WIDE = 130  # characters that a live line with everything takes
+WATCHED = {
+    "loss": "loss {:.4f}", "margin": "margin {:+.3f}", "accuracy": "accuracy {:.1%}", "score": "score {:.3f}",
+    "kl": "KL {:.3f}", "tokens": "{:.0f} tokens", "ended": "{:.0%} ended",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -52,7 +67,7 @@ def _can_be_live(console: Console) -> bool:
 def summary(metrics: Metrics) -> str:
     """The metrics that a person watches, in one line."""
     parts = []
-    for name, text in (("loss", "loss {:.4f}"), ("margin", "margin {:+.3f}"), ("accuracy", "accuracy {:.1%}")):
+    for name, text in WATCHED.items():
         value = metrics.get(name)
         if value is not None:
             parts.append(text.format(value))
@@ -62,8 +77,10 @@ def summary(metrics: Metrics) -> str:
     return "  ".join(parts)
 
 
-def _sentence(event: Note | Happened | Evaluated) -> str:
+def _sentence(event: Note | Happened | Evaluated | PhaseDrawn) -> str:
     """What is shown of an event that is no progress."""
+    if isinstance(event, PhaseDrawn):
+        return f"phase {event.phase + 1} drawn  {summary(event.metrics)}"
     return f"evaluated  {summary(event.metrics)}" if isinstance(event, Evaluated) else printable(event.text)
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from preftune import files
 from preftune.errors import STOPPED, UserError, third_party_message
-from preftune.events import Evaluated, Event, Happened, Note, Progress, Sink, StepDone, emit, listening
+from preftune.events import Evaluated, Event, Happened, Note, PhaseDrawn, Progress, Sink, StepDone, emit, listening
 from preftune.record.config import Track
 
 ID_FILE = "track.json"
@@ -187,11 +187,14 @@ def tracking(track: Track | None, configuration: Mapping[str, object], out: Path
             guard(tracker.close, code)
 
 
+PREFIXES: dict[type, str] = {StepDone: "train", Evaluated: "evaluate", PhaseDrawn: "phase"}
+
+
 def _metrics_sink(guard: Guard, tracker: Tracker) -> Sink:
     def receive(event: Event) -> None:
-        if isinstance(event, StepDone | Evaluated):
+        if isinstance(event, StepDone | Evaluated | PhaseDrawn):
             guard.step = event.step
-            prefix = "train" if isinstance(event, StepDone) else "evaluate"
+            prefix = PREFIXES[type(event)]
             numbers = {key: value for key, value in event.metrics.items() if key != "step" and value is not None}
             guard(tracker.log, event.step, {f"{prefix}/{key}": float(value) for key, value in numbers.items()})
 

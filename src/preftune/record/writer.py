@@ -15,16 +15,20 @@ from typing import Any
 
 from preftune import files, folders
 from preftune.errors import CORRUPT, UserError
-from preftune.events import Evaluated, Event, Happened, StepDone
+from preftune.events import Evaluated, Event, Happened, PhaseDrawn, StepDone
 
-METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.jsonl"
+METRICS, EVALUATIONS, EVENTS, PHASES = "metrics.jsonl", "evaluations.jsonl", "events.jsonl", "phases.jsonl"
 IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
-    METRICS, EVALUATIONS, EVENTS, "run.toml", "environment.json", "data.json", "evaluation_rows.jsonl",
-    "evaluation_words.jsonl", "extras.json",
-    "report.html", "start.safetensors", "track.json", "checkpoints", "model", "tensorboard", "wandb",
+    METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json",
+    "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html",
+    "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "value",
+    "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
-CHECKPOINT_FILES = frozenset({"weights.safetensors", "optimizer.safetensors", "reference.safetensors", "state.json"})
+CHECKPOINT_FILES = frozenset(
+    {f"{begin}{name}.safetensors" for begin in ("", "value_") for name in ("weights", "optimizer")}
+    | {"reference.safetensors", "state.json"}
+)
 SWEEP_PAGE = "compare.html"
 NEW_START = "Start it again with --force, or choose another `out`."
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
@@ -50,6 +54,8 @@ class RecordWriter:
             self._append(METRICS, {"step": event.step, **event.metrics})
         elif isinstance(event, Evaluated):
             self._append(EVALUATIONS, {"step": event.step, **event.metrics})
+        elif isinstance(event, PhaseDrawn):
+            self._append(PHASES, {**event.metrics, "step": event.step, "phase": event.phase})
         elif isinstance(event, Happened):
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             head = {"step": event.step, "event": event.kind, "time": now, "text": event.text}
@@ -82,8 +88,9 @@ class RecordWriter:
     def rewind(self, step: int) -> None:
         """Drop what was written after `step`: a resumed run writes the same numbers again."""
         self.close()
-        for name in (METRICS, EVALUATIONS):
-            self.rows(name, [line for line in self.lines(name) if line["step"] <= step])
+        for name, last in ((METRICS, step), (EVALUATIONS, step), (PHASES, step - 1)):  # a phase begins after `step`
+            if (self.path / name).exists() or name != PHASES:
+                self.rows(name, [line for line in self.lines(name) if line["step"] <= last])
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The lines of a file so far. Raises UserError where one of them is not a line of a record."""
@@ -166,8 +173,9 @@ def assert_sweep_writable(out: Path, folders: Sequence[Path], *, resume: bool) -
 
 def foreign_files(path: Path) -> list[str]:
     """Files below model/ and checkpoints/ of a run's folder that are not the run's, or that another has changed."""
-    names = [name for name in ("model", "checkpoints") if (path / name).is_symlink() or (path / name).is_file()]
-    names += [f"model/{name}" for name in folders.not_ours(path / "model")]
+    folders_of_run = ("model", "value", "checkpoints")
+    names = [name for name in folders_of_run if (path / name).is_symlink() or (path / name).is_file()]
+    names += [f"{model}/{name}" for model in folders_of_run[:2] for name in folders.not_ours(path / model)]
     for entry in sorted((path / "checkpoints").iterdir()) if (path / "checkpoints").is_dir() else ():
         if not (entry.is_dir() and entry.name.startswith("step-")):
             names += [] if files.is_leftover(entry.name) else [f"checkpoints/{entry.name}"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from preftune import signals
 from preftune.distributed import Distributed
+from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
 from preftune.pack.oom import Groups, OomRetry
-from preftune.pack.plan import Pack, Step
+from preftune.pack.plan import Step
 from preftune.tokens.groups import TokenGroup
 
 
@@ -36,35 +34,5 @@ class MovingReference:
         filled: dict[int, TokenGroup] = {}
         for part in (step, step.mismatched):
             if part is not None:
-                filled |= self._fill(groups, part, oom, dist)
+                filled |= fill_column(self.policy, "reference", groups, part, oom, dist)
         return filled
-
-    def _fill(self, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> dict[int, TokenGroup]:
-        def score(packs: Sequence[Pack]) -> dict[int, np.ndarray]:
-            scored: dict[int, np.ndarray] = {}
-            for pack in packs:
-                signals.check()
-                batch = self.policy.batch([groups[i] for i in pack])
-                with torch.no_grad():
-                    token_logp = self.policy.token_logp(batch).cpu().numpy()
-                stops = np.cumsum([sum(map(len, groups[i].responses)) for i in pack])[:-1]
-                scored |= dict(zip(pack, np.split(token_logp, stops), strict=True))
-            return scored
-
-        scored = oom.run(groups, step.packs_of_rank(dist.rank), score)
-        counts = [sum(map(len, groups[i].responses)) for i in step.order]
-        dtype = self.policy.logp_dtype
-        parts = torch.zeros(sum(counts), dtype=dtype).split(counts)
-        for i, part in zip(step.order, parts, strict=True):
-            if i in scored:
-                part.copy_(torch.from_numpy(scored[i]))
-        table = dist.sum(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).split(
-            counts
-        )  # zeros where others scored
-        return {i: _with_reference(groups[i], values.numpy()) for i, values in zip(step.order, table, strict=True)}
-
-
-def _with_reference(group: TokenGroup, token_logp: np.ndarray) -> TokenGroup:
-    """token_logp: of all responses of the group, one after the other."""
-    stops = np.cumsum([len(response) for response in group.responses])[:-1]
-    return group.with_column("reference", tuple(np.split(token_logp, stops)))

@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import number
+from preftune.diagnosis.objective_facts import says_scores
 from preftune.record.parse import Numbers
 from preftune.record.reader import Record
 from preftune.record.statistics import mean
@@ -82,13 +83,25 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         learned = [_trained(runs, Chart("accuracy_of_change", "Accuracy since start", right, percent=True, half=True,
             look=f"How often {better} gained more than {worse}: the same measure in all runs, unlike losses and "
             "margins."))]  # fmt: skip
+    scores = all(says_scores(record) for _, record in runs)
     moved = [
+        _sides(runs, Chart("score", "Scores", "nats",
+            f"{better.capitalize()} should part from {worse}; only the distance between the two means something.")),
         _sides(runs, Chart("reward", "Rewards", "beta × nats",
             f"The two should part with {better} above {worse}; best without a fall of {better} below zero.")),
         _sides(runs, Chart("logp_change", "Change of log-probability", "nats since the start", change)),
-        _sides(runs, Chart("incentive", "Incentives of the objective", "d loss / d logp",
+        _sides(runs, Chart("incentive", "Incentives of the objective", f"d loss / d {'score' if scores else 'logp'}",
             "Negative pushes up, positive pushes down. Near zero the objective asks for nothing more.")),
         _scatter(runs),
+    ]  # fmt: skip
+    drawn_numbers = [
+        _over_kl(runs),
+        _phases(runs, Chart("tokens", "Length of the draws", "tokens", "A steady climb that the task does not ask for "
+            "is a reward that pays for length.", floor=True)),
+        _phases(runs, Chart("ended", "Ended", "share of the draws", "Below nine in ten, raise rollout.max_tokens or "
+            "set reward.missing_end.", percent=True)),
+        _phases(runs, Chart("distinct", "Distinct", "share of the draws", "Near zero all responses to a prompt are the "
+            "same and teach nothing.", percent=True)),
     ]  # fmt: skip
     optimizer = [
         _trained(runs, Chart("grad_norm", "Gradient norm", "before clipping", floor=True,
@@ -96,8 +109,9 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         _trained(runs, Chart("lr", "Learning rate", "", "The schedule as it was run.", floor=True), smooth=False),
     ]  # fmt: skip
     cost = [_speed(runs)] if len(runs) > 1 else [_tokens(runs[0][1]), _speed(runs)]
-    sections = (("Did it learn?", learned), ("Where did the probability go?", moved), ("The optimizer", optimizer),
-                ("Cost", cost))  # fmt: skip
+    where = "Where did the scores go?" if scores else "Where did the probability go?"
+    sections = (("What did it draw?", drawn_numbers), ("Did it learn?", learned), (where, moved),
+                ("The optimizer", optimizer), ("Cost", cost))  # fmt: skip
     drawn = [(title, [chart for chart in group if chart.series]) for title, group in sections]
     return [(title, group) for title, group in drawn if group]
 
@@ -152,6 +166,39 @@ def _trained(runs: Runs, chart: Chart, *, smooth: bool = True) -> Chart:
         series += held_out
     dots = " Points are held out, thin lines are training." if any(line.style == "dots" for line in series) else ""
     return replace(chart, x="step", series=series, look=chart.look + (dots if len(runs) > 1 else ""))
+
+
+def _over_kl(runs: Runs) -> Chart:
+    """Score over distance from the reference: of each phase, and held out under the best that any policy could do."""
+    series: list[Series] = []
+    for index, (name, record) in enumerate(runs):
+        one_run = len(runs) == 1
+        points = [("Phases", "train", record.phases, "score"), ("Held out", "held", record.evaluations, "score"),
+                  ("Ceiling", "chosen", record.evaluations, "ceiling")]  # fmt: skip
+        for label, color, lines, key in points:
+            pairs = sorted(
+                (x, y) for line in lines if (x := line.get("kl")) is not None and (y := line.get(key)) is not None
+            )
+            if pairs:
+                x, y = (list(values) for values in zip(*pairs, strict=True))
+                style = "points" if key == "score" and color == "train" else "dots"
+                text = label if one_run else f"{name}, {label.lower()}"
+                series.append(Series(text, color if one_run else _color(index), x, y, style, dash=key == "ceiling"))
+    look = (
+        "The held-out course should climb along the ceiling, which is the best that any policy can do at that distance."
+    )
+    return Chart("score", "Score over KL", "score", look, "KL from the reference, nats", series)
+
+
+def _phases(runs: Runs, chart: Chart) -> Chart:
+    """A number of the phases."""
+    series: list[Series] = []
+    for index, (name, record) in enumerate(runs):
+        label, color = ("Drawn", "held") if len(runs) == 1 else (name, _color(index))
+        series += _line(
+            record.phases, chart.id, label, color, style="dots" if len(record.phases) < SMOOTH_FROM else "line"
+        )
+    return replace(chart, x="step", series=series, id=f"phase_{chart.id}")
 
 
 def _sides(runs: Runs, chart: Chart) -> Chart:

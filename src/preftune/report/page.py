@@ -43,7 +43,7 @@ def page(records: Sequence[Record]) -> str:
     lengths = charts.lengths(records[0]) if len(records) == 1 else None
     drawn = [chart for _, group in sections for chart in group] + ([lengths] if lengths else [])
     library, script = get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")
-    return _environment().get_template("page.html").render(
+    return templates().get_template("page.html").render(
         records=records,
         record=records[0],
         names=names,
@@ -58,7 +58,8 @@ def page(records: Sequence[Record]) -> str:
         differences=compare.differences(records),
         seeds_note=compare.seeds_note(records),
         rewrites=records[0].extras.samples[:REWRITES],
-        policy=_policy(library, script),
+        samples=[sample for sample in records[0].samples if sample.after is not None][:REWRITES],
+        policy=content_policy(library, script),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         library=Markup(library),
         script=Markup(script),
@@ -88,7 +89,7 @@ def versions(record: Record) -> list[tuple[str, str]]:
     return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in record.environment.items()]
 
 
-def _policy(*scripts: str) -> str:
+def content_policy(*scripts: str) -> str:
     """The content policy. Plotly sets styles by script, so styles may be inline; nothing may be fetched."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -96,7 +97,7 @@ def _policy(*scripts: str) -> str:
         "form-action 'none'"  # fmt: skip
 
 
-def _environment() -> Environment:
+def templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
 from preftune.diagnosis.objective_facts import parts
-from preftune.record.reader import Record
+from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.schema import EVALUATION
+from preftune.record.statistics import estimate
 
 EXPLAINS = 0.02  # where kinds of row are mixed only some have a margin, and the changes of all do not explain it
 SIDES = {"ratings": ("good responses", "bad responses"), "demos": ("responses", "rejected")}  # else chosen, rejected
@@ -73,6 +74,10 @@ def headline(record: Record) -> str:
     seen = total(record, "examples")
     rows = f" and {number(seen)} rows seen" if seen else ""
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
+    if (score := record.end.get("score")) is not None:
+        kl = record.end.get("kl")
+        where = f" at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
+        return f"{after} has a held-out score of {number(score)}{where}, from {number(record.start.get('score'))}."
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
     if accuracy is not None and judged and kind == "ratings":
         return (
@@ -143,6 +148,10 @@ def status(record: Record) -> str:
 def tiles(record: Record) -> list[Tile]:
     """The numbers that a reader wants first."""
     row = []
+    if (score := record.end.get("score")) is not None:
+        row.append(Tile("Held-out score", number(score), f"from {number(record.start.get('score'))}"))
+    if (ceiling := record.end.get("ceiling")) is not None:
+        row.append(Tile("Ceiling", number(ceiling), f"at KL {number(record.end.get('kl'), 2)}"))
     if (accuracy := record.end.get("accuracy")) is not None:
         row.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
     if (margin := record.end.get("margin")) is not None:
@@ -155,6 +164,9 @@ def tiles(record: Record) -> list[Tile]:
             row.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
     if not row and record.steps:
         row.append(Tile("Loss", number(record.recent("loss")), f"from {number(record.early('loss'))}"))
+    if (slope := record.end.get("calibration_slope")) is not None:
+        error = share(record.end.get("calibration_error"))
+        row.append(Tile("Calibration slope", number(slope, 2), f"1 is right; calibration error {error}"))
     computed, shared = total(record, "tokens_computed"), total(record, "tokens_shared")
     if computed:
         saved = share(shared / (computed + shared))
@@ -186,6 +198,20 @@ def evaluations(record: Record) -> list[Line]:
         name = key.replace("_", " ").replace("logp", "log-probability").capitalize()
         unit = "" if unit == "as the objective" else unit
         lines.append(Line(name, meter.meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
+    return lines
+
+
+def categories(record: Record) -> list[tuple[str, str, int]]:
+    """Of each category that held-out rows name: its name, its accuracy with a standard error, and its rows."""
+    rows_of: dict[str, list[HeldOutRow]] = {}
+    for row in record.judged_rows:
+        if row.category:
+            rows_of.setdefault(row.category, []).append(row)
+    lines = []
+    for name, rows in sorted(rows_of.items()):
+        accuracy = estimate([row.accuracy or 0.0 for row in rows], prompts_of(rows), share=True)
+        error = f" ± {number(100 * accuracy.error, 1)}" if accuracy is not None and accuracy.certain else ""
+        lines.append((name, f"{share(accuracy and accuracy.value)}{error}", len(rows)))
     return lines
 
 

@@ -51,7 +51,7 @@ def stream_keys(prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) 
 
 def uniform(keys: np.ndarray, t: int) -> np.ndarray:
     """(rows,) fp64 in [0, 1): the random number of token t of each row, from its stream's key (SplitMix64)."""
-    return (_mixed(keys + _multiples(np.array(t))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (_mixed(keys + _multiples(np.array([t]))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _multiples(n: np.ndarray) -> np.ndarray:

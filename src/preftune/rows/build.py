@@ -5,12 +5,13 @@ Each raises MalformedRow or SkippedRow; the id and the weight of the row are fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from preftune.rows import transcripts
-from preftune.rows.keys import ABOUT, JUDGEMENT, words_of
+from preftune.rows.keys import ABOUT, ANSWERS, JUDGEMENT, words_of
 from preftune.rows.messages import align, first_difference, is_texts, parse_turns, split_last_turn
 from preftune.rows.parse import (
     MalformedRow,
@@ -24,13 +25,12 @@ from preftune.rows.parse import (
     parse_text,
 )
 from preftune.rows.raw_row import RawRow, parse_weights
-from preftune.rows.row import Demo, Pair, Prompt, Ranking, Rating, Response, Row
+from preftune.rows.row import Demo, Pair, Prompt, Ranking, Rating, Response, Row, Task
 
 SCORES = ("score", "reward", "rating")  # of one response
 SCORES_OF_PAIR = ("score_chosen", "score_rejected")
 SCORE_WORDS = frozenset({"score", "rating", "reward"})
 GRADES = ("rank", "fine-grained_score", "overall_score", "score", "rating")
-ANSWERS = ("response", "answer", "text", "content")
 TIES = ("tie", "tied", "draw")
 
 
@@ -39,16 +39,16 @@ def pair(raw: RawRow) -> Row:
     sides = [raw["chosen"], raw["rejected"]]
     if not any(map(is_texts, sides)):
         prompt, (chosen, rejected) = raw.align([raw.turns("chosen"), raw.turns("rejected")])
-        return _pair_of(raw, prompt, chosen, rejected)
+        return pair_of(raw, prompt, chosen, rejected)
     listed = [side if isinstance(side, list) else [side] for side in sides]
     better, worse = ([parse_text(entry, raw.keys[slot]) for entry in side]
                      for slot, side in zip(("chosen", "rejected"), listed, strict=True))  # fmt: skip
     if len(better) == len(worse) == 1:
         prompt, (chosen, rejected) = raw.align([*better, *worse])
-        return _pair_of(raw, prompt, chosen, rejected)
+        return pair_of(raw, prompt, chosen, rejected)
     if not better or not worse:
         raise hole(raw.keys["rejected" if better else "chosen"], "an empty list")
-    return _ranking(raw, [*better, *worse], [1.0] * len(better) + [2.0] * len(worse), None)
+    return ranking_of(raw, *raw.align([*better, *worse]), [1.0] * len(better) + [2.0] * len(worse), None)
 
 
 def pair_with_prompt_inside(raw: RawRow) -> Row:
@@ -57,7 +57,7 @@ def pair_with_prompt_inside(raw: RawRow) -> Row:
     if not isinstance(sides[0], str) and (isinstance(sides[1], str) or len(sides[1]) == 1):
         prompt, chosen = split_last_turn(sides[0])
         prompt, aligned = align(raw.with_system(prompt), [chosen, sides[1]])
-        return _pair_of(raw, prompt, *aligned)
+        return pair_of(raw, prompt, *aligned)
     texts = [side for side in sides if isinstance(side, str)]
     if not all(map(transcripts.is_transcript, texts)):
         if any(map(transcripts.is_transcript, texts)):
@@ -70,10 +70,10 @@ def pair_with_prompt_inside(raw: RawRow) -> Row:
     if prompt != other_prompt:
         turn = first_difference(prompt, other_prompt)
         raise SkippedRow("prompt.differs", f"chosen and rejected have different prompts: they part at turn {turn}.")
-    return _pair_of(raw, raw.with_system(prompt), chosen, rejected)
+    return pair_of(raw, raw.with_system(prompt), chosen, rejected)
 
 
-def _pair_of(raw: RawRow, prompt: Prompt, chosen: Response, rejected: Response) -> Pair:
+def pair_of(raw: RawRow, prompt: Prompt, chosen: Response, rejected: Response) -> Pair:
     preferred = raw.optional_number("preferred")
     if preferred is not None and not 0 <= preferred <= 1:
         raise MalformedRow(f'"preferred" is {preferred:g}, needs a share between 0 and 1.')
@@ -100,13 +100,17 @@ def _is_tie(raw: RawRow, scores: tuple[float, float] | None) -> bool:
 
 
 def _pair_scores(raw: RawRow) -> tuple[float, float] | None:
-    """Both scores, under keys that differ in `chosen` and `rejected` alone, as score_chosen and score_rejected do.
+    """Both scores, under keys that differ in `chosen` and `rejected` alone, as score_chosen and score_rejected do, or
+    as the keys of two compared responses do, such as reward_A and reward_B.
 
     A margin without scores puts one half of itself above 0 and the other half below.
     """
     margin, sides = raw.optional_number("margin"), {}
     for key, value in raw.value.items():
         other = key.replace("chosen", "rejected")
+        if "a" in raw.keys:
+            chosen, rejected = (raw.keys[side][-1] for side in ("chosen", "rejected"))
+            other = re.sub(f"(?<![a-zA-Z0-9]){chosen}(?![a-zA-Z0-9])", rejected, key)
         is_score = words_of(key) & SCORE_WORDS and not words_of(key) & ABOUT
         if other != key and is_score and value is not None and raw.value.get(other) is not None:
             sides[key] = other
@@ -153,20 +157,15 @@ def ranked(raw: RawRow) -> Row:
     )
     raw.scale = key if key in ("rewards", "ratings") else "scores" if scores else ""
     ordered = numbers if key in ("ranks", "rank") else [-number for number in numbers]
-    return _ranking(raw, turns, ordered, scores if len(scores) == len(judged) else None)
+    return ranking_of(raw, *raw.align(turns), ordered, scores if len(scores) == len(judged) else None)
 
 
-def ranked_objects(raw: RawRow) -> Row:
+def ranked_objects(raw: RawRow) -> Ranking:
     """Objects that hold a response with its rank or score, as in UltraFeedback and Nectar, by a key that all have.
 
     UltraFeedback's overall score of 10 is at times a misread 1, so the mean of its four aspects takes precedence.
     """
-    name, items = raw.keys["items"], []
-    for index, item in enumerate(parse_list(raw["items"], raw.keys["items"])):
-        if not isinstance(item, dict):
-            message = f"{name}[{index}] is {describe(item)}, needs an object with a response and its score."
-            raise MalformedRow(message)
-        items.append(item)
+    name, items = raw.keys["items"], objects_of(raw)
     numbers = [{key for key in GRADES if item.get(key) is not None} for item in items]
     if not any(numbers):
         raise MalformedRow(f"{name}[0] has neither rank nor score.", f"Seen: {', '.join(items[0])}.", "row.missing")
@@ -174,29 +173,59 @@ def ranked_objects(raw: RawRow) -> Row:
     grade = next((key for key in GRADES if all(key in numbers[index] for index in graded)), None)
     if grade is None:
         raise SkippedRow("ranking.scales", "no rank or score is given for all responses, so they cannot be compared.")
-    responses, order, weights = [], [], []
-    for index in graded:
-        item, field = items[index], f"{name}[{index}]"
-        key = next((key for key in ANSWERS if item.get(key) is not None), "")
-        if not key:
-            raise hole(f"{field}.response", "missing or null")
-        raw.unread.add(item, field, (key, *GRADES, "token_weights"))
-        responses.append(parse_text(item[key], f"{field}.{key}"))
-        weights.append((item.get("token_weights"), f"{field}.token_weights"))
-        order.append(parse_number(item[grade], f"{field}.{grade}"))
+    order = [parse_number(items[index][grade], f"{name}[{index}].{grade}") for index in graded]
     scores = None if grade == "rank" else order
     raw.scale = "" if scores is None else grade
-    row = _ranking(raw, responses, order if scores is None else [-score for score in order], scores)
+    prompt, aligned = raw.align([answer_of(raw, index, items[index], (grade, "token_weights")) for index in graded])
+    row = ranking_of(raw, prompt, aligned, order if scores is None else [-score for score in order], scores)
+    weights = [(items[index].get("token_weights"), f"{name}[{index}].token_weights") for index in graded]
     return replace(row, token_weights=parse_weights(weights, row.responses))
 
 
-def _ranking(raw: RawRow, responses: Sequence[Prompt], order: list[float], scores: list[float] | None) -> Ranking:
+def objects_of(raw: RawRow) -> list[dict[str, object]]:
+    """The list of objects, each with a response."""
+    name, items = raw.keys["items"], []
+    for index, item in enumerate(parse_list(raw["items"], name)):
+        if not isinstance(item, dict):
+            message = f"{name}[{index}] is {describe(item)}, needs an object with a response and its score."
+            raise MalformedRow(message)
+        items.append(item)
+    return items
+
+
+def answer_of(raw: RawRow, index: int, item: dict[str, object], read: Sequence[str]) -> Prompt:
+    """The response of object `index` of the list. read: the keys beside it that are read."""
+    field = f"{raw.keys['items']}[{index}]"
+    keys = [key for key in ANSWERS if item.get(key) is not None]
+    if not keys:
+        raise hole(f"{field}.response", "missing or null")
+    if any(item[key] != item[keys[0]] for key in keys):
+        raise MalformedRow(f"{field} has several responses: {', '.join(keys)}.", "Keep one of them.")
+    raw.unread.add(item, field, (*keys, *read))
+    return parse_turns(item[keys[0]], f"{field}.{keys[0]}", raw.unread)
+
+
+def ranking_of(
+    raw: RawRow, prompt: Prompt, aligned: tuple[Response, ...], order: list[float], scores: list[float] | None
+) -> Ranking:
     """order: any numbers of which the smallest is the best; they become 1, 2, ... with ties kept."""
-    prompt, aligned = raw.align(responses)
     rank_of = {number: rank for rank, number in enumerate(sorted(set(order)), 1)}
     ranks, weights = tuple(rank_of[number] for number in order), raw.listed_token_weights(aligned)
     return Ranking(prompt=prompt, responses=aligned, ranks=ranks, place=raw.place,
                    scores=None if scores is None else tuple(scores), token_weights=weights)  # fmt: skip
+
+
+def as_pair(row: Ranking) -> Ranking | Pair:
+    """A ranking of two responses as the pair that it is."""
+    if len(row.responses) != 2:
+        return row
+    better, worse = (0, 1) if row.ranks[0] <= row.ranks[1] else (1, 0)
+    return Pair(
+        prompt=row.prompt, place=row.place, chosen=row.responses[better], rejected=row.responses[worse],
+        preferred=0.5 if row.ranks[0] == row.ranks[1] else 1.0,
+        scores=None if row.scores is None else (row.scores[better], row.scores[worse]),
+        token_weights=None if row.token_weights is None else (row.token_weights[better], row.token_weights[worse]),
+    )  # fmt: skip
 
 
 def single(raw: RawRow) -> Row:
@@ -216,6 +245,22 @@ def conversation(raw: RawRow) -> Row:
         raise SkippedRow("response.weight", "the response has the weight 0.")
     prompt, response = split_last_turn(turns)
     return _rating_or_demo(raw, raw.with_system(prompt), response)
+
+
+def task(raw: RawRow) -> Row:
+    """A prompt without a response. Raises SkippedRow where its answer is blank."""
+    if "answer" in raw.keys and raw.answer is None:
+        raise hole(raw.keys["answer"], "blank")
+    prompt, _ = raw.align([])
+    return Task(prompt=prompt, place=raw.place)
+
+
+def conversation_with_answer(raw: RawRow) -> Row:
+    """A conversation that ends with the user's turn is a task; any other is read as without the answer."""
+    turns = raw.turns("turns")
+    if isinstance(turns, str) or turns[-1].role == "assistant":
+        return conversation(raw)
+    return Task(prompt=raw.with_system(turns), place=raw.place)
 
 
 def _rating_or_demo(raw: RawRow, prompt: Prompt, response: Response) -> Row:

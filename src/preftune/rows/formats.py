@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from preftune.rows import build
-from preftune.rows.keys import refuse, refused_as
+from preftune.rows import build, verdicts
+from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.raw_row import SYSTEM, RawRow
+from preftune.rows.raw_row import ANSWERS, CATEGORY, SYSTEM, RawRow
 from preftune.rows.row import Demo, Pair, Place, Row, responses
+from preftune.rows.verdicts import BETTER, FIRST, SIGN
 
 PROMPT = "prompt|question|instruction|input|query"
 TURNS = "conversations|messages|conversation"
 RESPONSE = "completion|response|output|answer"
 LABEL = "label|kto_tag|good"
 CHOSEN, REJECTED = "chosen|chosen_response", "rejected|rejected_response|rejected_messages"
-COMMON = ("id", "weight", *SYSTEM)
+COMMON = ("id", "weight", *SYSTEM, *CATEGORY)
 OTHER_NAMES = {"response_w": "chosen", "response_l": "rejected", "chosen_text": "chosen", "rejected_text": "rejected"}
 
 
@@ -38,12 +40,14 @@ class ReadRow(NamedTuple):
 
 
 class Format(Struct, frozen=True):
-    """slots: name -> the keys that may fill it, separated by `|`; optional: keys that are read where they are there."""
+    """slots: name -> the keys that may fill it, separated by `|`; optional: keys that are read where they are there;
+    bare: a record has this format only if no other key of it may be a response or a judgement."""
 
     name: str
     slots: dict[str, str]
     build: Callable[[RawRow], Row]
     optional: tuple[str, ...] = ()
+    bare: bool = False
 
     def keys(self, value: Mapping[str, object]) -> dict[str, str]:
         """Slot -> the key that fills it, one that is not blank if there is any; empty slots are left out."""
@@ -69,12 +73,15 @@ class Format(Struct, frozen=True):
 
     def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
         """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
-        if wrong := next((key for key in value if "token_weight" in key and key not in self.optional), None):
-            known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
-            hint = f"Here it is {known or 'token_weights in each entry of the list'}."
-            raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         raw = RawRow(value, place, self.keys(value))
-        row = replace(self.build(raw), id=raw.id, weight=raw.weight)
+        row = replace(self.build(raw), id=raw.id, weight=raw.weight, answer=raw.answer, category=raw.category)
+        if wrong := next(
+            (key for key in (*value, *raw.unread) if "token_weight" in key and key not in self.optional), ""
+        ):
+            known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
+            known = known or ("token_weights in each entry of the list" if "items" in self.slots else "")
+            hint = f"Here it is {known}." if known else ""
+            raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
         read = {
             *COMMON,
             *self.optional,
@@ -87,6 +94,8 @@ class Format(Struct, frozen=True):
 
 def _meanings(read: ReadRow) -> dict[str, str]:
     """The unread keys without which the row would mean something else, and what each means."""
+    if not read.unread:
+        return {}
     parts = (read.row.prompt, *responses(read.row))
     texts = [part for part in parts if isinstance(part, str)]
     turns = [turn for part in parts if not isinstance(part, str) for turn in part]
@@ -100,7 +109,14 @@ def _meanings(read: ReadRow) -> dict[str, str]:
 
 
 _PAIR = ("preferred", "margin", "chosen_token_weights", "rejected_token_weights")
+_SIDES = "response_*|output_*|completion_*|answer_*|response*"
+_VERDICTS = (  # two responses, whose keys differ in how they end, and the slot of the verdict
+    ("output_*|human_ref_*", "AB", "first", FIRST),
+    (_SIDES, "12", "sign", SIGN),
+    *((_SIDES, ends, "better", BETTER) for ends in ("ab", "AB", "01", "12")),
+)
 _SINGLE = (*build.SCORES, "token_weights")
+_ANSWER = "|".join(ANSWERS)
 _WITH_RESPONSE = f"{CHOSEN}|{RESPONSE}"
 FORMATS = (
     Format("votes", {"prompt": PROMPT, "a": "response_a", "b": "response_b", "va": "votes_a", "vb": "votes_b"},
@@ -108,34 +124,56 @@ FORMATS = (
     Format("OpenAI preferences", {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
            build.pair, _PAIR),
     Format("pairs", {"prompt": PROMPT, "chosen": _WITH_RESPONSE, "rejected": REJECTED}, build.pair, _PAIR),
+    Format("paired answers", {"prompt": PROMPT, "chosen": "response_j", "rejected": "response_k"}, build.pair, _PAIR),
     Format("conversations in pairs", {"prompt": TURNS, "chosen": CHOSEN, "rejected": REJECTED}, build.pair, _PAIR),
     Format("pairs with the prompt inside", {"chosen": CHOSEN, "rejected": REJECTED}, build.pair_with_prompt_inside,
            _PAIR),
     Format("conversations with another response", {"chosen": TURNS, "rejected": REJECTED},
            build.pair_with_prompt_inside, _PAIR),
+    *(Format(f"two responses, {a} and {b}, with a {keys.partition('|')[0]}",
+             {"prompt": f"{PROMPT}|{TURNS}|context|history", "a": sides.replace("*", a), "b": sides.replace("*", b),
+              slot: keys}, verdicts.compared, ("margin",)) for sides, (a, b), slot, keys in _VERDICTS),
+    Format("two conversations with a winner", {"a": "conversation_a", "b": "conversation_b", "better": BETTER},
+           verdicts.compared, ("margin",)),
+    Format("summaries with a choice", {"prompt": "info", "items": "summaries", "choice": "choice"}, verdicts.choice),
+    Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
     Format("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
                         "order": "ranks|rank|scores|rewards|ratings"}, build.ranked, ("scores", "token_weights")),
     Format("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, build.ranked_objects),
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
     Format("demos", {"prompt": PROMPT, "response": RESPONSE}, build.single, _SINGLE),
-    Format("conversations", {"turns": TURNS}, build.conversation, _SINGLE),
+    Format("conversations with an answer", {"turns": TURNS, "answer": _ANSWER}, build.conversation_with_answer,
+           _SINGLE),
+    Format("conversations", {"turns": TURNS}, verdicts.conversation, _SINGLE),
+    Format("tasks", {"prompt": PROMPT, "answer": _ANSWER}, build.task),
+    Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
 )  # fmt: skip
 
 
-def _fitting(value: Mapping[str, object]) -> Format | None:
+def fitting(value: Mapping[str, object]) -> Format | None:
     """The format of a record: null is absent, and so is a blank response, if there is a format without it."""
-    fitting = [form for form in FORMATS if len(form.keys(value)) == len(form.slots)]
-    full = (form for form in fitting if all(value[key] != "" for s, key in form.keys(value).items() if s != "prompt"))
-    return next(full, fitting[0] if fitting else None)
+    return _fitting_shape(tuple((key, entry == "") for key, entry in value.items() if entry is not None))
+
+
+@lru_cache(1024)
+def _fitting_shape(shape: tuple[tuple[str, bool], ...]) -> Format | None:
+    """The format of all records with these keys. shape: the keys that are not null, and whether each is blank."""
+    value = {key: "" if blank else "text" for key, blank in shape}
+    bare = not any(may_be_response(key) for key in value if key not in PROMPT.split("|"))
+    filled = [
+        (form, keys) for form in FORMATS if len(keys := form.keys(value)) == len(form.slots) and (bare or not form.bare)
+    ]
+    full = (form for form, keys in filled if all(value[key] for slot, key in keys.items() if slot != "prompt"))
+    return next(full, filled[0][0] if filled else None)
 
 
 def detect_format(value: Mapping[str, object]) -> Format:
     """The format of a record. Raises MalformedRow that names the missing keys of the most similar one."""
-    if fitting := _fitting(value):
-        return fitting
+    if form := fitting(value):
+        return form
     seen = ", ".join(map(str, value)) or "none"
-    near = max(FORMATS, key=lambda form: _similarity(form, value))
+    near = max((form for form in FORMATS if not form.bare), key=lambda form: _similarity(form, value))
     missing = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
     hints = list(filter(None, [_hints(value, missing)]))
     if not near.keys(value) and not hints:
@@ -149,8 +187,9 @@ def detect_format(value: Mapping[str, object]) -> Format:
 
 def is_hole(value: Mapping[str, object], form: Format) -> str:
     """The key of the form that is there and null, if nothing but such keys is missing from a record."""
-    null = {key: "" if entry is None else entry for key, entry in value.items()}
-    keys = form.keys(null)
+    if None not in value.values():
+        return ""
+    keys = form.keys({key: "" if entry is None else entry for key, entry in value.items()})
     return next((key for key in keys.values() if value[key] is None), "") if len(keys) == len(form.slots) else ""
 
 
@@ -178,7 +217,7 @@ def _hints(value: Mapping[str, object], missing: list[list[str]]) -> str:
 
 def _unread(value: Mapping[str, object]) -> set[str] | None:
     """The keys of a record that nothing reads; None where it cannot be read."""
-    form = _fitting(value)
+    form = fitting(value)
     try:
         return {*form.parse(value, Place("", 0)).unread} & {*value} if form else None
     except MalformedRow:

@@ -71,14 +71,13 @@ def _array(data: bytes, name: str) -> Iterator[Parsed]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start + 1} is not UTF-8.", location=name, hint="Use iconv -t UTF-8.") from error
-    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
     position, number = _after_gap(text, text.index("[") + 1), 0
     while text[position : position + 1] != "]":
         if position >= len(text):
             raise UserError("the file ends inside of its list: is the copy complete?", location=name)
         number, start = number + 1, position
         try:
-            value, position = decoder.raw_decode(text, start)
+            value, position = STRICT.raw_decode(text, start)
             wrong = what_is_wrong(value, text[start:position])
         except json.JSONDecodeError as error:
             raise UserError(f"not JSON: {error.msg}.", location=f"{name}:{error.lineno}") from error
@@ -102,7 +101,7 @@ def _parse_line(line: bytes) -> tuple[object, str]:
     except UnicodeDecodeError as error:
         return None, f"byte {error.start + 1} of the line is not UTF-8. Convert the file: iconv -f LATIN1 -t UTF-8."
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = STRICT.decode(text)
     except json.JSONDecodeError as error:
         hint = ' Texts and keys need double quotes (").' if text.lstrip()[:2] in ("{'", "['") else ""
         return None, f"not JSON: {error.msg} at character {error.pos + 1}.{hint}"
@@ -151,3 +150,6 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise MalformedRow(f"{word} is not a number in JSON.")
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)

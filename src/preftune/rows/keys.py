@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import NoReturn
 
 from preftune.rows.parse import MalformedRow
 
+ANSWERS = ("response", "answer", "completion", "text", "content")  # hold the response of an object of a list
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -28,10 +31,11 @@ ASKED = _words("prompt question query instruction input context system history p
 ASKED_MORE = ASKED | _words("custom extra additional more user developer text message current previous reference")
 SIDE = _words(
     "chosen rejected reject dispreferred preferred nonpreferred loser winning losing worse better worst best "
-    "negative positive"
+    "negative positive candidate"
 )
 RESPONSE = _words("response completion answer output generation reply")
-ANOTHER = _words("other another alternative second third a b c 0 1 2 3 4")
+MISSPELLED = ("chosen", "rejected", "response", "completion", "output")
+ANOTHER = _words("other another alternative second third a b c j k 0 1 2 3 4")
 JUDGEMENT = SIDE | _words(
     "score rating rate reward label rank ranking preference vote upvote downvote win winner feedback thumb judgment "
     "judgement verdict grade quality safe unsafe safety correct correctness incorrect accepted good bad helpful "
@@ -45,6 +49,7 @@ ABOUT = _words(  # such a key names, counts or describes something
 )
 
 
+@lru_cache(4096)
 def words_of(key: str) -> frozenset[str]:
     """The words of a key in the singular: `isSafe`, `is_safe` and `is-safe` alike."""
     words = (word.lower() for word in WORD.findall(key))
@@ -85,6 +90,13 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
         return ""
     named = not words & ABOUT and (words & JUDGEMENT or (plain and not above))
     return "a judgement" if named or _grades(value) else ""
+
+
+def may_be_response(key: str) -> bool:
+    """Whether a key may hold a response or a judgement, by its words or as a misspelling of one."""
+    words = words_of(key)
+    spelled = any(get_close_matches(word, MISSPELLED, 1, 0.8) for word in words - ABOUT)
+    return not words & ABOUT and (bool(words & (RESPONSE | JUDGEMENT)) or spelled)
 
 
 def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn:

@@ -16,7 +16,11 @@ from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
 from preftune.rows.row import ROLES, Message, Prompt, Response
 
-OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "observation": "tool"}
+OTHER_ROLES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "model"), "assistant"),
+    **dict.fromkeys(("observation", "environment", "ipython", "function"), "tool"),
+}
 Turns = tuple[Message, ...]
 
 
@@ -26,9 +30,10 @@ class Unread(dict[str, object]):
     def add(self, value: Mapping[str, object], field: str, read: Sequence[str]) -> None:
         """Take up the keys of an object at `field` that are not in `read`."""
         for key, entry in value.items():
-            path = f"{re.sub(r'[0-9]+]', ']', field)}.{key}"
-            if key not in read and entry is not None and (path not in self or is_nothing(self[path])):
-                self[path] = entry
+            if key not in read and entry is not None:
+                path = f"{re.sub(r'[0-9]+]', ']', field)}.{key}"
+                if path not in self or is_nothing(self[path]):
+                    self[path] = entry
 
 
 def parse_turns(value: object, field: str, unread: Unread) -> Prompt:
@@ -89,13 +94,15 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         hint = nearest(str(role), [*ROLES, *OTHER_ROLES]) or f"Known roles: {', '.join(ROLES)}."
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
     role = OTHER_ROLES.get(role, role)
-    thoughts = {key: entry for key, entry in value.items() if _is_thought(key, entry) and role == "assistant"}
+    thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
     unread.add(value, field, ("role", "from", "content", "value", *thoughts))
     content = first_of(value, ("content", "value"), field)
     if isinstance(content, list):
         parts = [_part(part, f"{field}.content[{position}]", unread) for position, part in enumerate(content)]
         thoughts |= {str(position): text for position, (text, thought) in enumerate(parts) if thought}
         content = "".join(text for text, thought in parts if not thought)
+    if thoughts and role != "assistant":
+        raise MalformedRow(f"{field} has a thought, but is the {role}'s.", "Write it into the text of the turn.")
     if len({*thoughts.values()}) > 1:
         raise MalformedRow(f"{field} has several thoughts: {', '.join(thoughts)}.", "Keep one of them.")
     return Message(role, parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,16 +10,28 @@ from itertools import pairwise
 from preftune.errors import Problem
 from preftune.rows.account import Tally
 from preftune.rows.parse import SkippedRow
-from preftune.rows.row import Pair, Place, Ranking, Rating, Row, responses, text_of, words_of
+from preftune.rows.row import Pair, Place, Ranking, Rating, Row, Task, responses, text_of, words_of
 
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"))
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"
+INVISIBLE = dict.fromkeys(map(ord, UNSEEN))
+VISIBLE, HIDDEN = re.compile(rf"[^\s{UNSEEN}]"), re.compile(f"[{UNSEEN}]")
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 HEADERS = ("\n\nHuman:", "\n\nAssistant:", "Assistant:", "Human:", "<|im_start|>", "<|start_header_id|>", "[INST]")
 
 
 def is_blank(text: str) -> bool:
     """Whether a reader sees nothing of the text."""
-    return not text.translate(INVISIBLE).strip()
+    return VISIBLE.search(text) is None
+
+
+def _look_equal(text: str, other: str) -> bool:
+    """Whether no reader sees a difference; most texts need no folding for their words to be compared."""
+    plain = all(map(_is_plain, (text, other)))
+    return not (plain and text.split() != other.split()) and _folded(text) == _folded(other)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() or (HIDDEN.search(text) is None and unicodedata.is_normalized("NFC", text))
 
 
 def _folded(text: str) -> str:
@@ -44,7 +57,7 @@ def check(row: Row) -> None:
         texts = [words_of(response) for response in responses(row)]
         if texts[0] == texts[1]:
             raise SkippedRow("pair.identical", "chosen and rejected are the same.")
-        if _folded(texts[0]) == _folded(texts[1]):
+        if _look_equal(*texts):
             raise SkippedRow("pair.equal_after_folding", "chosen and rejected differ only in what no reader sees.")
     if isinstance(row, Ranking):
         if len(texts) < 2:
@@ -65,6 +78,7 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
         if row.id and ids.setdefault(row.id, row.place) is not row.place:
             tally.add("id.repeated", "an earlier row has the same id", row.place)
         label = row.good if isinstance(row, Rating) else row.ranks if isinstance(row, Ranking) else None
+        label = row.answer if isinstance(row, Task) else label
         if first_places.setdefault((row.prompt, sides, label), row.place) is not row.place:
             tally.add("row.duplicate", "the row repeats an earlier one", row.place)
         if isinstance(row, Pair) and (row.prompt, sides[::-1], None) in first_places:

@@ -18,6 +18,8 @@ from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list,
 from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeights, text_of
 
 SYSTEM = ("system", "system_prompt")
+ANSWERS = ("ground_truth", "answer", "solution", "reward_model")
+CATEGORY = ("category", "subset")
 
 
 class RawRow:
@@ -45,6 +47,28 @@ class RawRow:
         return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
 
     @property
+    def answer(self) -> str | None:
+        """What a verifier holds a response against: a text, or the JSON of another value.
+
+        `reward_model` is verl's, an object with a ground_truth. A key that fills another slot is no answer, unless it
+        is the row's one response, as in gsm8k; nor is a blank text.
+        """
+        slots = {key for slot, key in self.keys.items() if slot not in ("answer", "response")}
+        for key in ANSWERS:
+            value = None if key in slots else self.value.get(key)
+            if key == "reward_model" and isinstance(value, Mapping):
+                self.unread.add(value, key, ("ground_truth",))
+                value = value.get("ground_truth")
+            text = value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+            if text.strip():
+                return text
+        return None
+
+    @property
+    def category(self) -> str:
+        return next((value for key in CATEGORY if isinstance(value := self.value.get(key), str)), "")
+
+    @property
     def weight(self) -> float:
         weight = self.optional_number("weight")
         if weight is not None and weight <= 0:
@@ -66,12 +90,18 @@ class RawRow:
 
     def with_system(self, prompt: Prompt) -> Prompt:
         """The prompt after the system text that the record has beside it. Raises MalformedRow where there are two."""
-        texts = [parse_text(self.value[key], key) for key in SYSTEM if not is_nothing(self.value.get(key))]
+        texts = [self._system(key) for key in SYSTEM if not is_nothing(self.value.get(key))]
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
         systems = list(dict.fromkeys([*texts, *(turn.content for turn in turns[:1] if turn.role == "system")]))
         if len(systems) > 1:
             raise MalformedRow("there are two different system texts.", "Keep one of them.")
         return prompt if not texts else turns if turns[0].role == "system" else (Message("system", *systems), *turns)
+
+    def _system(self, key: str) -> str:
+        """The text under a key, or in the parts under it."""
+        value = self.value[key]
+        parts: object = [{"role": "system", "content": value}] if isinstance(value, list) else value
+        return text_of(parse_turns(parts, key, self.unread)) if parts is not value else parse_text(value, key)
 
     def token_weights(self, responses: Sequence[Response], *keys: str) -> tuple[TokenWeights | None, ...] | None:
         """The token weights of each response, each under a key of its own; None where the record gives none."""

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import merge_malformed
-from preftune.rows.formats import Format, detect_format, intended_key, is_hole
+from preftune.rows.formats import Format, detect_format, fitting, intended_key, is_hole
 from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
+from preftune.rows.raw_row import ANSWERS
 from preftune.rows.row import KINDS, Place, Rating, Row
 from preftune.rows.sources import Source, from_objects, load
 
@@ -119,7 +120,10 @@ class _Reader:
         """Note what is odd about the whole file."""
         if unread:
             meant = {key: intended_key(key, value) if key in value else "" for key, value in unread.items()}
-            fields = ", ".join(f'{key} (did you mean "{other}"?)' if other else key for key, other in meant.items())
+            answers = {key: f"{key} (read only where [rollout] draws responses)" for key in ANSWERS}
+            fields = ", ".join(
+                f'{key} (did you mean "{other}"?)' if other else answers.get(key, key) for key, other in meant.items()
+            )
             self.notes.append(Problem(f"fields that are not used: {fields}.", name, reason="fields.extra"))
         if len(ways) > 1:
             message = f"some rows (as line {ways[True].line}) are text that is continued as it stands, while others (as"
@@ -138,15 +142,8 @@ def _mapped(value: Mapping[str, object], columns: Mapping[str, str | None]) -> d
 def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:
     """The format that most records have, and the place of the first of them."""
     forms: dict[str, list[tuple[Format, Place]]] = {}
-    by_keys: dict[frozenset[str], Format | None] = {}
     for place, value in records:
-        shape = frozenset(key for key, entry in value.items() if entry is not None and entry != "")
-        if shape not in by_keys:
-            try:
-                by_keys[shape] = detect_format(value)
-            except MalformedRow:
-                by_keys[shape] = None
-        if form := by_keys[shape]:
+        if form := fitting(value):
             forms.setdefault(form.name, []).append((form, place))
     return max(forms.values(), key=len)[0] if forms else None
 

@@ -1,4 +1,4 @@
-"""What a person wrote down about responses: pairs, ratings, rankings and demos, each with its place.
+"""What a person wrote down about responses: pairs, ratings, rankings, demos and tasks, each with its place.
 
 A row is text, not tokens. Its prompt and each response are either plain text or a conversation. The difference is
 kept, because a model continues text as it stands, while a conversation goes through the model's chat template.
@@ -45,13 +45,20 @@ Response = str | tuple[Message, ...]  # a conversation where the prompt is one; 
 
 
 class _AnyRow(Struct, frozen=True, kw_only=True):
-    """What all kinds of rows have. token_weights: one entry a response, None where each of its tokens counts 1."""
+    """What all kinds of rows have.
+
+    category: the part of the data that the row belongs to, where it says one; token_weights: one entry a response, None
+    where each of its tokens counts 1; answer: what a verifier holds a drawn response against, where the row gives it; a
+    value that is no text is its JSON.
+    """
 
     prompt: Prompt
     place: Place
     id: str = ""
     weight: float = 1.0
+    category: str = ""
     token_weights: tuple[TokenWeights | None, ...] | None = None
+    answer: str | None = None
 
 
 class Pair(_AnyRow, frozen=True, kw_only=True):
@@ -89,13 +96,19 @@ class Demo(_AnyRow, frozen=True, kw_only=True):
     response: Response
 
 
-Row = Pair | Rating | Ranking | Demo
-Kind = Literal["pair", "rating", "ranking", "demo"]
-KINDS: dict[type, Kind] = {Pair: "pair", Rating: "rating", Ranking: "ranking", Demo: "demo"}
+class Task(_AnyRow, frozen=True, kw_only=True):
+    """A prompt alone, to which responses are drawn."""
+
+
+Row = Pair | Rating | Ranking | Demo | Task
+Kind = Literal["pair", "rating", "ranking", "demo", "task"]
+KINDS: dict[type, Kind] = {Pair: "pair", Rating: "rating", Ranking: "ranking", Demo: "demo", Task: "task"}
 
 
 def responses(row: Row) -> tuple[Response, ...]:
-    """All responses of a row in their fixed order: (chosen, rejected), (response,) or the ranking's."""
+    """All responses of a row in their fixed order: (chosen, rejected), (response,), the ranking's, or none."""
+    if isinstance(row, Task):
+        return ()
     if isinstance(row, Pair):
         return (row.chosen, row.rejected)
     return row.responses if isinstance(row, Ranking) else (row.response,)

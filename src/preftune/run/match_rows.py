@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.forward.examples import class_weights, is_useful, row_kinds
-from preftune.objective import BY_NAME, Formula, parts
+from preftune.objective import BY_NAME, Formula, of_scores, parts
 from preftune.run.dataset import Dataset
 from preftune.tokens.aggregate import apply_aggregate
 from preftune.tokens.groups import TokenGroup
+from preftune.tokens.pad import with_pad
 
 Notes = dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
 UNUSABLE = {"rating.bad": "bad responses, which nothing here learns from", "votes.even": "rows with even votes"}
@@ -45,11 +46,19 @@ def match_rows(run: Run, dataset: Dataset, *, full_batch: bool = False) -> Match
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
     if weighted := sum(group.column("weight") is not None for group in groups):
-        notes["token_weights"] = (f"{weighted} of {len(groups)} rows give token weights", {"rows": weighted})
-    voted = sum(group.preferred != 1 for group in dataset.train)
+        unread = ", which a score of the whole response does not read" if of_scores(run.objective) else ""
+        notes["token_weights"] = (f"{weighted} of {len(groups)} rows give token weights{unread}", {"rows": weighted})
+    voted = sum(any(vote != 1 for vote in group.votes) for group in dataset.train)
     if voted and not any("votes" in part.reads for part in objectives):
         notes["votes"] = (f"{voted} rows carry votes, which this objective does not read", {"rows": voted})
     groups = apply_aggregate(_with_scores_for_all_or_none(objectives, groups, notes), run.aggregate)
+    if of_scores(run.objective):
+        groups = [replace(group, columns={}) for group in groups]
+        end, vocab = dataset.config.get_text_config().eos_token_id, dataset.config.get_text_config().vocab_size
+        ends = end if isinstance(end, list) else [] if end is None else [end]
+        tokenizer, text = with_pad(dataset.tokenizer, groups, vocab, ends)
+        notes["pad"] = (text, {"token": tokenizer.pad_token, "id": tokenizer.pad_token_id})
+        dataset = replace(dataset, tokenizer=tokenizer)
     count = len(dataset.train)
     return MatchedRows(run, replace(dataset, train=groups[:count], held_out=groups[count:]), notes)
 
@@ -58,7 +67,7 @@ def _refuse_keys_without_effect(run: Run, objectives: Sequence[Formula], groups:
     if run.aggregate.compares and all(len(group.responses) == 1 for group in groups):
         raise UserError("these rows have one response each, so the key has no effect.", location="aggregate",
                         hint="It needs pairs or rankings; remove it.")  # fmt: skip
-    paired = any(part.kind == "pairs" for part in objectives)
+    paired = any(part.kind in ("pairs", "comparisons") for part in objectives)
     if run.data.rankings != "all" and not (paired and any(group.kind == "ranking" for group in groups)):
         why = "there is no ranking" if paired else "this objective takes no pairs from rankings"
         raise UserError(f"{why}, so the key has no effect.", location="data.rankings", hint="Remove it.")
@@ -75,7 +84,9 @@ def _refuse_rows_that_do_not_suit(objectives: Sequence[Formula], groups: Sequenc
             f"this row is a {row.kind}, and the objective {' + '.join(part.name for part in objectives)} needs a "
             f"{' or '.join(kinds)}.",
             location=str(row.place),
-            hint=f"Objectives for it: {', '.join(suited)}.",
+            hint=f"Objectives for it: {', '.join(suited)}."
+            if suited
+            else "Add [rollout], so that responses are drawn to it.",
         )
     for part, rows in rows_of:
         if not rows:
@@ -95,7 +106,7 @@ def _refuse_missing_facts(part: Formula, rows: Sequence[TokenGroup]) -> None:
     if "label" in part.reads and (place := first(lambda row: row.good is None)):
         raise UserError(f"this row has a score and no label, and the objective {part.name} asks whether it is good.",
                         location=place, hint='Give it a "label", or use qrpo or dro.')  # fmt: skip
-    if "score" in part.reads and not part.falls_back_on_labels and (place := first(lambda row: row.scores is None)):
+    if "score" in part.uses and not part.falls_back_on_labels and (place := first(lambda row: row.scores is None)):
         raise UserError(f"the objective {part.name} needs a score of each response.", location=place)
     if "quantile" in part.reads and (place := first(lambda row: not all(0 <= s <= 1 for s in row.scores or ()))):
         raise UserError(f"{part.name} reads quantiles, and a score here is outside of 0 to 1.", location=place,

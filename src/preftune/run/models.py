@@ -13,13 +13,14 @@ from preftune import signals
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
-from preftune.model import load
+from preftune.model import load, scalar
 from preftune.model.attention import NAME
 from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.probe import attention_of_family, not_followed
 from preftune.model.verify import sample, verify_layout
 from preftune.model.weights import Weights
+from preftune.objective import of_scores
 from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
 from preftune.reference.store import Store
@@ -43,18 +44,13 @@ def device_of(run: Run, local_rank: int = 0) -> torch.device:
 
 
 @signals.interruptible()
-def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> Policy:
+def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, fresh: bool = True) -> Policy:
     """The model that is trained, in the layout that is right for it, which is tried on some training rows.
 
-    Raises UserError where the model cannot be used, or disagrees with its own forward pass.
+    fresh: an objective of scores may begin from a language model, which has no score yet. Raises UserError where the
+    model cannot be used, or disagrees with its own forward pass.
     """
-    module, remarks = load.load_model(
-        run.model.path,
-        revision=run.model.revision,
-        weights=run.model.weights,
-        device=device_of(run, dist.local),
-        location="model.path",
-    )
+    module, remarks = _load_module(run, dataset, device_of(run, dist.local), fresh)
     notes |= remarks
     with attention_of_family(module, NAME):
         sentences = not_followed(module)
@@ -64,7 +60,7 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
     wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
     policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
-    measured = f"{off.worst:.1e} nats a token off plain forward passes, rounding may give {policy.noise:.1e}"
+    measured = f"{off.worst:.1e} {policy.head.unit} off plain forward passes, rounding may give {policy.noise:.1e}"
     if policy.layout != wanted:
         reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
             else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
@@ -74,6 +70,21 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed) -> 
     text += f"; fused: {fused}" if fused else ""
     notes["layout"] = (text, {"layout": policy.layout, "off": off.worst, "fused": parts})
     return policy
+
+
+def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) -> load.Loaded:
+    """The model that the objective is about: one with logits, or one with a score, which knows the tokenizer's pad."""
+    path, revision, weights = run.model.path, run.model.revision, run.model.weights
+    if not of_scores(run.objective):
+        return load.load_model(path, revision=revision, weights=weights, device=device, location="model.path")
+    loaded = scalar.load_scorer(
+        path, revision=revision, weights=weights, device=device, location="model.path", fresh=fresh
+    )
+    loaded.module.config.pad_token_id = dataset.tokenizer.pad_token_id
+    if fresh and (bias := scalar.without_bias(loaded.module)):
+        text = f"the constant {bias:.3g} of its score is left out: only differences of scores mean something"
+        return loaded._replace(remarks={**loaded.remarks, "score_bias": (text, {"bias": bias})})
+    return loaded
 
 
 def refuse_lost_updates(weights: Weights, lr: float) -> None:
@@ -99,13 +110,16 @@ def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "mod
             )
 
 
-def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup]) -> Policy | None:
-    """The model that the reference is, which may be the policy itself; None where there is no reference."""
+def load_reference_model(
+    run: Run, policy: Policy, groups: Sequence[TokenGroup], *, copied: bool = False
+) -> Policy | None:
+    """The model that the reference is, which may be the policy itself unless it is to be `copied`, since it is asked
+    after updates too; None where there is no reference."""
     kind = run.reference
     if kind is None or isinstance(kind, NoReference):
         return None
     path = kind.path if isinstance(kind, Stored) else None
-    if path is None and isinstance(kind, Stored):
+    if path is None and isinstance(kind, Stored) and not copied:
         return policy
     module, _ = load.load_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
@@ -119,6 +133,16 @@ def load_reference_model(run: Run, policy: Policy, groups: Sequence[TokenGroup])
     module.requires_grad_(False)
     model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
     return model
+
+
+def start_model(run: Run, policy: Policy) -> Policy | None:
+    """The model that training began from, once more; None where it was given loaded, and is the trained one by now."""
+    if not isinstance(run.model.path, str):
+        return None
+    module, _ = load.load_model(run.model.path, revision=run.model.revision, weights=run.model.weights,
+                                device=policy.device, location="model.path")  # fmt: skip
+    module.requires_grad_(False)
+    return wrap(module, policy.layout, policy.compute)[0]
 
 
 def fill_reference(

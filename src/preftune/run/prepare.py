@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from msgspec.structs import replace
 from transformers import PreTrainedTokenizerBase
 
@@ -15,17 +17,21 @@ from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
-from preftune.model.budget import attention_crossover, pack_budget
+from preftune.model.budget import attention_crossover, pack_budget, positions
+from preftune.model.heads import LanguageHead
 from preftune.model.policy import Policy
-from preftune.pack.plan import Packing
+from preftune.objective import of_scores
+from preftune.pack.plan import Packing, Phase
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
+from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates, start_model
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
-from preftune.training.source import Offline, Phase
+from preftune.tokens.groups import TokenGroup
+from preftune.training.source import Offline
 from preftune.training.update import Training
 
 
@@ -52,7 +58,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
-    run, packing = _with_budget(run, policy, dist)
+    run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads
@@ -80,15 +86,23 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
         save=run.save,
         starts_at_reference=digests.get("reference") == digests["model"],
         dist=dist,
+        samples=samples_to(run, policy, dataset, held_out.groups[: held_out.rows], packing, dist),
     )
     return Prepared(run, training, dataset, digests, notes)
 
 
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
-    """Prepare to score all rows of data.train as one step; the run has its open keys filled in. Raises UserError."""
-    run, dataset, notes = _matched(run, load_dataset, full_batch=True)
-    policy = load_policy(run, dataset, notes, dist)
-    run, packing = _with_budget(run, policy, dist)
+    """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
+    asks about rows of every kind. Raises UserError."""
+    if of_scores(run.objective):
+        dataset, notes = load_dataset(run), {}
+        groups = [replace(group, columns={}) for group in dataset.train]
+        dataset = replace(dataset, train=groups)
+        emit(Note("loading the model"))
+    else:
+        run, dataset, notes = _matched(run, load_dataset, full_batch=True)
+    policy = load_policy(run, dataset, notes, dist, fresh=False)
+    run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -97,6 +111,23 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     assert_same_on_all_ranks(identity(run, digests), dist)
     groups = fill_reference(run, reference, digests.get("reference", ""), rows.groups, notes, dist)
     return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)
+
+
+def samples_to(
+    run: Run, policy: Policy, dataset: Dataset, groups: Sequence[TokenGroup], packing: Packing, dist: Distributed
+) -> Samples | None:
+    """The held-out prompts to which texts are drawn; None where there are none, or the model has no logits."""
+    if not isinstance(policy.head, LanguageHead):
+        return None
+
+    def spell(ids: np.ndarray) -> str:
+        return str(dataset.tokenizer.decode(ids, skip_special_tokens=True))
+
+    end = dataset.tokenizer.get_vocab().get(str(dataset.tokenizer.eos_token))
+    return samples_of(
+        groups, run.evaluate.samples, policy, lambda: start_model(run, policy), spell, end_tokens_of(groups, end),
+        packing, positions(dataset.config), run.seed, Path(run.out).expanduser(), dist,
+    )  # fmt: skip
 
 
 @signals.interruptible()
@@ -109,7 +140,7 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def _with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Packing]:
+def with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Packing]:
     """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
     tokens = run.batch.tokens or pack_budget(policy.module, policy.device, run.model.checkpointing)
     tokens = -dist.max(-tokens)

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.model import load
+from preftune.model import load, scalar
 from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
 from preftune.model.verify import try_longest
+from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.reference.config import Moving
@@ -42,6 +43,8 @@ class Preview:
 def preview(run: Run, rows: Rows) -> Preview:
     """Tokenize and plan as `train` would. Raises UserError."""
     run, dataset, notes = match_rows(run, tokenize_rows(run := resolve(run), rows))
+    if of_scores(run.objective):
+        scalar.refuse_without_score(dataset.config, "model.path")
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(dataset.config, trust_remote_code=False)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]

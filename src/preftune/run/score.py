@@ -1,4 +1,5 @@
-"""Log-probabilities, rewards and margins of every row of a file under a model and a reference."""
+"""Log-probabilities, rewards and margins of every row of a file under a model and a reference, or a reward model's
+scores."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from preftune.config.run import Run
 from preftune.distributed import process_group
 from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.evaluate.metrics import Metrics, margins, rewards
+from preftune.objective import of_scores
 from preftune.pack.oom import OomRetry
 from preftune.record.terminal import default_progress
 from preftune.run.prepare import prepare_scoring
 
 
 def score(run: Run, out: str | Path | None = None) -> Metrics:
-    """Score the rows of `run.data.train` under `run.model` against `run.reference`; nothing is trained.
+    """Score the rows of `run.data.train` under `run.model` against `run.reference`; nothing is trained. With
+    objective = "reward" the model is a reward model, and rows of every kind get a score a response.
 
     out: JSON-lines file with one object a row. Returns means over all rows (record.schema.EVALUATION, without the
     changes, which a file alone does not have). Raises UserError.
@@ -34,7 +37,7 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
 
 
 def score_rows(evaluation: Evaluation, run: Run) -> list[dict[str, object]]:
-    """One object a row: id, each response's logp, ref_logp, tokens and reward, and a pair's margin."""
+    """One object a row: id, each response's logp, ref_logp, tokens and reward, or its score, and a pair's margin."""
     examples, responses = evaluation.examples, evaluation.examples.responses
     reward = rewards(run.objective, responses)
     margin = margins(examples).tolist() if len(examples.pair_index[0]) else []
@@ -43,7 +46,8 @@ def score_rows(evaluation: Evaluation, run: Run) -> list[dict[str, object]]:
     for start, group in zip(examples.starts, examples.groups, strict=True):
         scores = []
         for place in range(start, start + len(group.responses)):
-            score: dict[str, object] = {"logp": float(responses.logp[place]), "tokens": int(responses.tokens[place])}
+            says = "score" if of_scores(run.objective) else "logp"
+            score: dict[str, object] = {says: float(responses.logp[place]), "tokens": int(responses.tokens[place])}
             if responses.reference is not None:
                 score["ref_logp"] = float(responses.reference[place])
                 score["reward"] = None if reward is None else float(reward[place])

@@ -23,10 +23,11 @@ from preftune.record.trackers import assert_ready, guarded, tracking
 from preftune.record.writer import RecordWriter, claim
 from preftune.report import page
 from preftune.run.dataset import Loader, load_dataset
+from preftune.run.online import prepare_online
 from preftune.run.prepare import Prepared, prepare
 from preftune.run.resume import begin_or_resume, with_recorded_budget
 from preftune.training import checkpoint
-from preftune.training.checkpoint import State
+from preftune.training.checkpoint import Learner, State
 from preftune.training.loop import fit
 from preftune.training.optimizer import adamw
 
@@ -62,7 +63,7 @@ def train(
         resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
         if resuming:
             run = with_recorded_budget(run, out, dist)
-        prepared = prepare(run, dist, load)
+        prepared = prepare(run, dist, load) if run.rollout is None else prepare_online(run, dist)
         state, record = new_state(prepared), None
         start = state.weights.sampled()
         if dist.first:
@@ -82,8 +83,9 @@ def train(
 def new_state(prepared: Prepared) -> State:
     """The state before the first update."""
     models = prepared.training.models
-    reference = models.reference.policy.module if models.reference else None
-    return State(models.policy.weights, adamw(models.policy.weights, prepared.run.optim), reference)
+    reference, optim = models.reference.policy.module if models.reference else None, prepared.run.optim
+    learners = [Learner(model.weights, adamw(model.weights, optim)) for model in (models.policy, models.value) if model]
+    return State(learners[0].weights, learners[0].optimizer, reference, value=learners[1] if models.value else None)
 
 
 def settings(run: Run) -> dict[str, object]:
@@ -115,6 +117,9 @@ def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
                 )
             with folders.folder(model) as folder:
                 state.weights.export(folder, prepared.tokenizer)
+            if state.value is not None:
+                with folders.folder(record.path / "value") as folder:
+                    state.value.weights.export(folder, prepared.tokenizer)
             files.delete(report)
         events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
         if not report.exists():

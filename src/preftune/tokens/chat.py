@@ -150,16 +150,29 @@ class ChatTemplate:
         text, position = _letters(shared), 0
         for turn in turns:
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
-            forms = [_letters(form) for form in (content, json.dumps(content, ensure_ascii=False)[1:-1])]
             free = turn.role in ("system", "developer")
-            ends = [place + len(form) for form in forms if (place := text.find(form, 0 if free else position)) >= 0]
-            if ends:
-                position = position if free else ends[0]
-            elif forms[0] in _letters(opened):
+            for quote in (str, _as_json):
+                form = _letters(quote(content))
+                place = text.find(form, 0 if free else position)
+                if place >= 0:
+                    break
+            if place >= 0:
+                position = position if free else place + len(form)
+            elif _letters(content) in _letters(opened):
                 raise _changed_prompt(opened, head)
             else:
                 raise MalformedRow(f"the chat template drops the {turn.role}'s turn {excerpt(turn.content)}.",
                                    OTHER_TEMPLATE, "template")  # fmt: skip
+
+    def opening(self, frame: Frame) -> str:
+        """The prompt to which a response is drawn: that of a response as a model gives it.
+
+        It is the prompt of a pair, except where a template writes an empty thought before a response without thoughts:
+        a model that is to respond thinks itself, unless the template opens its turn with the empty thought too.
+        """
+        start = frame.opened
+        is_other = not frame.prompt.startswith(start) or self.close in frame.prompt[len(start) :]
+        return start if self.close and is_other else frame.prompt
 
     def _is_thoughtful(self, turn: Message) -> bool:
         return bool(self.close) and turn.role == "assistant" and self.close in turn.content
@@ -167,7 +180,8 @@ class ChatTemplate:
     def leaves_out(self, turns: Sequence[Message], opened: str) -> bool:
         """Whether thoughts of earlier turns are not in the prompt, as many templates do it on purpose."""
         thoughts = [turn.content.partition(self.close)[0] for turn in turns if self._is_thoughtful(turn)]
-        return any(_letters(text) not in _letters(opened) for text in (*thoughts, *(turn.thought for turn in turns)))
+        thoughts += [turn.thought for turn in turns if turn.thought]
+        return any(_letters(text) not in _letters(opened) for text in thoughts)
 
     def words(
         self, turns: Sequence[Message], text: str, thought: Thought | None, frame: Frame, remarks: dict[str, str]
@@ -220,6 +234,10 @@ def shared_start(texts: Sequence[str]) -> str:
         return first
     length = bisect_left(range(len(first)), True, key=lambda end: not last.startswith(first[: end + 1]))
     return OPEN_TAG.sub("", first[:length])
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _letters(text: str) -> str:

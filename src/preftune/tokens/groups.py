@@ -14,9 +14,11 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
 
     prompt: int32 (tokens of the prompt,), begin-of-text and template included, at least one token.
     responses: one int32 array each, the end-of-turn token included once (unless the response was cut).
-    ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) otherwise.
+    ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) for a single one, () for a task.
     good: whether the response of a rating was called good; None where nobody said.
-    preferred, scores, weight: as in the row.
+    preferred: probability that the better response of a pair is truly better: one for all pairs of the group, or one
+        for each of `ranking_pairs(ranks)`, in that order; `votes` has either as a tuple.
+    scores, weight, category: as in the row.
     columns: numbers of tokens, one float32 array (tokens,) a response under each name. "weight" is what a token counts
     (1 each where there is no such column), "reference" its log-probability under the reference.
     """
@@ -28,15 +30,26 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     id: str = ""
     ranks: tuple[int, ...] = (1,)
     good: bool | None = True
-    preferred: float = 1.0
+    preferred: float | tuple[float, ...] = 1.0
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    category: str = ""
     columns: dict[str, tuple[np.ndarray, ...]] = {}
 
     @property
     def tokens(self) -> int:
         """Tokens of the prompt and of all responses: what a trie of this group alone holds at most."""
         return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
+    def votes(self) -> tuple[float, ...]:
+        """`preferred` as a tuple: one number for all pairs, or one for each."""
+        return self.preferred if isinstance(self.preferred, tuple) else (self.preferred,)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether its votes prefer no response to another."""
+        return all(vote == 0.5 for vote in self.votes)
 
     def column(self, name: str) -> tuple[np.ndarray, ...] | None:
         """The numbers of a column, response by response; None where the group has no such column."""

@@ -30,7 +30,7 @@ FIRST = 0xF0000  # where those second characters begin, in a plane for private u
 
 
 class RenderedRow(Struct, frozen=True):
-    """One row as text.
+    """One row as text. A task has no response, and its prompt is the one to which responses are drawn.
 
     templated: control tokens in the text are the template's and count as such; ends_turn: each response ends with its
     end-of-turn token, else the tokenizer's end token is still to be added; remarks: (reason, message) of what is odd;
@@ -142,7 +142,7 @@ class Renderer:
             cores.append((text.strip(), turn.content))
         if any(GUARD in text for text in (*rendered, *(turn.content for turn in turns))):
             remarks["control.text"] = "control tokens in the text stay text"
-        shared = shared_start(prompts)
+        shared = shared_start(prompts or [template.opening(frame)])
         whole = [start[len(shared) :] + words for start, words in zip(prompts, rendered, strict=True)]
         starts = [self._start(words, *core) for words, core in zip(whole, cores, strict=True)]
         texts = tuple(words + end for words in whole)

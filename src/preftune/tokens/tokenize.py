@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from msgspec import Struct
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, merge_malformed
 from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.row import KINDS, Pair, Place, Ranking, Rating, Row, Span, responses, text_of
+from preftune.rows.row import KINDS, Pair, Place, Ranking, Rating, Row, Span, Task, responses, text_of
 from preftune.tokens.encode import EncodedRow, Encoder
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import RenderedRow, Renderer
@@ -70,7 +71,7 @@ def tokenize(
                 skipped.append(Problem(error.message, str(row.place), reason=error.reason))
             else:
                 groups.append(group)
-                cut += max(map(len, group.responses)) < max(map(len, ids.responses))
+                cut += max(map(len, group.responses), default=0) < max(map(len, ids.responses), default=0)
                 for reason, message in text.remarks:
                     tally.add(reason, message, row.place)
     if malformed:
@@ -80,13 +81,15 @@ def tokenize(
 
 def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip", "cut"]) -> TokenGroup:
     """The group, its responses cut where they are too long. Raises SkippedRow."""
-    longest = len(ids.prompt) + max(map(len, ids.responses))
-    ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,)
+    longest = len(ids.prompt) + max(map(len, ids.responses), default=0)
+    ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,) * len(ids.responses)
     if not all(ids.responses):
         raise SkippedRow("response.empty", "a response has no token.")
     _check_distinct(row, ids.responses, ranks, "")
     if longest > max_tokens:
         allowed = f"{max_tokens} are allowed"
+        if isinstance(row, Task):
+            raise SkippedRow("prompt.too_long", f"the prompt has {longest} tokens, {allowed}.")
         if too_long == "skip":
             raise SkippedRow("too_long", f"prompt and response have {longest} tokens, {allowed}.")
         if len(ids.prompt) >= max_tokens:
@@ -102,14 +105,14 @@ def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip",
         good=not isinstance(row, Rating) or row.good,
         preferred=row.preferred if isinstance(row, Pair) else 1.0,
         scores=row.scores if isinstance(row, Pair | Ranking) else None if score is None else (score,),
-        weight=row.weight,
+        weight=row.weight, category=row.category,
     )  # fmt: skip
 
 
 def _check_distinct(row: Row, sides: Sequence[list[int]], ranks: Sequence[int], when: str) -> None:
     """Raise SkippedRow where two responses of different rank are the same tokens."""
-    ranked = {(tuple(ids), rank) for ids, rank in zip(sides, ranks, strict=True)}
-    if len(ranked) > len({ids for ids, _ in ranked}):
+    sides_and_ranks = list(zip(sides, ranks, strict=True))
+    if any(ids == other and rank != another for (ids, rank), (other, another) in combinations(sides_and_ranks, 2)):
         raise SkippedRow(f"{KINDS[type(row)]}.identical{when}", "responses of different rank are the same tokens.")
 
 

@@ -27,11 +27,19 @@ PREFIX = "step-"
 MAX_SPLITS = 64  # no pack can be cut in two so often
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and what trains it."""
+
+    weights: Weights
+    optimizer: torch.optim.Optimizer
+
+
 @dataclass
 class State:
     """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite;
     reference: the reference's model where it moves; ema: running means that the loss follows (`Loss.ema`); oom: how
-    often packs are cut in two because memory ran out."""
+    often packs are cut in two because memory ran out; value: the value model of PPO."""
 
     weights: Weights
     optimizer: torch.optim.Optimizer
@@ -40,6 +48,12 @@ class State:
     skipped: int = 0
     ema: tuple[float | None, ...] = ()
     oom: OomRetry = field(default_factory=OomRetry)
+    value: Learner | None = None
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """All that is trained, by what its files' names begin with."""
+        return {"": Learner(self.weights, self.optimizer)} | ({} if self.value is None else {"value_": self.value})
 
 
 def save(state: State, root: Path, keep: int) -> Path:
@@ -48,7 +62,9 @@ def save(state: State, root: Path, keep: int) -> Path:
     Raises UserError, and deletes nothing, where a number is not finite.
     """
     path = root / f"{PREFIX}{state.step:08d}"
-    tensors = {"weights": state.weights.state(), "optimizer": _moments(state)}
+    tensors = {}
+    for begin, learner in state.learners.items():
+        tensors |= {f"{begin}weights": learner.weights.state(), f"{begin}optimizer": _moments(learner)}
     if state.reference is not None:
         tensors["reference"] = _parameters(state.reference)
     for name, part in tensors.items():
@@ -77,10 +93,11 @@ class _Numbers(Struct, forbid_unknown_fields=True):
 
 def assert_room(state: State, root: Path) -> None:
     """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
-    trained = sum(parameter.nbytes for parameter in state.weights.trained().values())
-    weights = sum(tensor.nbytes for tensor in state.weights.state().values())
-    reference = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
-    needed, free = weights + 2 * trained + reference, files.free(root)
+    needed = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
+    for learner in state.learners.values():
+        needed += sum(tensor.nbytes for tensor in learner.weights.state().values())
+        needed += 2 * sum(parameter.nbytes for parameter in learner.weights.trained().values())
+    free = files.free(root)
     if free < needed:
         raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
                         location=str(root), hint="Make room, or choose another `out`.", code=IO)  # fmt: skip
@@ -107,11 +124,10 @@ def _load(state: State, path: Path, steps: int, means: int) -> str:
     A manifest says only that a file is as it was written, so every tensor and number is compared with what the model
     and its optimizer have.
     """
-    trained = state.weights.trained()
-    expected = {"weights": state.weights.state()}
+    expected = {f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()}
     if state.reference is not None:
         expected["reference"] = _parameters(state.reference)
-    names = [f"{part}.safetensors" for part in (*expected, "optimizer")]
+    names = [f"{part}.safetensors" for part in (*expected, *(f"{begin}optimizer" for begin in state.learners))]
     try:
         listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
         if absent := {*names, "state.json"} - listed:
@@ -120,26 +136,39 @@ def _load(state: State, path: Path, steps: int, means: int) -> str:
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
     except Exception as error:  # safetensors has a class of its own
         return third_party_message(error)
-    moments = {name: _of_parameter(tensors["optimizer"], name) for name in trained}
-    shapes = {name: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for name, p in trained.items()}
-    expected["optimizer"] = {f"{n}/{key}": v for n, part in shapes.items() if moments[n] for key, v in part.items()}
+    for begin, learner in state.learners.items():
+        expected[f"{begin}optimizer"] = _expected_moments(learner, tensors[f"{begin}optimizer"])
     differences = {part: _unlike(tensors[part], expected[part]) for part in expected}
     if part := next((part for part, difference in differences.items() if difference), ""):
         return f"{part}.safetensors: {differences[part]}"
     if problem := _wrong_number(numbers, path, steps, means):
         return f"state.json: {problem}"
-    if any(bool((tensor < 0).any()) for name, tensor in tensors["optimizer"].items() if not name.endswith("/exp_avg")):
-        return "optimizer.safetensors: a second moment or a count is negative"
-    state.weights.load_state(tensors["weights"])
-    for name, parameter in trained.items():
-        # fused: the count is on the parameter's device, too
-        state.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments[name].items()}
+    for begin in state.learners:
+        moments = tensors[f"{begin}optimizer"].items()
+        if any(bool((tensor < 0).any()) for name, tensor in moments if not name.endswith("/exp_avg")):
+            return f"{begin}optimizer.safetensors: a second moment or a count is negative"
+    for begin, learner in state.learners.items():
+        learner.weights.load_state(tensors[f"{begin}weights"])
+        for name, parameter in learner.weights.trained().items():
+            moments = _of_parameter(tensors[f"{begin}optimizer"], name)
+            # fused: the count is on the parameter's device, too
+            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
     if state.reference is not None:
         with torch.no_grad():
             for name, parameter in state.reference.named_parameters():
                 parameter.copy_(tensors["reference"][name])
     state.step, state.skipped, state.oom.splits, state.ema = msgspec.structs.astuple(numbers)
     return ""
+
+
+def _expected_moments(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with the names, shapes and types that the moments of a checkpoint need: of each parameter that has any
+    there, all."""
+    expected: dict[str, Tensor] = {}
+    for name, p in learner.weights.trained().items():
+        if _of_parameter(tensors, name):
+            expected |= {f"{name}/step": torch.zeros(()), f"{name}/exp_avg": p, f"{name}/exp_avg_sq": p}
+    return expected
 
 
 def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -166,11 +195,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
 
 
-def _moments(state: State) -> dict[str, Tensor]:
+def _moments(learner: Learner) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
-        for name, parameter in state.weights.trained().items()
-        for key, value in state.optimizer.state[parameter].items()
+        for name, parameter in learner.weights.trained().items()
+        for key, value in learner.optimizer.state[parameter].items()
     }
 
 
@@ -195,15 +224,20 @@ def broadcast(state: State, dist: Distributed) -> None:
     state.ema = tuple(None if mean != mean else mean for mean in ema.tolist())
     if state.step == 0:  # before the first update all have loaded the same weights
         return
-    parameters = list(state.weights.trained().values())
-    has_moments = torch.tensor([int(dist.first and bool(state.optimizer.state.get(p))) for p in parameters])
+    for learner in state.learners.values():
+        _broadcast_learner(learner, dist)
+    dist.broadcast(p.detach() for p in (state.reference.parameters() if state.reference is not None else ()))
+
+
+def _broadcast_learner(learner: Learner, dist: Distributed) -> None:
+    moments_of, parameters = learner.optimizer.state, list(learner.weights.trained().values())
+    has_moments = torch.tensor([int(dist.first and bool(moments_of.get(p))) for p in parameters])
     for parameter in itertools.compress(parameters, dist.sum(has_moments).tolist()):
         if not dist.first:
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            state.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-        dist.broadcast(value for _, value in sorted(state.optimizer.state[parameter].items()))
-    for module in (state.weights.module, state.reference):
-        dist.broadcast(p.detach() for p in (module.parameters() if module is not None else ()))
+            moments_of[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        dist.broadcast(value for _, value in sorted(moments_of[parameter].items()))
+    dist.broadcast(p.detach() for p in learner.weights.module.parameters())
 
 
 def has_drifted(state: State, dist: Distributed) -> bool:
@@ -211,7 +245,8 @@ def has_drifted(state: State, dist: Distributed) -> bool:
     if dist.world_size == 1:
         return False
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = [p.detach().contiguous().view(words[p.element_size()]) for p in state.weights.trained().values()]
+    trained = [p for learner in state.learners.values() for p in learner.weights.trained().values()]
+    bits = [p.detach().contiguous().view(words[p.element_size()]) for p in trained]
     return not all(dist.all_equal(torch.stack([b.sum(dtype=torch.int64) for b in bits]).tolist()))
 
 

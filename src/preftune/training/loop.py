@@ -7,11 +7,10 @@ from preftune.errors import CORRUPT, IO, UserError
 from preftune.evaluate.baseline import load_baseline, save_baseline
 from preftune.evaluate.evaluate import evaluate
 from preftune.forward.forward import dry_run
-from preftune.pack.plan import Step
+from preftune.pack.plan import Phase, Step
 from preftune.record.writer import RecordWriter
 from preftune.training import checkpoint
 from preftune.training.checkpoint import State
-from preftune.training.source import Phase
 from preftune.training.update import Training, sync_pack_splits, update
 
 RESIDUAL, RESIDUAL_HALF = 0.02, 4.0  # nats per response that a policy may be off its own copy
@@ -23,11 +22,13 @@ def fit(training: Training, state: State, record: RecordWriter | None) -> None:
     Evaluates and saves when due. A signal to stop takes effect between two packs, or with several ranks between two
     steps; the last update before it is saved.
     """
-    saved = state.step
+    saved, begun = state.step, False
     with signals.deferred(condition=training.dist.world_size > 1):
         try:
             for phase in training.source.phases(state.step):
-                warm_up(training, state, phase)
+                if not begun:
+                    warm_up(training, state, phase)
+                begun = True
                 evaluate_if_due(training, state, record)
                 for step in phase.after(state.step):
                     train_step(training, state, phase, step)
@@ -94,7 +95,10 @@ def evaluate_if_due(training: Training, state: State, record: RecordWriter | Non
 def evaluate_held_out(training: Training, state: State, record: RecordWriter | None) -> None:
     """Measure on the held-out rows, if there are any, and record the numbers."""
     held_out = training.held_out
+    numbers = drawn_metrics(training, state)
     if not held_out.rows:
+        if numbers:
+            events.emit(events.Evaluated(state.step, {"step": state.step, **numbers}))
         return
     rows = held_out.groups[: held_out.rows]
     start = load_baseline(record.path, rows) if state.step and record is not None else None
@@ -105,9 +109,21 @@ def evaluate_held_out(training: Training, state: State, record: RecordWriter | N
         return
     if state.step == 0:
         save_baseline(record.path, evaluation.logp_table, rows)
-    events.emit(events.Evaluated(state.step, {"step": state.step, **evaluation.metrics}))
+    events.emit(events.Evaluated(state.step, {"step": state.step, **evaluation.metrics, **numbers}))
     record.rows("evaluation_rows.jsonl", evaluation.rows)
     record.rows("evaluation_words.jsonl", evaluation.words)
+
+
+def drawn_metrics(training: Training, state: State) -> dict[str, float | None]:
+    """What responses that are drawn to held-out prompts show."""
+    metrics: dict[str, float | None] = {}
+    if training.samples is not None and state.step == 0:
+        metrics = training.samples.before()
+    elif training.samples is not None and state.step == training.source.steps:
+        metrics = training.samples.after(state.step)
+    if training.tasks is not None:
+        metrics |= training.tasks.evaluate(training.models, training.dist)
+    return metrics
 
 
 def save_checkpoint(training: Training, state: State, record: RecordWriter | None, *, must: bool = True) -> int:

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from preftune.pack.plan import Plan, Step
-from preftune.tokens.groups import TokenGroup
-
-
-@dataclass(frozen=True)
-class Phase:
-    """groups, with their columns, and the plan over them; first: updates done before its first step."""
-
-    groups: Sequence[TokenGroup]
-    plan: Plan
-    first: int = 0
-
-    def after(self, step: int) -> tuple[Step, ...]:
-        """The steps that are left after `step` updates of the run."""
-        return self.plan.steps[step - self.first :]
+from preftune.pack.plan import Phase
 
 
 class Source(Protocol):

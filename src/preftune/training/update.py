@@ -17,13 +17,17 @@ from preftune.evaluate.evaluate import HeldOut
 from preftune.evaluate.metrics import Metrics, score_metrics
 from preftune.forward.forward import Models, step_gradient
 from preftune.forward.loss import Loss
-from preftune.pack.plan import Pack, Packing, Step, halved
+from preftune.forward.value import value_gradient
+from preftune.objective.rollouts import PPO
+from preftune.pack.plan import Pack, Packing, Phase, Step, halved
 from preftune.record.schema import STEP
+from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.samples import Samples
 from preftune.tokens.groups import TokenGroup
-from preftune.training.checkpoint import State
+from preftune.training.checkpoint import Learner, State
 from preftune.training.config import Optim, Save
 from preftune.training.optimizer import learning_rate
-from preftune.training.source import Phase, Source
+from preftune.training.source import Source
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
 
@@ -33,7 +37,8 @@ class Training:
     """What stays the same during training; what changes is `State`.
 
     packing: how groups become packs, for their cost; starts_at_reference: the reference is the model that training
-    begins from.
+    begins from; value_lr: highest learning rate of a value model; tasks: what held-out responses are drawn to; samples:
+    what texts are drawn to.
     """
 
     models: Models
@@ -46,44 +51,72 @@ class Training:
     save: Save
     starts_at_reference: bool
     dist: Distributed
+    value_lr: float = 0.0
+    tasks: HeldOutTasks | None = None
+    samples: Samples | None = None
 
 
 def update(training: Training, state: State, phase: Phase, step: Step) -> Metrics:
     """One update, or none where a number is not finite. Returns its metrics (record.schema.STEP)."""
     began, optim, dist = time.monotonic(), training.optim, training.dist
     rate = learning_rate(optim, state.step, training.source.steps)
-    for part in state.optimizer.param_groups:
-        part["lr"] = rate
     splits, loss = state.oom.splits, training.loss.with_ema(state.ema)
     gradient = step_gradient(training.models, phase.groups, step, loss, state.oom, dist)
     sync_pack_splits(state, splits, phase.groups, step.packs, dist)
-    output, parameters = gradient.output, list(state.weights.trained().values())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if norm > optim.clip:  # a factor of 1 would still pass over every gradient
-        torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip, norm)
+    output, norms = gradient.output, {"": clipped_norm(state.learners[""], optim.clip)}
     start_is_known = training.starts_at_reference and training.models.reference is None
     start = output.examples.responses.reference if start_is_known else None
     metrics = score_metrics(
         loss.objective, output.examples, list(STEP), loss=output.value, start=start, d_logp=output.d_logp
     )
-    if math.isfinite(float(norm)) and math.isfinite(output.value):
-        state.optimizer.step()
+    if state.value is not None:
+        metrics["value_loss"] = _value_gradient(training, state, phase, step)
+        norms["value_"] = clipped_norm(state.value, optim.clip)
+    if all(map(math.isfinite, (*norms.values(), output.value))):
+        for begin, learner in state.learners.items():
+            if begin or phase.policy_learns:
+                take_step(learner, rate * (training.value_lr / optim.lr if begin else 1.0))
         assert_finite(state)
         state.skipped = 0
         state.ema = loss.updated_ema(output.examples)
     else:
-        skip_update(state, output.examples.groups, float(norm), output.value)
-    state.optimizer.zero_grad()
+        skip_update(state, output.examples.groups, max(norms.values()), output.value)
+    for learner in state.learners.values():
+        learner.optimizer.zero_grad()
     return metrics | {
         "step": state.step + 1,
         "epoch": step.epoch,
-        "grad_norm": float(norm),
+        "grad_norm": norms[""],
         "lr": rate,
         "examples": step.rows,
         "tokens_computed": gradient.tokens,
         "tokens_shared": gradient.shared,
         "seconds": round(time.monotonic() - began, 4),
     }
+
+
+def _value_gradient(training: Training, state: State, phase: Phase, step: Step) -> float:
+    """The value model's loss, its gradient in place."""
+    model, objective = training.models.value, training.loss.objective
+    assert model is not None
+    assert isinstance(objective, PPO)
+    return value_gradient(model, objective, phase.groups, step, state.oom, training.dist)
+
+
+def clipped_norm(learner: Learner, clip: float) -> float:
+    """The norm of a gradient, which is then scaled to at most `clip`."""
+    parameters = list(learner.weights.trained().values())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > clip:  # a factor of 1 would still pass over every gradient
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return float(norm)
+
+
+def take_step(learner: Learner, rate: float) -> None:
+    """One step of AdamW at this rate."""
+    for part in learner.optimizer.param_groups:
+        part["lr"] = rate
+    learner.optimizer.step()
 
 
 def sync_pack_splits(
@@ -105,7 +138,8 @@ def assert_finite(state: State) -> None:
 
     The moments are finite where the gradient's norm is, which is a sum of the squares that they average.
     """
-    largest = torch.nn.utils.get_total_norm(state.weights.trained().values(), float("inf"))
+    trained = [p for learner in state.learners.values() for p in learner.weights.trained().values()]
+    largest = torch.nn.utils.get_total_norm(trained, float("inf"))
     if math.isfinite(float(largest)):
         return
     text = "this update left weights that are not finite"

@@ -1,0 +1,46 @@
+"""A number for every token of every response, by a model that does not learn from it, shared out among the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from preftune import signals
+from preftune.distributed import Distributed
+from preftune.model.policy import Policy
+from preftune.pack.oom import Groups, OomRetry
+from preftune.pack.plan import Pack, Step
+from preftune.tokens.groups import TokenGroup
+
+
+def fill_column(
+    policy: Policy, name: str, groups: Groups, step: Step, oom: OomRetry, dist: Distributed
+) -> dict[int, TokenGroup]:
+    """The groups of a step by their index, with what the policy's head answers in the column `name`; on every rank."""
+
+    def read(packs: Sequence[Pack]) -> dict[int, np.ndarray]:
+        answers: dict[int, np.ndarray] = {}
+        for pack in packs:
+            signals.check()
+            with torch.no_grad():
+                answer = policy.read(policy.batch([groups[i] for i in pack])).cpu().numpy()
+            stops = np.cumsum([sum(map(len, groups[i].responses)) for i in pack])[:-1]
+            answers |= dict(zip(pack, np.split(answer, stops), strict=True))
+        return answers
+
+    answers = oom.run(groups, step.packs_of_rank(dist.rank), read)
+    counts, dtype = [sum(map(len, groups[i].responses)) for i in step.order], policy.logp_dtype
+    parts = torch.zeros(sum(counts), dtype=dtype).split(counts)
+    for i, part in zip(step.order, parts, strict=True):
+        if i in answers:
+            part.copy_(torch.from_numpy(answers[i]))
+    table = dist.sum(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).split(counts)  # 0 where others did
+    return {i: _with(groups[i], name, values.numpy()) for i, values in zip(step.order, table, strict=True)}
+
+
+def _with(group: TokenGroup, name: str, values: np.ndarray) -> TokenGroup:
+    """values: of all responses of the group, one after the other."""
+    stops = np.cumsum([len(response) for response in group.responses])[:-1]
+    return group.with_column(name, tuple(np.split(values, stops)))

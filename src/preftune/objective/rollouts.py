@@ -1,0 +1,180 @@
+"""Objectives of drawn responses: PPO, RLOO, GRPO and REINFORCE++ on one clipped surrogate.
+
+They differ in the advantage alone, which is computed once a phase from all of its draws; so no split of a phase into
+steps, packs or processes can change it. Held by tests/numbers/test_rollouts.py.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from preftune.objective.advantage import (
+    gae,
+    group_mean,
+    group_scaled,
+    leave_one_out,
+    response_rewards,
+    return_to_go,
+    token_rewards,
+    whitened,
+)
+from preftune.objective.base import Formula
+from preftune.objective.responses import Advantages, Draws, Rollouts, Values, sum_by
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KLBeta = Annotated[
+    float, Meta(ge=0, description="Reward that a nat of KL from the reference costs, token by token; 0: no reference.")
+]
+Clip = Annotated[
+    Annotated[float, Meta(gt=0)] | None,
+    Meta(description="How far the ratio to the drawing policy counts, from 1 - clip to 1 + clip; none: without end."),
+]
+
+
+class RolloutFormula(Formula, frozen=True):
+    """An objective of drawn responses; it needs a [rollout] table. `advantages` is called once a phase.
+
+    least_responses: how many responses to a prompt it needs.
+    """
+
+    kind = "rollouts"
+    anchor_keys = ("beta",)
+    optimum = "reference times exp(score / beta)"
+    least_responses: ClassVar[int] = 1
+
+    beta: KLBeta = 0.05
+    clip: Clip = 0.2
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"score", "reference"} if self.beta else {"score"})
+
+    @abstractmethod
+    def advantages(self, draws: Draws) -> Advantages:
+        """(members,) advantages of a whole phase, which its updates hold fixed."""
+        raise NotImplementedError
+
+    def __call__(self, rollouts: Rollouts) -> Tensor:
+        """(responses,) the surrogate to be minimized, summed over each response's tokens, in units of the score."""
+        return rollouts.sum(clipped(rollouts, self.clip))
+
+
+def clipped(rollouts: Rollouts, clip: float | None) -> Tensor:
+    """(members,) -min(A r, A clip(r)), r the ratio of policy and drawing policy (PPO, arXiv 1707.06347, eq. 7)."""
+    import torch
+
+    ratio = (rollouts.token_logp - rollouts.sampled).exp()
+    loss = -rollouts.advantage * ratio
+    if clip is None:
+        return loss
+    return torch.maximum(loss, -rollouts.advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+class PPO(RolloutFormula, frozen=True, tag="ppo"):
+    """Proximal policy optimization with a value model and generalized advantage estimates."""
+
+    paper = "1707.06347, eq. 7; 1506.02438, eq. 16"
+    formula = r"-\sum_t \min(A_t \rho_t, A_t\,clip(\rho_t)), \quad A_t = \sum_s \lambda^{s-t} (r_s + V_{s+1} - V_s)"
+    when = "Responses are long and their rewards noisy, so a value model that knows the way there pays for itself."
+    fails = "A second model and three more keys: with a poor value model and lam < 1 the gradient is biased."
+    states = "ppo: lam = {0.lam:g}, no discount; the KL is in the reward of each token, and advantages are not whitened"
+
+    lam: Annotated[
+        float, Meta(ge=0, le=1, description="Weight of later tokens in an advantage; 1 trusts draws, 0 the values.")
+    ] = 0.95
+    value_clip: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="How far a value may move in a phase before it counts no more, in units of the score."),
+    ] = None
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        return super().reads | {"value"}
+
+    def advantages(self, draws: Draws) -> Advantages:
+        """(members,) advantages, and returns for the value model. Raises ValueError where the draws have no values."""
+        if draws.value is None:
+            raise ValueError("ppo needs a value of each token and none was given")
+        advantage = gae(token_rewards(draws, self.beta), draws.value, draws.response, self.lam)
+        return Advantages(advantage, advantage + draws.value)
+
+    def value_loss(self, values: Values) -> Tensor:
+        """(responses,) half the squared error of the values, summed over each response's tokens.
+
+        A mean over a response's tokens would draw the value of a state towards the returns of the short responses.
+        """
+        import torch
+
+        loss = (values.value - values.returns) ** 2
+        if self.value_clip is not None:
+            moved = (values.value - values.old_value).clamp(-self.value_clip, self.value_clip)
+            loss = torch.maximum(loss, (values.old_value + moved - values.returns) ** 2)
+        return 0.5 * sum_by(values.response, loss, len(values.weight))
+
+
+class RLOO(RolloutFormula, frozen=True, tag="rloo"):
+    """REINFORCE with the other responses to the prompt as the baseline."""
+
+    paper = "2402.14740, eq. 9"
+    formula = r"-\sum_t A \rho_t, \quad A = R_i - \frac{1}{K-1} \sum_{j \ne i} R_j, \quad R = s - \beta u"
+    when = "The default online: no value model, unbiased, and several responses a prompt."
+    fails = "Every token of a response has the same advantage, so long responses learn slowly."
+    states = "rloo: the KL is in the reward; the ratio is one of each token, not of the response"
+    least_responses = 2
+
+    clip: Clip = None
+
+    def advantages(self, draws: Draws) -> Advantages:
+        """(members,) each response's reward minus that of the others to its prompt, at all of its tokens."""
+        advantage = leave_one_out(response_rewards(draws, self.beta), draws.group)
+        return Advantages(advantage[draws.response])
+
+
+class GRPO(RolloutFormula, frozen=True, tag="grpo"):
+    """Group-relative policy optimization with the KL in the reward, averaged over the tokens of the phase."""
+
+    paper = "2402.03300, sec. 4.1; scale: 2503.20783"
+    formula = r"-\frac{1}{\bar n} \sum_t \min(A \rho_t, A\,clip(\rho_t)), \quad A = R_i - \bar R, \quad R = s - \beta u"
+    when = "Verified rewards, with the recipes and learning rates that are published for it."
+    fails = 'scale = "group" makes prompts on which nearly all responses agree count most.'
+    least_responses = 2
+
+    scale: Annotated[
+        Literal["none", "group"],
+        Meta(description="What an advantage is divided by: nothing, or the standard deviation of its group."),
+    ] = "none"
+
+    @property
+    def variant(self) -> str:
+        divided = "divided by the group's standard deviation" if self.scale == "group" else "not divided by it"
+        return f"grpo: the KL is in the reward, not a loss; advantages are {divided}; a mean over the phase's tokens"
+
+    def advantages(self, draws: Draws) -> Advantages:
+        """(members,) rewards relative to their group, divided by the mean number of tokens of a response."""
+        rewards = response_rewards(draws, self.beta)
+        if self.scale == "group":
+            advantage = group_scaled(rewards, draws.group)
+        else:
+            advantage = rewards - group_mean(rewards, draws.group)
+        mean_tokens = len(draws.sampled) / len(draws.group)
+        return Advantages(advantage[draws.response] / mean_tokens)
+
+
+class ReinforcePP(RolloutFormula, frozen=True, tag="reinforce_pp"):
+    """REINFORCE with clipping, whose advantages are returns whitened over the phase."""
+
+    written = "REINFORCE++"
+    paper = "2501.03262"
+    formula = r"-\sum_t \min(A_t \rho_t, A_t\,clip(\rho_t)), \quad A_t = whiten(\sum_{s \ge t} r_s)"
+    when = "One response a prompt, and prompts of like difficulty."
+    fails = "The baseline is the same for all prompts, so easy prompts push up and hard ones down."
+    states = "reinforce_pp: the KL is in the reward of each token; whitened over the phase, not a step"
+
+    def advantages(self, draws: Draws) -> Advantages:
+        """(members,) what is still to come at each token, with mean 0 and standard deviation 1 over the phase."""
+        return Advantages(whitened(return_to_go(token_rewards(draws, self.beta), draws.response)))

@@ -1,0 +1,145 @@
+"""[rollout], [reward] and [value] of a configuration: what draws responses, what scores them, what predicts scores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from msgspec import Meta
+
+from preftune.table import Count, FromPython, Table, about
+
+if TYPE_CHECKING:
+    from preftune.rows.row import Prompt
+
+    Score = float | None
+    Function = Callable[[Prompt, Sequence[str], str | None], Sequence[Score]]
+
+ROWS = 256  # responses that are drawn at once, from where on a wider batch draws no faster
+FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*", re.DOTALL)
+URL = re.compile(r"https?://[^/\s]+(?:/\S*)?")
+
+TASKS = "Prompts of a phase; if not given, as many as make 256 responses."
+RESPONSES = "Responses drawn to each prompt."
+MAX_TOKENS = "Tokens after which a response is cut."
+TEMPERATURE = "Divides the logits, of the draw and of the update alike."
+EPOCHS = "Passes over the responses of a phase."
+LABELS = (
+    "What scores become for objectives of pairs, ratings and rankings; soft if not given. soft: the probability that "
+    "the better one is preferred; drawn: which is preferred, drawn from it; ranks: the better one; judge: what a "
+    "pairwise judge says."
+)
+
+
+class Rollout(Table, frozen=True):
+    """[rollout] Responses are drawn from the policy, scored and learned from, phase by phase."""
+
+    tasks: Annotated[Count | None, about(TASKS, also="rollout_batch_size num_prompts generation_batch_size")] = None
+    responses: Annotated[
+        int, about(RESPONSES, also="num_generations n_samples_per_prompt rloo_k group_size num_return_sequences", ge=1)
+    ] = 8
+    max_tokens: Annotated[
+        int, about(MAX_TOKENS, also="max_completion_length response_length max_new_tokens generate_max_len", ge=1)
+    ] = 256
+    epochs: Annotated[int, about(EPOCHS, also="num_iterations ppo_epochs num_ppo_epochs", ge=1)] = 1
+    temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
+    labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
+
+    @property
+    def phase_tasks(self) -> int:
+        """Prompts of a phase."""
+        return self.tasks or max(1, ROWS // self.responses)
+
+
+REWARD_MODEL = "Folder or hub name of a reward model; beside `judge`, the name under which its server has the model."
+REWARD_FUNCTION = "`rewards.py:name` or `module:name` of a function (prompt, responses, answer) -> a score each."
+VERIFY = (
+    "1 where a response agrees with the task's answer, else 0. exact: the same text; number: the same last number; "
+    "regex: what `pattern` takes from the response is the answer."
+)
+PATTERN = (
+    'For `verify = "regex"`: what stands in its group (?P<answer>...) is compared; without a group it has to match.'
+)
+JUDGE = (
+    'For `labels = "judge"`: a function (prompt, first, second) -> probability that the first is better, named as in '
+    "`function`, or the address of an OpenAI-compatible server."
+)
+WEIGHT = "Factor of this score in the sum of all; 0 for one that is measured and not learned from."
+MISSING_END = "Subtracted from the score of a response that was cut before its end."
+TIME_LIMIT = "Seconds that one call of a function, or of a judge's server, may take."
+SOURCES = ("model", "function", "verify", "judge")
+
+
+class Reward(Table, frozen=True):
+    """[reward] What scores a response: one of `model`, `function`, `verify` and `judge`, or a list of such tables."""
+
+    model: Annotated[
+        str | None, about(REWARD_MODEL, also="reward_model_path reward_pretrain reward_model", location=True)
+    ] = None
+    function: Annotated[str | None, about(REWARD_FUNCTION, also="reward_funcs remote_rm_url", location=True)] = None
+    verify: Annotated[Literal["exact", "number", "regex"] | None, about(VERIFY)] = None
+    pattern: Annotated[str | None, about(PATTERN)] = None
+    judge: Annotated[str | None, about(JUDGE, also="judges", location=True)] = None
+    weight: Annotated[float, about(WEIGHT, also="reward_weights", ge=-1e9, le=1e9)] = 1.0
+    missing_end: Annotated[float, about(MISSING_END, also="missing_eos_penalty", ge=0, le=1e9)] = 0.0
+    time_limit: Annotated[
+        Annotated[float, Meta(gt=0, le=1e6)] | None, about(f"{TIME_LIMIT} 60 if not given.", also="timeout")
+    ] = None
+
+    def __post_init__(self) -> None:
+        named = [name for name in SOURCES if getattr(self, name) is not None]
+        if named == ["model", "judge"] and URL.fullmatch(self.judge or ""):
+            named = ["judge"]
+        if len(named) != 1:
+            problem = f"has {' and '.join(named)}" if named else "names nothing that scores"
+            raise ValueError(f"a reward {problem}; it needs one of {', '.join(SOURCES)}")
+        if self.function is not None and not FUNCTION.fullmatch(self.function):
+            raise ValueError(f'function is "{self.function}", which is no rewards.py:name or module:name')
+        if self.judge is not None and not (FUNCTION.fullmatch(self.judge) or URL.fullmatch(self.judge)):
+            raise ValueError(f'judge is "{self.judge}", which is no address, judges.py:name or module:name')
+        if (self.pattern is not None) != (self.verify == "regex"):
+            raise ValueError('pattern and verify = "regex" need each other')
+        if self.time_limit is not None and self.function is None and self.judge is None:
+            raise ValueError("time_limit has no effect without function or judge")
+        if self.judge is not None and (self.weight != 1 or self.missing_end):
+            raise ValueError("a judge gives no score, so weight and missing_end have no effect")
+
+    @property
+    def name(self) -> str:
+        """How the record names its score."""
+        return self.judge or self.function or (self.verify and f"verify {self.verify}") or str(self.model)
+
+
+def is_own_reward(value: object) -> bool:
+    """Whether it is a function of the user's own."""
+    return callable(value) and not isinstance(value, type)
+
+
+def own_reward_given(function: Function) -> Mapping[str, str]:
+    """What a record says in place of it: its name and a digest of its source."""
+    from preftune.rollout.functions import given_function
+
+    named = given_function(function)
+    return {"function": named.name, "source": named.digest}
+
+
+OWN_REWARD = FromPython(
+    "a callable (prompt, responses, answer) -> one score a response", is_own_reward, own_reward_given
+)
+Rewards: TypeAlias = Reward | tuple[Reward, ...]  # what a file may hold
+
+
+class Value(Table, frozen=True):
+    """[value] The model that predicts a token's score to come, which `ppo` alone needs."""
+
+    path: Annotated[
+        str | None,
+        about("Folder or hub name of its start; the reward model's, or else the policy's, if not given.",
+              also="critic_pretrain value_model_path", location=True),
+    ] = None  # fmt: skip
+    lr: Annotated[float, about("Highest learning rate of it.", also="critic_learning_rate value_lr", gt=0, le=1)] = 1e-5
+    warm_up: Annotated[
+        int, about("Phases at the start in which it alone learns.", also="freezing_actor_steps critic_warmup", ge=0)
+    ] = 0
+    clip: Annotated[float, about("Largest norm of its gradient.", gt=0)] = 1.0

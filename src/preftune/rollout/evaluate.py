@@ -1,0 +1,105 @@
+"""Held-out prompts: what the policy draws to them, with the same random numbers at every evaluation.
+
+Held by tests/laws/test_online.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from preftune.distributed import Distributed
+from preftune.events import Note, emit
+from preftune.forward.forward import Models
+from preftune.frontier.measure import Frontier
+from preftune.model.columns import fill_column
+from preftune.model.policy import Policy
+from preftune.pack.oom import OomRetry
+from preftune.pack.plan import Packing
+from preftune.rollout import numbers as files_of_phases
+from preftune.rollout.embedded import Embedded
+from preftune.rollout.numbers import Numbers
+from preftune.rollout.phase import draw, plain_groups, score, starts_of
+from preftune.rollout.scorers import SummedScorer
+from preftune.rollout.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+START = "start_draws.safetensors"  # what the reference drew to the held-out prompts, from which the ceiling follows
+SEED = 1 << 40  # beyond every phase's number
+DRAWN = 2048  # responses of the reference, once a run, from which the ceiling follows
+FEWEST = 5  # a prompt, of them, that the ceiling has to rest on: the effective number after tilting
+
+
+@dataclass(frozen=True)
+class HeldOutTasks:
+    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays."""
+
+    tasks: Sequence[Task]
+    count: int
+    seed: int
+    sampler: Embedded
+    anchor: Policy | None
+    scorer: SummedScorer
+    tokenizer: PreTrainedTokenizerBase
+    packing: Packing
+    record: Path
+    oom: OomRetry = field(default_factory=OomRetry)
+
+    def evaluate(self, models: Models, dist: Distributed) -> dict[str, float | None]:
+        """Draw, score, and compare with the best that a policy at this KL could do."""
+        emit(Note("drawing to held-out prompts"))
+        numbers = self._scored(draw(self.sampler, self.tasks, self.count, (self.seed, SEED), NO_WEIGHTS, dist), dist)
+        assert numbers.score is not None
+        by_task = numbers.score.reshape(-1, self.count)
+        metrics: dict[str, float | None] = {
+            "score": float(by_task.mean()),
+            "score_error": error_over_prompts(by_task),
+            "tokens": float(numbers.lengths.mean()),
+            "ended": float(numbers.ended.mean()),
+        }
+        reference = self.anchor if models.reference is None else models.reference.policy
+        if reference is not None:
+            kl = self._log_ratio(reference, numbers, dist).reshape(-1, self.count)
+            metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl)}
+            best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
+            if best.effective >= FEWEST * len(self.tasks):
+                metrics["ceiling"] = best.reward
+        return metrics
+
+    def _scored(self, numbers: Numbers, dist: Distributed) -> Numbers:
+        return score(self.scorer, self.tasks, numbers, self.tokenizer, dist)
+
+    def _log_ratio(self, reference: Policy, numbers: Numbers, dist: Distributed) -> np.ndarray:
+        """(responses,) in nats."""
+        groups = plain_groups(self.tasks, numbers, self.count)
+        step = self.packing.step(groups, dist.world_size)
+        filled = fill_column(reference, "reference", groups, step, self.oom, dist)
+        anchor = np.concatenate([values for i in range(len(groups)) for values in filled[i].columns["reference"]])
+        return np.add.reduceat(numbers.sampled - anchor.astype(np.float64), starts_of(numbers))
+
+    def _reference_scores(self, reference: Policy, dist: Distributed) -> np.ndarray:
+        """(tasks, responses) scores of what the reference draws, from the record where they are there."""
+        path, count = self.record / START, max(self.count, DRAWN // len(self.tasks))
+        known = files_of_phases.from_first_rank(files_of_phases.read(path) if dist.first else None, dist)
+        if known is None:
+            sampler = replace(self.sampler, policy=reference)
+            known = self._scored(draw(sampler, self.tasks, count, (self.seed, SEED), NO_WEIGHTS, dist), dist)
+            if dist.first:
+                files_of_phases.write(path, known)
+        assert known.score is not None
+        return known.score.reshape(len(self.tasks), -1)
+
+
+NO_WEIGHTS = np.zeros(0, np.uint8)
+
+
+def error_over_prompts(by_task: np.ndarray) -> float | None:
+    """Standard error of the mean of (tasks, responses), over tasks; None for one."""
+    means = by_task.mean(1)
+    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None

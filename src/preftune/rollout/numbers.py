@@ -1,0 +1,132 @@
+"""What a phase has drawn, as arrays: written to the record before its first update, read back by a resumed run.
+
+Held by tests/laws/test_online.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+
+from preftune import files
+from preftune.distributed import Distributed
+from preftune.errors import CORRUPT, UserError, third_party_message
+from preftune.rollout.draw import Drawn
+
+FOLDER = "phases"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Responses task by task, equally many a task; members are the tokens of all responses, one after the other.
+
+    lengths, ended: (responses,) tokens, and whether the end token was drawn. ids, sampled: (members,) each token and
+    its log-probability when it was drawn. The rest may not be there yet. score: (responses,) the whole score; scores:
+    (responses, rewards) each reward's own. reference, value, policy: (members,) log-probabilities under the reference,
+    values, and log-probabilities under the policy that drew, where the sampler's own were off. preferred: (responses,
+    K) what a judge says: the probability that it is better than each response to its prompt. weights: digest of those
+    that drew.
+    """
+
+    lengths: np.ndarray
+    ended: np.ndarray
+    ids: np.ndarray
+    sampled: np.ndarray
+    weights: np.ndarray
+    score: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    value: np.ndarray | None = None
+    policy: np.ndarray | None = None
+    preferred: np.ndarray | None = None
+
+    def by_response(self, members: np.ndarray) -> list[np.ndarray]:
+        """(members,) -> one array a response."""
+        return np.split(members, np.cumsum(self.lengths)[:-1])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array that is there, by name."""
+        return {name: array for name, array in asdict(self).items() if array is not None}
+
+
+def path_of(record: Path, number: int) -> Path:
+    """The file of a phase."""
+    return record / FOLDER / f"{number:06d}.safetensors"
+
+
+def write(path: Path, numbers: Numbers) -> None:
+    """Write the file of a phase: whole or not at all."""
+    files.make(path.parent)
+    files.write(path, save({name: np.ascontiguousarray(array) for name, array in numbers.arrays().items()}))
+
+
+def read(path: Path) -> Numbers | None:
+    """The numbers of a phase; None where there is no such file. Raises UserError where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        numbers = Numbers(**load_file(path))
+        if len(numbers.ids) != numbers.lengths.sum() or len(numbers.sampled) != len(numbers.ids):
+            raise ValueError("its arrays do not fit together")
+    except Exception as error:  # safetensors has a class of its own
+        hint = "Delete it; a phase that has made no update yet is drawn again."
+        message = f"this phase cannot be read: {third_party_message(error)}."
+        raise UserError(message, location=str(path), hint=hint, code=CORRUPT) from error
+    return numbers
+
+
+def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, weights: np.ndarray, dist: Distributed) -> Numbers:
+    """What all ranks have drawn, on each of them. Rank r has drawn tasks r, r + world_size, ...
+
+    Ranks sum one table, with zeros where others have drawn; token ids are exact in fp64.
+    """
+    longest = dist.max(max((len(ids) for one_task in drawn for ids in one_task.ids), default=0))
+    table = torch.zeros(tasks * responses, longest, 2, dtype=torch.float64)
+    ends = torch.zeros(tasks * responses, 2, dtype=torch.int64)
+    for turn, of_task in enumerate(drawn):
+        first = (dist.rank + turn * dist.world_size) * responses
+        for index, (ids, logp, ended) in enumerate(zip(of_task.ids, of_task.logp, of_task.ended, strict=True), first):
+            table[index, : len(ids), 0] = torch.from_numpy(ids).double()
+            table[index, : len(ids), 1] = torch.from_numpy(logp).double()
+            ends[index] = torch.tensor([len(ids), int(ended)])
+    lengths, ended_flags = dist.sum(ends).T.numpy()
+    ids, logp = dist.sum(table)[torch.arange(longest) < torch.from_numpy(lengths)[:, None]].T.numpy()
+    return Numbers(
+        lengths=lengths.copy(),
+        ended=ended_flags.astype(bool),
+        ids=ids.astype(np.int32),
+        sampled=logp.astype(np.float32),
+        weights=weights,
+    )
+
+
+def from_first_rank(numbers: Numbers | None, dist: Distributed) -> Numbers | None:
+    """What rank 0 has read, on every rank."""
+    if dist.world_size == 1 or not dist.broadcast_int(numbers is not None):
+        return numbers
+    empty = np.zeros(0)
+    arrays = numbers.arrays() if numbers is not None else {}
+    received: dict[str, np.ndarray] = {}
+    for name, kind in KINDS.items():
+        mine = arrays.get(name, empty)
+        if not dist.broadcast_int(name in arrays):
+            continue
+        shape = [dist.broadcast_int(size) for size in (mine.ndim, *mine.shape, *[0] * (2 - mine.ndim))]
+        values = torch.zeros(shape[1 : 1 + shape[0]], dtype=torch.float64)
+        if dist.first:
+            values = torch.from_numpy(mine.astype(np.float64))
+        dist.broadcast([values])
+        received[name] = values.numpy().astype(kind)
+    return Numbers(**received)
+
+
+KINDS: dict[str, type] = {
+    "lengths": np.int64, "ended": np.bool_, "ids": np.int32, "sampled": np.float32, "weights": np.uint8,
+    "score": np.float64, "scores": np.float64, "reference": np.float32, "value": np.float32, "policy": np.float32,
+    "preferred": np.float64,
+}  # fmt: skip

@@ -1,0 +1,357 @@
+"""A run that draws what it learns from: each phase is drawn by the policy of then, scored, and written to the record
+before its first update. Held by tests/laws/test_online.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from preftune import events, signals
+from preftune.distributed import Distributed
+from preftune.errors import CORRUPT, UserError
+from preftune.forward.forward import Models
+from preftune.model.columns import fill_column
+from preftune.model.policy import Policy
+from preftune.objective.advantage import corrected, return_to_go, token_rewards
+from preftune.objective.base import ObjectiveTable
+from preftune.objective.responses import Advantages, Draws
+from preftune.objective.rollouts import RolloutFormula
+from preftune.pack.oom import OomRetry
+from preftune.pack.plan import Packing, Phase, Plan, Step, make_plan, prefix_order
+from preftune.record.schema import PHASE
+from preftune.rollout import numbers as files_of_phases
+from preftune.rollout.config import Rollout
+from preftune.rollout.draw import Sampler
+from preftune.rollout.judges import PairwiseJudge, judged, preferred
+from preftune.rollout.labels import labeled
+from preftune.rollout.numbers import Numbers
+from preftune.rollout.scorers import Answered, SummedScorer, answered_task
+from preftune.rollout.tasks import Task
+from preftune.tokens.groups import TokenGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHECKED = 4  # tasks of a phase on which the sampler's numbers are compared with the policy's own
+
+
+@dataclass(frozen=True)
+class Online:
+    """A `Source` whose rows are drawn.
+
+    tasks: all prompts to draw responses to; rows: tasks of one update; limit: updates of the whole run, if they are
+    given; plan: its steps are the phases, which name tasks. anchor: the reference's model, where it stays and the
+    objective reads one; record: the run's folder; oom: for passes without gradient.
+    warm_up: phases in which the value model learns alone.
+    """
+
+    tasks: Sequence[Task]
+    plan: Plan
+    rows: int
+    limit: int | None
+    rollout: Rollout
+    seed: int
+    objective: ObjectiveTable
+    models: Models
+    anchor: Policy | None
+    sampler: Sampler
+    scorer: SummedScorer
+    judge: PairwiseJudge | None
+    tokenizer: PreTrainedTokenizerBase
+    packing: Packing
+    record: Path
+    dist: Distributed
+    warm_up: int = 0
+    oom: OomRetry = field(default_factory=OomRetry)
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """Updates before each phase, and behind the last phase those of the run."""
+        firsts = [0]
+        for step in self.plan.steps:
+            firsts.append(firsts[-1] + self.rollout.epochs * -(-step.rows // self.rows))
+        return [first if self.limit is None else min(first, self.limit) for first in firsts]
+
+    @property
+    def steps(self) -> int:
+        return self._firsts[-1]
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        for number, chosen in enumerate(self.plan.steps):
+            first, stop = self._firsts[number : number + 2]
+            if stop > max(step, first):
+                yield self._phase(number, chosen, first, stop, begun=step > first)
+
+    def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
+        """The phase, drawn unless the record has it. begun: some of its updates were made already."""
+        tasks = [self.tasks[i] for i in chosen.order]
+        drawn = self._recorded(number, begun=begun)
+        numbers = self._draw(number, first, tasks) if drawn is None else drawn
+        groups = self._groups(number, tasks, numbers)
+        plan = make_plan(
+            [group.tokens for group in groups],
+            rows=self.rows,
+            tokens=self.packing.tokens,
+            seed=(self.seed, number),
+            epochs=self.rollout.epochs,
+            sort_key=prefix_order([group.prompt for group in groups]),
+            costs=[self.packing.cost(group) for group in groups],
+            world_size=self.dist.world_size,
+        )
+        return Phase(groups, Plan(plan.steps[: stop - first]), first, number, number >= self.warm_up)
+
+    def _recorded(self, number: int, *, begun: bool) -> Numbers | None:
+        """What the record holds of a phase, if it was drawn by the weights of now or has had updates."""
+        path = files_of_phases.path_of(self.record, number)
+        numbers = files_of_phases.from_first_rank(files_of_phases.read(path) if self.dist.first else None, self.dist)
+        if begun and numbers is None:
+            raise UserError("a phase that has had updates is missing, so they cannot go on.", location=str(path),
+                            hint="Put it back, or start again with --force.", code=CORRUPT)  # fmt: skip
+        if numbers is not None and not begun and not np.array_equal(numbers.weights, self._digest()):
+            return None
+        return numbers
+
+    def _digest(self) -> np.ndarray:
+        """(32,) bytes: which weights the policy, and the value model, have now."""
+        digest = hashlib.sha256()
+        for model in (self.models.policy, self.models.value):
+            if model is not None:
+                digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
+        return np.frombuffer(digest.digest(), np.uint8)
+
+    def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
+        """Draw a phase, score it, and record it."""
+        began = time.monotonic()
+        events.emit(events.Progress("drawing", number + 1, len(self.plan.steps)))
+        numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
+        drawn = time.monotonic()
+        numbers = self._with_policy(tasks, numbers)
+        numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
+        if self.judge is not None:
+            numbers = with_votes(self.judge, tasks, numbers, self.tokenizer, self.dist)
+        readers = {"reference": self._reference, "value": self.models.value}
+        for name, model in readers.items():
+            if model is not None:
+                numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
+        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
+        if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
+            metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
+        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
+        events.emit(events.PhaseDrawn(number, first, metrics | {key: round(s, 3) for key, s in seconds.items()}))
+        if self.dist.first:
+            files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
+        return numbers
+
+    @property
+    def _reference(self) -> Policy | None:
+        moving = self.models.reference
+        return self.anchor if moving is None else moving.policy
+
+    def _with_policy(self, tasks: Sequence[Task], numbers: Numbers) -> Numbers:
+        """Where the sampler's log-probabilities are off the policy's own by more than rounding, those are added."""
+        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].ids))[:CHECKED]
+        groups = self._plain(tasks, numbers)
+        checked = fill_column(self.models.policy, "policy", groups, self._step(groups, some), self.oom, self.dist)
+        off = max(
+            float(np.abs(own - said).max())
+            for group in checked.values()
+            for own, said in zip(group.columns["policy"], group.columns["sampled"], strict=True)
+        )
+        if off <= self.models.policy.noise:
+            return numbers
+        return replace(numbers, policy=self._column(self.models.policy, "policy", tasks, numbers))
+
+    def _step(self, groups: Sequence[TokenGroup], some: Sequence[int]) -> Step:
+        """The groups of these indices as one step."""
+        step = self.packing.step([groups[i] for i in some], self.dist.world_size)
+        return replace(step, packs=tuple(tuple(some[i] for i in pack) for pack in step.packs))
+
+    def _column(self, model: Policy, name: str, tasks: Sequence[Task], numbers: Numbers) -> np.ndarray:
+        """(members,) what a model says of each token."""
+        groups = self._plain(tasks, numbers)
+        filled = fill_column(model, name, groups, self._step(groups, range(len(groups))), self.oom, self.dist)
+        return np.concatenate([values for i in range(len(groups)) for values in filled[i].columns[name]])
+
+    def _plain(self, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
+        return plain_groups(tasks, numbers, self.rollout.responses)
+
+    def _groups(self, number: int, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
+        """The groups to learn from, with every column that the objective reads."""
+        groups, objective = self._plain(tasks, numbers), self.objective
+        columns = {"reference": numbers.reference}
+        if isinstance(objective, RolloutFormula):
+            if numbers.policy is not None:
+                columns["sampled"] = numbers.policy
+            advantages = advantages_of(objective, numbers, self.rollout.responses)
+            columns |= {"advantage": advantages.advantage.float().numpy(), "value": numbers.value}
+            columns["returns"] = None if advantages.returns is None else advantages.returns.float().numpy()
+        else:
+            groups = [
+                labeled(group, objective, self.rollout.labels or "soft", (self.seed, number, i), votes)
+                for i, (group, votes) in enumerate(zip(groups, self._votes(numbers, len(groups)), strict=True))
+            ]
+        for name, members in columns.items():
+            if members is not None:
+                by_response = numbers.by_response(members)
+                count = self.rollout.responses
+                groups = [
+                    group.with_column(name, tuple(by_response[i * count : (i + 1) * count]))
+                    for i, group in enumerate(groups)
+                ]
+        return groups
+
+    def _votes(self, numbers: Numbers, tasks: int) -> list[np.ndarray | None]:
+        """(responses, responses) of each task, what a judge says; None where there is no judge."""
+        if numbers.preferred is None:
+            return [None] * tasks
+        return list(numbers.preferred.reshape(tasks, self.rollout.responses, self.rollout.responses))
+
+
+def draw(
+    sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], weights: np.ndarray, dist: Distributed
+) -> Numbers:
+    """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
+    with signals.interruptible():
+        drawn = sampler.draw([task.ids for task in tasks[dist.rank :: dist.world_size]], count, seed)
+    return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
+
+
+def score(
+    scorer: SummedScorer, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase, dist: Distributed
+) -> Numbers:
+    """The numbers with the scores, each rank asking for its share of the tasks."""
+    count = len(numbers.lengths) // len(tasks)
+    mine, answered = answered_by(dist, tasks, numbers, tokenizer)
+    table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
+    if answered and scorer.parts:
+        given = scorer.scores(answered)
+        columns = np.column_stack([given.total, *(given.by_name[part.name] for part in scorer.parts)])
+        table[mine] = torch.from_numpy(columns).view(len(answered), count, -1)
+    total, *each = dist.sum(table).flatten(0, 1).T.numpy()
+    scores = np.column_stack(each) if each else np.empty((len(total), 0))
+    return replace(numbers, score=total.copy(), scores=scores)
+
+
+def with_votes(
+    judge: PairwiseJudge, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase, dist: Distributed
+) -> Numbers:
+    """The numbers with what a judge says of each two responses to a prompt; a response's score is its mean vote."""
+    count = len(numbers.lengths) // len(tasks)
+    mine, answered = answered_by(dist, tasks, numbers, tokenizer)
+    table = torch.zeros(len(tasks), count, count, dtype=torch.float64)
+    for i, said in zip(mine, judged(judge, answered) if answered else (), strict=True):
+        table[i] = torch.from_numpy(preferred(said))
+    votes = dist.sum(table).flatten(0, 1).numpy()
+    return replace(numbers, preferred=votes, score=(votes.sum(1) - 0.5) / max(1, count - 1))
+
+
+def answered_by(
+    dist: Distributed, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[Answered]]:
+    """The tasks that this rank asks about, by index, and as what scorers and judges see."""
+    count, responses = len(numbers.lengths) // len(tasks), numbers.by_response(numbers.ids)
+    mine = list(range(dist.rank, len(tasks), dist.world_size))
+    parts = [slice(i * count, (i + 1) * count) for i in mine]
+    return mine, [
+        answered_task(tasks[i], responses[part], numbers.ended[part].tolist(), tokenizer)
+        for i, part in zip(mine, parts, strict=True)
+    ]
+
+
+def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[TokenGroup]:
+    """The drawn responses as rankings by their scores, with the column `sampled`."""
+    ids, sampled = numbers.by_response(numbers.ids), numbers.by_response(numbers.sampled)
+    groups = []
+    for i, task in enumerate(tasks):
+        part = slice(i * count, (i + 1) * count)
+        scores = None if numbers.score is None else tuple(numbers.score[part].tolist())
+        ranks = (1,) * count if scores is None else tuple(1 + sum(other > own for other in scores) for own in scores)
+        groups.append(
+            TokenGroup(prompt=task.ids, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
+                       ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
+        )  # fmt: skip
+    return groups
+
+
+def draws_of(numbers: Numbers, count: int) -> Draws:
+    """The phase as formulas see it."""
+
+    def member(values: np.ndarray | None) -> torch.Tensor | None:
+        return None if values is None else torch.from_numpy(values).double()
+
+    lengths = torch.from_numpy(numbers.lengths)
+    return Draws(
+        sampled=torch.from_numpy(numbers.sampled if numbers.policy is None else numbers.policy).double(),
+        reference=member(numbers.reference),
+        value=member(numbers.value),
+        response=torch.arange(len(lengths)).repeat_interleave(lengths),
+        group=torch.arange(len(lengths)) // count,
+        score=torch.from_numpy(numbers.score) if numbers.score is not None else torch.zeros(len(lengths)),
+        ended=torch.from_numpy(numbers.ended),
+    )
+
+
+def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Advantages:
+    """The advantages of a phase, corrected for a sampler that is not quite the policy."""
+    draws = draws_of(numbers, count)
+    advantages = objective.advantages(draws)
+    if numbers.policy is None:
+        return advantages
+    return corrected(advantages, draws.sampled, torch.from_numpy(numbers.sampled).double())
+
+
+def value_explained(objective: RolloutFormula, numbers: Numbers, count: int) -> float | None:
+    """Share of the variance of what was still to come at each token that the values explain."""
+    draws = draws_of(numbers, count)
+    assert draws.value is not None
+    to_come = return_to_go(token_rewards(draws, objective.beta), draws.response)
+    variance = float((to_come - to_come.mean()).square().mean())
+    return 1 - float((to_come - draws.value).square().mean()) / variance if variance else None
+
+
+def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[str, float | None]:
+    """What record.schema.PHASE names, and the mean of each reward."""
+    metrics: dict[str, float | None] = dict.fromkeys(PHASE)
+    assert numbers.score is not None
+    assert numbers.scores is not None
+    by_task = numbers.score.reshape(-1, count)
+    metrics |= {
+        "score": float(numbers.score.mean()),
+        "score_spread": float(by_task.std(1).mean()),
+        "tokens": float(numbers.lengths.mean()),
+        "ended": float(numbers.ended.mean()),
+        "responses": len(numbers.score),
+        "distinct": _distinct(numbers, count),
+        "entropy": float(-numbers.sampled.mean(dtype=np.float64)),
+    }
+    if numbers.reference is not None:
+        log_ratios = np.add.reduceat(numbers.sampled - numbers.reference.astype(np.float64), starts_of(numbers))
+        metrics["kl"] = float(log_ratios.mean())
+        metrics["kl_error"] = float(log_ratios.reshape(-1, count).mean(1).std() / max(1, len(by_task) - 1) ** 0.5)
+    if numbers.policy is not None:
+        metrics["sampler_off"] = float(np.abs(numbers.policy - numbers.sampled).mean())
+    for name, column in zip(rewards, numbers.scores.T, strict=True):
+        if not np.isnan(column).all():
+            metrics[f"reward {name}"] = float(np.nanmean(column))
+    return metrics
+
+
+def starts_of(numbers: Numbers) -> np.ndarray:
+    """(responses,) the place of each response's first token."""
+    return np.cumsum(numbers.lengths) - numbers.lengths
+
+
+def _distinct(numbers: Numbers, count: int) -> float:
+    """Share of the responses to a prompt that are not the same tokens as another before it."""
+    texts = [ids.tobytes() for ids in numbers.by_response(numbers.ids)]
+    groups = [texts[i : i + count] for i in range(0, len(texts), count)]
+    return sum(len(set(group)) for group in groups) / len(texts)

@@ -1,0 +1,233 @@
+"""What scores drawn responses: a user's function, a verifier, a reward model, or several of them with weights.
+
+A score is a number in units of its own. A scorer that cannot judge a response says NaN; in a sum it is left out, and
+a response that nothing scores is an error. Held by tests/rollout/test_scorers.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from preftune import signals
+from preftune.errors import Problem, UserError
+from preftune.rollout.config import Reward
+from preftune.rollout.functions import TIME_LIMIT, Function, call, given_function, load_function
+from preftune.rollout.tasks import Task
+from preftune.rollout.verifiers import Verifier, unusable_answer, verifier
+from preftune.rows.account import NAMED
+from preftune.rows.row import Place, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A task with the responses drawn to it.
+
+    responses: as text, without the end token; ids: int32, one array a response, with it; ended: whether the response
+    has it, else it was cut; prompt_ids: int32 (tokens of the prompt,).
+    """
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    ids: tuple[np.ndarray, ...]
+    ended: tuple[bool, ...]
+    answer: str | None
+    place: Place
+    prompt_ids: np.ndarray
+
+
+class Scorer(Protocol):
+    """Scores responses: (responses,) fp64 over all of `answered`, in order; NaN where it cannot say."""
+
+    def score(self, answered: Sequence[Answered]) -> np.ndarray: ...
+
+
+def answered_task(
+    task: Task, ids: Sequence[np.ndarray], ended: Sequence[bool], tokenizer: PreTrainedTokenizerBase
+) -> Answered:
+    """The task with its responses as text. Control tokens other than the end stay in it, as they were drawn."""
+    texts = []
+    before = _decoded(tokenizer, task.ids)
+    for response, has_end in zip(ids, ended, strict=True):
+        body = response[:-1] if has_end else response
+        whole = _decoded(tokenizer, np.concatenate([task.ids, body]))  # alone, some tokenizers would drop a first space
+        texts.append(whole[len(before) :] if whole.startswith(before) else _decoded(tokenizer, body))
+    return Answered(task.prompt, tuple(texts), tuple(ids), tuple(map(bool, ended)), task.answer, task.place, task.ids)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def plain_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    """The prompt as a user's function gets it: text, or messages with `role` and `content`."""
+    return prompt if isinstance(prompt, str) else [{"role": m.role, "content": m.content} for m in prompt]
+
+
+class FunctionScorer:
+    """A function (prompt, responses, answer) -> one number or None a response, called once a task."""
+
+    def __init__(self, function: Function, time_limit: float = TIME_LIMIT) -> None:
+        self._function, self._time_limit = function, time_limit
+
+    def score(self, answered: Sequence[Answered]) -> np.ndarray:
+        """Raises UserError where the function fails, or gives another count or something else than finite numbers."""
+        scores: list[float] = []
+        for task in answered:
+            signals.check()
+            scores += self._of(task)
+        return np.array(scores, np.float64)
+
+    def _of(self, task: Answered) -> list[float]:
+        name, place = self._function.name, str(task.place)
+
+        def work() -> list[object]:
+            result = self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer)
+            is_list = isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | set | frozenset)
+            return list(result) if is_list else [_NotAList(result)]
+
+        values = call(self._function, work, self._time_limit, place)
+        if values and isinstance(values[0], _NotAList):
+            message = f"{name} returned {values[0].shown}, and a list of numbers is needed."
+            raise UserError(message, location=place, hint="Return one number a response.")
+        if len(values) != len(task.responses):
+            message = f"{name} returned {len(values)} scores for {len(task.responses)} responses."
+            raise UserError(message, location=place, hint="Return one number a response, in their order.")
+        return [number_of(value, f"{name} scored response {k}", place) for k, value in enumerate(values, 1)]
+
+
+class _NotAList:
+    def __init__(self, value: object) -> None:
+        self.shown = f"{type(value).__name__} ({value!r:.40})"
+
+
+def number_of(value: object, what: str, place: str) -> float:
+    """The value as a number, None as NaN. what: the beginning of a sentence. Raises UserError for anything else."""
+    hint = "A score is a finite number, or None where there is none."
+    if value is None:
+        return math.nan
+    size = value.size if isinstance(value, np.ndarray) else 1
+    try:
+        score = math.nan if isinstance(value, str | bytes) or size != 1 else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(f"{what} with {type(value).__name__} ({value!r:.40}).", location=place, hint=hint)
+    return score
+
+
+class VerifierScorer:
+    """1 where a response agrees with the task's answer, else 0."""
+
+    def __init__(self, name: str, check: Verifier, reads_answer: bool) -> None:
+        self.name, self._check, self._reads_answer = name, check, reads_answer
+
+    def unusable(self, answer: str | None) -> str:
+        """Why no response can agree with the answer, or an empty string."""
+        return unusable_answer(self.name, answer) if self._reads_answer else ""
+
+    def score(self, answered: Sequence[Answered]) -> np.ndarray:
+        """Raises UserError where a task has no answer that could be agreed with."""
+        for task in answered:
+            if problem := self.unusable(task.answer):
+                raise UserError(problem, location=str(task.place), hint=_ANSWER_HINT)
+        return np.array([self._check(text, task.answer) for task in answered for text in task.responses], np.float64)
+
+
+_ANSWER_HINT = "A verifier needs one under ground_truth, answer or solution, or data.columns names its key."
+
+
+class Part(Struct, frozen=True):
+    """One scorer of several. missing_end: subtracted from its score of a response that was cut."""
+
+    name: str
+    scorer: Scorer
+    weight: float = 1.0
+    missing_end: float = 0.0
+
+
+class Scores(Struct, frozen=True):
+    """total: (responses,) fp64, what is learned from; by_name: what each part said, NaN where it could not say."""
+
+    total: np.ndarray
+    by_name: dict[str, np.ndarray]
+
+
+class SummedScorer:
+    """Scorers whose scores are added with weights. digests: of the functions among them, for a run's identity."""
+
+    def __init__(self, parts: Sequence[Part], digests: Mapping[str, str]) -> None:
+        self.parts, self.digests = tuple(parts), dict(digests)
+
+    def score(self, answered: Sequence[Answered]) -> np.ndarray:
+        return self.scores(answered).total
+
+    def scores(self, answered: Sequence[Answered]) -> Scores:
+        """The sum over the parts that can say, and each part's own score. Raises UserError where none can."""
+        cut = np.array([not ended for task in answered for ended in task.ended], np.float64)
+        total, said, by_name = np.zeros(len(cut)), np.zeros(len(cut), bool), {}
+        for part in self.parts:
+            scores = by_name[part.name] = part.scorer.score(answered)
+            can_say = ~np.isnan(scores)
+            total += np.where(can_say, part.weight * (np.nan_to_num(scores) - part.missing_end * cut), 0.0)
+            said |= can_say & (part.weight != 0)
+        if not said.all():
+            places = [(task.place, k) for task in answered for k in range(1, len(task.responses) + 1)]
+            place, number = places[int(np.argmin(said))]
+            names = ", ".join(part.name for part in self.parts)
+            raise UserError(f"nothing scores response {number} to this task: {names} returned None.",
+                            location=str(place), hint="Return a number, or add a reward that does.")  # fmt: skip
+        return Scores(total, by_name)
+
+    def refuse_tasks(self, tasks: Sequence[Task]) -> None:
+        """Raise UserError that lists the tasks without an answer that a verifier could use."""
+        problems: dict[str, list[Place]] = {}
+        for part in self.parts:
+            checks = part.scorer.unusable if isinstance(part.scorer, VerifierScorer) else lambda _: ""
+            for task in tasks:
+                if problem := checks(task.answer):
+                    problems.setdefault(f"{part.name}: {problem}", []).append(task.place)
+        if problems:
+            raise UserError([
+                Problem(f"{message} ({len(places)} tasks: {', '.join(map(str, places[:NAMED]))})", str(places[0]),
+                        _ANSWER_HINT)
+                for message, places in problems.items()
+            ])  # fmt: skip
+
+
+def scorer_of(
+    rewards: Sequence[Reward] | Callable[..., object], load_model: Callable[[Reward], Scorer]
+) -> SummedScorer:
+    """The scorer of the tables of [reward], or of a callable given in Python.
+
+    load_model: gives the scorer of a table that names a reward model. Raises UserError for a function or pattern that
+    cannot be used.
+    """
+    if callable(rewards):
+        function = given_function(rewards)
+        return SummedScorer(
+            [Part(function.name, FunctionScorer(function))], {f"reward {function.name}": function.digest}
+        )
+    parts: list[Part] = []
+    digests = {}
+    for reward in rewards:
+        repeated = sum(part.name.split(" (")[0] == reward.name for part in parts)
+        name = f"{reward.name} ({repeated + 1})" if repeated else reward.name
+        if reward.function is not None:
+            function = load_function(reward.function, "reward.function")
+            digests[f"reward {name}"] = function.digest
+            scorer: Scorer = FunctionScorer(function, reward.time_limit or TIME_LIMIT)
+        elif reward.verify is not None:
+            scorer = VerifierScorer(reward.verify, *verifier(reward.verify, reward.pattern))
+        else:
+            scorer = load_model(reward)
+        parts.append(Part(name, scorer, reward.weight, reward.missing_end))
+    return SummedScorer(parts, digests)

@@ -1,0 +1,153 @@
+"""Draws by a vLLM server over HTTP: its own process, on this or another machine.
+
+Prompts and responses travel as token ids. The server's defaults (top_p and the like, out of a model's
+generation_config.json) are overruled, so that a token is drawn from the policy itself. New weights reach it as a LoRA
+folder that it can read (`load_adapter`; it is started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its
+weight-transfer calls are not used: they carry the weights by NCCL or CUDA IPC through vLLM's own classes, which would
+have to be installed here; so a server draws for adapters, and not for a whole model that is trained.
+The server's log-probabilities are those at temperature 1, unless it runs with --logprobs-mode processed_logprobs, and
+are computed in its own precision: what learns from them compares them with its own.
+Held by tests/rollout/test_server.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preftune.errors import UserError
+from preftune.rollout.draw import Drawn
+from preftune.rollout.web import ask, ask_json, in_parallel
+from preftune.tokens.tokenizer import PROBES, backend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LOCATION = "rollout.server"
+AT_ONCE = 64  # prompts that the server works on at the same time
+PATIENCE = 1800.0  # seconds for the responses to one prompt
+OWN_DISTRIBUTION = {  # nothing but the temperature changes what the model says
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "skip_special_tokens": False,
+}  # fmt: skip
+
+
+class Server:
+    """A sampler that asks a vLLM server. end_tokens: ids of which each ends a response; vocab: number of token ids.
+
+    model: its name there, None for the first that the server lists. The environment's VLLM_API_KEY is sent along.
+    Raises UserError where no such server answers.
+    """
+
+    def __init__(
+        self, url: str, max_tokens: int, end_tokens: frozenset[int], temperature: float, vocab: int, *,
+        model: str | None = None, patience: float = PATIENCE,
+    ) -> None:  # fmt: skip
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._max_tokens, self._end_tokens, self._temperature = max_tokens, end_tokens, temperature
+        self._vocab, self._patience, self._key = vocab, patience, os.environ.get("VLLM_API_KEY", "")
+        self._model = model or self._first_model()
+        self._adapter = ""
+
+    def _ask(self, path: str, body: dict[str, object] | None, hint: str = "") -> dict[str, Any]:
+        return ask_json(self._url + path, body, time_limit=self._patience, location=LOCATION, key=self._key, hint=hint)
+
+    def _first_model(self) -> str:
+        listed = self._ask("/v1/models", None).get("data")
+        names = (
+            [str(entry.get("id")) for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        )
+        if not names:
+            raise UserError(f"{self._url} lists no model.", location=LOCATION)
+        return names[0]
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UserError where the server's tokenizer gives other ids than the policy's."""
+        for probe in PROBES:
+            body: dict[str, object] = {"model": self._model, "prompt": probe, "add_special_tokens": False}
+            server_ids = self._ask("/tokenize", body).get("tokens")
+            if server_ids != backend(tokenizer).encode(probe, add_special_tokens=False).ids:
+                message = f"the server's model {self._model} has another tokenizer: {probe!r} differs."
+                raise UserError(message, location=LOCATION, hint="Serve the policy's own model.")
+
+    def load_adapter(self, folder: Path) -> None:
+        """Draw from the adapter in this folder from here on. Raises UserError where the server cannot load it.
+
+        Each gets a name of its own, because the server remembers prompts by the name.
+        """
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        name = f"preftune-{digest.hexdigest()[:16]}"
+        if name == self._adapter:
+            return
+        hint = "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it reads the same folder."
+        body = {"lora_name": name, "lora_path": str(folder.resolve())}
+        ask(f"{self._url}/v1/load_lora_adapter", body, time_limit=self._patience, location=LOCATION, key=self._key,
+            hint=hint)  # fmt: skip
+        before, self._adapter = self._adapter, name
+        if before:
+            ask(f"{self._url}/v1/unload_lora_adapter", {"lora_name": before}, time_limit=self._patience,
+                location=LOCATION, key=self._key)  # fmt: skip
+
+    def draw(self, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]:
+        """`count` responses to each prompt. Raises UserError where the server fails or answers something else."""
+        return in_parallel(lambda ids: self._drawn(ids, count, seed), prompts, AT_ONCE)
+
+    def _drawn(self, prompt: np.ndarray, count: int, seed: Sequence[int]) -> Drawn:
+        words = ",".join(str(int(word)) for word in seed).encode() + b":"
+        digest = hashlib.blake2b(words + np.asarray(prompt, "<i4").tobytes(), digest_size=8).digest()
+        answer = self._ask("/v1/completions", {
+            **OWN_DISTRIBUTION,
+            "model": self._adapter or self._model,
+            "prompt": prompt.tolist(),
+            "n": count,
+            "max_tokens": self._max_tokens,
+            "temperature": self._temperature,
+            "seed": int.from_bytes(digest, "little") >> 2,  # the server adds the number of the response
+            "stop_token_ids": sorted(self._end_tokens),
+            "logprobs": 1,
+            "return_token_ids": True,
+        })  # fmt: skip
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or len(choices) != count:
+            size = len(choices) if isinstance(choices, list) else 0
+            raise _wrong(f"gives {size} responses where {count} were asked for.")
+        try:
+            responses = [self._response(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _wrong("answers in another form than vLLM's.") from error
+        ids, logp, ended = zip(*responses, strict=True)
+        return Drawn(ids=ids, logp=logp, ended=ended)
+
+    def _response(self, choice: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, bool]:
+        """ids, logp and whether it ended."""
+        ids, numbers = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+        if not ids:
+            raise _wrong("tells no token ids.", "vLLM does from version 0.10.2 on (return_token_ids).")
+        if not numbers or any(number is None for number in numbers):
+            raise _wrong("tells no log-probability of its tokens.")
+        if len(ids) != len(numbers) or len(ids) > self._max_tokens:
+            raise _wrong(
+                f"gives {len(ids)} tokens and {len(numbers)} log-probabilities, of at most {self._max_tokens}."
+            )
+        if highest := max((i for i in ids if not 0 <= i < self._vocab), default=0):
+            raise _wrong(f"gives the token id {highest}, and the policy has {self._vocab}.", "Is it another model?")
+        logp = np.array(numbers, np.float32)
+        if not (np.isfinite(logp).all() and (logp <= 1e-3).all()):
+            raise _wrong("gives a log-probability that is none.")
+        ended = choice["finish_reason"] == "stop"
+        if choice["finish_reason"] not in ("stop", "length") or ended != (ids[-1] in self._end_tokens):
+            hint = "Start it with --generation-config vllm, so that it has no end tokens of its own."
+            raise _wrong(f"ends a response with the token {ids[-1]} and calls it {choice['finish_reason']!r}.", hint)
+        return np.array(ids, np.int32), logp, ended
+
+
+def _wrong(message: str, hint: str = "") -> UserError:
+    return UserError(f"the server {message}", location=LOCATION, hint=hint)

@@ -1,0 +1,89 @@
+"""From rows of any kind to the prompts that responses are drawn to.
+
+The ids of a task's prompt come through the renderer and the encoder of all rows, so that they are those of a pair with
+this prompt. Held by tests/rollout/test_tasks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from msgspec import Struct
+
+from preftune.errors import Problem
+from preftune.rows.account import Tally
+from preftune.rows.row import Place, Prompt, Row, responses
+from preftune.rows.row import Task as TaskRow
+from preftune.tokens.groups import TokenGroup
+from preftune.tokens.tokenize import tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Task(Struct, frozen=True, eq=False):
+    """A prompt to draw responses to.
+
+    ids: int32 (tokens of the prompt,), template and opening of the response included; prompt: the same as the row has
+    it; answer: what a verifier reads; place, id: of the first row with this prompt; weight: the mean of its rows'.
+    """
+
+    ids: np.ndarray
+    prompt: Prompt
+    answer: str | None
+    place: Place
+    id: str = ""
+    weight: float = 1.0
+
+
+class Tasks(Struct, frozen=True):
+    """tasks: in the order of their first rows; skipped: one problem for each row left out; notes: what is odd."""
+
+    tasks: list[Task]
+    skipped: list[Problem]
+    notes: list[Problem]
+
+
+def tasks_of(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_tokens: int,
+    template_options: Mapping[str, Any] | None = None,
+) -> Tasks:
+    """One task for all rows of equal prompt ids and answer. Prompts of more than max_prompt_tokens are skipped.
+
+    Raises UserError that lists the rows on which the chat template fails.
+    """
+    bare = [_task_row(row) for row in rows]
+    tokenized = tokenize(bare, tokenizer, max_tokens=max_prompt_tokens, template_options=template_options)
+    row_at = {row.place: row for row in bare}
+    tally = Tally()
+    for row in rows:
+        if responses(row):
+            message = "the responses of the row are not read, since responses are drawn"
+            tally.add("task.responses", message, row.place)
+    by_prompt: dict[bytes, dict[str | None, list[TokenGroup]]] = {}
+    for group in tokenized.groups:
+        answer = row_at[group.place].answer
+        by_answer = by_prompt.setdefault(group.prompt.tobytes(), {})
+        equal = by_answer.setdefault(answer, [])
+        equal.append(group)
+        if len(equal) > 1:
+            tally.add("task.repeated", "the prompt and answer repeat an earlier row's; they are one task", group.place)
+        elif len(by_answer) > 1:
+            tally.add("task.answers", "an earlier row has this prompt and another answer", group.place)
+    tasks = [_task(row_at[equal[0].place], equal) for answers in by_prompt.values() for equal in answers.values()]
+    order = {group.place: index for index, group in enumerate(tokenized.groups)}
+    tasks.sort(key=lambda task: order[task.place])
+    return Tasks(tasks, tokenized.skipped, [*tokenized.notes, *tally.problems()])
+
+
+def _task_row(row: Row) -> TaskRow:
+    return TaskRow(prompt=row.prompt, place=row.place, id=row.id, weight=row.weight, answer=row.answer)
+
+
+def _task(row: TaskRow, groups: Sequence[TokenGroup]) -> Task:
+    weight = sum(group.weight for group in groups) / len(groups)
+    return Task(groups[0].prompt, row.prompt, row.answer, row.place, row.id, weight)

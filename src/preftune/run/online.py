@@ -1,0 +1,228 @@
+"""Everything that a run needs before its first step where it draws its own responses.
+
+The counterpart of prepare.py, from which it differs in where groups come from and in nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace as changed
+from pathlib import Path
+
+import numpy as np
+from msgspec.structs import replace
+
+from preftune import signals
+from preftune.config.drawing import reward_tables
+from preftune.config.run import Run
+from preftune.distributed import Distributed
+from preftune.errors import UserError
+from preftune.evaluate.evaluate import HeldOut
+from preftune.events import Note, emit
+from preftune.forward.forward import Models
+from preftune.forward.loss import Loss
+from preftune.model.budget import pack_budget, positions
+from preftune.model.heads import LanguageHead, ScalarHead
+from preftune.model.load import DTYPES
+from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.scalar import load_reward_model, load_scorer, model_scores
+from preftune.model.verify import sample, verify_layout
+from preftune.objective import PPO
+from preftune.pack.plan import Plan, Step, make_plan
+from preftune.record.reader import Record
+from preftune.reference.config import Moving
+from preftune.reference.moving import MovingReference
+from preftune.rollout.config import Reward, Rollout, Value
+from preftune.rollout.embedded import Embedded
+from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.judges import judge_of
+from preftune.rollout.phase import Online
+from preftune.rollout.reward_model import ModelScorer
+from preftune.rollout.samples import Samples, chosen_prompts
+from preftune.rollout.scorers import SummedScorer, scorer_of
+from preftune.rollout.tasks import Task
+from preftune.run.identity import assert_same_on_all_ranks, identity
+from preftune.run.match_rows import Notes
+from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.prepare import Prepared, with_budget
+from preftune.run.tasks import TaskSet, load_tasks
+from preftune.tokens.groups import TokenGroup
+from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
+from preftune.training.update import Training
+
+MEASURED = 64  # held-out prompts that are drawn to at most
+
+
+def prepare_online(run: Run, dist: Distributed) -> Prepared:
+    """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
+    rollout = run.rollout
+    assert rollout is not None
+    rollout = replace(rollout, tasks=rollout.phase_tasks)
+    run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
+    tasks, notes = load_tasks(run, rollout), Notes()
+    if run.objective.variant:
+        notes["objective"] = (run.objective.variant, {})
+    emit(Note("loading the model"))
+    policy = load_policy(run, tasks.dataset, notes, dist)
+    refuse_lost_updates(policy.weights, run.optim.lr)
+    run, packing = with_budget(run, policy, dist)
+    digests = {**tasks.dataset.digests, "model": policy.weights.digest()}
+    anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
+    if anchor is not None:
+        digests["reference"] = anchor.weights.digest()
+    scorer = scorer_of_run(run, tasks, policy, digests, notes)
+    scorer.refuse_tasks([*tasks.train, *tasks.held_out])
+    judge = None
+    if named := [reward for reward in reward_tables(run) if reward.judge]:
+        judge, judge_digests = judge_of(named[0])
+        digests |= judge_digests
+    value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
+    if value is not None:
+        digests["value"] = value.weights.digest()
+    assert_same_on_all_ranks(identity(run, digests), dist)
+    policy = at_temperature(policy, rollout.temperature)
+    anchor = None if anchor is None else at_temperature(anchor, rollout.temperature)
+    moving = run.reference if isinstance(run.reference, Moving) else None
+    follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
+    models = Models(policy, follows, value)
+    sampler = Embedded(policy, rollout.max_tokens, tasks.end_tokens)
+    source = Online(
+        tasks=tasks.train,
+        plan=plan_tasks(run, rollout, len(tasks.train)),
+        rows=min(run.batch.rows, rollout.phase_tasks),
+        limit=run.optim.steps,
+        rollout=rollout,
+        seed=run.seed,
+        objective=run.objective,
+        models=models,
+        anchor=None if follows else anchor,
+        sampler=sampler,
+        scorer=scorer,
+        judge=judge,
+        tokenizer=tasks.dataset.tokenizer,
+        packing=packing,
+        record=Path(run.out).expanduser(),
+        dist=dist,
+        warm_up=(run.value or Value()).warm_up if value is not None else 0,
+    )
+    starts_at_reference = digests.get("reference") == digests["model"]
+    held_out = None
+    if tasks.held_out and judge is None:  # a judge compares two responses, and gives no score to follow
+        if len(tasks.held_out) > MEASURED:
+            notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
+        held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, source.anchor,
+                                scorer, tasks.dataset.tokenizer, packing, source.record)  # fmt: skip
+    training = Training(
+        models=models,
+        loss=Loss(run.objective, run.data.rankings),
+        source=source,
+        packing=packing,
+        held_out=HeldOut((), 0, Step(())),
+        optim=run.optim,
+        evaluate=run.evaluate,
+        save=run.save,
+        starts_at_reference=starts_at_reference,
+        dist=dist,
+        value_lr=(run.value or Value()).lr or run.optim.lr,
+        tasks=held_out,
+        samples=_samples(run, tasks, sampler, source, starts_at_reference=starts_at_reference),
+    )
+    for text, _ in notes.values():
+        emit(Note(text))
+    return Prepared(run, training, tasks.dataset, digests, notes)
+
+
+def _samples(
+    run: Run, tasks: TaskSet, sampler: Embedded, source: Online, *, starts_at_reference: bool
+) -> Samples | None:
+    """The held-out prompts to which texts are drawn for the page."""
+    prompts = chosen_prompts([group_of(task) for task in tasks.held_out], run.evaluate.samples)
+    if not prompts:
+        return None
+
+    def start() -> Policy | None:
+        return source.anchor if starts_at_reference and source.anchor else None
+
+    def spell(ids: np.ndarray) -> str:
+        return str(tasks.dataset.tokenizer.decode(ids, skip_special_tokens=True))
+
+    shown = [{"prompt": spell(group.prompt)} for group in prompts]
+    drawn_to = [Task(group.prompt, "", None, group.place, group.id) for group in prompts]
+    return Samples(drawn_to, shown, sampler, start, spell, source.packing, run.seed, source.record, source.dist)
+
+
+def group_of(task: Task) -> TokenGroup:
+    """The task as a group without responses."""
+    return TokenGroup(prompt=task.ids, responses=(), kind="task", place=task.place, id=task.id, ranks=())
+
+
+def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:
+    """Which tasks each phase draws to; where updates are limited, phases enough for them."""
+    return make_plan([1] * tasks, rows=rollout.phase_tasks, tokens=tasks, seed=run.seed, steps=run.optim.steps,
+                     epochs=run.optim.epochs)  # fmt: skip
+
+
+def at_temperature(policy: Policy, temperature: float) -> Policy:
+    """The policy whose log-probabilities are those of a distribution at this temperature, from which is drawn."""
+    head = policy.head
+    assert isinstance(head, LanguageHead)
+    if temperature == 1:
+        return policy
+    if head.softcap is not None:
+        raise UserError("this model caps its logits, so they cannot be divided by a temperature.",
+                        location="rollout.temperature", hint="Use 1.")  # fmt: skip
+    return changed(policy, head=changed(head, scale=head.scale / temperature))
+
+
+@signals.interruptible()
+def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str], notes: Notes) -> SummedScorer:
+    """What scores the run's responses; digests and notes of it are added."""
+
+    def load_model(reward: Reward) -> ModelScorer:
+        assert reward.model is not None
+        emit(Note("loading the reward model"))
+        model = load_reward_model(reward.model, weights=run.model.weights, compute=run.model.compute,
+                                  device=policy.device, layout=run.model.layout)  # fmt: skip
+        tokenizer = load_tokenizer(reward.model)
+        if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
+            rows = tasks.dataset.train
+            model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
+        digests[f"reward.model {reward.name}"] = model.weights.digest()
+        if (slope := recorded_slope(Path(reward.model).expanduser())) is not None:
+            text = (
+                f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
+            )
+            notes["reward_slope"] = (text, {"slope": slope})
+        budget = run.batch.tokens or pack_budget(model.module, model.device, checkpointing=False)
+        return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
+                           positions(model.module.config))  # fmt: skip
+
+    tables = [reward for reward in reward_tables(run) if not reward.judge]
+    scorer = scorer_of(tables if reward_tables(run) else run.reward, load_model)
+    digests |= scorer.digests
+    return scorer
+
+
+def recorded_slope(model: Path) -> float | None:
+    """The calibration slope of a reward model that a run of this library has exported; None where none is recorded."""
+    if not (model.parent / "run.toml").is_file():
+        return None
+    slope = Record.open(model.parent).end.get("calibration_slope")
+    return slope if slope is not None and math.isfinite(slope) else None
+
+
+@signals.interruptible()
+def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
+    """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
+    path = (run.value or Value()).path
+    if path is None:
+        path = next((reward.model for reward in reward_tables(run) if reward.model), None)
+    loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
+                         weights=run.model.weights, device=policy.device, location="value.path",
+                         fresh=True)  # fmt: skip
+    model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
+    assert isinstance(model.head, ScalarHead)
+    model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
+    model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
+    notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
+    return model

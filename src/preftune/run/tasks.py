@@ -1,0 +1,125 @@
+"""The prompts of a run that draws its own responses, with an account of every row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from preftune.config.run import Run
+from preftune.errors import UserError
+from preftune.events import Note, emit
+from preftune.model.budget import positions
+from preftune.model.load import load_config
+from preftune.rollout.config import Rollout
+from preftune.rollout.tasks import Task, Tasks, tasks_of
+from preftune.rows.account import Account, Counts, by_reason, refuse_too_many
+from preftune.rows.row import Demo, Message, text_of
+from preftune.rows.split import Rows, read_rows
+from preftune.run.dataset import MAX_TOKENS, Dataset
+from preftune.tokens.groups import TokenGroup
+from preftune.tokens.tokenize import tokenize
+from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBED = 64  # tokens of the made-up responses on which the model is tried
+
+
+class TaskSet(NamedTuple):
+    """train, held_out: prompts to learn from and to measure on; end_tokens: any of them ends a response; dataset: what
+    the rest of a run asks of rows, with made-up responses on which the model is tried before anything is drawn."""
+
+    train: list[Task]
+    held_out: list[Task]
+    end_tokens: frozenset[int]
+    dataset: Dataset
+
+
+def load_tasks(run: Run, rollout: Rollout) -> TaskSet:
+    """Read rows of any kind as tasks. Raises UserError where too many are unusable, or none is left."""
+    emit(Note("reading rows"))
+    rows = read_rows(run.data)
+    path, source = run.model.path, run.model.tokenizer or str(run.model.path)
+    tokenizer = load_tokenizer(source, run.model.revision, run.data.template)
+    config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
+    max_tokens = _max_tokens(run, rollout, positions(config))
+    longest = max_tokens - rollout.max_tokens
+    parts = {
+        name: tasks_of(part, tokenizer, longest, run.data.template_options)
+        for name, part in (("train", rows.train), ("evaluate", rows.evaluate))
+        if part
+    }
+    _refuse_skipped(rows, parts, run.data.max_skipped)
+    for name, tasks in parts.items():
+        if not tasks.tasks:
+            raise UserError("no prompt is left.", location=f"data.{name}",
+                            hint=f"A prompt may have {longest} tokens; see `preftune check`.")  # fmt: skip
+        for note in tasks.notes:
+            emit(Note(str(note)))
+    train = parts["train"].tasks
+    held_out = parts["evaluate"].tasks if "evaluate" in parts else []
+    account = Account(
+        train=_counts(parts["train"], rows, "train"),
+        evaluate=_counts(parts["evaluate"], rows, "evaluate") if "evaluate" in parts else None,
+        max_tokens=max_tokens,
+        files={name: reading.files for name, reading in rows.readings.items()},
+    )
+    tried = [_made_up(task) for task in (*train, *held_out)]
+    digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
+    dataset = Dataset(tried, [], account, tokenizer, config, max_tokens, digests, {})
+    return TaskSet(train, held_out, end_tokens(train[0], tokenizer), dataset)
+
+
+def end_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a response: what a row with this prompt ends with, and the tokenizer's end token."""
+    words = text_of(task.prompt)  # which the tokenizer knows
+    response = words if isinstance(task.prompt, str) else (Message("assistant", words),)
+    row = Demo(prompt=task.prompt, response=response, place=task.place)
+    (group,) = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups
+    ends = {int(group.responses[0][-1])}
+    if tokenizer.eos_token is not None:
+        ends.add(int(tokenizer.get_vocab()[str(tokenizer.eos_token)]))
+    return frozenset(ends)
+
+
+def _made_up(task: Task) -> TokenGroup:
+    """The task with two responses of its own tokens, forward and backward."""
+    ids = task.ids[:PROBED]
+    return TokenGroup(prompt=task.ids, responses=(ids, np.ascontiguousarray(ids[::-1])), kind="ranking",
+                      place=task.place, id=task.id, ranks=(1, 2))  # fmt: skip
+
+
+def _max_tokens(run: Run, rollout: Rollout, limit: int) -> int:
+    """Tokens of a prompt with a response. Raises UserError where no prompt would fit."""
+    given = run.data.max_tokens
+    if given is not None and given > limit:
+        raise UserError(f"the model has {limit} positions.", location="data.max_tokens", hint=f"Use {limit} or less.")
+    tokens = given or min(MAX_TOKENS + rollout.max_tokens, limit)
+    if tokens <= rollout.max_tokens:
+        raise UserError(f"a response of {rollout.max_tokens} tokens leaves no room for a prompt in {tokens}.",
+                        location="rollout.max_tokens", hint="Lower it.")  # fmt: skip
+    return tokens
+
+
+def _refuse_skipped(rows: Rows, parts: dict[str, Tasks], allowed: float) -> None:
+    """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
+    for name, reading in rows.readings.items():
+        of_source = [tasks for part, tasks in parts.items() if part == name or part not in rows.readings]
+        skipped = [problem for tasks in of_source for problem in tasks.skipped if problem.reason != "too_long"]
+        if skipped:
+            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
+
+
+def _counts(tasks: Tasks, rows: Rows, part: str) -> Counts:
+    reading = rows.readings.get(part)
+    before = reading.skipped if reading else []
+    part_rows = rows.train if part == "train" else rows.evaluate
+    return Counts(
+        read=len(part_rows) + len(before),
+        kept=len(tasks.tasks),
+        kinds={"task": len(tasks.tasks)},
+        skipped={reason: len(problems) for reason, problems in by_reason([*before, *tasks.skipped]).items()},
+        notes=tuple(map(str, [*(reading.notes if reading else []), *tasks.notes])),
+    )

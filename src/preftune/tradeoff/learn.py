@@ -1,0 +1,158 @@
+"""Learning in the exact world: online from draws of the policy, offline from judged pairs of the reference.
+
+The formulas are those of `preftune.objective`; only the model is a table. Held by tests/numbers/test_rollouts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from preftune.objective import PPO, Formula, loss_of
+from preftune.objective.base import PairFormula
+from preftune.objective.labels import ScoreLabels
+from preftune.objective.responses import Draws, Pairs, Responses, Rollouts, Values
+from preftune.objective.rollouts import RolloutFormula
+from preftune.tradeoff.world import Members, World
+
+TokenLoss = Callable[[Tensor, Draws], Tensor]  # token_logp (members,) and the phase -> (members,)
+
+
+class Schedule(Struct, frozen=True):
+    """How long and how fast to learn. phases: rounds of drawing; draws: groups a prompt and phase, of `responses` each;
+    epochs: updates on a phase; lr, value_lr: of Adam, both falling to 0 in a line; warmup: phases in which only the
+    values learn."""
+
+    phases: int = 300
+    draws: int = 4
+    responses: int = 8
+    epochs: int = 1
+    lr: float = 0.05
+    value_lr: float = 0.1
+    warmup: int = 0
+
+
+USUAL = Schedule()
+
+
+def draw(world: World, logits: Tensor, schedule: Schedule, generator: torch.Generator) -> tuple[Members, Tensor]:
+    """The tokens of a phase, and (responses,) which of its groups each response belongs to."""
+    count = schedule.draws * schedule.responses
+    at = torch.multinomial(world.logp(logits).exp(), count, True, generator=generator).reshape(-1)
+    group_of = torch.arange(len(logits)).repeat_interleave(count)
+    return world.members(group_of, at), torch.arange(len(at)) // schedule.responses
+
+
+def learn_online(
+    world: World,
+    objective: RolloutFormula | PairFormula,
+    score: Tensor,
+    schedule: Schedule = USUAL,
+    *,
+    labels: ScoreLabels = "soft",
+    token_loss: TokenLoss | None = None,
+    watch: Callable[[int, Tensor], None] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """(groups, prefixes, vocab) the policy that an objective learns from its own draws, scored by `score`.
+
+    score: (groups, responses), the true reward or a reward model's. An objective of pairs gets all pairs of a group.
+    token_loss: what some recipes add to each token, for showing where they lead; watch: called with the number of
+    phases done and the policy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    logits = world.reference.clone().requires_grad_()
+    values = torch.zeros(logits.shape[:2], dtype=logits.dtype, requires_grad=True)
+    optimizers = [
+        (torch.optim.Adam([logits], eps=1e-5), schedule.lr),
+        (torch.optim.Adam([values], eps=1e-5), schedule.value_lr),
+    ]
+    for phase in range(schedule.phases):
+        for optimizer, lr in optimizers:
+            optimizer.param_groups[0]["lr"] = lr * (1 - phase / schedule.phases)
+        with torch.no_grad():
+            members, group = draw(world, logits, schedule, generator)
+            draws = world.draws(members, logits, score, values, group)
+        if isinstance(objective, RolloutFormula):
+            losses = _rollout_losses(objective, draws, members, logits, values, token_loss)
+        else:
+            votes = pair_votes(draws.score.view(-1, schedule.responses), labels, generator)
+            losses = _pair_losses(objective, draws, members, logits, *votes)
+        for _ in range(schedule.epochs):
+            for (optimizer, _), loss in zip(optimizers, losses(), strict=False):
+                optimizer.zero_grad()
+                (loss * len(logits)).backward()  # tables do not share weights: each has the gradient of its own mean
+                if optimizer is not optimizers[0][0] or phase >= schedule.warmup:
+                    optimizer.step()
+        if watch is not None:
+            watch(phase + 1, logits.detach())
+    return logits.detach()
+
+
+Losses = Callable[[], list[Tensor]]
+
+
+def _rollout_losses(
+    objective: RolloutFormula, draws: Draws, members: Members, logits: Tensor, values: Tensor,
+    token_loss: TokenLoss | None,
+) -> Losses:  # fmt: skip
+    """What an update of a phase minimizes: the mean over its responses, of the policy and, for PPO, of the values."""
+    advantages = objective.advantages(draws)
+    weight = torch.ones_like(draws.score)
+
+    def losses() -> list[Tensor]:
+        now = Rollouts(members.logp(logits), draws.sampled, advantages.advantage, draws.response, weight)
+        policy = objective(now).mean()
+        if token_loss is not None:
+            policy = policy + token_loss(now.token_logp, draws).mean()
+        if not isinstance(objective, PPO) or advantages.returns is None or draws.value is None:
+            return [policy]
+        of_values = Values(members.values(values), draws.value, advantages.returns, draws.response, weight)
+        return [policy, objective.value_loss(of_values).mean()]
+
+    return losses
+
+
+def pair_votes(score: Tensor, labels: ScoreLabels, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(groups, K) scores -> index of the first and of the second response of all pairs, and the vote for the first.
+
+    All are (pairs,), counted over all responses. A tie of ranks has the vote 1/2, which no update follows.
+    """
+    groups, count = score.shape
+    first, second = torch.triu_indices(count, count, 1)
+    start = torch.arange(groups)[:, None] * count
+    difference = (score[:, first] - score[:, second]).reshape(-1)
+    if labels == "ranks":
+        vote = (difference.sign() + 1) / 2
+    else:
+        vote = difference.sigmoid()
+        vote = torch.bernoulli(vote, generator=generator) if labels == "drawn" else vote
+    return (start + first).reshape(-1), (start + second).reshape(-1), vote
+
+
+def _pair_losses(
+    objective: Formula, draws: Draws, members: Members, logits: Tensor, first: Tensor, second: Tensor, vote: Tensor
+) -> Losses:
+    """What an update of a phase minimizes: the mean over all pairs of all groups."""
+    tokens = draws.sum(torch.ones_like(draws.sampled))
+    reference = draws.sum(draws.ref_logp)
+
+    def losses() -> list[Tensor]:
+        responses = Responses(draws.sum(members.logp(logits)), tokens, reference, draws.score)
+        pairs = Pairs(responses[first], responses[second], torch.ones_like(vote), vote)
+        return [loss_of(objective, pairs).mean()]
+
+    return losses
+
+
+def minimize(loss: Callable[[], Tensor], tables: Sequence[Tensor], steps: int, lr: float) -> None:
+    """Adam with a rate that falls to 0 in a line; the tables are changed in place."""
+    optimizer = torch.optim.Adam(tables, lr=lr)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()

@@ -1,0 +1,196 @@
+"""The comparison as panels of a page: which sentence, which chart and which table each result becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from preftune.report.charts import Chart, Series
+from preftune.report.study import Panel, Study
+from preftune.tradeoff.results import Outcome, Results
+
+CURVES = {  # method and what it learned from -> color role of its line over the betas
+    ("DPO", "judged pairs"): "run-1", ("IPO", "judged pairs"): "run-5", ("KTO", "judged pairs"): "run-6",
+    ("SimPO", "judged pairs"): "run-4", ("RLOO, linear model", "reward model"): "run-3",
+    ("PPO", "true reward"): "run-7", ("online DPO, ranks", "true reward"): "run-2",
+    ("GRPO as published", "true reward"): "run-8",
+}  # fmt: skip
+OUTCOME_COLUMNS = ("method", "learned from", "beta", "KL, nats", "true reward", "below the best of its KL")
+KINDS = ["run-7", "run-3", "run-1", "run-6", "run-2", "run-8"]
+
+
+def study(results: Results) -> Study:
+    """The page's content."""
+    panels = [_frontier(results), _objectives(results), _courses(results), _explored(results), _shifted(results),
+              _weak(results), _noise(results), _settings(results)]  # fmt: skip
+    foot = (
+        f"Made by preftune in {results.seconds:.0f} seconds of one core: {results.runs} independent runs of a world of "
+        "4 prompts and 121 responses, in which every KL, every reward and the best policy are sums over all responses."
+    )
+    return Study("trade-off", "DPO and RLHF under the ceiling that theory gives", _lead(results), panels, foot)
+
+
+def _lead(results: Results) -> str:
+    by_name = {(o.method, o.beta): o for o in results.frontier}
+
+    def gap(name: str) -> str:
+        return by_name[name, results.beta].gap.text(3)
+
+    return (
+        f"From the same {results.pairs:,} judged pairs a prompt, DPO ends {gap('DPO')} below the best reward that its "
+        f"KL allows, RLOO on a reward model of four numbers {gap('RLOO, linear model')}, and the exact optimum of a "
+        f"reward model of one number a response {gap('optimum of a table model')}: the class of the reward model "
+        f"decides. On the true reward PPO ends {gap('PPO')} below it, RLOO {gap('RLOO')} and online DPO with soft "
+        f"labels {gap('online DPO, soft labels')}. ± is half of a 95 % interval over independent runs."
+    )
+
+
+def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    return [
+        [o.method, o.source, "" if o.beta is None else f"{o.beta:g}", o.kl.text(), o.reward.text(), o.gap.text(3)]
+        for o in outcomes
+    ]
+
+
+def _ceiling(results: Results, up_to: float) -> Series:
+    points = [p for p in results.ceiling if p.kl <= up_to]
+    return Series("The best policy of each KL", "train", [p.kl for p in points], [p.reward for p in points], dash=True)
+
+
+def _frontier(results: Results) -> Panel:
+    series = [_ceiling(results, 6.5), *_curves(results, lambda o: (o.kl.value, o.reward.value))]
+    drawn = [o for o in results.frontier if o.method.startswith("best of") and o.source == "true reward"]
+    series.append(
+        Series("Best of 2 to 64", "muted", [o.kl.value for o in drawn], [o.reward.value for o in drawn], "dots")
+    )
+    look = (
+        "One line a method, one dot a beta. On the dashed line nothing is lost; how far right a dot stands is beta's."
+    )
+    chart = Chart("frontier", "Reward over KL", "true reward", look, "KL from the reference, nats", series)
+    distance = Chart("gap", "What is lost at each beta", "reward below the best of that KL",
+        "Lower is better. PPO on the true reward loses next to nothing; RLOO, GRPO and online DPO with soft labels are "
+        "as near, and are left out here.", "beta",
+        _curves(results, lambda o: (o.beta or 0.0, o.gap.value)), floor=True)  # fmt: skip
+    text = (
+        "Reward against KL from the reference, under the reward that the best policy of each KL has. Methods on the "
+        "true reward come near the optimum of their beta, all but two: online DPO on ranks alone, and GRPO as it is "
+        "published (scores over the group's deviation, and the KL as a loss). KTO has the exact drift, its best case."
+    )
+    return Panel("Every method under the ceiling", text, [chart, distance], OUTCOME_COLUMNS, _rows(results.frontier))
+
+
+def _curves(results: Results, place: Callable[[Outcome], tuple[float, float]]) -> list[Series]:
+    """One line a method of CURVES, a dot a beta."""
+    series = []
+    for (name, source), color in CURVES.items():
+        own = [o for o in results.frontier if (o.method, o.source) == (name, source)]
+        dots = sorted(place(outcome) for outcome in own)
+        label = f"{name}, {source}" if source == "true reward" else name
+        series.append(Series(label, color, [x for x, _ in dots], [y for _, y in dots], "dots"))
+    return series
+
+
+def _objectives(results: Results) -> Panel:
+    points = Series("Objectives", "run-1", [o.kl.value for o in results.objectives],
+                    [o.reward.value for o in results.objectives], "points",
+                    text=[o.method for o in results.objectives])  # fmt: skip
+    chart = Chart("objectives", "All objectives on the same pairs", "true reward",
+        "Each dot is one objective. The closer to the dashed line, the less of its KL is noise of the pairs.",
+        "KL from the reference, nats", [_ceiling(results, 6.5), points])  # fmt: skip
+    text = (
+        f"Each objective that pairs serve, at beta {results.beta:g} where its beta is one of nats, with its usual "
+        "constants otherwise. odpo, rpo, rebel and dro get the true scores as well. A small gap at a small KL says "
+        "little: the ceiling is low there too."
+    )
+    return Panel("All objectives on the same pairs", text, [chart], OUTCOME_COLUMNS, _rows(results.objectives))
+
+
+def _courses(results: Results) -> Panel:
+    series = [
+        Series(c.method, color, [float(p) for p in c.phases], list(c.distance), "dots")
+        for c, color in zip(results.courses, KINDS, strict=True)
+    ]
+    chart = Chart("courses", "Distance to the optimum", "KL(pi, pi*), nats",
+        "It should fall to 0. Ranks turn back: with certain labels the optimum is at infinity. GRPO as published stays "
+        "away, for its KL loss forgets that a token leads to later KL.", "phases", series, floor=True)  # fmt: skip
+    rows = [[c.method, *(f"{d:.3f}" for d in c.distance)] for c in results.courses]
+    phases = [f"after {p}" for p in results.courses[0].phases]
+    text = (
+        f"Online at beta {results.beta:g}, on the true reward. Reward minus beta KL is beta times this distance short."
+    )
+    return Panel("Where each online method stops", text, [chart], ["method", *phases], rows)
+
+
+def _explored(results: Results) -> Panel:
+    text = (
+        f"The best answers begin in a way that the reference has in {results.rare_before:.2%} of its answers and the "
+        f"best policy in {results.rare_best:.0%}. Who only sees judged pairs hardly finds them, and a reward model "
+        "cannot score what it never saw; who draws does find them, slowly."
+    )
+    rows = []
+    for r in results.rare:
+        pairs = "" if r.pairs is None else f"{r.pairs:,}"
+        rows.append([r.method, pairs, f"{r.share.value:.1%} ± {r.share.half:.1%}", r.gap.text(3)])
+    columns = ("method", "pairs a prompt", "answers that begin so", "below the best of its KL")
+    return Panel("Exploration", text, (), columns, rows)
+
+
+def _shifted(results: Results) -> Panel:
+    text = (
+        "A reward model knows the responses that it was fitted to. On those of the policy that it made it orders fewer "
+        "pairs rightly, and promises more reward than there is; a second round of pairs, of that policy, mends more "
+        "than as many of the reference. " + " ".join(
+            f"{r.method}: {r.gap.text(2)} below the best of its KL." for r in results.rounds if "table" in r.method
+        )
+    )  # fmt: skip
+    rows = [[s.model, s.right_before.text(3), s.right_after.text(3), s.error_before.text(3), s.error_after.text(3),
+             s.claimed.text(), s.true.text()] for s in results.shift]  # fmt: skip
+    columns = ("reward model", "right on the reference's pairs", "on the tuned policy's", "calibration error before",
+               "after", "gain it claims", "true gain")  # fmt: skip
+    return Panel("Distribution shift", text, (), columns, rows)
+
+
+def _weak(results: Results) -> Panel:
+    names = [o.method for o in results.weak[0][1]]
+    colors = ("muted", "run-1", "run-4", "run-3", "run-7", "train")
+    series = [
+        Series(
+            name, color, [turned for turned, _ in results.weak], [of[i].reward.value for _, of in results.weak], "dots"
+        )
+        for i, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
+    chart = Chart("weak", "A weak reference", "true reward",
+        "All fall with the reference, since all are held to it; DPO on its pairs loses most of what the best policy "
+        "keeps.", "how far the reference is turned away from the reward", series)  # fmt: skip
+    text = "The reference is tilted against the reward. Pairs are its own, so they show ever less of what is good."
+    rows = [[name, *(of[i].reward.text() for _, of in results.weak)] for i, name in enumerate(names)]
+    columns = ["method", *(f"turned by {turned:g}" for turned, _ in results.weak)]
+    return Panel("A weak reference", text, [chart], columns, rows)
+
+
+def _noise(results: Results) -> Panel:
+    names = list(results.noise[0][1])
+    shares = [share for share, _ in results.noise]
+    series = [
+        Series(name, color, shares, [of[name].value for _, of in results.noise], "dots")
+        for name, color in zip(names, ("run-1", "run-5", "run-3"), strict=True)
+    ]
+    chart = Chart("noise", "Wrong labels", "slope of the implied reward on the true one",
+        "1 is right. DPO shrinks with the noise, cDPO more so; the robust form does not, and spreads widely.",
+        "share of labels turned round", series, floor=True)  # fmt: skip
+    rows = [[name, *(of[name].text() for _, of in results.noise)] for name in names]
+    text = "cDPO and robust DPO are told the true share of wrong labels."
+    return Panel("Wrong labels", text, [chart], ["objective", *(f"{share:.0%} wrong" for share in shares)], rows)
+
+
+def _settings(results: Results) -> Panel:
+    spreads = "; ".join(
+        f"{s.method} {s.best:.3f} to {s.worst:.3f}, median {s.median:.3f}, over {s.settings} settings"
+        for s in results.sensitivity
+    )
+    text = (
+        "Models held at once, keys of the objective, pairs judged and responses drawn, counted. How much the settings "
+        f"matter: the gap over rates of 1/4 to 4 times the usual, epochs or steps, and the values' rate: {spreads}."
+    )
+    rows = [[c.method, ", ".join(c.models), len(c.models), c.keys, c.pairs, c.draws, c.updates] for c in results.costs]
+    columns = ("method", "models", "held", "keys", "pairs judged", "responses drawn", "updates")
+    return Panel("What each needs", text, (), columns, rows)

@@ -1,0 +1,204 @@
+"""A run that draws what it learns from is one run: however often it is killed, and on however many ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from killed import Killed
+from msgspec.structs import replace as changed
+from safetensors.torch import load_file
+from several import on_ranks
+
+from preftune import objective as o
+from preftune.config.run import Run
+from preftune.distributed import SINGLE_PROCESS, Distributed
+from preftune.errors import UserError
+from preftune.files import read_lines
+from preftune.pack.plan import Phase
+from preftune.rollout import numbers
+from preftune.rollout.config import Value
+from preftune.rollout.embedded import Embedded
+from preftune.run.online import prepare_online
+from preftune.run.train import new_state, train
+from preftune.training import update
+from preftune.training.loop import fit
+
+CLOCKS = {"seconds", "seconds_draw", "seconds_score", "time"}
+OBJECTIVES = (
+    o.RLOO(), o.GRPO(scale="group"), o.PPO(), o.ReinforcePP(), o.DPO(), o.IPO(), o.SimPO(), o.PlackettLuce(),
+    o.NCA(), o.DRO(), o.BetaDPO(),
+)  # fmt: skip
+
+
+def words(prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
+    """How many different words a response has."""
+    return [len(set(response.split())) / 4 for response in responses]
+
+
+@pytest.fixture
+def online(run_of: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """A run that draws to the prompts of the made rows: 2 phases an epoch of up to 4 tasks, 2 updates each."""
+
+    def make(objective: object = o.RLOO(), **keys: object) -> Run:
+        keys = {"rollout__tasks": 4, "rollout__responses": 3, "rollout__max_tokens": 5, "batch__rows": 2,
+                "save__every": 1, "evaluate__samples": 0, "optim__epochs": None, "optim__steps": 8} | keys  # fmt: skip
+        run = run_of(**keys)
+        data = changed(run.data, train=[{"prompt": f"w{i} w{i + 3} w{i + 7}"} for i in range(3, 10)], evaluate=None)
+        return changed(run, objective=objective, reward=words, data=data)
+
+    return make
+
+
+def lines(out: Path, name: str) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_lines(out / f"{name}.jsonl")]
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    files = [path for path in (out / "model", out / "value") if path.exists()]
+    return {f"{path.name}/{k}": v for path in files for k, v in load_file(path / "model.safetensors").items()}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, two = tensors(a), tensors(b)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert lines(a, "metrics") == lines(b, "metrics")
+    assert lines(a, "phases") == lines(b, "phases")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+def test_every_objective_learns_from_draws(objective: o.Formula, online: Callable[..., Run]) -> None:
+    run = online(objective, reference__store="memory") if "reference" in objective.reads else online(objective)
+    out = train(changed(run, reference=run.reference if "reference" in objective.reads else None))
+    metrics, phases = lines(out, "metrics"), lines(out, "phases")
+    assert [line["step"] for line in metrics] == list(range(1, 9))
+    assert [line["step"] for line in phases] == [0, 2, 4, 6]
+    assert all(np.isfinite(line["loss"]) for line in metrics)
+    assert any(line["grad_norm"] > 0 for line in metrics)
+    assert all(line["responses"] in (9, 12) for line in phases)
+    assert (metrics[0]["value_loss"] is not None) == isinstance(objective, o.PPO)
+    assert (out / "value").exists() == isinstance(objective, o.PPO)
+
+
+@pytest.mark.parametrize("objective", [o.RLOO(clip=0.2), o.PPO(), o.DPO()], ids=lambda objective: objective.name)
+@pytest.mark.parametrize("where", ["draw", "file", "update"])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    objective: o.Formula, where: str, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(changed(online(objective, rollout__epochs=2), out=str(tmp_path / "whole")))
+    run, calls = online(objective, rollout__epochs=2), 0
+    owner, name, fatal = {
+        "draw": (Embedded, "draw", 2),
+        "file": (numbers, "write", 2),
+        "update": (update, "assert_finite", 6),
+    }[where]
+    right = getattr(owner, name)
+
+    def dying(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise Killed
+        return right(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            train(run)
+    out = train(run, resume=True)
+    assert_same(whole, out)
+
+
+class Recorded:
+    """The phases that a run has recorded, as rows that were there before."""
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.recorded = phases
+
+    @property
+    def steps(self) -> int:
+        return sum(len(phase.plan.steps) for phase in self.recorded)
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        yield from self.recorded
+
+
+@pytest.mark.parametrize("objective", [o.RLOO(), o.PPO(lam=0.9), o.DPO()], ids=lambda objective: objective.name)
+def test_recorded_phases_make_the_same_weights(objective: o.Formula, online: Callable[..., Run]) -> None:
+    run = online(objective)
+    out = train(run)
+    prepared = prepare_online(run, SINGLE_PROCESS)
+    source = prepared.training.source
+    phases = [next(iter(source.phases(first + 1))) for first in (0, 2, 4, 6)]  # of begun phases nothing is drawn
+    state = new_state(prepared)
+    fit(replace(prepared.training, source=Recorded(phases)), state, None)
+    trained = state.weights.state()
+    assert all(torch.equal(trained[name], p) for name, p in load_file(out / "model" / "model.safetensors").items())
+
+
+def test_each_prompt_is_drawn_to_once_an_epoch(online: Callable[..., Run]) -> None:
+    source = prepare_online(online(optim__steps=None, optim__epochs=3), SINGLE_PROCESS).training.source
+    drawn = [i for step in source.plan.steps for i in step.order]
+    assert sorted(drawn) == sorted([*range(7)] * 3)
+    assert source.steps == 3 * (2 + 2)
+
+
+@pytest.mark.parametrize("objective", [o.RLOO(), o.PPO()], ids=lambda objective: objective.name)
+def test_two_ranks_make_the_run_of_one(objective: o.Formula, online: Callable[..., Run], tmp_path: Path) -> None:
+    alone = train(changed(online(objective), out=str(tmp_path / "alone")))
+    together = changed(online(objective), out=str(tmp_path / "together"))
+
+    def work(dist: Distributed) -> None:
+        train(together)
+
+    on_ranks(2, tmp_path / "ranks", work)
+    one, two = lines(alone, "metrics"), lines(Path(together.out), "metrics")
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-5)
+    assert [line["score"] for line in lines(alone, "phases")] == [
+        line["score"] for line in lines(Path(together.out), "phases")
+    ]
+
+
+def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = online(rollout__epochs=2)
+    calls, right = 0, update.assert_finite
+
+    def dying(state: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        right(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "assert_finite", dying)
+        with pytest.raises(Killed):
+            train(run)
+    path = numbers.path_of(Path(run.out), 0)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        train(run, resume=True)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        train(run, resume=True)
+
+
+def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
+    run = online()
+    for broken, sentence in (
+        (changed(run, reward=None), "nothing scores"),
+        (changed(run, rollout=None), "draws none"),
+        (changed(run, rollout=None, objective=o.DPO()), "no effect"),
+        (changed(run, objective=o.KTO()), "reads mismatched"),
+        (changed(run, objective=o.NLL()), "does not learn from scores"),
+        (online(rollout__responses=1), "needs 2 or more"),
+        (online(rollout__labels="soft"), "no effect"),
+        (changed(run, value=Value()), "only ppo"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            train(broken)
