@@ -13,6 +13,7 @@ VERBS = {
     "train": "Tune a model.",
     "sweep": "Train once for each combination of keys.",
     "score": "Score every row of data.train under two models, or every response of a file under a reward model.",
+    "draw": "Draw responses from a model to the prompts of a file.",
     "report": "Write the page of a record, or one page that compares several.",
     "trade-off": "Measure DPO, RLHF and what lies between under the ceiling that theory gives, in a world that can be "
     "listed.",

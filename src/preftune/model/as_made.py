@@ -45,6 +45,18 @@ def as_made(module: PreTrainedModel, attention: str) -> Iterator[None]:
         module.set_attn_implementation(preparation.attention)
 
 
+@contextmanager
+def given_back(model: object) -> Iterator[None]:
+    """A loaded model of the caller's, which is prepared meanwhile, is afterwards as its maker gave it, with the
+    attention that it came with; names of models pass through."""
+    attention = str(model.config._attn_implementation) if isinstance(model, PreTrainedModel) else ""
+    try:
+        yield
+    finally:
+        if isinstance(model, PreTrainedModel):
+            take_back(model, attention)
+
+
 def take_back(module: PreTrainedModel, attention: str) -> Preparation:
     """Take all preparation off a model, and give it this attention; returns what was there."""
     forwards = {part: forward for part in module.modules() if (forward := _our_forward(part)) is not None}

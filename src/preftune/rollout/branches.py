@@ -78,7 +78,8 @@ class Branches(Continuation):
         """of_row: (rows,) the prompt of each row."""
         self._module, self._prompts, self._device = policy.module, prompts, policy.device
         self._layers: dict[nn.Module, int] = {}  # in the order in which they ask
-        self._own: list[tuple[Tensor, Tensor]] = []  # a layer: (rows, key heads, room, width)
+        self._own: list[tuple[Tensor, Tensor]] = []  # a layer: (rows, key heads, room, width), views of the buffers
+        self._buffers: list[Tensor] = []  # those of one shape side by side, so that rows move in one go
         self._tokens, self._room, self._rows = 0, 0, len(of_row)
         widths = np.array([-(-len(prompt) // WIDTH) * WIDTH for prompt in prompts])
         self._members = {int(width): np.flatnonzero(widths == width) for width in np.unique(widths)}
@@ -109,7 +110,6 @@ class Branches(Continuation):
         layers = self._module.config.get_text_config().num_hidden_layers
         if len(self._layers) != layers:
             raise NotReplaceableError("not all of its layers take the attention that they are given")
-        self._own = [(k.new_empty(0), v.new_empty(0)) for k, v in self._shelves[0].layers]
         self._arrange()
         order = np.concatenate([*self._members.values()])
         return torch.cat(states)[torch.from_numpy(np.argsort(order)).to(self._device)]
@@ -126,9 +126,8 @@ class Branches(Continuation):
         moved = np.flatnonzero(order != np.arange(len(order)))
         to, source = (torch.from_numpy(x).to(self._device) for x in (moved, order[moved]))
         if len(moved) and self._tokens:
-            for own in self._own:
-                for x in own:
-                    x[to, :, : self._tokens] = x[source, :, : self._tokens]
+            for x in self._buffers:
+                x[:, to, :, : self._tokens] = x[:, source, :, : self._tokens]
         self._of_row, self._shelf_of_row = self._of_row[order], self._shelf_of_row[order]
         self._rows = len(order)
         self._arrange()
@@ -177,9 +176,8 @@ class Branches(Continuation):
                 out, lse = past(shelf.queries(q), *shelf.keys(layer), mask, shape._replace(window=window))
                 outs.append(shelf.by_place(out, q.shape[2]))
                 sums.append(shelf.by_place(lse[..., None], q.shape[2]))
-        if len(outs) == 1 and self._place is None:
-            return outs[0], sums[0]
-        return torch.cat(outs)[self._place], torch.cat(sums)[self._place]
+        out, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, sums))
+        return (out, lse) if self._place is None else (out[self._place], lse[self._place])
 
     def _pass(self, members: np.ndarray, width: int) -> Tensor:
         """Some prompts of one shelf through the model; the state of each one's last token."""
@@ -193,12 +191,17 @@ class Branches(Continuation):
 
     def _grow(self) -> None:
         self._room += GROW
-        for layer, ((k, v), (prompt_k, prompt_v)) in enumerate(zip(self._own, self._shelves[0].layers, strict=True)):
-            wider = [x.new_empty(self._rows, x.shape[1], self._room, x.shape[3]) for x in (prompt_k, prompt_v)]
-            if self._tokens:
-                for new, old in zip(wider, (k, v), strict=True):
-                    new[:, :, : self._tokens] = old[: self._rows, :, : self._tokens]
-            self._own[layer] = (wider[0], wider[1])
+        sides = [x for layer in self._shelves[0].layers for x in layer]
+        views: dict[int, Tensor] = {}
+        old, self._buffers = self._buffers, []
+        for place, shape in enumerate(dict.fromkeys(x.shape[1::2] for x in sides)):
+            alike = [index for index, x in enumerate(sides) if x.shape[1::2] == shape]
+            wider = sides[0].new_empty(len(alike), self._rows, shape[0], self._room, shape[1])
+            if old:
+                wider[:, :, :, : self._tokens] = old[place][:, : self._rows, :, : self._tokens]
+            self._buffers.append(wider)
+            views |= zip(alike, wider, strict=True)
+        self._own = [(views[index], views[index + 1]) for index in range(0, len(sides), 2)]
 
     def _arrange(self) -> None:
         """Give each row a place among the queries of its prompt."""

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from preftune.model.fused import product_type
 from preftune.model.heads import LanguageHead
-from preftune.rollout.draw import most_likely, pick, uniform
+from preftune.rollout.draw import Drawn, most_likely, pick, uniform
 
-LEAST = 4  # rows that a product has: with fewer, a row's bits depend on how many there are (MKL, fp32)
+# A row's bits must not depend on how many rows there are. Products of MKL in fp32 want 4 rows at least; elementwise
+# functions of torch take 32 numbers at a time and the rest in another way, and widths are multiples of 4.
+ROWS = 8
 LOGITS = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time
 
 
@@ -46,9 +48,8 @@ class Choice:
         Raises FloatingPointError where a log-probability is not finite.
         """
         states, numbers = states.to(product_type(states)), torch.from_numpy(u).to(states.device)
-        at_once = max(2 * LEAST, LOGITS[states.device.type] // (4 * len(self.head.weight)))
-        parts = -(-len(states) // at_once)  # of even sizes, none of which is below LEAST
-        pairs = [self._pick(*part) for part in zip(states.chunk(parts), numbers.chunk(parts), strict=True)]
+        at_once = max(1, LOGITS[states.device.type] // (4 * ROWS * len(self.head.weight))) * ROWS
+        pairs = [self._pick(*part) for part in zip(states.split(at_once), numbers.split(at_once), strict=True)]
         token, logp = (torch.cat(columns).cpu().numpy() for columns in zip(*pairs, strict=True))
         if not np.isfinite(logp).all():
             raise FloatingPointError("a log-probability of a drawn token is not finite")
@@ -75,16 +76,39 @@ class Responses:
         shape = (rows, longest)
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(rows, int), np.zeros(rows, bool))
 
+    def put(self, rows: np.ndarray, others: Responses) -> None:
+        """Take over the responses of some rows."""
+        longest = others.ids.shape[1]
+        self.ids[rows, :longest], self.logp[rows, :longest] = others.ids, others.logp
+        self.tokens[rows], self.ended[rows] = others.tokens, others.ended
+
+    def drawn(self, rows: range) -> Drawn:
+        """The responses of these rows, which are to one prompt."""
+        return Drawn(
+            tuple(self.ids[row, : self.tokens[row]].copy() for row in rows),
+            tuple(self.logp[row, : self.tokens[row]].copy() for row in rows),
+            tuple(bool(self.ended[row]) for row in rows),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Of each row, (rows,): the key of its random numbers, the position of its first token, its most tokens (0: it
-    only fills a product up), and the tokens that end any row."""
+    only fills products up), and the tokens that end any row."""
 
     keys: np.ndarray
     start: np.ndarray
     most: np.ndarray
     ends: np.ndarray
+
+    def at(self, rows: np.ndarray) -> Wanted:
+        return Wanted(self.keys[rows], self.start[rows], self.most[rows], self.ends)
+
+    def with_fill(self, fill: np.ndarray) -> Wanted:
+        """With rows behind the others that only fill products up."""
+        none = np.zeros_like(fill)
+        columns = (np.append(x, none.astype(x.dtype)) for x in (self.keys, self.start, self.most))
+        return Wanted(*columns, self.ends)
 
 
 def decode(rows: Continuation, states: Tensor, wanted: Wanted, choice: Choice) -> Responses:
@@ -101,7 +125,7 @@ def decode(rows: Continuation, states: Tensor, wanted: Wanted, choice: Choice) -
         live = live & ~ends & (t + 1 < wanted.most[row])
         if not live.any():
             break
-        if not live.all() and len(row) > LEAST:
+        if not live.all() and len(row) > ROWS:
             order = live_first(live)
             rows.keep(order)
             row, live, token = row[order], live[order], token[order]
@@ -112,12 +136,12 @@ def decode(rows: Continuation, states: Tensor, wanted: Wanted, choice: Choice) -
 
 
 def live_first(live: np.ndarray) -> np.ndarray:
-    """Which rows to go on with, in order: live ones, and some that ended where there are fewer than LEAST.
+    """Which rows to go on with, in order: live ones, and some that ended, up to a multiple of ROWS.
 
     They stay where they are; the last take the places of those that leave, so that little is moved.
     """
     stays = live.copy()
-    stays[np.flatnonzero(~live)[: max(0, LEAST - int(live.sum()))]] = True
+    stays[np.flatnonzero(~live)[: -int(live.sum()) % ROWS]] = True
     count = int(stays.sum())
     order = np.arange(count)
     order[~stays[:count]] = count + np.flatnonzero(stays[count:])

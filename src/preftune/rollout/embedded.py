@@ -18,7 +18,7 @@ from preftune.model.budget import positions
 from preftune.model.heads import LanguageHead
 from preftune.model.policy import Policy, not_plain
 from preftune.rollout.branches import Branches, NotReplaceableError, register
-from preftune.rollout.decode import LEAST, Choice, Continuation, Responses, Wanted, decode
+from preftune.rollout.decode import ROWS, Choice, Responses, Wanted, decode
 from preftune.rollout.draw import Drawn, stream_keys
 from preftune.rollout.plain import Cached
 
@@ -46,53 +46,47 @@ class Embedded:
         """As `draw`; most: (prompts, count), the tokens at which each response is cut."""
         self._refuse_too_long(prompts, int(most.max()))
         count = most.shape[1]
-        fill = max(0, -(-LEAST // len(prompts)) - count)  # responses that are begun and dropped
-        most = np.pad(most, ((0, 0), (0, fill)))
-        keys = stream_keys(prompts, count + fill, seed).reshape(most.shape)
+        of_row = np.repeat(np.arange(len(prompts)), count)
+        wanted = Wanted(
+            keys=stream_keys(prompts, count, seed),
+            start=np.array([len(prompt) for prompt in prompts])[of_row],
+            most=most.reshape(-1),
+            ends=np.array(sorted(self.end_tokens), np.int64),
+        )
         try:
             with torch.no_grad(), self.policy.autocast():
-                drawn = self._draw(prompts, keys, most)
+                responses = self._responses(prompts, of_row, wanted)
         except FloatingPointError as error:
             raise UserError(f"the model cannot draw: {error}.", location="model.path", code=NON_FINITE) from error
-        return [Drawn(d.ids[:count], d.logp[:count], d.ended[:count]) for d in drawn]
+        return [responses.drawn(range(first, first + count)) for first in range(0, len(of_row), count)]
 
-    def _draw(self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray) -> list[Drawn]:
-        """keys, most: (prompts, count)."""
-        module = self.policy.module
+    def _responses(self, prompts: Sequence[np.ndarray], of_row: np.ndarray, wanted: Wanted) -> Responses:
+        """of_row: (rows,) the prompt of each row."""
+        module, head = self.policy.module, self.policy.head
+        assert isinstance(head, LanguageHead)  # nothing else has tokens to draw
+        choice = Choice(head, self.temperature, self.greedy)
         if not not_plain(module):
+            fill = np.arange(-len(of_row) % ROWS)  # rows that are begun and no more
             try:
                 with as_made(module, register()):
-                    return self._branched(prompts, keys, most)
+                    more = np.append(of_row, fill % len(prompts))
+                    branches = Branches(self.policy, prompts, more)
+                    return decode(branches, branches.begin()[self._on_device(more)], wanted.with_fill(fill), choice)
             except NotReplaceableError:
                 pass
-        drawn: dict[int, Drawn] = {}
+        responses = Responses.empty(len(of_row), int(wanted.most.max()))
         with as_made(module, "sdpa" if module._supports_sdpa else "eager"):
-            for length in sorted({len(prompt) for prompt in prompts}):
-                these = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-                drawn |= zip(these, self._cached([prompts[i] for i in these], keys[these], most[these]), strict=True)
-        return [drawn[index] for index in range(len(prompts))]
+            for length in np.unique(wanted.start):
+                rows = np.flatnonzero(wanted.start == length)
+                members, of_member = np.unique(of_row[rows], return_inverse=True)
+                ids = self._on_device(np.stack([prompts[index] for index in members]).astype(np.int64))
+                cached = Cached(self.policy)
+                states = cached.begin(ids, self._on_device(of_member))
+                responses.put(rows, decode(cached, states, wanted.at(rows), choice))
+        return responses
 
-    def _branched(self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray) -> list[Drawn]:
-        of_row = np.repeat(np.arange(len(prompts)), keys.shape[1])
-        branches = Branches(self.policy, prompts, of_row)
-        states = branches.begin()[torch.from_numpy(of_row).to(self.policy.device)]
-        return self._responses(branches, states, prompts, keys, most)
-
-    def _cached(self, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray) -> list[Drawn]:
-        """Responses to prompts of one length."""
-        ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(self.policy.device)
-        of_row = np.repeat(np.arange(len(prompts)), keys.shape[1])
-        cached = Cached(self.policy)
-        states = cached.begin(ids, torch.from_numpy(of_row).to(ids.device))
-        return self._responses(cached, states, prompts, keys, most)
-
-    def _responses(
-        self, rows: Continuation, states: Tensor, prompts: Sequence[np.ndarray], keys: np.ndarray, most: np.ndarray
-    ) -> list[Drawn]:
-        start = np.repeat([len(prompt) for prompt in prompts], keys.shape[1])
-        wanted = Wanted(keys.reshape(-1), start, most.reshape(-1), np.array(sorted(self.end_tokens), np.int64))
-        choice = Choice(_language_head(self.policy), self.temperature, self.greedy)
-        return _by_prompt(decode(rows, states, wanted, choice), *keys.shape)
+    def _on_device(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(self.policy.device)
 
     def _refuse_too_long(self, prompts: Sequence[np.ndarray], longest: int) -> None:
         limit = positions(self.policy.module.config)
@@ -100,19 +94,3 @@ class Embedded:
         if most + longest > limit:
             raise UserError(f"a prompt has {most} tokens and a response up to {longest}; the model has {limit} "
                             "positions.", hint="Draw fewer tokens, or leave out long prompts.")  # fmt: skip
-
-
-def _language_head(policy: Policy) -> LanguageHead:
-    assert isinstance(policy.head, LanguageHead)  # nothing else has tokens to draw
-    return policy.head
-
-
-def _by_prompt(responses: Responses, prompts: int, count: int) -> list[Drawn]:
-    """One `Drawn` a prompt."""
-    drawn = []
-    for first in range(0, prompts * count, count):
-        rows = range(first, first + count)
-        ids = tuple(responses.ids[row, : responses.tokens[row]].copy() for row in rows)
-        logp = tuple(responses.logp[row, : responses.tokens[row]].copy() for row in rows)
-        drawn.append(Drawn(ids, logp, tuple(bool(responses.ended[row]) for row in rows)))
-    return drawn

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.rollout.decode import LEAST
-
+QUERIES = 4  # a prompt's are a multiple of it: torch takes 32 at a time, and products want 4 at least
 WIDTH = 32  # widths of shelves are multiples of it: a prompt's bits depend on its own length alone
 
 
@@ -60,7 +59,7 @@ class Shelf:
             of_row = self._close_gaps(counts)[of_row]
             counts = np.bincount(of_row, minlength=self.live)
         self._masks.clear()
-        most = max(LEAST, int(counts.max())) if self.live else 0
+        most = -(-int(counts.max()) // QUERIES) * QUERIES if self.live else 0
         order = np.argsort(of_row, kind="stable")
         places = np.empty(len(of_row), np.int64)
         nth = np.arange(len(of_row)) - np.repeat(np.cumsum(counts) - counts, counts)

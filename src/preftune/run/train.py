@@ -17,6 +17,7 @@ from preftune.config.run import Run
 from preftune.config.tree import flatten, tree_of
 from preftune.distributed import process_group
 from preftune.errors import NON_FINITE, UserError
+from preftune.model.as_made import given_back
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
 from preftune.record.trackers import assert_ready, guarded, tracking
@@ -52,7 +53,7 @@ def train(
     run = resolve(run)
     assert_ready(run.track)
     out = Path(run.out).expanduser()
-    with process_group() as dist, ExitStack() as stack:
+    with process_group() as dist, given_back(run.model.path), ExitStack() as stack:
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
             stack.enter_context(default_progress())

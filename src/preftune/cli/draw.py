@@ -1,0 +1,70 @@
+"""preftune draw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from preftune.errors import UserError
+from preftune.events import Note, emit
+
+
+def draw(
+    model: str,
+    prompts: Path,
+    *,
+    responses: Annotated[int, Parameter(name=["--responses", "-k"])] = 8,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    seed: int = 0,
+    greedy: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Draw responses from a model to the prompts of a file.
+
+    `preftune draw MODEL prompts.jsonl -k 8`
+
+    Parameters
+    ----------
+    model
+        Folder or hub name of a language model.
+    prompts
+        Rows of any kind: their own responses are not read, and equal prompts are one.
+    responses
+        Responses to each prompt.
+    max_tokens
+        Tokens after which a response is cut.
+    temperature
+        What logits are divided by; the log-probabilities said are those of that distribution.
+    seed
+        Other seeds draw other responses; the same gives the same, whatever other prompts there are.
+    greedy
+        Take the likeliest token each time; responses of one prompt are then equal.
+    out
+        JSON-lines file to write, one object a prompt, in place of the screen.
+    """
+    if out is not None and out.is_dir():
+        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
+    for flag, number in (("-k", responses), ("--max-tokens", max_tokens), ("--temperature", temperature)):
+        if not 0 < number < float("inf"):
+            raise UserError("must be above 0.", location=f"{flag} {number}")
+    from preftune.record.terminal import terminal
+    from preftune.rollout.config import Rollout
+
+    with terminal():
+        emit(Note("loading torch and transformers"))
+        from preftune.run import draw as run
+
+        rollout = Rollout(responses=responses, max_tokens=max_tokens, temperature=temperature)
+        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy)
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    if out is None:
+        print(text, end="")
+        return
+    from preftune import files
+
+    files.write(out, text)
+    print(out)

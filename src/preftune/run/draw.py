@@ -1,0 +1,55 @@
+"""Responses drawn from a model to the prompts of a file. Held by tests/cli/test_draw.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from preftune import signals
+from preftune.config.resolve import resolve
+from preftune.config.run import Run
+from preftune.distributed import SINGLE_PROCESS
+from preftune.events import Note, emit
+from preftune.model.config import Model
+from preftune.rollout.config import Rollout
+from preftune.rollout.draw import Drawn
+from preftune.rollout.embedded import Embedded
+from preftune.rows.config import Data
+from preftune.run.match_rows import Notes
+from preftune.run.models import load_policy
+from preftune.run.tasks import load_tasks
+
+AT_ONCE = 256  # responses that are drawn together: from here on a larger batch is little faster
+
+
+def draw(
+    model: str, prompts: str | Path, rollout: Rollout, *, seed: int = 0, greedy: bool = False
+) -> list[dict[str, object]]:
+    """`rollout.responses` responses to each prompt: one object a prompt, with each response's text, the sum of its
+    tokens' log-probabilities, their number and whether it ended. Raises UserError."""
+    run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts))))
+    with signals.listening():
+        tasks = load_tasks(run, rollout)
+        emit(Note("loading the model"))
+        policy = load_policy(run, tasks.dataset, Notes(), SINGLE_PROCESS)
+        sampler = Embedded(policy, rollout.max_tokens, tasks.end_tokens, rollout.temperature, greedy)
+        at_once, lines = max(1, AT_ONCE // rollout.responses), []
+        for first in range(0, len(tasks.train), at_once):
+            chosen = tasks.train[first : first + at_once]
+            with signals.interruptible():
+                drawn = sampler.draw([task.ids for task in chosen], rollout.responses, (seed,))
+            for task, responses in zip(chosen, drawn, strict=True):
+                prompt = task.prompt if isinstance(task.prompt, str) else [
+                    {"role": message.role, "content": message.content} for message in task.prompt
+                ]  # fmt: skip
+                line = {"id": task.id or str(task.place), "prompt": prompt}
+                lines.append(line | {"responses": _responses(responses, tasks.dataset.tokenizer.decode)})
+    return lines
+
+
+def _responses(drawn: Drawn, decode: Callable[..., str]) -> list[dict[str, object]]:
+    return [
+        {"text": decode(ids, skip_special_tokens=True), "logp": float(logp.sum(dtype="float64")), "tokens": len(ids),
+         "ended": ended}
+        for ids, logp, ended in zip(drawn.ids, drawn.logp, drawn.ended, strict=True)
+    ]  # fmt: skip
