@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,15 +10,15 @@ import sys
 import pytest
 
 from preftune import __main__ as program
-from preftune.cli import demo, trade_off, verbs
-from preftune.cli.app import VERBS, call
+from preftune.cli.app import ALONE, VERBS, call
 from preftune.errors import INTERRUPTED
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_list_of_verbs_says_what_each_says_itself(verb: str) -> None:
-    own = {"demo": demo.demo, "trade-off": trade_off.trade_off}
-    function = own.get(verb) or getattr(verbs, verb)
+    name = verb.replace("-", "_")
+    module = importlib.import_module(f"preftune.cli.{name if name in ALONE else 'verbs'}")
+    function = getattr(module, name)
     assert VERBS[verb] == function.__doc__.split("\n")[0]
 
 

@@ -83,7 +83,7 @@ def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path)
 
 
 def test_a_pack_that_does_not_fit_is_scored_half_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, right, sizes = groups(6, seed=1), Policy.token_logp, []
+    made, right, sizes = groups(6, seed=1), Policy.read, []
     _, whole, _ = scored(tmp_path / "whole", made)
 
     def small(self: Policy, batch: Batch) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_a_pack_that_does_not_fit_is_scored_half_by_half(tmp_path: Path, monkeyp
             raise torch.OutOfMemoryError
         return right(self, batch)
 
-    monkeypatch.setattr(Policy, "token_logp", small)
+    monkeypatch.setattr(Policy, "read", small)
     most = 2
     _, halved, done = scored(tmp_path / "halved", made)
     assert done.scored == 12

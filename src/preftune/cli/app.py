@@ -20,7 +20,7 @@ VERBS = {
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
-ALONE = ("demo", "trade_off")  # verbs with a module of their own
+ALONE = ("demo", "draw", "score", "trade_off")  # verbs with a module of their own
 
 app = App(
     name="preftune",

@@ -60,7 +60,10 @@ def draw(
 
         rollout = Rollout(responses=responses, max_tokens=max_tokens, temperature=temperature)
         lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy)
-    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    _tell("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines), out)
+
+
+def _tell(text: str, out: Path | None) -> None:
     if out is None:
         print(text, end="")
         return

@@ -25,7 +25,6 @@ from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable, assert_wri
 from preftune.trust import refuse_unnamed
 
 Flag = Annotated[bool, Parameter(negative="")]
-CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
 
 def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -160,53 +159,6 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Flag = False) -> None:
     if current().first:
         show_sweep(folders)
         print(out / SWEEP_PAGE)
-
-
-def words_of_reward(words: Sequence[str], reward: str) -> list[str]:
-    """The words of a run that scores rows with this reward model. A word without `=` is a configuration file, or, of
-    any other type, the file of rows. Raises UserError for a key that the flag sets."""
-    fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
-    if word := next((word for word in words if word.partition("=")[0] in fixed), None):
-        raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
-    rows = [word for word in words if "=" not in word and Path(word).suffix not in CONFIGURATIONS]
-    if len(rows) > 1:
-        raise UserError(f'"{rows[1]}" is a second file of rows.', hint='Use data.train=["A", "B"].')
-    return [word for word in words if word not in rows] + [*fixed.values(), *(f"data.train={file}" for file in rows)]
-
-
-def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl")) -> None:
-    """Score every row of data.train under two models, or every response of a file under a reward model.
-
-    `preftune score model.path=A reference.path=B data.train=FILE`
-    `preftune score --reward MODEL FILE`
-
-    Parameters
-    ----------
-    words
-        A configuration file, and keys that differ from it. With --reward also the file of rows.
-    reward
-        Folder or hub name of a reward model: one number a response is written, and rows may be of every kind.
-    out
-        JSON-lines file to write, one object a row.
-    """
-    if out.is_dir():
-        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
-    run = run_of(words if reward is None else words_of_reward(words, reward))
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note("loading torch and transformers"))
-        from preftune.run.score import score
-
-        means = score(run, out)
-    from rich.console import Console
-
-    from preftune.cli.view import metrics_table
-    from preftune.distributed import current
-
-    if current().first:
-        Console().print(metrics_table(means))
-        print(out)
 
 
 def report(*records: Path, out: Path | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,15 @@ from preftune.evaluate.metrics import (
     score_metrics,
     uneven_weight,
 )
+from preftune.evaluate.ratings import rated, rating_auc
 from preftune.evaluate.scores import reward_model_metrics
 from preftune.evaluate.words import deciding_words
 from preftune.events import Progress, emit
 from preftune.forward.examples import Examples
-from preftune.forward.forward import Models, score_step
+from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.forward.parts import outside_fork
+from preftune.forward.scores import score_step
 from preftune.objective import of_scores
 from preftune.objective.base import ObjectiveTable
 from preftune.pack.batch import Batch
@@ -158,7 +160,7 @@ class RowMetrics:
         """Accuracies and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
         if len(self.examples.pair_index[0]) or not self.rating_auc:
             return {}
-        classes = _rated(self.examples)
+        classes = rated(self.examples)
         accuracy, of_change = (
             sum(auc[place] for place in classes[True]) / len(classes[True])
             for auc in (self.rating_auc, self.rating_auc_of_change)
@@ -223,36 +225,6 @@ def _end_token(groups: Sequence[TokenGroup]) -> int | None:
     last = Counter(int(response[-1]) for group in groups for response in group.responses)
     (token, count), *_ = last.most_common(1) or [(0, 0)]
     return token if count and 2 * count >= last.total() else None
-
-
-def rating_auc(examples: Examples, values: Tensor) -> dict[int, float]:
-    """Place of each rated response -> share of the other class on whose right side its value, (responses,), stands.
-
-    The mean over the good ones, or over the bad ones, is how often a good one has the larger value.
-    """
-    classes = _rated(examples)
-    places = [place for of_class in classes.values() for place in of_class]
-    if not places:
-        return {}
-    good = np.isin(places, classes[True])
-    return dict(zip(places, class_auc(values.numpy()[places], good).tolist(), strict=True))
-
-
-def class_auc(values: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """(rated,) share of the other class on whose right side each value stands: DeLong's placements."""
-    auc = np.empty(len(values))
-    for called in (True, False):
-        own, others = values[good == called], np.sort(values[good != called])
-        below = np.searchsorted(others, own - TIE) + np.searchsorted(others, own + TIE, "right")
-        auc[good == called] = below / (2 * len(others)) if called else 1 - below / (2 * len(others))
-    return auc
-
-
-def _rated(examples: Examples) -> Mapping[bool, list[int]]:
-    """Places of the responses called good (True) and bad (False); empty where one of the two is missing."""
-    rated = [(start, g.good) for start, g in zip(examples.starts, examples.groups, strict=True) if g.kind == "rating"]
-    classes = {called: [place for place, good in rated if good is called] for called in (True, False)}
-    return classes if all(classes.values()) else {}
 
 
 def _mean(values: Tensor, weight: Tensor) -> float | None:

@@ -21,9 +21,10 @@ from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.rollout import numbers as files_of_phases
+from preftune.rollout.ask import draw, score
+from preftune.rollout.derive import plain_groups, starts_of
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.phase import draw, plain_groups, score, starts_of
 from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
 

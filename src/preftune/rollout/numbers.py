@@ -113,13 +113,13 @@ def from_first_rank(numbers: Numbers | None, dist: Distributed) -> Numbers | Non
     arrays = numbers.arrays() if numbers is not None else {}
     received: dict[str, np.ndarray] = {}
     for name, kind in KINDS.items():
-        mine = arrays.get(name, empty)
+        array = arrays.get(name, empty)
         if not dist.broadcast_int(name in arrays):
             continue
-        shape = [dist.broadcast_int(size) for size in (mine.ndim, *mine.shape, *[0] * (2 - mine.ndim))]
+        shape = [dist.broadcast_int(size) for size in (array.ndim, *array.shape, *[0] * (2 - array.ndim))]
         values = torch.zeros(shape[1 : 1 + shape[0]], dtype=torch.float64)
         if dist.first:
-            values = torch.from_numpy(mine.astype(np.float64))
+            values = torch.from_numpy(array.astype(np.float64))
         dist.broadcast([values])
         received[name] = values.numpy().astype(kind)
     return Numbers(**received)

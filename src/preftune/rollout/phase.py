@@ -15,26 +15,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from preftune import events, signals
+from preftune import events
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.forward.forward import Models
 from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
-from preftune.objective.advantage import corrected, return_to_go, token_rewards
 from preftune.objective.base import ObjectiveTable
-from preftune.objective.responses import Advantages, Draws
 from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Phase, Plan, Step, make_plan, prefix_order
-from preftune.record.schema import PHASE
 from preftune.rollout import numbers as files_of_phases
+from preftune.rollout.ask import draw, score, with_votes
 from preftune.rollout.config import Rollout
+from preftune.rollout.derive import advantages_of, phase_metrics, plain_groups, value_explained
 from preftune.rollout.draw import Sampler
-from preftune.rollout.judges import PairwiseJudge, judged, preferred
+from preftune.rollout.judges import PairwiseJudge
 from preftune.rollout.labels import labeled
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.scorers import Answered, SummedScorer, answered_task
+from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
 
@@ -214,144 +213,3 @@ class Online:
         if numbers.preferred is None:
             return [None] * tasks
         return list(numbers.preferred.reshape(tasks, self.rollout.responses, self.rollout.responses))
-
-
-def draw(
-    sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], weights: np.ndarray, dist: Distributed
-) -> Numbers:
-    """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
-    with signals.interruptible():
-        drawn = sampler.draw([task.ids for task in tasks[dist.rank :: dist.world_size]], count, seed)
-    return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
-
-
-def score(
-    scorer: SummedScorer, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase, dist: Distributed
-) -> Numbers:
-    """The numbers with the scores, each rank asking for its share of the tasks."""
-    count = len(numbers.lengths) // len(tasks)
-    mine, answered = answered_by(dist, tasks, numbers, tokenizer)
-    table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
-    if answered and scorer.parts:
-        given = scorer.scores(answered)
-        columns = np.column_stack([given.total, *(given.by_name[part.name] for part in scorer.parts)])
-        table[mine] = torch.from_numpy(columns).view(len(answered), count, -1)
-    total, *each = dist.sum(table).flatten(0, 1).T.numpy()
-    scores = np.column_stack(each) if each else np.empty((len(total), 0))
-    return replace(numbers, score=total.copy(), scores=scores)
-
-
-def with_votes(
-    judge: PairwiseJudge, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase, dist: Distributed
-) -> Numbers:
-    """The numbers with what a judge says of each two responses to a prompt; a response's score is its mean vote."""
-    count = len(numbers.lengths) // len(tasks)
-    mine, answered = answered_by(dist, tasks, numbers, tokenizer)
-    table = torch.zeros(len(tasks), count, count, dtype=torch.float64)
-    for i, said in zip(mine, judged(judge, answered) if answered else (), strict=True):
-        table[i] = torch.from_numpy(preferred(said))
-    votes = dist.sum(table).flatten(0, 1).numpy()
-    return replace(numbers, preferred=votes, score=(votes.sum(1) - 0.5) / max(1, count - 1))
-
-
-def answered_by(
-    dist: Distributed, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[Answered]]:
-    """The tasks that this rank asks about, by index, and as what scorers and judges see."""
-    count, responses = len(numbers.lengths) // len(tasks), numbers.by_response(numbers.ids)
-    mine = list(range(dist.rank, len(tasks), dist.world_size))
-    parts = [slice(i * count, (i + 1) * count) for i in mine]
-    return mine, [
-        answered_task(tasks[i], responses[part], numbers.ended[part].tolist(), tokenizer)
-        for i, part in zip(mine, parts, strict=True)
-    ]
-
-
-def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[TokenGroup]:
-    """The drawn responses as rankings by their scores, with the column `sampled`."""
-    ids, sampled = numbers.by_response(numbers.ids), numbers.by_response(numbers.sampled)
-    groups = []
-    for i, task in enumerate(tasks):
-        part = slice(i * count, (i + 1) * count)
-        scores = None if numbers.score is None else tuple(numbers.score[part].tolist())
-        ranks = (1,) * count if scores is None else tuple(1 + sum(other > own for other in scores) for own in scores)
-        groups.append(
-            TokenGroup(prompt=task.ids, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
-                       ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
-        )  # fmt: skip
-    return groups
-
-
-def draws_of(numbers: Numbers, count: int) -> Draws:
-    """The phase as formulas see it."""
-
-    def member(values: np.ndarray | None) -> torch.Tensor | None:
-        return None if values is None else torch.from_numpy(values).double()
-
-    lengths = torch.from_numpy(numbers.lengths)
-    return Draws(
-        sampled=torch.from_numpy(numbers.sampled if numbers.policy is None else numbers.policy).double(),
-        reference=member(numbers.reference),
-        value=member(numbers.value),
-        response=torch.arange(len(lengths)).repeat_interleave(lengths),
-        group=torch.arange(len(lengths)) // count,
-        score=torch.from_numpy(numbers.score) if numbers.score is not None else torch.zeros(len(lengths)),
-        ended=torch.from_numpy(numbers.ended),
-    )
-
-
-def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Advantages:
-    """The advantages of a phase, corrected for a sampler that is not quite the policy."""
-    draws = draws_of(numbers, count)
-    advantages = objective.advantages(draws)
-    if numbers.policy is None:
-        return advantages
-    return corrected(advantages, draws.sampled, torch.from_numpy(numbers.sampled).double())
-
-
-def value_explained(objective: RolloutFormula, numbers: Numbers, count: int) -> float | None:
-    """Share of the variance of what was still to come at each token that the values explain."""
-    draws = draws_of(numbers, count)
-    assert draws.value is not None
-    to_come = return_to_go(token_rewards(draws, objective.beta), draws.response)
-    variance = float((to_come - to_come.mean()).square().mean())
-    return 1 - float((to_come - draws.value).square().mean()) / variance if variance else None
-
-
-def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[str, float | None]:
-    """What record.schema.PHASE names, and the mean of each reward."""
-    metrics: dict[str, float | None] = dict.fromkeys(PHASE)
-    assert numbers.score is not None
-    assert numbers.scores is not None
-    by_task = numbers.score.reshape(-1, count)
-    metrics |= {
-        "score": float(numbers.score.mean()),
-        "score_spread": float(by_task.std(1).mean()),
-        "tokens": float(numbers.lengths.mean()),
-        "ended": float(numbers.ended.mean()),
-        "responses": len(numbers.score),
-        "distinct": _distinct(numbers, count),
-        "entropy": float(-numbers.sampled.mean(dtype=np.float64)),
-    }
-    if numbers.reference is not None:
-        log_ratios = np.add.reduceat(numbers.sampled - numbers.reference.astype(np.float64), starts_of(numbers))
-        metrics["kl"] = float(log_ratios.mean())
-        metrics["kl_error"] = float(log_ratios.reshape(-1, count).mean(1).std() / max(1, len(by_task) - 1) ** 0.5)
-    if numbers.policy is not None:
-        metrics["sampler_off"] = float(np.abs(numbers.policy - numbers.sampled).mean())
-    for name, column in zip(rewards, numbers.scores.T, strict=True):
-        if not np.isnan(column).all():
-            metrics[f"reward {name}"] = float(np.nanmean(column))
-    return metrics
-
-
-def starts_of(numbers: Numbers) -> np.ndarray:
-    """(responses,) the place of each response's first token."""
-    return np.cumsum(numbers.lengths) - numbers.lengths
-
-
-def _distinct(numbers: Numbers, count: int) -> float:
-    """Share of the responses to a prompt that are not the same tokens as another before it."""
-    texts = [ids.tobytes() for ids in numbers.by_response(numbers.ids)]
-    groups = [texts[i : i + count] for i in range(0, len(texts), count)]
-    return sum(len(set(group)) for group in groups) / len(texts)

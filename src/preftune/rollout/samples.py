@@ -22,10 +22,11 @@ from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
+from preftune.rollout.ask import draw
+from preftune.rollout.derive import plain_groups, starts_of
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import NO_WEIGHTS, error_over_prompts
 from preftune.rollout.numbers import Numbers
-from preftune.rollout.phase import draw, plain_groups, starts_of
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
 

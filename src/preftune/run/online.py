@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace as changed
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -28,14 +29,14 @@ from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.scalar import load_reward_model, load_scorer, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
-from preftune.pack.plan import Plan, Step, make_plan
+from preftune.pack.plan import Packing, Plan, Step, make_plan
 from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
-from preftune.rollout.judges import judge_of
+from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online
 from preftune.rollout.reward_model import ModelScorer
 from preftune.rollout.samples import Samples, chosen_prompts
@@ -53,39 +54,28 @@ from preftune.training.update import Training
 MEASURED = 64  # held-out prompts that are drawn to at most
 
 
+class Loaded(NamedTuple):
+    """run: with its open keys filled in; anchor: the reference's model, asked after updates too; digests: of all that
+    decides the result."""
+
+    run: Run
+    models: Models
+    anchor: Policy | None
+    packing: Packing
+    digests: dict[str, str]
+
+
 def prepare_online(run: Run, dist: Distributed) -> Prepared:
     """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
-    rollout = run.rollout
-    assert rollout is not None
-    rollout = replace(rollout, tasks=rollout.phase_tasks)
+    assert run.rollout is not None
+    rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
-    emit(Note("loading the model"))
-    policy = load_policy(run, tasks.dataset, notes, dist)
-    refuse_lost_updates(policy.weights, run.optim.lr)
-    run, packing = with_budget(run, policy, dist)
-    digests = {**tasks.dataset.digests, "model": policy.weights.digest()}
-    anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
-    if anchor is not None:
-        digests["reference"] = anchor.weights.digest()
-    scorer = scorer_of_run(run, tasks, policy, digests, notes)
-    scorer.refuse_tasks([*tasks.train, *tasks.held_out])
-    judge = None
-    if named := [reward for reward in reward_tables(run) if reward.judge]:
-        judge, judge_digests = judge_of(named[0])
-        digests |= judge_digests
-    value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
-    if value is not None:
-        digests["value"] = value.weights.digest()
+    run, models, anchor, packing, digests = _load(run, tasks, notes, dist)
+    scorer, judge = scorer_and_judge(run, tasks, models.policy, digests, notes)
     assert_same_on_all_ranks(identity(run, digests), dist)
-    policy = at_temperature(policy, rollout.temperature)
-    anchor = None if anchor is None else at_temperature(anchor, rollout.temperature)
-    moving = run.reference if isinstance(run.reference, Moving) else None
-    follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
-    models = Models(policy, follows, value)
-    sampler = Embedded(policy, rollout.max_tokens, tasks.end_tokens)
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
@@ -95,41 +85,68 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         seed=run.seed,
         objective=run.objective,
         models=models,
-        anchor=None if follows else anchor,
-        sampler=sampler,
+        anchor=anchor if models.reference is None else None,
+        sampler=Embedded(models.policy, rollout.max_tokens, tasks.end_tokens),
         scorer=scorer,
         judge=judge,
         tokenizer=tasks.dataset.tokenizer,
         packing=packing,
         record=Path(run.out).expanduser(),
         dist=dist,
-        warm_up=(run.value or Value()).warm_up if value is not None else 0,
+        warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
     )
-    starts_at_reference = digests.get("reference") == digests["model"]
-    held_out = None
-    if tasks.held_out and judge is None:  # a judge compares two responses, and gives no score to follow
+    training = _training(run, tasks, source, notes, starts_at_reference=digests.get("reference") == digests["model"])
+    for text, _ in notes.values():
+        emit(Note(text))
+    return Prepared(run, training, tasks.dataset, digests, notes)
+
+
+@signals.interruptible()
+def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
+    """The models of the run, each tried before it is believed."""
+    assert run.rollout is not None
+    emit(Note("loading the model"))
+    policy = load_policy(run, tasks.dataset, notes, dist)
+    refuse_lost_updates(policy.weights, run.optim.lr)
+    run, packing = with_budget(run, policy, dist)
+    digests = {**tasks.dataset.digests, "model": policy.weights.digest()}
+    anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
+    if anchor is not None:
+        digests["reference"] = anchor.weights.digest()
+        anchor = at_temperature(anchor, run.rollout.temperature)
+    value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
+    if value is not None:
+        digests["value"] = value.weights.digest()
+    moving = run.reference if isinstance(run.reference, Moving) else None
+    follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
+    models = Models(at_temperature(policy, run.rollout.temperature), follows, value)
+    return Loaded(run, models, anchor, packing, digests)
+
+
+def _training(run: Run, tasks: TaskSet, source: Online, notes: Notes, *, starts_at_reference: bool) -> Training:
+    """The pieces of the loop."""
+    sampler, held_out = source.sampler, None
+    assert isinstance(sampler, Embedded)
+    if tasks.held_out and source.judge is None:  # a judge compares two responses, and gives no score to follow
         if len(tasks.held_out) > MEASURED:
             notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
-        held_out = HeldOutTasks(tasks.held_out[:MEASURED], rollout.responses, run.seed, sampler, source.anchor,
-                                scorer, tasks.dataset.tokenizer, packing, source.record)  # fmt: skip
-    training = Training(
-        models=models,
+        held_out = HeldOutTasks(tasks.held_out[:MEASURED], source.rollout.responses, run.seed, sampler, source.anchor,
+                                source.scorer, source.tokenizer, source.packing, source.record)  # fmt: skip
+    return Training(
+        models=source.models,
         loss=Loss(run.objective, run.data.rankings),
         source=source,
-        packing=packing,
+        packing=source.packing,
         held_out=HeldOut((), 0, Step(())),
         optim=run.optim,
         evaluate=run.evaluate,
         save=run.save,
         starts_at_reference=starts_at_reference,
-        dist=dist,
-        value_lr=(run.value or Value()).lr or run.optim.lr,
+        dist=source.dist,
+        value_lr=(run.value or Value()).lr,
         tasks=held_out,
         samples=_samples(run, tasks, sampler, source, starts_at_reference=starts_at_reference),
     )
-    for text, _ in notes.values():
-        emit(Note(text))
-    return Prepared(run, training, tasks.dataset, digests, notes)
 
 
 def _samples(
@@ -175,8 +192,10 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
 
 
 @signals.interruptible()
-def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str], notes: Notes) -> SummedScorer:
-    """What scores the run's responses; digests and notes of it are added."""
+def scorer_and_judge(
+    run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str], notes: Notes
+) -> tuple[SummedScorer, PairwiseJudge | None]:
+    """What scores the run's responses, or judges them two by two; digests and notes of it are added."""
 
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
@@ -197,10 +216,16 @@ def scorer_of_run(run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, s
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
 
-    tables = [reward for reward in reward_tables(run) if not reward.judge]
-    scorer = scorer_of(tables if reward_tables(run) else run.reward, load_model)
+    judges = [reward for reward in reward_tables(run) if reward.judge]
+    scoring = [reward for reward in reward_tables(run) if not reward.judge]
+    scorer = scorer_of(scoring if reward_tables(run) else run.reward, load_model)
+    scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     digests |= scorer.digests
-    return scorer
+    if not judges:
+        return scorer, None
+    judge, digests_of_judge = judge_of(judges[0])
+    digests |= digests_of_judge
+    return scorer, judge
 
 
 def recorded_slope(model: Path) -> float | None:

@@ -93,10 +93,10 @@ def _made_up(task: Task) -> TokenGroup:
 
 def _max_tokens(run: Run, rollout: Rollout, limit: int) -> int:
     """Tokens of a prompt with a response. Raises UserError where no prompt would fit."""
-    given = run.data.max_tokens
-    if given is not None and given > limit:
+    limit_of_run = run.data.max_tokens
+    if limit_of_run is not None and limit_of_run > limit:
         raise UserError(f"the model has {limit} positions.", location="data.max_tokens", hint=f"Use {limit} or less.")
-    tokens = given or min(MAX_TOKENS + rollout.max_tokens, limit)
+    tokens = limit_of_run or min(MAX_TOKENS + rollout.max_tokens, limit)
     if tokens <= rollout.max_tokens:
         raise UserError(f"a response of {rollout.max_tokens} tokens leaves no room for a prompt in {tokens}.",
                         location="rollout.max_tokens", hint="Lower it.")  # fmt: skip
