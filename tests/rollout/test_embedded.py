@@ -92,7 +92,7 @@ def test_frequencies_are_the_distributions(temperature: float) -> None:
     """Chi-square of 20,000 first tokens and of the second tokens behind the commonest first one."""
     model = tiny(vocab_size=12)
     with torch.no_grad():
-        model.get_input_embeddings().weight.div_(8)
+        model.get_input_embeddings().weight.div_(8)  # pyright: ignore[reportCallIssue]
     policy, (prompt,) = wrap(model, "auto")[0], [np.array([3, 4, 5], np.int32)]
     (drawn,) = Embedded(policy, 2, frozenset(), temperature).draw([prompt], 20_000, (3,))
     tokens = np.stack(drawn.ids)
