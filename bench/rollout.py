@@ -42,7 +42,7 @@ def model(name: str) -> PreTrainedModel:
         num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=2048,
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=END,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()  # pyright: ignore[reportReturnType]
 
 
 class EndAt(LogitsProcessor):
@@ -63,7 +63,7 @@ def theirs(module: PreTrainedModel, prompts: np.ndarray, lengths: np.ndarray, at
     """All responses by `generate`, some prompts a call."""
     for first in range(0, len(prompts), at_once):
         ids, wanted = torch.from_numpy(prompts[first : first + at_once]), lengths[first : first + at_once]
-        module.generate(
+        module.generate(  # pyright: ignore[reportCallIssue]  every causal model has it; the base class does not
             ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
             num_return_sequences=RESPONSES, max_new_tokens=int(wanted.max()), eos_token_id=END, pad_token_id=0,
             logits_processor=[EndAt(wanted, ids.shape[1])],

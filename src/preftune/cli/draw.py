@@ -46,11 +46,7 @@ def draw(
     out
         JSON-lines file to write, one object a prompt, in place of the screen.
     """
-    if out is not None and out.is_dir():
-        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
-    for flag, number in (("-k", responses), ("--max-tokens", max_tokens), ("--temperature", temperature)):
-        if not 0 < number < float("inf"):
-            raise UserError("must be above 0.", location=f"{flag} {number}")
+    _check(out, {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature})
     from preftune.record.terminal import terminal
     from preftune.rollout.config import Rollout
 
@@ -60,10 +56,20 @@ def draw(
 
         rollout = Rollout(responses=responses, max_tokens=max_tokens, temperature=temperature)
         lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy)
-    _tell("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines), out)
+    _put("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines), out)
 
 
-def _tell(text: str, out: Path | None) -> None:
+def _check(out: Path | None, positive: dict[str, float]) -> None:
+    """Raise UserError where a flag has no number above 0, or the file is a folder."""
+    if out is not None and out.is_dir():
+        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
+    for flag, number in positive.items():
+        if not 0 < number < float("inf"):
+            raise UserError("must be above 0.", location=f"{flag} {number}")
+
+
+def _put(text: str, out: Path | None) -> None:
+    """Write the file and say its name, or show the text."""
     if out is None:
         print(text, end="")
         return

@@ -6,8 +6,7 @@ prune the last layer. Held by tests/model/test_as_made.py.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from preftune.model.layout import PrunedLayer
 
 PACKAGE = __name__.partition(".")[0]
-Hooks = OrderedDict[int, object]
+Hooks = dict[int, Callable[..., object]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def take_back(module: PreTrainedModel, attention: str) -> Preparation:
     for part in module.modules():
         for table in (part._forward_pre_hooks, part._forward_hooks):
             if any(_ours(hook) for hook in table.values()):
-                hooks.append((table, OrderedDict(table)))
+                hooks.append((table, dict(table)))
                 for key in [key for key, hook in table.items() if _ours(hook)]:
                     del table[key]
     before = str(module.config._attn_implementation)

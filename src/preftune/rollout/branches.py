@@ -84,7 +84,7 @@ class Branches(Continuation):
         widths = np.array([-(-len(prompt) // WIDTH) * WIDTH for prompt in prompts])
         self._members = {int(width): np.flatnonzero(widths == width) for width in np.unique(widths)}
         self._shelves = [
-            Shelf(width, np.array([len(prompts[i]) for i in members]), self._device)
+            Shelf(width, np.array([len(prompts[int(i)]) for i in members]), self._device)
             for width, members in self._members.items()
         ]
         shelf, self._of_row = np.searchsorted(np.unique(widths), widths)[of_row], np.zeros(len(of_row), int)

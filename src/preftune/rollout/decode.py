@@ -107,8 +107,8 @@ class Wanted:
     def with_fill(self, fill: np.ndarray) -> Wanted:
         """With rows behind the others that only fill products up."""
         none = np.zeros_like(fill)
-        columns = (np.append(x, none.astype(x.dtype)) for x in (self.keys, self.start, self.most))
-        return Wanted(*columns, self.ends)
+        keys, start, most = (np.append(x, none.astype(x.dtype)) for x in (self.keys, self.start, self.most))
+        return Wanted(keys, start, most, self.ends)
 
 
 def decode(rows: Continuation, states: Tensor, wanted: Wanted, choice: Choice) -> Responses:

@@ -26,7 +26,7 @@ class Cached(Continuation):
 
     def __init__(self, policy: Policy) -> None:
         """Raises UserError where the family takes no cache."""
-        self._decoder = decoder(policy.module)
+        self._decoder, self._device = decoder(policy.module), policy.device
         keywords = inspect.signature(self._decoder.forward).parameters
         self._name = next((name for name in NAMES if name in keywords), "")
         self._takes_positions = "position_ids" in keywords
@@ -39,14 +39,15 @@ class Cached(Continuation):
         """prompts: (prompts, tokens); rows: the prompt of each row. Returns the rows' last hidden states."""
         position = torch.arange(prompts.shape[1], device=prompts.device).expand_as(prompts)
         states = self._forward(prompts, position)[rows]
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(rows.long())  # pyright: ignore[reportArgumentType]
         return states
 
     def step(self, token: Tensor, position: Tensor) -> Tensor:
         return self._forward(token[:, None], position[:, None])
 
     def keep(self, order: np.ndarray) -> None:
-        self._cache.reorder_cache(torch.from_numpy(order).to(self._decoder.device))
+        rows = torch.from_numpy(order).to(self._device)
+        self._cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
 
     def _forward(self, ids: Tensor, position: Tensor) -> Tensor:
         """Raises UserError where the model fails."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from preftune.rows import build, verdicts
+from preftune.rows import build, ranked, verdicts
 from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.raw_row import ANSWERS, CATEGORY, SYSTEM, RawRow
@@ -138,8 +138,8 @@ FORMATS = (
     Format("summaries with a choice", {"prompt": "info", "items": "summaries", "choice": "choice"}, verdicts.choice),
     Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
     Format("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
-                        "order": "ranks|rank|scores|rewards|ratings"}, build.ranked, ("scores", "token_weights")),
-    Format("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, build.ranked_objects),
+                        "order": "ranks|rank|scores|rewards|ratings"}, ranked.ranked, ("scores", "token_weights")),
+    Format("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, ranked.ranked_objects),
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
     Format("demos", {"prompt": PROMPT, "response": RESPONSE}, build.single, _SINGLE),

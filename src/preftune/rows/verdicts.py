@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from preftune.rows import build
+from preftune.rows import build, ranked
 from preftune.rows.keys import is_nothing
 from preftune.rows.messages import align, parse_turns
 from preftune.rows.parse import (
@@ -94,7 +94,7 @@ def _side(text: str, sides: tuple[str, ...]) -> int | None:
 
 def ranked_objects(raw: RawRow) -> Row:
     """As the function of this name in `build`, and a pair where there are two."""
-    return build.as_pair(build.ranked_objects(raw))
+    return ranked.as_pair(ranked.ranked_objects(raw))
 
 
 def choice(raw: RawRow) -> Row:
@@ -102,7 +102,7 @@ def choice(raw: RawRow) -> Row:
 
     The prompt is the post with its heads as in arXiv 2403.17031, and a summary goes on from `TL;DR:`.
     """
-    key, items, info = raw.keys["choice"], build.objects_of(raw), raw["prompt"]
+    key, items, info = raw.keys["choice"], ranked.objects_of(raw), raw["prompt"]
     index = parse_number(raw["choice"], key)
     if index not in range(len(items)):
         raise MalformedRow(f'"{key}" is {describe(raw["choice"])}, and there are {len(items)} summaries, from 0 on.')
@@ -114,9 +114,9 @@ def choice(raw: RawRow) -> Row:
     ]
     if is_nothing(info.get("post")) and is_nothing(info.get("article")):
         raise hole("info.post", "missing or empty")
-    summaries = [build.answer_of(raw, number, item, ()) for number, item in enumerate(items)]
+    summaries = [ranked.answer_of(raw, number, item, ()) for number, item in enumerate(items)]
     prompt, aligned = align(raw.with_system("\n\n".join([*heads, "TL;DR:"])), summaries)
-    return build.as_pair(build.ranking_of(raw, prompt, aligned, [float(k != index) for k in range(len(items))], None))
+    return ranked.as_pair(ranked.ranking_of(raw, prompt, aligned, [float(k != index) for k in range(len(items))], None))
 
 
 def conversation(raw: RawRow) -> Row:

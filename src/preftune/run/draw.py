@@ -47,7 +47,7 @@ def draw(
     return lines
 
 
-def _responses(drawn: Drawn, decode: Callable[..., str]) -> list[dict[str, object]]:
+def _responses(drawn: Drawn, decode: Callable[..., str | list[str]]) -> list[dict[str, object]]:
     return [
         {"text": decode(ids, skip_special_tokens=True), "logp": float(logp.sum(dtype="float64")), "tokens": len(ids),
          "ended": ended}

@@ -20,7 +20,7 @@ from preftune.rows.keys import words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
 from preftune.rows.row import Message
-from preftune.tokens.thoughts import Thought, written_out
+from preftune.tokens.thoughts import Thought, letters, stand_in, written_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,18 +147,18 @@ class ChatTemplate:
 
     def _prove(self, turns: Sequence[Message], shared: str, opened: str, head: str) -> None:
         """Raise MalformedRow unless each message stands in `shared`, those of a system anywhere, others in order."""
-        text, position = _letters(shared), 0
+        text, position = letters(shared), 0
         for turn in turns:
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
             free = turn.role in ("system", "developer")
             for quote in (str, _as_json):
-                form = _letters(quote(content))
+                form = letters(quote(content))
                 place = text.find(form, 0 if free else position)
                 if place >= 0:
                     break
             if place >= 0:
                 position = position if free else place + len(form)
-            elif _letters(content) in _letters(opened):
+            elif letters(content) in letters(opened):
                 raise _changed_prompt(opened, head)
             else:
                 raise MalformedRow(f"the chat template drops the {turn.role}'s turn {excerpt(turn.content)}.",
@@ -181,7 +181,7 @@ class ChatTemplate:
         """Whether thoughts of earlier turns are not in the prompt, as many templates do it on purpose."""
         thoughts = [turn.content.partition(self.close)[0] for turn in turns if self._is_thoughtful(turn)]
         thoughts += [turn.thought for turn in turns if turn.thought]
-        return any(_letters(text) not in _letters(opened) for text in thoughts)
+        return any(letters(text) not in letters(opened) for text in thoughts)
 
     def words(
         self, turns: Sequence[Message], text: str, thought: Thought | None, frame: Frame, remarks: dict[str, str]
@@ -194,11 +194,7 @@ class ChatTemplate:
             whole = self.apply([*turns, Message("assistant", text, thought.text.strip())], False)
             prompt = shared_start([frame.opened, whole])
             words = whole[len(prompt) : len(whole) - len(frame.tail)]
-            if (
-                len(prompt) >= len(frame.turns)
-                and whole.endswith(frame.tail)
-                and _stand_in([thought.text, text], words)
-            ):
+            if len(prompt) >= len(frame.turns) and whole.endswith(frame.tail) and stand_in([thought.text, text], words):
                 return prompt, words
         if not self.close:
             message = "the chat template has no place for the thought beside a response."
@@ -214,7 +210,7 @@ class ChatTemplate:
         words = whole[len(frame.head) : len(whole) - len(frame.tail)]
         if is_blank(words):
             raise SkippedRow("response.empty", "the template leaves nothing of a response.")
-        if words != text and not _stand_in([text], words):
+        if words != text and not stand_in([text], words):
             message = f"the chat template leaves out words of the response {excerpt(text)}."
             raise MalformedRow(message, OTHER_TEMPLATE, "template")
         if words != text:
@@ -238,21 +234,6 @@ def shared_start(texts: Sequence[str]) -> str:
 
 def _as_json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _letters(text: str) -> str:
-    return "".join(text.split())
-
-
-def _stand_in(parts: Sequence[str], words: str) -> bool:
-    """Whether all parts stand in the words one after the other, white space aside."""
-    rest = _letters(words)
-    for part in map(_letters, parts):
-        position = rest.find(part)
-        if position < 0:
-            return False
-        rest = rest[position + len(part) :]
-    return True
 
 
 def _changed_prompt(expected: str, actual: str) -> MalformedRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from preftune.rows.quality import is_blank
@@ -46,3 +47,19 @@ def written_out(text: str, thought: Thought, close: str, opened: str, turns: int
         spaced = opened != opened.rstrip()
         return opened, (thought.text.lstrip() if spaced else thought.text) + after + text
     return opened, lead + thought.text + after + text
+
+
+def letters(text: str) -> str:
+    """The text without white space."""
+    return "".join(text.split())
+
+
+def stand_in(parts: Sequence[str], words: str) -> bool:
+    """Whether all parts stand in the words one after the other, white space aside."""
+    rest = letters(words)
+    for part in map(letters, parts):
+        position = rest.find(part)
+        if position < 0:
+            return False
+        rest = rest[position + len(part) :]
+    return True
