@@ -19,6 +19,7 @@ from preftune.rows.parse import (
     parse_number,
     parse_text,
 )
+from preftune.rows.ranked import ranking_of
 from preftune.rows.raw_row import RawRow
 from preftune.rows.row import Demo, Pair, Prompt, Rating, Response, Row, Task
 

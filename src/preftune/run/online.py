@@ -104,7 +104,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
 @signals.interruptible()
 def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     """The models of the run, each tried before it is believed."""
-    assert run.rollout is not None
+    temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
     policy = load_policy(run, tasks.dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
@@ -113,13 +113,13 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
-        anchor = at_temperature(anchor, run.rollout.temperature)
+        anchor = at_temperature(anchor, temperature)
     value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
         digests["value"] = value.weights.digest()
     moving = run.reference if isinstance(run.reference, Moving) else None
     follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
-    models = Models(at_temperature(policy, run.rollout.temperature), follows, value)
+    models = Models(at_temperature(policy, temperature), follows, value)
     return Loaded(run, models, anchor, packing, digests)
 
 
