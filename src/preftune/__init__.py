@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from preftune.record.reader import Record
     from preftune.reference.config import Moving, NoReference, Stored
     from preftune.report import page
+    from preftune.rollout.config import Reward, Rollout, Value
     from preftune.rows.config import Data
     from preftune.run.score import score
     from preftune.run.train import train
@@ -40,6 +41,7 @@ _MODULES = {
     "record.reader": ["Record"],
     "reference.config": ["Moving", "NoReference", "Stored"],
     "report": ["page"],
+    "rollout.config": ["Reward", "Rollout", "Value"],
     "rows.config": ["Data"],
     "run.score": ["score"],
     "training.config": ["Optim", "Save"],
@@ -47,8 +49,8 @@ _MODULES = {
 }
 _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = [
-    "DPO", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Run", "Save", "Stored",
-    "Track", "UserError", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train",
+    "DPO", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward", "Rollout", "Run",
+    "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train",
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import torch
 from making import group
 
 from preftune import objective as o
-from preftune.evaluate.evaluate import RowMetrics, rating_auc
+from preftune.evaluate.evaluate import RowMetrics
+from preftune.evaluate.ratings import rating_auc
 from preftune.evaluate.metrics import ranked_right, rewards, score_metrics
 from preftune.forward.examples import Examples
 from preftune.objective.responses import Responses

@@ -22,7 +22,7 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import BUG, CORRUPT, NON_FINITE, STOPPED, UserError
 from preftune.files import read_lines
-from preftune.forward import forward
+from preftune.forward import scores
 from preftune.forward.loss import Loss, LossOutput
 from preftune.model.policy import Policy
 from preftune.run.train import train
@@ -112,7 +112,7 @@ def test_out_of_memory_on_one_rank_halves_packs_on_all_and_changes_nothing(
     keys = {"objective__name": objective, "batch__tokens": 5000, "optim__epochs": 1, "optim__lr": 1e-5}
     keys |= {"data__evaluate": None}
     whole, cut = (run_of(**keys, out=str(tmp_path / name)) for name in ("whole", "cut"))
-    place, name = (Policy, "token_logp") if with_gradient else (forward, "score_pack")
+    place, name = (Policy, "token_logp") if with_gradient else (scores, "score_pack")
     right = getattr(place, name)
 
     def work(ranks: Distributed) -> int:

@@ -18,7 +18,7 @@ from preftune.config.run import Run
 from preftune.errors import STOPPED, UserError
 from preftune.events import Event, StepDone
 from preftune.files import read_lines
-from preftune.forward import forward
+from preftune.forward import forward, scores
 from preftune.model import load
 from preftune.reference import fill
 from preftune.run import dataset, models, score
@@ -61,8 +61,8 @@ PARTS = {
     "loading the tokenizer": (dataset, "load_tokenizer", 1),
     "loading the model": (load, "_from_pretrained", 1),
     "trying the layout": (models, "verify_layout", 1),
-    "scoring the reference": (fill, "_token_logp", 2),
-    "the first evaluation": (forward, "score_pack", 3),
+    "scoring the reference": (fill, "read_packs", 2),
+    "the first evaluation": (scores, "score_pack", 3),
 }
 
 
@@ -85,16 +85,16 @@ def test_a_signal_in_an_evaluation_saves_and_resumes_to_the_same_bits(
     cut, signaled, right = (
         run_of(out=str(tmp_path / "cut"), **SMALL, evaluate__every=2),
         Signaled(number),
-        forward.score_pack,
+        scores.score_pack,
     )
 
     def signal_from_here(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 4:
-            monkeypatch.setattr(forward, "score_pack", signaled(right))
+            monkeypatch.setattr(scores, "score_pack", signaled(right))
 
     with signaled.ends():
         train(cut, sinks=[signal_from_here])
-    monkeypatch.setattr(forward, "score_pack", right)
+    monkeypatch.setattr(scores, "score_pack", right)
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000004"]
     assert [line["step"] for line in read_lines(tmp_path / "cut" / "evaluations.jsonl")] == [0, 2]
     train(cut, resume=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-import exact
+import exact_world as exact
 import pytest
 import torch
-from exact import BETA, BETWEEN, OPTIMUM, WORLD, Advantage, Correct, Extra
+from exact_world import BETA, BETWEEN, OPTIMUM, WORLD, Advantage, Correct, Extra
 from torch import Tensor
 
 from preftune import objective as o

@@ -181,7 +181,7 @@ def test_answers_of_another_kind(case: str) -> None:
     with serving(answer) as server, pytest.raises(UserError) as caught:
         sampler(server).draw(PROMPTS, 2, [0])
     assert message in str(caught.value)
-    assert str(caught.value).startswith("rollout.server: ")
+    assert str(caught.value).startswith("--server: ")
 
 
 def test_refusals_and_dead_servers() -> None:

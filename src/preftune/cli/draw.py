@@ -21,6 +21,7 @@ def draw(
     temperature: float = 1.0,
     seed: int = 0,
     greedy: bool = False,
+    server: str | None = None,
     out: Path | None = None,
 ) -> None:
     """Draw responses from a model to the prompts of a file.
@@ -43,6 +44,8 @@ def draw(
         Other seeds draw other responses; the same gives the same, whatever other prompts there are.
     greedy
         Take the likeliest token each time; responses of one prompt are then equal.
+    server
+        Address of a vLLM server that has the model and draws in place of this process.
     out
         JSON-lines file to write, one object a prompt, in place of the screen.
     """
@@ -55,7 +58,7 @@ def draw(
         from preftune.run import draw as run
 
         rollout = Rollout(responses=responses, max_tokens=max_tokens, temperature=temperature)
-        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy)
+        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy, server=server)
     _put("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines), out)
 
 

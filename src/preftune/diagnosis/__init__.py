@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from preftune.diagnosis import anchor, data, displacement, length, online, overfit, reward, shift
+from preftune.diagnosis import anchor, data, displacement, draws, length, online, overfit, reward, shift
 from preftune.diagnosis.finding import ALPHA, ORDER, Finding
 from preftune.record.reader import Record
 
@@ -38,6 +38,9 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     reward.parts_differ,
     length.reward_follows_length,
     anchor.drifted,
+    draws.goes_far,
+    draws.does_not_end,
+    draws.repeats,
     displacement.chosen_falls,
     anchor.no_better_than_chance,
     data.contradictory,
@@ -50,7 +53,8 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     anchor.few_steps,
     data.small_batch,
 )
-OF_THE_POLICY = ("anchor.drift", "displacement.chosen", "reward.too_sure", "reward.too_easy")
+OF_DRAWS = ("draws.far", "draws.endless", "draws.repeat")
+OF_THE_POLICY = ("anchor.drift", *OF_DRAWS, "displacement.chosen", "reward.too_sure", "reward.too_easy")
 OF_LENGTH = ("length.reward", "length.data", "reward.word")
 TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, parts, end, too sure
 # What each cause explains: those findings are named below it and not beside it.
@@ -74,7 +78,9 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "end.unlearned": (*OF_THE_POLICY[1:], *OF_LENGTH),
     "reward.word": ("length.reward", "length.data", *OF_THE_POLICY),
     "length.reward": ("length.data", *OF_THE_POLICY),
-    "anchor.drift": ("end.unlearned", "displacement.chosen", "reward.too_sure"),
+    "draws.far": OF_DRAWS[1:],
+    "draws.endless": ("draws.repeat",),
+    "anchor.drift": (*OF_DRAWS, "end.unlearned", "displacement.chosen", "reward.too_sure"),
     "displacement.chosen": ("reward.too_sure", "reward.too_easy"),
     "reward.parts": ("anchor.chance", "reward.too_sure"),
     "anchor.chance": ("length.reward", "reward.too_sure"),

@@ -78,7 +78,7 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
         for pack in packs:
             batch = models.collate(groups, pack)
             scores = score_pack(policy, batch, loss.reads)
-            output = loss(batch.groups, scores.responses(batch.groups), token_logp=scores.token_logp)
+            output = loss(batch.groups, scores.responses(batch.groups), None, scores.token_logp)
             answer = scores.token_logp if loss.reads_tokens else scores.logp
             answer.backward((output.d_logp / len(rows)).to(answer))
             scored.append((pack, scores.detached()))
@@ -86,7 +86,7 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     total = gather_step(policy, groups, step, scored, loss.reads, dist)
-    output = loss(rows, total.responses, token_logp=total.token_logp)  # for the metrics; the gradient is in place
+    output = loss(rows, total.responses, None, total.token_logp)  # for the metrics; the gradient is in place
     return StepGradient(output, total.tokens, total.shared)
 
 

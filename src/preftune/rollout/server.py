@@ -28,7 +28,7 @@ from preftune.tokens.tokenizer import PROBES, backend
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LOCATION = "rollout.server"
+LOCATION = "--server"
 AT_ONCE = 64  # prompts that the server works on at the same time
 PATIENCE = 1800.0  # seconds for the responses to one prompt
 OWN_DISTRIBUTION = {  # nothing but the temperature changes what the model says

@@ -9,30 +9,33 @@ from preftune import signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS
+from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model.config import Model
 from preftune.rollout.config import Rollout
-from preftune.rollout.draw import Drawn
+from preftune.rollout.draw import Drawn, Sampler
 from preftune.rollout.embedded import Embedded
+from preftune.rollout.server import Server
 from preftune.rows.config import Data
 from preftune.run.match_rows import Notes
 from preftune.run.models import load_policy
-from preftune.run.tasks import load_tasks
+from preftune.run.tasks import TaskSet, load_tasks
 
 AT_ONCE = 256  # responses that are drawn together: from here on a larger batch is little faster
 
 
 def draw(
-    model: str, prompts: str | Path, rollout: Rollout, *, seed: int = 0, greedy: bool = False
+    model: str, prompts: str | Path, rollout: Rollout, *, seed: int = 0, greedy: bool = False, server: str | None = None
 ) -> list[dict[str, object]]:
     """`rollout.responses` responses to each prompt: one object a prompt, with each response's text, the sum of its
-    tokens' log-probabilities, their number and whether it ended. Raises UserError."""
+    tokens' log-probabilities, their number and whether it ended.
+
+    server: address of a vLLM server that has the model and draws in place of this process. Raises UserError.
+    """
     run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts))))
     with signals.listening():
         tasks = load_tasks(run, rollout)
-        emit(Note("loading the model"))
-        policy = load_policy(run, tasks.dataset, Notes(), SINGLE_PROCESS)
-        sampler = Embedded(policy, rollout.max_tokens, tasks.end_tokens, rollout.temperature, greedy)
+        sampler = _sampler(run, tasks, rollout, greedy=greedy, server=server)
         at_once, lines = max(1, AT_ONCE // rollout.responses), []
         for first in range(0, len(tasks.train), at_once):
             chosen = tasks.train[first : first + at_once]
@@ -45,6 +48,19 @@ def draw(
                 line = {"id": task.id or str(task.place), "prompt": prompt}
                 lines.append(line | {"responses": _responses(responses, tasks.dataset.tokenizer.decode)})
     return lines
+
+
+def _sampler(run: Run, tasks: TaskSet, rollout: Rollout, *, greedy: bool, server: str | None) -> Sampler:
+    if server is None:
+        emit(Note("loading the model"))
+        policy = load_policy(run, tasks.dataset, Notes(), SINGLE_PROCESS)
+        return Embedded(policy, rollout.max_tokens, tasks.end_tokens, rollout.temperature, greedy)
+    if greedy:
+        raise UserError("a server draws at a temperature.", location="--greedy", hint="Leave --server out.")
+    vocab = tasks.dataset.config.get_text_config().vocab_size
+    remote = Server(server, rollout.max_tokens, tasks.end_tokens, rollout.temperature, vocab)
+    remote.check_vocabulary(tasks.dataset.tokenizer)
+    return remote
 
 
 def _responses(drawn: Drawn, decode: Callable[..., str | list[str]]) -> list[dict[str, object]]:
