@@ -63,7 +63,7 @@ PARTS = {
     "loading the tokenizer": (dataset, "load_tokenizer", 1),
     "loading the model": (load, "_from_pretrained", 1),
     "trying the layout": (models, "verify_layout", 1),
-    "scoring the reference": (fill, "_token_logp", 2),
+    "scoring the reference": (fill, "score_packs", 2),
     "the first evaluation": (forward, "score_pack", 3),
 }
 
