@@ -46,7 +46,8 @@ def rows(count: int) -> list:
 
 def gradients(dtype: torch.dtype, dist: Distributed, count: int, packs_for: int) -> dict[str, torch.Tensor]:
     """Gradient, loss and derivatives of one step of so many rows in packs for so many ranks, by objective."""
-    policy, reference = (wrap(tiny(dtype=dtype, seed=seed), "auto")[0] for seed in (0, 1))
+    models = (tiny(dtype=dtype, seed=seed, num_hidden_layers=2) for seed in (0, 1))
+    policy, reference = (wrap(model, "auto")[0] for model in models)
     plain, packing, results = rows(count), Packing(60, attention_crossover=50), {}
     for number, objective in enumerate(OBJECTIVES):
         made = apply_aggregate(plain, LD(alpha=0.3)) if number % 2 else plain

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +19,10 @@ import torch
 from making import save_pairs
 from recorded import events, lines, same, weights
 
+from preftune.__main__ import main
 from preftune.config.load import dump
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import BUG, STOPPED, UserError
 from preftune.files import read_lines
 from preftune.forward import forward
 from preftune.forward.loss import Loss
@@ -104,34 +104,41 @@ def test_the_second_run_takes_the_reference_from_the_store(run_of: Callable[...,
     assert (event["scored"], event["reused"]) == (0, 124)
 
 
-def preftune(run: Run, folder: Path, *flags: str, **keys: object) -> subprocess.Popen:
-    file = folder / "run.toml"
-    file.write_text(dump(run))
-    return subprocess.Popen(
-        [sys.executable, "-m", "preftune", "train", str(file), *flags], stderr=subprocess.PIPE, text=True
-    )
+def command(run: Run, folder: Path) -> int:
+    """A process, forked after import, that trains as the command does; what it says goes to folder/said."""
+    (folder / "run.toml").write_text(dump(run))
+    if child := os.fork():
+        return child
+    code = BUG
+    try:
+        sys.stderr, sys.argv = (folder / "said").open("w"), ["preftune", "train", str(folder / "run.toml")]
+        main()
+    except SystemExit as exited:
+        code = int(exited.code or 0)
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+@pytest.fixture(scope="module")
+def long(keys_of: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(keys_of(tmp_path_factory.mktemp("long"), optim__epochs=6))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_resumes_to_the_same_bits(run_of: Callable[..., Run], tmp_path: Path, number: int) -> None:
-    whole = train(run_of(out=str(tmp_path / "whole"), optim__epochs=6))
-    cut = run_of(out=str(tmp_path / "cut"), optim__epochs=6)
-    process = preftune(cut, tmp_path)
-    wait_for_steps(tmp_path / "cut", 5, process)
-    process.send_signal(number)
-    told_why = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, told_why
-    assert "--resume" in told_why
-    assert train(cut, resume=True) == tmp_path / "cut"
-    assert same(whole, tmp_path / "cut")
-
-
-def wait_for_steps(out: Path, steps: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
-    while len(read_lines(out / "metrics.jsonl")) < steps:
-        assert process.poll() is None, process.communicate()[1]
+def test_a_signal_saves_and_resumes_to_the_same_bits(
+    run_of: Callable[..., Run], long: Path, tmp_path: Path, number: int
+) -> None:
+    cut, deadline = run_of(optim__epochs=6), time.monotonic() + 90
+    child = command(cut, tmp_path)
+    while len(read_lines(tmp_path / "run" / "metrics.jsonl")) < 5:
+        assert os.waitpid(child, os.WNOHANG)[0] == 0, (tmp_path / "said").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    os.kill(child, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == STOPPED
+    assert "--resume" in (tmp_path / "said").read_text()
+    assert same(train(cut, resume=True), long)
 
 
 def test_kills_at_any_moment_resume_to_the_same_bits(run_of: Callable[..., Run], tmp_path: Path) -> None:
