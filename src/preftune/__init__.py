@@ -50,7 +50,8 @@ _MODULES = {
 _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = [
     "DPO", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward", "Rollout", "Run",
-    "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective", "page", "score", "train",
+    "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective", "page",
+    "score", "train",
 ]  # fmt: skip
 
 

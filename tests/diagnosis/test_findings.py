@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import drawn
 import pytest
 from msgspec.structs import replace
 
@@ -235,6 +236,7 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("shift.cut", "warn", train(cut=120), train(cut=80)),
     ("shift.held_out", "info", replace(HEALTHY, rows=judged(60)), replace(HEALTHY, rows=judged(100))),
     ("shift.held_out", "warn", replace(HEALTHY, evaluations=()), HEALTHY),
+    *drawn.CASES,
 ]  # fmt: skip
 
 
@@ -244,6 +246,7 @@ def codes(record: Record) -> dict[str, str]:
 
 def test_healthy_run_has_no_finding() -> None:
     assert diagnose(HEALTHY) == []
+    assert diagnose(drawn.ONLINE) == []
 
 
 @pytest.mark.parametrize(("code", "severity", "ill", "well"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])

@@ -24,7 +24,7 @@ from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.errors import BUG, STOPPED, UserError
 from preftune.files import read_lines
-from preftune.forward import forward
+from preftune.forward import forward, scores
 from preftune.forward.loss import Loss
 from preftune.run.train import train
 
@@ -308,7 +308,8 @@ def test_memory_may_run_out_without_gradient_too(
             raise torch.OutOfMemoryError
         return right(policy, batch, reads)
 
-    monkeypatch.setattr(forward, "score_pack", small)
+    for module in (forward, scores):
+        monkeypatch.setattr(module, "score_pack", small)
     keys = {"data__train": str(tmp_path / "few.jsonl"), "data__evaluate": str(tmp_path / "many.jsonl")}
     out = train(run_of(**keys, batch__tokens=400, optim__epochs=1))
     assert events(out, "out_of_memory")

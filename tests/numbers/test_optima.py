@@ -140,7 +140,7 @@ OPTIMA = {
 }
 ELSEWHERE = {
     o.Hinge, o.EXO, o.SPPO, o.NCA, o.BCO, o.QRPO, o.KTO, o.SimPO, o.APOZero, o.NLL,  # below, two responses or free ones
-    o.Reward,  # scores, not log-probabilities: tests/objective/test_reward.py
+    o.Reward,  # scores, not log-probabilities: test_reward.py
 }  # fmt: skip
 NONE = {
     o.DPOPositive: "DPO's only where it lowers no chosen response", o.HyPO: "differs by the reference's order",
