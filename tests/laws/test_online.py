@@ -23,7 +23,9 @@ from preftune.pack.plan import Phase
 from preftune.rollout import numbers
 from preftune.rollout.config import Value
 from preftune.rollout.embedded import Embedded
+from preftune.rows.split import read_rows
 from preftune.run.online import prepare_online
+from preftune.run.preview import preview
 from preftune.run.train import new_state, train
 from preftune.training import update
 from preftune.training.loop import fit
@@ -202,3 +204,13 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             train(broken)
+
+
+def test_a_preview_says_what_a_run_that_draws_will_do(online: Callable[..., Run]) -> None:
+    run = online(optim__steps=None, optim__epochs=3, rollout__epochs=2)
+    planned = preview(run, read_rows(run.data))
+    assert len(planned.plan.steps) == 24
+    assert planned.naive > planned.tokens > 25
+    assert planned.memory.weights == 2 * planned.parameters * 4
+    ppo = preview(changed(run, objective=o.PPO()), read_rows(run.data))
+    assert ppo.memory.moments == 2 * planned.memory.moments

@@ -83,7 +83,8 @@ def check(*words: str) -> None:
         console.print(view.group(group, planned.dataset.tokenizer))
     for sentence, _ in planned.notes.values():
         console.print(printable(sentence), markup=False)
-    console.print(view.lengths(planned.dataset.account))
+    if planned.dataset.account.lengths:
+        console.print(view.lengths(planned.dataset.account))
     console.print(view.work(planned))
 
 

@@ -37,10 +37,12 @@ class TaskSet(NamedTuple):
     dataset: Dataset
 
 
-def load_tasks(run: Run, rollout: Rollout) -> TaskSet:
-    """Read rows of any kind as tasks. Raises UserError where too many are unusable, or none is left."""
-    emit(Note("reading rows"))
-    rows = read_rows(run.data)
+def load_tasks(run: Run, rollout: Rollout, rows: Rows | None = None) -> TaskSet:
+    """Read rows of any kind as tasks. rows: where they were read already. Raises UserError where too many are unusable,
+    or none is left."""
+    if rows is None:
+        emit(Note("reading rows"))
+        rows = read_rows(run.data)
     path, source = run.model.path, run.model.tokenizer or str(run.model.path)
     tokenizer = load_tokenizer(source, run.model.revision, run.data.template)
     config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
@@ -82,6 +84,11 @@ def end_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     if tokenizer.eos_token is not None:
         ends.add(int(tokenizer.get_vocab()[str(tokenizer.eos_token)]))
     return frozenset(ends)
+
+
+def group_of(task: Task) -> TokenGroup:
+    """The task as a group without responses."""
+    return TokenGroup(prompt=task.ids, responses=(), kind="task", place=task.place, id=task.id, ranks=())
 
 
 def _made_up(task: Task) -> TokenGroup:
