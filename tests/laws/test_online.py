@@ -88,7 +88,7 @@ def test_every_objective_learns_from_draws(objective: o.Formula, online: Callabl
 
 
 @pytest.mark.parametrize("objective", [o.RLOO(clip=0.2), o.PPO(), o.DPO()], ids=lambda objective: objective.name)
-@pytest.mark.parametrize("where", ["draw", "file", "update"])
+@pytest.mark.parametrize("where", ["draw", "file", "first update", "update"])
 def test_a_killed_run_goes_on_to_the_same_bits(
     objective: o.Formula, where: str, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +97,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     owner, name, fatal = {
         "draw": (Embedded, "draw", 2),
         "file": (numbers, "write", 2),
+        "first update": (update, "assert_finite", 5),
         "update": (update, "assert_finite", 6),
     }[where]
     right = getattr(owner, name)

@@ -93,8 +93,11 @@ class Online:
     def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
         """The phase, drawn unless the record has it. begun: some of its updates were made already."""
         tasks = [self.tasks[i] for i in chosen.order]
-        drawn = self._recorded(number, begun=begun)
-        numbers = self._draw(number, first, tasks) if drawn is None else drawn
+        numbers, seconds = self._recorded(number, begun=begun), {}
+        if numbers is None:
+            numbers, seconds = self._draw(number, tasks)
+        if not begun:  # a phase that was read back and has no line yet gets one, without the times
+            events.emit(events.PhaseDrawn(number, first, self._metrics(numbers) | seconds))
         groups = self._groups(number, tasks, numbers)
         plan = make_plan(
             [group.tokens for group in groups],
@@ -127,8 +130,8 @@ class Online:
                 digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
         return np.frombuffer(digest.digest(), np.uint8)
 
-    def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
-        """Draw a phase, score it, and record it."""
+    def _draw(self, number: int, tasks: Sequence[Task]) -> tuple[Numbers, dict[str, float | None]]:
+        """Draw a phase, score it, and write its file; and the seconds that it took."""
         began = time.monotonic()
         events.emit(events.Progress("drawing", number + 1, len(self.plan.steps)))
         numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
@@ -141,14 +144,16 @@ class Online:
         for name, model in readers.items():
             if model is not None:
                 numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
+        if self.dist.first:
+            files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
+        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
+        return numbers, {name: round(value, 3) for name, value in seconds.items()}
+
+    def _metrics(self, numbers: Numbers) -> dict[str, float | None]:
         metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
         if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
             metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
-        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
-        events.emit(events.PhaseDrawn(number, first, metrics | {key: round(s, 3) for key, s in seconds.items()}))
-        if self.dist.first:
-            files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
-        return numbers
+        return metrics
 
     @property
     def _reference(self) -> Policy | None:
