@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from preftune.config.load import load
 from preftune.demo import readable
 from preftune.demo import stages as demo
-from preftune.demo.sampling import draw
+from preftune.demo.sampling import draw, load_policy, logp_of
 from preftune.demo.tiny import make_tiny, word_tokenizer
 from preftune.errors import UserError
 from preftune.events import Event, Progress, listening
@@ -60,36 +60,39 @@ def test_the_tokenizer_knows_the_whole_world() -> None:
 
 
 def test_draws_are_the_models_own_distribution_and_repeat(folder: Path) -> None:
-    module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
-    before = torch.random.get_rng_state()
-    first, again = (draw(module, tokenizer, ["Review of the soup:"], 3000, longest=2, seed=5)[0] for _ in range(2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert all(np.array_equal(a, b) for a, b in zip(first.ids, again.ids, strict=True))
+    policy, tokenizer = load_policy(folder), load_tokenizer(str(folder))
+    first, again = (draw(policy, tokenizer, ["Review of the soup:"], 3000, longest=2, seed=5)[0] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first.group.responses, again.group.responses, strict=True))
+    module = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        logits = module(torch.from_numpy(first.prompt_ids.astype(np.int64))[None]).logits[0, -1]
+        logits = module(torch.from_numpy(first.group.prompt.astype(np.int64))[None]).logits[0, -1]
     expected = logits.softmax(-1).numpy()
-    shares = np.bincount([ids[0] for ids in first.ids], minlength=len(expected)) / 3000
+    shares = np.bincount([ids[0] for ids in first.group.responses], minlength=len(expected)) / 3000
     assert np.abs(shares - expected).max() < 4 * np.sqrt(expected.max() / 3000)
+    assert first.logp == pytest.approx(logp_of(policy, [first])[0], abs=1e-4)
 
 
 def test_a_draw_ends_with_its_first_end_token_or_is_cut(folder: Path) -> None:
-    module, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+    policy, tokenizer = load_policy(folder), load_tokenizer(str(folder))
     events: list[Event] = []
     prompts = [readable.prompt(dish) for dish in readable.DISHES[:2]]
     with listening(events.append):
-        drawn = draw(module, tokenizer, prompts, 400, longest=30, seed=0, stage="drawing")
+        drawn = draw(policy, tokenizer, prompts, 400, longest=30, seed=0, stage="drawing")
     assert events == [Progress("drawing", 400, 800), Progress("drawing", 800, 800)]
     end = tokenizer.eos_token_id
-    ids = [response for group in drawn for response in group.ids]
+    ids = [response for sample in drawn for response in sample.group.responses]
     assert all((end not in response[:-1]) and (response[-1] == end or len(response) == 30) for response in ids)
     assert {bool(response[-1] == end) for response in ids} == {True, False}
-    assert all("<end>" not in text for group in drawn for text in group.texts)
+    assert all("<end>" not in text for sample in drawn for text in sample.texts)
 
 
 def test_the_demo_writes_run_files_that_anyone_can_train_with(tmp_path: Path) -> None:
     demo.make(tmp_path / "demo", 0)
     sft, dpo = load(tmp_path / "demo" / "sft.toml"), load(tmp_path / "demo" / "dpo.toml", ["objective.beta=0.1"])
     assert (sft.objective.__class__.__name__, dpo.objective.beta) == ("NLL", 0.1)
+    reward, rloo = load(tmp_path / "demo" / "reward.toml"), load(tmp_path / "demo" / "rloo.toml", ["objective=ppo"])
+    assert rloo.reward.model == str(Path(reward.out) / "model")
+    assert len(read_lines(tmp_path / "demo" / "prompts.jsonl")) == len(demo.JUDGED_DISHES) == rloo.rollout.tasks
     rows = read_lines(tmp_path / "demo" / "reviews.jsonl")
     assert len(rows) == 24 * demo.REVIEWS
     assert not set(demo.JUDGED_DISHES) & set(demo.HELD_OUT_DISHES)
