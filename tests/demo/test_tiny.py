@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.config.load import load
-from preftune.demo import readable
+from preftune.config.load import dump, load
+from preftune.demo import measure, readable
 from preftune.demo import stages as demo
 from preftune.demo.sampling import draw, load_policy, logp_of
 from preftune.demo.tiny import make_tiny, word_tokenizer
 from preftune.errors import UserError
 from preftune.events import Event, Progress, listening
-from preftune.files import digest, read_lines
+from preftune.files import digest, read_lines, write
 from preftune.folders import verify
+from preftune.model.scalar import load_reward_model, model_scores
 from preftune.rows.row import Demo, Place
 from preftune.tokens.tokenize import tokenize
 from preftune.tokens.tokenizer import load_tokenizer
@@ -92,6 +95,7 @@ def test_the_demo_writes_run_files_that_anyone_can_train_with(tmp_path: Path) ->
     assert (sft.objective.__class__.__name__, dpo.objective.beta) == ("NLL", 0.1)
     reward, rloo = load(tmp_path / "demo" / "reward.toml"), load(tmp_path / "demo" / "rloo.toml", ["objective=ppo"])
     assert rloo.reward.model == str(Path(reward.out) / "model")
+    assert rloo.rollout is not None
     assert len(read_lines(tmp_path / "demo" / "prompts.jsonl")) == len(demo.JUDGED_DISHES) == rloo.rollout.tasks
     rows = read_lines(tmp_path / "demo" / "reviews.jsonl")
     assert len(rows) == 24 * demo.REVIEWS
@@ -105,3 +109,43 @@ def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other files"):
         demo.make(tmp_path, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_stages_lead_to_both_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole demo with a model after no SFT, two updates a run and few draws."""
+    for name, value in (("DRAWN", 8), ("DRAWN_HELD_OUT", 4), ("REVIEWS", 1)):
+        monkeypatch.setattr(demo, name, value)
+    for name, value in (("DRAWN", 8), ("DRAWN_REFERENCE", 16), ("SCORED", 8)):
+        monkeypatch.setattr(measure, name, value)
+    folder = tmp_path / "demo"
+    demo.make(folder, 0)
+    shutil.copytree(folder / "untrained", folder / "sft" / "model")
+    demo.ask(folder, 0)
+    for name in ("dpo", "reward", "rloo"):
+        run = load(folder / f"{name}.toml", ["evaluate.samples=0"])
+        write(folder / f"{name}.toml", dump(replace(run, optim=replace(run.optim, epochs=None, steps=2))))
+        demo.tune(folder / f"{name}.toml")
+    comparison = demo.measure(folder, 0)
+    assert comparison.models[:2] == ("before", "DPO")
+    values = {line.name: line.values for line in comparison.lines}
+    assert all(len(of) == len(comparison.models) for of in values.values())
+    assert values["models in memory"] == ("1", "1", "3")
+    assert {len(sample.texts) for sample in comparison.samples} == {3}
+    for name, model in (("dpo", "DPO"), ("rloo", comparison.models[2])):
+        page = (folder / name / "report.html").read_text()
+        assert "slope of the rewards" in page
+        assert model in page
+    assert reward_model_slope(folder) == pytest.approx(float(values["slope of the rewards"][2]), abs=0.006)
+
+
+def reward_model_slope(folder: Path) -> float:
+    """The slope by least squares with a constant for each dish, through the library's own scoring of texts."""
+    reference = measure.Reference(folder / "sft" / "model", demo.HELD_OUT_DISHES, 0)
+    model = load_reward_model(str(folder / "reward" / "model"))
+    rows, scores = [], []
+    for index, sample in enumerate(reference.drawn):
+        dish = np.eye(len(reference.drawn))[index]
+        rows += [[readable.reward(text), *dish] for text in sample.texts[: measure.SCORED]]
+        for ids in sample.group.responses[: measure.SCORED]:
+            scores += list(model_scores(model, [replace(sample.group, responses=(ids,))], 512)[0])
+    return float(np.linalg.lstsq(np.array(rows), np.array(scores), rcond=None)[0][0])
