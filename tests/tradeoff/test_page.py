@@ -12,6 +12,8 @@ from msgspec.structs import replace
 from report.test_page import Parsed
 
 from preftune.cli.trade_off import trade_off
+from preftune.demo.measure import ceiling_by_level
+from preftune.frontier.measure import Frontier
 from preftune.report.study import study_page
 from preftune.tradeoff import language, panels
 from preftune.tradeoff.language_page import at
@@ -115,6 +117,11 @@ def test_best_of_n_is_what_its_draws_are() -> None:
     assert four.reward.value == pytest.approx(reward.reshape(2, -1, 4).max(-1).mean(), abs=0.05)
     assert 0 < four.kl.value < np.log(4) - 3 / 4  # the bound of distinct rewards, which ties lie below
     assert four.gap.value > 0
+    by_draw, by_level = Frontier.sampled(reward), ceiling_by_level(reward)
+    for kl in (0.1, 1.0, 1.5):
+        assert by_level.at_kl(kl).reward == pytest.approx(by_draw.at_kl(kl).reward, abs=1e-9)
+    alone = ceiling_by_level(np.where(np.arange(2)[:, None] == 0, 1.0, reward))  # a value that a group has not
+    assert np.isfinite([alone.at_kl(0.5).reward, alone.at_kl(9.0).reward]).all()
 
 
 @pytest.mark.slow

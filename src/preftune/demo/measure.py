@@ -94,6 +94,15 @@ class Reference:
         return float((centered * scores).sum() / (centered**2).sum())
 
 
+def ceiling_by_level(reward: np.ndarray) -> Frontier:
+    """`Frontier.sampled` of rewards that have few values, from how often each has them: the same ceiling, a thousand
+    times as fast, but for its effective sample size. reward: (groups, responses)."""
+    levels = np.unique(reward)
+    share = np.stack([(reward == level).mean(1) for level in levels], -1)
+    values = np.where(share > 0, levels, reward.min(1, keepdims=True))  # the best of a group is one that it has
+    return Frontier.exact(values, np.log(share, where=share > 0, out=np.full_like(share, -np.inf)))
+
+
 def _gap(reference: np.ndarray, tuned: np.ndarray) -> float:
     """tuned: (groups, responses, 2), rewards and log-ratios."""
-    return Frontier.sampled(reference).gap(tuned[..., 0].mean(), tuned[..., 1].mean())
+    return ceiling_by_level(reference).gap(tuned[..., 0].mean(), tuned[..., 1].mean())

@@ -22,7 +22,7 @@ from preftune import files
 from preftune.config.run import Run
 from preftune.demo import stages
 from preftune.demo.comparison import models_in_memory
-from preftune.demo.measure import ROUNDS, Reference, Reviews
+from preftune.demo.measure import ROUNDS, Reference, Reviews, ceiling_by_level
 from preftune.demo.sampling import LONGEST
 from preftune.demo.stages import BETA, HELD_OUT_DISHES, JUDGED_DISHES, offline_run, online_run, reward_run, sft_run
 from preftune.events import Event, Progress, emit, listening, silence
@@ -169,12 +169,12 @@ def best_of(count: int, reward: np.ndarray) -> Outcome:
 
     def measure(draws: np.ndarray) -> tuple[float, float, float]:
         levels = np.unique(draws)
-        share = (draws[..., None] == levels).mean(1)
+        share = np.stack([(draws == level).mean(1) for level in levels], -1)
         up_to = share.cumsum(-1)
         best = up_to**count - (up_to - share).clip(min=0) ** count
         ratio = np.divide(best, share, out=np.ones_like(best), where=best > 0)
         kl, mean = float((best * np.log(ratio)).sum(-1).mean()), float((best @ levels).mean())
-        return kl, mean, Frontier.sampled(draws).gap(mean, kl)
+        return kl, mean, ceiling_by_level(draws).gap(mean, kl)
 
     halves = [_half(interval(lambda draws, i=i: measure(draws)[i], reward, rounds=ROUNDS)) for i in range(3)]
     kl, mean, gap = (Mean(value, half) for value, half in zip(measure(reward), halves, strict=True))
