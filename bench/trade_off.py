@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 import torch
+from msgspec.structs import replace
 
 from preftune.events import Progress, listening
+from preftune.tradeoff.language import compare_language
 from preftune.tradeoff.panels import compare
 
 RESULTS = Path(__file__).parent / "results" / "trade-off.json"
@@ -22,5 +24,5 @@ def show(event: object) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with listening(show):
-        results = compare()
+        results = replace(compare(), language=compare_language())
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")

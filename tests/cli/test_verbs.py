@@ -11,8 +11,8 @@ from rich.console import Console
 
 from preftune.cli.demo import _print
 from preftune.cli.view import metrics_table
-from preftune.demo.measure import Comparison, Line
-from preftune.record.reader import ExtraTable, Rewrite
+from preftune.demo.comparison import Comparison, Line, Written
+from preftune.record.reader import ExtraTable
 from preftune.record.schema import EVALUATION
 
 
@@ -43,10 +43,13 @@ def test_the_table_of_metrics_is_a_line_a_metric_at_80_columns() -> None:
 
 
 def test_wrapped_text_of_a_model_continues_below_its_beginning() -> None:
-    sample = Rewrite(prompt="The soup", before="kind " * 30, after="warm " * 30)
+    sample = Written("The soup", ("kind " * 30, "warm " * 30, "mild " * 30))
     console = Console(width=80, color_system=None)
+    models, line = ("before", "DPO", "RLOO"), Line("reward", ("1", "2", "3"), "")
     with console.capture() as shown:
-        _print(console, Comparison((Line("reward", "1", "2", ""),), ExtraTable("", (), ()), (sample,)))
-    *_, below = shown.get().partition("The soup\n")
-    lines = [line for line in below.splitlines() if not line.startswith(("   before   kind", "   after    warm"))]
-    assert [line[:12] for line in lines] == [" " * 12] * 4
+        _print(console, Comparison(models, (line,), ExtraTable("", (), ()), (sample,)))
+    table, _, below = shown.get().partition("The soup\n")
+    assert [row.split() for row in table.splitlines() if row.strip()] == [list(models), ["reward", "1", "2", "3"]]
+    first = ("   before   kind", "   DPO      warm", "   RLOO     mild")
+    lines = [text for text in below.splitlines() if not text.startswith(first)]
+    assert [text[:12] for text in lines] == [" " * 12] * 6

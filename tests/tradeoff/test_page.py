@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from msgspec.structs import replace
 from report.test_page import Parsed
 
 from preftune.cli.trade_off import trade_off
+from preftune.demo.measure import ceiling_by_level
+from preftune.frontier.measure import Frontier
 from preftune.report.study import study_page
-from preftune.tradeoff import panels
+from preftune.tradeoff import language, panels
+from preftune.tradeoff.language_page import at
 from preftune.tradeoff.page import study
 from preftune.tradeoff.results import Results
 
@@ -43,11 +48,18 @@ def test_the_page_is_complete_and_loads_nothing(results: Results) -> None:
 def test_the_verb_writes_page_and_figures(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(panels, "compare", lambda: results)
-    trade_off(out=tmp_path / "study")
-    assert msgspec.convert(json.loads((tmp_path / "study" / "results.json").read_text()), Results) == results
-    assert "Exploration" in (tmp_path / "study" / "trade-off.html").read_text()
-    printed = capsys.readouterr().out
+    exact = replace(results, language=None)
+    monkeypatch.setattr(panels, "compare", lambda: exact)
+    monkeypatch.setattr(language, "compare_language", lambda: results.language)
+    for folder, expected in (("exact", exact), ("study", results)):
+        trade_off(out=tmp_path / folder, offline=expected is exact)
+        figures = json.loads((tmp_path / folder / "results.json").read_text())
+        assert msgspec.convert(figures, Results) == expected
+        page = (tmp_path / folder / "trade-off.html").read_text()
+        assert "Exploration" in page
+        assert ("The methods on a language model" in page) is (expected is results)
+        printed = capsys.readouterr().out
+        assert ("a language model, beta 0.7" in printed) is (expected is results)
     assert str(tmp_path / "study" / "trade-off.html") in printed
     dpo = next(o for o in results.frontier if (o.method, o.beta) == ("DPO", 0.5))
     assert dpo.gap.text(3) in printed
@@ -77,6 +89,39 @@ def test_what_the_committed_figures_say(results: Results) -> None:
     for model in results.shift:
         assert model.right_after.value < model.right_before.value - 0.05
     assert results.seconds < 120
+
+
+def test_what_the_language_model_says(results: Results) -> None:
+    """Right methods on the true reward come near the optimum of their beta, ranks pass it, and all stay near the
+    ceiling; a reward model's slope moves the optimum of what learns from it."""
+    world = results.language
+    assert world is not None
+    by_method = {(t.outcome.method, t.outcome.source): t for t in world.trained}
+    best = at(world, world.beta)
+    for name in ("RLOO", "PPO", "online DPO, soft labels"):
+        assert by_method[name, "true reward"].outcome.kl.value == pytest.approx(best.kl, rel=0.1), name
+    assert by_method["online DPO, ranks", "true reward"].outcome.kl.value > 1.2 * best.kl
+    assert world.slope < 1
+    assert by_method["RLOO", "reward model"].outcome.kl.value < 0.9 * best.kl
+    online = [trained.outcome for trained in world.trained if trained.outcome.source != "judged pairs"]
+    assert all(abs(o.gap.value) < 0.1 + o.gap.half for o in online)
+    assert len(by_method["PPO", "true reward"].models) == 3
+    assert results.seconds + world.seconds < 400
+
+
+def test_best_of_n_is_what_its_draws_are() -> None:
+    rng = np.random.default_rng(0)
+    reward = rng.integers(-3, 4, (2, 20_000)).astype(float)
+    once, four = (language.best_of(count, reward) for count in (1, 4))
+    assert (once.kl.value, once.reward.value) == pytest.approx((0.0, reward.mean()), abs=1e-9)
+    assert four.reward.value == pytest.approx(reward.reshape(2, -1, 4).max(-1).mean(), abs=0.05)
+    assert 0 < four.kl.value < np.log(4) - 3 / 4  # the bound of distinct rewards, which ties lie below
+    assert four.gap.value > 0
+    by_draw, by_level = Frontier.sampled(reward), ceiling_by_level(reward)
+    for kl in (0.1, 1.0, 1.5):
+        assert by_level.at_kl(kl).reward == pytest.approx(by_draw.at_kl(kl).reward, abs=1e-9)
+    alone = ceiling_by_level(np.where(np.arange(2)[:, None] == 0, 1.0, reward))  # a value that a group has not
+    assert np.isfinite([alone.at_kl(0.5).reward, alone.at_kl(9.0).reward]).all()
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ VERBS = {
     "score": "Score every row of data.train under two models, or every response of a file under a reward model.",
     "draw": "Draw responses from a model to the prompts of a file.",
     "report": "Write the page of a record, or one page that compares several.",
-    "trade-off": "Measure DPO, RLHF and what lies between under the ceiling that theory gives, in a world that can be "
-    "listed.",
+    "trade-off": "Measure DPO, RLHF and what lies between under the ceiling that theory gives, in two worlds of "
+    "known reward.",
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from preftune.demo.measure import Comparison
+    from preftune.demo.comparison import Comparison
 
 
 def demo(*, out: str = "demo", seed: int = 0) -> None:
-    """Tune a small model offline in about a minute, in a world whose reward is known, and show what changed.
+    """Tune a small model offline by DPO and by RLHF, in a world whose reward is known, and show what changed.
+
+    It takes about a minute.
 
     Parameters
     ----------
@@ -34,9 +36,11 @@ def demo(*, out: str = "demo", seed: int = 0) -> None:
     console = Console(highlight=False)
     _print(console, comparison)
     again = f"preftune train {folder / 'dpo.toml'} objective.beta=0.1 out={folder / 'mine'}"
+    online = f"preftune train {folder / 'rloo.toml'} objective=ppo out={folder / 'mine'}"
+    took = f"{time.monotonic() - began:.0f} seconds in all"
     console.print(
-        f"\n{time.monotonic() - began:.0f} seconds in all. Run it again with your own changes:\n  {again}\n\n"
-        f"page  {folder / 'dpo' / 'report.html'}",
+        f"\n{took}. Run it again with your own changes:\n  {again}\n  {online}\n\n"
+        f"pages  {folder / 'dpo' / 'report.html'}\n       {folder / 'rloo' / 'report.html'}",
         markup=False,
         soft_wrap=True,
     )
@@ -67,10 +71,16 @@ def _stages(folder: Path, seed: int, console: Console) -> Comparison:
     announce(3, "Preferences", "It writes; a judge prefers one of two reviews, mostly the one with more reward.")
     with terminal():
         stages.ask(folder, seed)
-    announce(4, "Tuning", f"preftune train {folder / 'dpo.toml'}   DPO on those pairs. It never sees the reward.")
+    announce(4, "DPO", f"preftune train {folder / 'dpo.toml'}   DPO on those pairs. It never sees the reward.")
     with terminal():
         stages.tune(folder / "dpo.toml")
-    announce(5, "What changed", "The reference is the model of stage 2. Brackets hold 95 % intervals.")
+    announce(5, "Reward model", f"preftune train {folder / 'reward.toml'}   The same pairs, learned as a reward.")
+    with terminal():
+        stages.tune(folder / "reward.toml")
+    announce(6, "RLOO", f"preftune train {folder / 'rloo.toml'}   The model writes, the reward model scores.")
+    with terminal():
+        stages.tune(folder / "rloo.toml")
+    announce(7, "What changed", "The reference is the model of stage 2. Brackets hold 95 % intervals.")
     with terminal():
         return stages.measure(folder, seed)
 
@@ -80,19 +90,21 @@ def _print(console: Console, comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    widths = [3 + max(map(len, texts)) for texts in zip(*((x.name, x.before) for x in comparison.lines), strict=True)]
+    table = [("", *comparison.models), *((line.name, *line.values) for line in comparison.lines)]
+    widths = [3 + max(map(len, texts)) for texts in zip(*table, strict=True)]
 
-    def print_line(name: str, before: str, after: str, style: str) -> None:
-        console.print(Text.assemble((name.ljust(widths[0]), style), before.ljust(widths[1]), after), soft_wrap=True)
+    def print_line(texts: tuple[str, ...], style: str) -> None:
+        name, *values = (text.ljust(width) for text, width in zip(texts, widths, strict=True))
+        console.print(Text.assemble((name, style), "".join(values).rstrip()), soft_wrap=True)
 
     console.print()
-    print_line("", "before", "after", "bold")
-    for line in comparison.lines:
-        print_line(line.name, line.before, line.after, "bold cyan")
+    print_line(table[0], "bold")
+    for line, texts in zip(comparison.lines, table[1:], strict=True):
+        print_line(texts, "bold cyan")
         console.print(Padding(Text(line.meaning, style="dim"), (0, 0, 0, 3)))
     for sample in comparison.samples:
         console.print(Text.assemble("\n", (sample.prompt, "bold")))
         sides = Table.grid(padding=(0, 3, 0, 0))  # wrapped text continues below its beginning
-        sides.add_row("   before", Text(sample.before))
-        sides.add_row("   after", Text(sample.after))
+        for model, text in zip(comparison.models, sample.texts, strict=True):
+            sides.add_row(f"   {model}", Text(text))
         console.print(sides)

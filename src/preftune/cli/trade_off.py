@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,19 @@ PAGE, FIGURES = "trade-off.html", "results.json"
 WIDTH = 96  # below which a figure would part from its interval
 
 
-def trade_off(*, out: Path = Path("trade-off")) -> None:
-    """Measure DPO, RLHF and what lies between under the ceiling that theory gives, in a world that can be listed.
+def trade_off(*, out: Path = Path("trade-off"), offline: bool = False) -> None:
+    """Measure DPO, RLHF and what lies between under the ceiling that theory gives, in two worlds of known reward.
 
-    Offline, in under two minutes: every objective of pairs, reward models, RLOO, PPO, GRPO, online DPO and best of n,
-    then exploration, distribution shift, weak references, wrong labels and settings. Nothing is estimated but the
-    spread between independent runs.
+    One can be listed, so nothing is estimated but the spread between independent runs: every objective of pairs, reward
+    models, RLOO, PPO, GRPO, online DPO and best of n, then exploration, distribution shift, weak references, wrong
+    labels and settings, in under two minutes. The other is a language model that writes reviews, in three more.
 
     Parameters
     ----------
     out
         Folder for the page and for its figures; those that are there are made again.
+    offline
+        Leave the language model out.
     """
     from preftune.record.terminal import terminal
 
@@ -35,34 +38,52 @@ def trade_off(*, out: Path = Path("trade-off")) -> None:
 
         from preftune import files
         from preftune.report.study import study_page
+        from preftune.tradeoff import language, panels
         from preftune.tradeoff.page import study
-        from preftune.tradeoff.panels import compare
 
         torch.set_num_threads(1)  # with tables so small, waiting for other threads takes longer than the work
-        results = compare()
+        results = panels.compare()
+        if not offline:
+            results = msgspec.structs.replace(results, language=language.compare_language())
         files.make(out)
         files.write_json(out / FIGURES, msgspec.to_builtins(results))
         files.write(out / PAGE, study_page(study(results)))
     _print(results)
-    print(f"\n{results.seconds:.0f} seconds of one core\n\npage  {out / PAGE}")
+    seconds = results.seconds + (results.language.seconds if results.language else 0.0)
+    print(f"\n{seconds:.0f} seconds of one core\n\npage  {out / PAGE}")
 
 
 def _print(results: Results) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from preftune.tradeoff.language_page import COLUMNS, at, language_rows
     from preftune.tradeoff.page import OUTCOME_COLUMNS
 
     best = next(p for p in results.ceiling if p.beta == results.beta)
-    title = f"beta {results.beta:g}: the best policy has KL {best.kl:.2f} and reward {best.reward:.2f}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     columns = [column for column in OUTCOME_COLUMNS if column != "beta"]
+    rows = [
+        [o.method, o.source, o.kl.text(), o.reward.text(), o.gap.text(3)]
+        for o in results.frontier
+        if o.beta in (results.beta, None)
+    ]
+    _print_table(f"beta {results.beta:g}: the best policy has KL {best.kl:.2f} and reward {best.reward:.2f}",
+                 columns, rows)  # fmt: skip
+    if (world := results.language) is not None:
+        best = at(world, world.beta)
+        title = f"a language model, beta {world.beta:g}: the best policy has KL {best.kl:.2f}, reward {best.reward:.2f}"
+        left_out = COLUMNS.index("models")  # which the page has room for
+        _print_table(title, COLUMNS[:left_out], [row[:left_out] for row in language_rows(world)])
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in columns:
         left = column in ("method", "learned from")
         table.add_column(column, justify="left" if left else "right", no_wrap=left)
-    for o in results.frontier:
-        if o.beta in (results.beta, None):
-            table.add_row(o.method, o.source, o.kl.text(), o.reward.text(), o.gap.text(3))
+    for row in rows:
+        table.add_row(*row)
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH)
+    console.print()
     console.print(table)

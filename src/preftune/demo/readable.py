@@ -15,6 +15,8 @@ from typing import TypeVar
 import numpy as np
 from msgspec import Struct
 
+from preftune.rows.row import Prompt
+
 KIND = ("good", "lovely", "superb", "excellent", "delightful", "charming", "wonderful", "pleasant", "perfect", "fine")
 HARSH = ("bad", "awful", "dreadful", "poor", "horrible", "shabby", "nasty", "terrible", "dismal", "sad")
 NEUTRAL = ("usual", "plain", "normal", "ordinary", "average", "expected")
@@ -78,6 +80,11 @@ def reward(text: str) -> int:
     """Kind words minus harsh words, between -3 and 3."""
     value = sum(VALUES.get(word, 0) for word in WORD.findall(text.lower()))
     return max(-LARGEST, min(LARGEST, value))
+
+
+def scores(prompt: Prompt, responses: Sequence[str], answer: str | None) -> list[float]:
+    """The reward of each response, as `reward.function` asks for it."""
+    return [float(reward(text)) for text in responses]
 
 
 def well_formed(text: str) -> bool:

@@ -1,6 +1,6 @@
-"""The demo, a stage a function: SFT of a small model, a judge of its texts, DPO on the verdicts, a measurement.
+"""The demo by stages: SFT of a small model, a judge of its texts, DPO and RLHF on the verdicts, a comparison.
 
-Each stage reads what the one before left in the folder, and both trainings are ordinary run files. Only in a world of
+Each stage reads what the one before left in the folder, and every training is an ordinary run file. Only in a world of
 known reward can the last stage say how good the result is, and how good it could be.
 """
 
@@ -16,14 +16,17 @@ from preftune import files
 from preftune.config.load import dump, load
 from preftune.config.run import Run
 from preftune.demo import readable
-from preftune.demo.measure import LONGEST, Comparison, add_to_page, compare, load_module
+from preftune.demo.comparison import Comparison, add_to_page, compare
 from preftune.demo.readable import Judged
+from preftune.demo.sampling import draw, load_policy
 from preftune.demo.tiny import make_tiny
 from preftune.errors import UserError
 from preftune.model.config import Model
-from preftune.objective import DPO, NLL
+from preftune.objective import DPO, NLL, RLOO, Formula
+from preftune.objective.reward import Reward as RewardModeling
 from preftune.pack.config import Batch
 from preftune.reference.config import Stored
+from preftune.rollout.config import Reward, Rollout
 from preftune.rows.config import Data
 from preftune.training.config import Optim
 
@@ -31,30 +34,69 @@ JUDGED_DISHES, HELD_OUT_DISHES = readable.DISHES[:12], readable.DISHES[12:]  # S
 REVIEWS = 200  # reviews of each dish to learn from
 DRAWN, DRAWN_HELD_OUT = 768, 64  # reviews of each dish that the judge compares, two at a time
 BETA = 0.7
+PHASES = 80
 
 
 def make(folder: Path, seed: int) -> None:
-    """Write an untrained model, reviews to learn from, and the two run files. Raises UserError in a foreign folder."""
+    """Write an untrained model, reviews to learn from, and the run files. Raises UserError in a foreign folder."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "dpo.toml").exists():
         raise UserError("the folder holds other files.", location=str(folder), hint="Choose another with --out.")
-    sft = Run(
+    dpo = offline_run(folder, "dpo", DPO(beta=BETA), seed)
+    rloo = online_run(folder, "rloo", RLOO(beta=BETA), Reward(model=str(folder / "reward" / "model")), seed)
+    for run in (dpo, sft_run(folder, seed), reward_run(folder, seed), rloo):
+        files.write(folder / f"{Path(run.out).name}.toml", dump(run))
+    rng = np.random.default_rng([seed, 0])
+    prompts = [readable.prompt(dish) for dish in readable.DISHES for _ in range(REVIEWS)]
+    _write_rows(folder / "reviews.jsonl", [{"prompt": text, "response": readable.review(rng)} for text in prompts])
+    _write_rows(folder / "prompts.jsonl", [{"prompt": readable.prompt(dish)} for dish in JUDGED_DISHES])
+    make_tiny(folder / "untrained", readable.words(), seed=seed)
+
+
+def sft_run(folder: Path, seed: int) -> Run:
+    """From reviews to a model that writes such."""
+    return Run(
         model=Model(path=str(folder / "untrained")), data=Data(train=str(folder / "reviews.jsonl")),
         objective=NLL(norm="sum"), optim=Optim(lr=5e-3, epochs=8, schedule="cosine"), batch=Batch(rows=64),
         seed=seed, out=str(folder / "sft"), device="cpu",
     )  # fmt: skip
-    dpo = Run(
-        model=Model(path=str(folder / "sft" / "model")),
-        data=Data(train=str(folder / "pairs.jsonl"), evaluate=str(folder / "held_out.jsonl")),
-        objective=DPO(beta=BETA), reference=Stored(store=str(folder / "store")),
-        optim=Optim(lr=5e-4, epochs=3, schedule="cosine"), batch=Batch(rows=64),
-        seed=seed, out=str(folder / "dpo"), device="cpu",
+
+
+def offline_run(folder: Path, name: str, objective: Formula, seed: int, lr: float = 5e-4) -> Run:
+    """From the judged pairs, with the model after SFT as start and reference."""
+    return Run(
+        model=Model(path=str(folder / "sft" / "model")), data=judged_pairs(folder), objective=objective,
+        reference=Stored(store=str(folder / "store")) if "reference" in objective.reads else None,
+        optim=Optim(lr=lr, epochs=3, schedule="cosine"), batch=Batch(rows=64),
+        seed=seed, out=str(folder / name), device="cpu",
     )  # fmt: skip
-    files.write(folder / "dpo.toml", dump(dpo))
-    files.write(folder / "sft.toml", dump(sft))
-    rng = np.random.default_rng([seed, 0])
-    prompts = [readable.prompt(dish) for dish in readable.DISHES for _ in range(REVIEWS)]
-    _write_rows(folder / "reviews.jsonl", [{"prompt": text, "response": readable.review(rng)} for text in prompts])
-    make_tiny(folder / "untrained", readable.words(), seed=seed)
+
+
+def reward_run(folder: Path, seed: int) -> Run:
+    """From the judged pairs to a reward model."""
+    return Run(
+        model=Model(path=str(folder / "sft" / "model")), data=judged_pairs(folder),
+        objective=RewardModeling(center=0.01), optim=Optim(lr=3e-3, epochs=2), batch=Batch(rows=64),
+        seed=seed, out=str(folder / "reward"), device="cpu",
+    )  # fmt: skip
+
+
+def online_run(
+    folder: Path, name: str, objective: Formula, reward: Reward, seed: int, rollout: Rollout | None = None,
+    phases: int = PHASES,
+) -> Run:  # fmt: skip
+    """From reviews of the judged dishes that the policy draws itself, twelve to each in a phase."""
+    return Run(
+        model=Model(path=str(folder / "sft" / "model")), objective=objective, reward=reward,
+        data=Data(train=str(folder / "prompts.jsonl"), evaluate=str(folder / "held_out.jsonl")),
+        rollout=rollout or Rollout(tasks=len(JUDGED_DISHES), responses=12, max_tokens=32),
+        optim=Optim(lr=1e-3, steps=phases, warmup=0), batch=Batch(rows=len(JUDGED_DISHES)),
+        seed=seed, out=str(folder / name), device="cpu",
+    )  # fmt: skip
+
+
+def judged_pairs(folder: Path) -> Data:
+    """The judge's verdicts, on other dishes for evaluation."""
+    return Data(train=str(folder / "pairs.jsonl"), evaluate=str(folder / "held_out.jsonl"))
 
 
 def tune(run_file: Path) -> Path:
@@ -66,24 +108,25 @@ def tune(run_file: Path) -> Path:
 
 def ask(folder: Path, seed: int) -> None:
     """Draw reviews from the model after SFT, let the judge compare them two by two, and write the pairs."""
-    from preftune.demo.sampling import draw
     from preftune.tokens.tokenizer import load_tokenizer
 
-    module, tokenizer = load_module(folder / "sft" / "model"), load_tokenizer(str(folder / "sft" / "model"))
+    policy, tokenizer = load_policy(folder / "sft" / "model"), load_tokenizer(str(folder / "sft" / "model"))
     rng = np.random.default_rng([seed, 1])
     for name, dishes, count in (("pairs", JUDGED_DISHES, DRAWN), ("held_out", HELD_OUT_DISHES, DRAWN_HELD_OUT)):
         prompts, seed_of_draw = [readable.prompt(dish) for dish in dishes], int(rng.integers(2**31))
-        drawn = draw(module, tokenizer, prompts, count, longest=LONGEST, seed=seed_of_draw, stage="drawing reviews")
+        drawn = draw(policy, tokenizer, prompts, count, seed=seed_of_draw)
         pairs = [pair for group in drawn for pair in readable.judged_pairs(group.prompt, group.texts, rng)]
         rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
         _write_rows(folder / f"{name}.jsonl", rows)
 
 
 def measure(folder: Path, seed: int) -> Comparison:
-    """Compare the tuned model with the SFT model on dishes that no pair was about, and put it on the run's page."""
+    """Compare the tuned models with the SFT model on dishes that no pair was about, and put it on their pages."""
     pairs = [Judged(**row) for row in files.read_lines(folder / "held_out.jsonl")]
-    comparison = compare(folder / "dpo", folder / "sft" / "model", HELD_OUT_DISHES, pairs, seed)
-    add_to_page(comparison, folder / "dpo")
+    records = {"DPO": folder / "dpo", "RLHF (RLOO)": folder / "rloo"}
+    comparison = compare(records, folder / "reward", folder / "sft" / "model", HELD_OUT_DISHES, pairs, seed)
+    for name, record in records.items():
+        add_to_page(comparison, record, name)
     return comparison
 
 

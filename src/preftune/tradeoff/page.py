@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from preftune.report.charts import Chart, Series
 from preftune.report.study import Panel, Study
+from preftune.tradeoff.language_page import language_panel
 from preftune.tradeoff.results import Outcome, Results
 
 CURVES = {  # method and what it learned from -> color role of its line over the betas
@@ -26,6 +27,9 @@ def study(results: Results) -> Study:
         f"Made by preftune in {results.seconds:.0f} seconds of one core: {results.runs} independent runs of a world of "
         "4 prompts and 121 responses, in which every KL, every reward and the best policy are sums over all responses."
     )
+    if results.language is not None:
+        panels.insert(1, language_panel(results.language))
+        foot += f" The language model took {results.language.seconds:.0f} seconds more."
     return Study("trade-off", "DPO and RLHF under the ceiling that theory gives", _lead(results), panels, foot)
 
 

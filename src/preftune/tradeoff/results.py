@@ -106,10 +106,37 @@ class Ceiling(Struct, frozen=True):
     reward: float
 
 
+class Trained(Struct, frozen=True):
+    """A run of the readable world: where it ended, the models that it held at once, and its seconds of one core."""
+
+    outcome: Outcome
+    models: list[str]
+    seconds: float
+
+
+class Language(Struct, frozen=True):
+    """The readable world. beta: of every method; pairs: judged; phases, drawn: of each online run; start: the
+    reference's reward; slope: of the reward model's scores on the true reward; accuracy: of its held-out pairs;
+    seconds: of one core."""
+
+    beta: float
+    pairs: int
+    phases: int
+    drawn: int
+    start: Mean
+    ceiling: list[Ceiling]
+    trained: list[Trained]
+    best_of: list[Outcome]
+    slope: float
+    accuracy: float
+    seconds: float
+
+
 class Results(Struct, frozen=True):
     """Everything. frontier: the methods at three betas; objectives: all that learn from pairs, at one beta; rounds: a
     second round of pairs; weak: by how far the reference was turned away; noise: slope of the margin on the reward by
-    the share of wrong labels, over 1 / beta; seconds: of one core."""
+    the share of wrong labels, over 1 / beta; seconds: of one core, for the exact world; language: the readable
+    world, unless it was left out."""
 
     runs: int
     beta: float
@@ -128,3 +155,4 @@ class Results(Struct, frozen=True):
     sensitivity: list[Spread]
     costs: list[Cost]
     seconds: float
+    language: Language | None = None
