@@ -86,7 +86,7 @@ def test_every_objective_learns_from_draws(objective: o.Formula, online: Callabl
 
 
 @pytest.mark.parametrize("objective", [o.RLOO(clip=0.2), o.PPO(), o.DPO()], ids=lambda objective: objective.name)
-@pytest.mark.parametrize("where", ["draw", "file", "update"])
+@pytest.mark.parametrize("where", ["draw", "file", "first update", "update"])
 def test_a_killed_run_goes_on_to_the_same_bits(
     objective: o.Formula, where: str, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     owner, name, fatal = {
         "draw": (Embedded, "draw", 2),
         "file": (numbers, "write", 2),
+        "first update": (update, "assert_finite", 5),  # the phase is written, and its line is after the checkpoint
         "update": (update, "assert_finite", 6),
     }[where]
     right = getattr(owner, name)
@@ -180,12 +181,21 @@ def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypa
         with pytest.raises(Killed):
             train(run)
     path = numbers.path_of(Path(run.out), 0)
+    other = changed(run, rollout=changed(run.rollout, responses=4))
+    with pytest.raises(UserError, match="another number of responses"):
+        train(other, resume=True, allow_change=["rollout.responses"])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        train(run, resume=True)
+        train(other, resume=True)
     path.unlink()
     with pytest.raises(UserError, match="is missing"):
-        train(run, resume=True)
+        train(other, resume=True)
+
+
+def test_an_empty_first_prompt_is_drawn_to(online: Callable[..., Run]) -> None:
+    run = online(optim__steps=1)
+    rows = [{"prompt": ""}, *({"prompt": f"w{i} w5"} for i in range(4))]
+    assert lines(train(changed(run, data=changed(run.data, train=rows))), "phases")
 
 
 def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:

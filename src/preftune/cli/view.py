@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from preftune.run.preview import Preview
+    from preftune.run.preview_tasks import TaskPreview
 
 LONGEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 LOCATIONS = 3  # locations named for each reason
@@ -177,6 +178,24 @@ def work(preview: Preview) -> Text:
         f"moments {_size(memory.moments)}, activations of a pack up to {_size(memory.activations)}",
     ]
     return text.append("\n".join(lines), style="not bold")
+
+
+def drawing(preview: TaskPreview) -> Text:
+    """The prompts of a run that draws, three of them as the model sees them, its phases and its steps."""
+    tasks, rollout, text = preview.tasks, preview.rollout, Text()
+    for part, of_part in tasks.parts.items():
+        text.append(f"{part}: {len(of_part.tasks)} prompts to draw responses to, {len(of_part.skipped)} rows skipped")
+        _reasons(text, of_part.skipped, of_part.notes).append("\n")
+    for task in tasks.train[:3]:
+        text.append(f"\n{printable(str(task.place))}  prompt {len(task.ids)} tokens\n", style="bold")
+        text.append(_end(printable(_decode(tasks.dataset.tokenizer, task.ids.tolist()), "\n\t")), style="dim")
+        if task.answer is not None:
+            text.append(f"\n[answer] {_beginning(printable(task.answer))}", style="dim")
+    text.append("\n\nwork\n", style="bold")
+    return text.append(
+        f"{preview.steps} steps in {preview.phases} phases of up to {min(rollout.phase_tasks, len(tasks.train))} prompts "
+        f"with {rollout.responses} responses each, of at most {rollout.max_tokens} tokens"
+    )
 
 
 def _size(count: int) -> str:

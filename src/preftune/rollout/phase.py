@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,11 +74,7 @@ class Online:
 
     @cached_property
     def _firsts(self) -> list[int]:
-        """Updates before each phase, and behind the last phase those of the run."""
-        firsts = [0]
-        for step in self.plan.steps:
-            firsts.append(firsts[-1] + self.rollout.epochs * -(-step.rows // self.rows))
-        return [first if self.limit is None else min(first, self.limit) for first in firsts]
+        return updates_before(self.plan, self.rollout.epochs, self.rows, self.limit)
 
     @property
     def steps(self) -> int:
@@ -93,8 +89,11 @@ class Online:
     def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
         """The phase, drawn unless the record has it. begun: some of its updates were made already."""
         tasks = [self.tasks[i] for i in chosen.order]
-        drawn = self._recorded(number, begun=begun)
-        numbers = self._draw(number, first, tasks) if drawn is None else drawn
+        numbers = self._recorded(number, len(tasks), begun=begun)
+        if numbers is None:
+            numbers = self._draw(number, first, tasks)
+        elif not begun:  # its line went when the record was led back to its last checkpoint
+            self._tell(number, first, numbers, {})
         groups = self._groups(number, tasks, numbers)
         plan = make_plan(
             [group.tokens for group in groups],
@@ -108,13 +107,21 @@ class Online:
         )
         return Phase(groups, Plan(plan.steps[: stop - first]), first, number, number >= self.warm_up)
 
-    def _recorded(self, number: int, *, begun: bool) -> Numbers | None:
-        """What the record holds of a phase, if it was drawn by the weights of now or has had updates."""
+    def _recorded(self, number: int, tasks: int, *, begun: bool) -> Numbers | None:
+        """What the record holds of a phase of so many tasks, if it was drawn by the weights of now or has had updates.
+
+        Raises UserError where updates cannot go on with it."""
         path = files_of_phases.path_of(self.record, number)
         numbers = files_of_phases.from_first_rank(files_of_phases.read(path) if self.dist.first else None, self.dist)
         if begun and numbers is None:
             raise UserError("a phase that has had updates is missing, so they cannot go on.", location=str(path),
                             hint="Put it back, or start again with --force.", code=CORRUPT)  # fmt: skip
+        if numbers is not None and len(numbers.lengths) != tasks * self.rollout.responses:
+            if begun:
+                raise UserError("a phase that has had updates has another number of responses, so they cannot go on.",
+                                location=str(path), hint="Set [rollout] and the rows back, or start again with --force."
+                                )  # fmt: skip
+            return None
         if numbers is not None and not begun and not np.array_equal(numbers.weights, self._digest()):
             return None
         return numbers
@@ -141,14 +148,18 @@ class Online:
         for name, model in readers.items():
             if model is not None:
                 numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
-        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
-        if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
-            metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
         seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
-        events.emit(events.PhaseDrawn(number, first, metrics | {key: round(s, 3) for key, s in seconds.items()}))
+        self._tell(number, first, numbers, {key: round(s, 3) for key, s in seconds.items()})
         if self.dist.first:
             files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
         return numbers
+
+    def _tell(self, number: int, first: int, numbers: Numbers, seconds: Mapping[str, float]) -> None:
+        """Tell what was drawn."""
+        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
+        if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
+            metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
+        events.emit(events.PhaseDrawn(number, first, metrics | seconds))
 
     @property
     def _reference(self) -> Policy | None:
@@ -213,3 +224,14 @@ class Online:
         if numbers.preferred is None:
             return [None] * tasks
         return list(numbers.preferred.reshape(tasks, self.rollout.responses, self.rollout.responses))
+
+
+def updates_before(plan: Plan, epochs: int, rows: int, limit: int | None) -> list[int]:
+    """Updates before each phase of the plan, and behind the last phase those of the run.
+
+    epochs: passes over a phase; rows: prompts of a step; limit: most updates of the run.
+    """
+    firsts = [0]
+    for step in plan.steps:
+        firsts.append(firsts[-1] + epochs * -(-step.rows // rows))
+    return [first if limit is None else min(first, limit) for first in firsts]
