@@ -39,6 +39,10 @@ def test_check_shows_the_prompts_and_phases_of_a_run_that_draws(run) -> None:
     code, output = run("check", *words, "reward.function=score.py:score")
     assert code == 0
     assert "3 phases of up to 5 prompts with 8 responses each, of at most 4 tokens" in output
+    code, output = run("sweep", *words, "reward.function=score.py:score", "data.holdout=0.3", "evaluate.samples=0",
+                       "optim.steps=1", "objective.beta=0.1,0.2")  # fmt: skip
+    assert code == 0
+    assert "score" in output.partition("run ")[2]
     code, output = run("check", *words, "reward.function=score.py:other")
     assert code == 2
     assert "reward.function: score.py has no other." in output
