@@ -75,7 +75,7 @@ def printable(text: str, allowed: str = "") -> str:
 
     allowed: "\\n" where the text may have lines of its own.
     """
-    return "".join(c if c in allowed or c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in allowed or c.isprintable() or c == "\u00a0" else ascii(c)[1:-1] for c in text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

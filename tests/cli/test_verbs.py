@@ -32,6 +32,22 @@ def test_a_config_of_another_size_is_named_with_both_sizes(run) -> None:
     assert "model.path: m: lm_head.weight is 64 x 32 in its weights, but 70 x 32 by its config.json." in output
 
 
+def test_check_shows_the_prompts_and_phases_of_a_run_that_draws(run) -> None:
+    Path("score.py").write_text("def score(prompt, responses, answer):\n    return [0.0 for _ in responses]\n")
+    words = ["model.path=m", "data.train=p.jsonl", "objective=rloo", "rollout.max_tokens=4", "rollout.tasks=5",
+             "batch.rows=2", "data.max_skipped=0.9"]  # fmt: skip
+    code, output = run("check", *words, "reward.function=score.py:score")
+    assert code == 0
+    assert "3 phases of up to 5 prompts with 8 responses each, of at most 4 tokens" in output
+    code, output = run("sweep", *words, "reward.function=score.py:score", "data.holdout=0.3", "evaluate.samples=0",
+                       "optim.steps=1", "objective.beta=0.1,0.2")  # fmt: skip
+    assert code == 0
+    assert "score" in output.partition("run ")[2]
+    code, output = run("check", *words, "reward.function=score.py:other")
+    assert code == 2
+    assert "reward.function: score.py has no other." in output
+
+
 def test_the_table_of_metrics_is_a_line_a_metric_at_80_columns() -> None:
     numbers = dict.fromkeys(EVALUATION, -12345.678)
     console = Console(width=80, color_system=None)

@@ -23,9 +23,7 @@ from preftune.pack.plan import Phase
 from preftune.rollout import numbers
 from preftune.rollout.config import Value
 from preftune.rollout.embedded import Embedded
-from preftune.rows.split import read_rows
 from preftune.run.online import prepare_online
-from preftune.run.preview import preview
 from preftune.run.train import new_state, train
 from preftune.training import update
 from preftune.training.loop import fit
@@ -97,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     owner, name, fatal = {
         "draw": (Embedded, "draw", 2),
         "file": (numbers, "write", 2),
-        "first update": (update, "assert_finite", 5),
+        "first update": (update, "assert_finite", 5),  # the phase is written, and its line is after the checkpoint
         "update": (update, "assert_finite", 6),
     }[where]
     right = getattr(owner, name)
@@ -183,12 +181,21 @@ def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypa
         with pytest.raises(Killed):
             train(run)
     path = numbers.path_of(Path(run.out), 0)
+    other = changed(run, rollout=changed(run.rollout, responses=4))
+    with pytest.raises(UserError, match="another number of responses"):
+        train(other, resume=True, allow_change=["rollout.responses"])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        train(run, resume=True)
+        train(other, resume=True)
     path.unlink()
     with pytest.raises(UserError, match="is missing"):
-        train(run, resume=True)
+        train(other, resume=True)
+
+
+def test_an_empty_first_prompt_is_drawn_to(online: Callable[..., Run]) -> None:
+    run = online(optim__steps=1)
+    rows = [{"prompt": ""}, *({"prompt": f"w{i} w5"} for i in range(4))]
+    assert lines(train(changed(run, data=changed(run.data, train=rows))), "phases")
 
 
 def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
@@ -205,13 +212,3 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             train(broken)
-
-
-def test_a_preview_says_what_a_run_that_draws_will_do(online: Callable[..., Run]) -> None:
-    run = online(optim__steps=None, optim__epochs=3, rollout__epochs=2)
-    planned = preview(run, read_rows(run.data))
-    assert len(planned.plan.steps) == 24
-    assert planned.naive > planned.tokens > 25
-    assert planned.memory.weights == 2 * planned.parameters * 4
-    ppo = preview(changed(run, objective=o.PPO()), read_rows(run.data))
-    assert ppo.memory.moments == 2 * planned.memory.moments

@@ -71,6 +71,7 @@ BAD = {
     "a set": ({1, 2, 3}, "returned set"),
     "texts": (["1", "2", "3"], r"scored response 1 with str \('1'\)"),
     "nan": ([1, math.nan, 2], r"scored response 2 with float \(nan\)"),
+    "too large": ([1, 2, 1e300], r"scored response 3 with float \(1e\+300\)"),
     "infinity": ([1, 2, -math.inf], r"scored response 3 with float \(-inf\)"),
     "numpy nan": (np.array([1, 2, np.nan]), r"scored response 3 with float64"),
     "lists": ([[1], [2], [3]], r"scored response 1 with list"),

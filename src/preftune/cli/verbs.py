@@ -50,7 +50,8 @@ def check(*words: str) -> None:
     `preftune check run.toml [key=value ...]`
 
     Without model.path, it reads and counts rows; with it, it also tokenizes them, shows three with the tokens that
-    are scored, and works out steps, lengths and memory.
+    are scored, and works out steps, lengths and memory. Of a run that draws it shows three prompts, the phases and
+    the steps, and it asks whether the rewards can be used.
 
     Parameters
     ----------
@@ -73,6 +74,12 @@ def check(*words: str) -> None:
             console.print(view.row(row))
         console.print("[dim]Without model.path, rows are not tokenized.[/dim]")
         return
+    if run.rollout is not None:
+        with console.status("loading the tokenizer"):
+            from preftune.run.preview_tasks import preview_tasks
+
+            console.print(view.drawing(preview_tasks(run, run.rollout, rows)))
+        return
     with console.status("loading the tokenizer"):
         from preftune.run.preview import preview
 
@@ -83,8 +90,7 @@ def check(*words: str) -> None:
         console.print(view.group(group, planned.dataset.tokenizer))
     for sentence, _ in planned.notes.values():
         console.print(printable(sentence), markup=False)
-    if planned.dataset.account.lengths:
-        console.print(view.lengths(planned.dataset.account))
+    console.print(view.lengths(planned.dataset.account))
     console.print(view.work(planned))
 
 

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from preftune.run.preview import Preview
+    from preftune.run.preview_tasks import TaskPreview
 
 LONGEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 LOCATIONS = 3  # locations named for each reason
 SWEEP_COLUMNS = {
     "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token", "accuracy_of_change": "since start",
     "margin": "margin", "chosen_logp_change": "chosen", "rejected_logp_change": "rejected",
+    "score": "score", "kl": "KL",
 }  # fmt: skip
 
 
@@ -179,6 +181,25 @@ def work(preview: Preview) -> Text:
     return text.append("\n".join(lines), style="not bold")
 
 
+def drawing(preview: TaskPreview) -> Text:
+    """The prompts of a run that draws, three of them as the model sees them, its phases and its steps."""
+    tasks, rollout, text = preview.tasks, preview.rollout, Text()
+    for part, of_part in tasks.parts.items():
+        text.append(f"{part}: {len(of_part.tasks)} prompts to draw responses to, {len(of_part.skipped)} rows skipped")
+        _reasons(text, of_part.skipped, of_part.notes).append("\n")
+    for task in tasks.train[:3]:
+        text.append(f"\n{printable(str(task.place))}  prompt {len(task.ids)} tokens\n", style="bold")
+        text.append(_end(printable(_decode(tasks.dataset.tokenizer, task.ids.tolist()), "\n\t")), style="dim")
+        if task.answer is not None:
+            text.append(f"\n[answer] {_beginning(printable(task.answer))}", style="dim")
+    text.append("\n\nwork\n", style="bold")
+    prompts = min(rollout.phase_tasks, len(tasks.train))
+    return text.append(
+        f"{preview.steps} steps in {preview.phases} phases of up to {prompts} prompts "
+        f"with {rollout.responses} responses each, of at most {rollout.max_tokens} tokens"
+    )
+
+
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
@@ -214,11 +235,13 @@ def show_sweep(folders: Sequence[Path]) -> None:
     """After a sweep: a line for each run with its last held-out metrics."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
-    for title in SWEEP_COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for record in map(Record.open, folders):
-        if not record.evaluations:
-            table.title, table.title_justify = "no rows are held out: last step, on training rows", "left"
-        last = next(reversed(record.evaluations or record.steps), {})
-        table.add_row(escape(printable(record.path.name)), *(number(last.get(name)) for name in SWEEP_COLUMNS))
+    records = [Record.open(folder) for folder in folders]
+    if not all(record.evaluations for record in records):
+        table.title, table.title_justify = "no rows are held out: last step, on training rows", "left"
+    last = [next(reversed(record.evaluations or record.steps), {}) for record in records]
+    columns = [name for name in SWEEP_COLUMNS if any(line.get(name) is not None for line in last)]
+    for name in columns:
+        table.add_column(SWEEP_COLUMNS[name], justify="right", no_wrap=True)
+    for record, line in zip(records, last, strict=True):
+        table.add_row(escape(printable(record.path.name)), *(number(line.get(name)) for name in columns))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

@@ -74,11 +74,7 @@ class Online:
 
     @cached_property
     def _firsts(self) -> list[int]:
-        """Updates before each phase, and behind the last phase those of the run."""
-        firsts = [0]
-        for step in self.plan.steps:
-            firsts.append(firsts[-1] + self.rollout.epochs * -(-step.rows // self.rows))
-        return [first if self.limit is None else min(first, self.limit) for first in firsts]
+        return updates_before(self.plan, self.rollout.epochs, self.rows, self.limit)
 
     @property
     def steps(self) -> int:
@@ -93,11 +89,11 @@ class Online:
     def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
         """The phase, drawn unless the record has it. begun: some of its updates were made already."""
         tasks = [self.tasks[i] for i in chosen.order]
-        numbers, seconds = self._recorded(number, begun=begun), {}
+        numbers = self._recorded(number, len(tasks), begun=begun)
         if numbers is None:
-            numbers, seconds = self._draw(number, tasks)
-        if not begun:  # a phase that was read back and has no line yet gets one, without the times
-            events.emit(events.PhaseDrawn(number, first, self._metrics(numbers) | seconds))
+            numbers = self._draw(number, first, tasks)
+        elif not begun:  # its line went when the record was led back to its last checkpoint
+            self._tell(number, first, numbers, {})
         groups = self._groups(number, tasks, numbers)
         plan = make_plan(
             [group.tokens for group in groups],
@@ -111,13 +107,21 @@ class Online:
         )
         return Phase(groups, Plan(plan.steps[: stop - first]), first, number, number >= self.warm_up)
 
-    def _recorded(self, number: int, *, begun: bool) -> Numbers | None:
-        """What the record holds of a phase, if it was drawn by the weights of now or has had updates."""
+    def _recorded(self, number: int, tasks: int, *, begun: bool) -> Numbers | None:
+        """What the record holds of a phase of so many tasks, if it was drawn by the weights of now or has had updates.
+
+        Raises UserError where updates cannot go on with it."""
         path = files_of_phases.path_of(self.record, number)
         numbers = files_of_phases.from_first_rank(files_of_phases.read(path) if self.dist.first else None, self.dist)
         if begun and numbers is None:
             raise UserError("a phase that has had updates is missing, so they cannot go on.", location=str(path),
                             hint="Put it back, or start again with --force.", code=CORRUPT)  # fmt: skip
+        if numbers is not None and len(numbers.lengths) != tasks * self.rollout.responses:
+            if begun:
+                raise UserError("a phase that has had updates has another number of responses, so they cannot go on.",
+                                location=str(path), hint="Set [rollout] and the rows back, or start again with --force."
+                                )  # fmt: skip
+            return None
         if numbers is not None and not begun and not np.array_equal(numbers.weights, self._digest()):
             return None
         return numbers
@@ -130,8 +134,8 @@ class Online:
                 digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
         return np.frombuffer(digest.digest(), np.uint8)
 
-    def _draw(self, number: int, tasks: Sequence[Task]) -> tuple[Numbers, dict[str, float | None]]:
-        """Draw a phase, score it, and write its file; and the seconds that it took."""
+    def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
+        """Draw a phase, score it, and record it."""
         began = time.monotonic()
         events.emit(events.Progress("drawing", number + 1, len(self.plan.steps)))
         numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
@@ -144,16 +148,18 @@ class Online:
         for name, model in readers.items():
             if model is not None:
                 numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
+        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
+        self._tell(number, first, numbers, {key: round(s, 3) for key, s in seconds.items()})
         if self.dist.first:
             files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
-        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
-        return numbers, {name: round(value, 3) for name, value in seconds.items()}
+        return numbers
 
-    def _metrics(self, numbers: Numbers) -> dict[str, float | None]:
+    def _tell(self, number: int, first: int, numbers: Numbers, seconds: dict[str, float]) -> None:
+        """Tell what was drawn."""
         metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
         if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
             metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
-        return metrics
+        events.emit(events.PhaseDrawn(number, first, metrics | seconds))
 
     @property
     def _reference(self) -> Policy | None:
@@ -218,3 +224,14 @@ class Online:
         if numbers.preferred is None:
             return [None] * tasks
         return list(numbers.preferred.reshape(tasks, self.rollout.responses, self.rollout.responses))
+
+
+def updates_before(plan: Plan, epochs: int, rows: int, limit: int | None) -> list[int]:
+    """Updates before each phase of the plan, and behind the last phase those of the run.
+
+    epochs: passes over a phase; rows: prompts of a step; limit: most updates of the run.
+    """
+    firsts = [0]
+    for step in plan.steps:
+        firsts.append(firsts[-1] + epochs * -(-step.rows // rows))
+    return [first if limit is None else min(first, limit) for first in firsts]

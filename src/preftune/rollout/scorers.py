@@ -26,6 +26,8 @@ from preftune.rows.row import Place, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LARGEST = 1e15  # of a score: beyond, a sum of squares of scores times weights would leave fp32
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -111,7 +113,7 @@ class _NotAList:
 
 def number_of(value: object, what: str, place: str) -> float:
     """The value as a number, None as NaN. what: the beginning of a sentence. Raises UserError for anything else."""
-    hint = "A score is a finite number, or None where there is none."
+    hint = f"A score is a number of at most {LARGEST:.0e}, or None where there is none."
     if value is None:
         return math.nan
     size = value.size if isinstance(value, np.ndarray) else 1
@@ -119,7 +121,7 @@ def number_of(value: object, what: str, place: str) -> float:
         score = math.nan if isinstance(value, str | bytes) or size != 1 else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         score = math.nan
-    if not math.isfinite(score):
+    if not abs(score) <= LARGEST:  # NaN is not either
         raise UserError(f"{what} with {type(value).__name__} ({value!r:.40}).", location=place, hint=hint)
     return score
 

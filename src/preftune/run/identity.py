@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
     refused = [Problem(f"was {change}.", location=key) for key, change in changes.items() if key not in allowed]
     if refused:
         first = Problem("another run is in this folder:", location=str(path.parent))
-        hint = f"Set it back, start a new run in another `out`, or allow the change: --allow-change {','.join(changes)}"
+        names = shlex.quote(",".join(changes))
+        hint = f"Set it back, start a new run in another `out`, or allow the change: --allow-change {names}"
         raise UserError([first, *refused, Problem(hint)])
     return [f"{key} {change}" for key, change in changes.items()]
 

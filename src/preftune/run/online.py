@@ -46,7 +46,7 @@ from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.prepare import Prepared, with_budget
-from preftune.run.tasks import TaskSet, group_of, load_tasks
+from preftune.run.tasks import TaskSet, load_tasks
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
@@ -165,6 +165,11 @@ def _samples(
     shown = [{"prompt": spell(group.prompt)} for group in prompts]
     drawn_to = [Task(group.prompt, "", None, group.place, group.id) for group in prompts]
     return Samples(drawn_to, shown, sampler, start, spell, source.packing, run.seed, source.record, source.dist)
+
+
+def group_of(task: Task) -> TokenGroup:
+    """The task as a group without responses."""
+    return TokenGroup(prompt=task.ids, responses=(), kind="task", place=task.place, id=task.id, ranks=())
 
 
 def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:

@@ -16,8 +16,10 @@ from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
 from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable
 from preftune.report import page
+from preftune.rows.split import read_rows
 from preftune.run.dataset import cached_loader
 from preftune.run.match_rows import match_rows
+from preftune.run.preview_tasks import preview_tasks
 from preftune.run.train import train
 
 
@@ -33,7 +35,10 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> li
         with signals.interruptible():
             for variant in variants:  # a run that is refused is refused before the first
                 run = resolve(variant.run)
-                match_rows(run, load(run))
+                if run.rollout is None:
+                    match_rows(run, load(run))
+                else:
+                    preview_tasks(run, run.rollout, read_rows(run.data))
         for number, (variant, folder) in enumerate(zip(variants, folders, strict=True), 1):
             if stop := signals.agreed(dist):
                 raise signals.Stopped(stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,20 +30,28 @@ PROBED = 64  # tokens of the made-up responses on which the model is tried
 
 class TaskSet(NamedTuple):
     """train, held_out: prompts to learn from and to measure on; end_tokens: any of them ends a response; dataset: what
-    the rest of a run asks of rows, with made-up responses on which the model is tried before anything is drawn."""
+    the rest of a run asks of rows, with made-up responses on which the model is tried before anything is drawn; parts:
+    the tasks of each part with the rows that are left out."""
 
     train: list[Task]
     held_out: list[Task]
     end_tokens: frozenset[int]
     dataset: Dataset
+    parts: dict[str, Tasks]
 
 
-def load_tasks(run: Run, rollout: Rollout, rows: Rows | None = None) -> TaskSet:
-    """Read rows of any kind as tasks. rows: where they were read already. Raises UserError where too many are unusable,
-    or none is left."""
-    if rows is None:
-        emit(Note("reading rows"))
-        rows = read_rows(run.data)
+def load_tasks(run: Run, rollout: Rollout) -> TaskSet:
+    """Read rows of any kind as tasks, and say what is odd about them. Raises UserError, as `tasks_from` does."""
+    emit(Note("reading rows"))
+    tasks = tasks_from(run, rollout, read_rows(run.data))
+    for part in tasks.parts.values():
+        for note in part.notes:
+            emit(Note(str(note)))
+    return tasks
+
+
+def tasks_from(run: Run, rollout: Rollout, rows: Rows) -> TaskSet:
+    """Rows of any kind as tasks. Raises UserError where too many are unusable, or none is left."""
     path, source = run.model.path, run.model.tokenizer or str(run.model.path)
     tokenizer = load_tokenizer(source, run.model.revision, run.data.template)
     config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
@@ -58,8 +67,6 @@ def load_tasks(run: Run, rollout: Rollout, rows: Rows | None = None) -> TaskSet:
         if not tasks.tasks:
             raise UserError("no prompt is left.", location=f"data.{name}",
                             hint=f"A prompt may have {longest} tokens; see `preftune check`.")  # fmt: skip
-        for note in tasks.notes:
-            emit(Note(str(note)))
     train = parts["train"].tasks
     held_out = parts["evaluate"].tasks if "evaluate" in parts else []
     account = Account(
@@ -71,24 +78,20 @@ def load_tasks(run: Run, rollout: Rollout, rows: Rows | None = None) -> TaskSet:
     tried = [_made_up(task) for task in (*train, *held_out)]
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     dataset = Dataset(tried, [], account, tokenizer, config, max_tokens, digests, {})
-    return TaskSet(train, held_out, end_tokens(train[0], tokenizer), dataset)
+    return TaskSet(train, held_out, end_tokens([*train, *held_out], tokenizer), dataset, parts)
 
 
-def end_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a response: what a row with this prompt ends with, and the tokenizer's end token."""
+def end_tokens(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a response: what a row with one of these prompts ends with, and the tokenizer's end token."""
+    task = next((task for task in tasks if text_of(task.prompt).strip()), tasks[0])  # an empty one ends nothing
     words = text_of(task.prompt)  # which the tokenizer knows
     response = words if isinstance(task.prompt, str) else (Message("assistant", words),)
     row = Demo(prompt=task.prompt, response=response, place=task.place)
-    (group,) = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups
-    ends = {int(group.responses[0][-1])}
+    groups = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups
+    ends = {int(group.responses[0][-1]) for group in groups}
     if tokenizer.eos_token is not None:
         ends.add(int(tokenizer.get_vocab()[str(tokenizer.eos_token)]))
     return frozenset(ends)
-
-
-def group_of(task: Task) -> TokenGroup:
-    """The task as a group without responses."""
-    return TokenGroup(prompt=task.ids, responses=(), kind="task", place=task.place, id=task.id, ranks=())
 
 
 def _made_up(task: Task) -> TokenGroup:
