@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,15 @@ def length(prompt: str, responses: Sequence[str], answer: str | None) -> list[fl
 
 def run_of(spec: dict, out: Path) -> Run:
     """The run that makes these steps: one update a phase."""
-    objective = {"name": spec["objective"], "beta": spec["beta"]}
     rows = [{"prompt": " ".join(f"w{i}" for i in ids)} for ids in spec["prompts"]]
     longest, count = max(map(max, spec["lengths"])), len(spec["lengths"][0])
     words = {
-        "out": str(out), "objective.name": objective["name"], "objective.beta": objective["beta"],
+        "out": str(out), "objective.name": spec["objective"], "objective.beta": spec["beta"],
         "model.path": spec["model"], "model.weights": "float32", "model.compute": "float32",
         "rollout.tasks": spec["rows"], "rollout.responses": count, "rollout.max_tokens": longest,
         "batch.rows": spec["rows"], "evaluate.samples": 0, "data.train": "prompts.jsonl", "optim.lr": spec["lr"],
         "optim.steps": spec["steps"], "optim.schedule": "constant", "optim.warmup": 0,
     }  # fmt: skip
-    if spec.get("tokens"):
-        words["batch.tokens"] = spec["tokens"]
-    if spec.get("checkpointing"):
-        words["model.checkpointing"] = "true"
     run = load(None, [f"{key}={value}" for key, value in words.items()])
     return replace(run, data=replace(run.data, train=rows, holdout=0.0), reward=length)
 
@@ -66,12 +62,10 @@ def main(spec: dict, out: Path) -> dict:
     def drawn(sampler: Embedded, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]:
         began = time.process_time()
         lengths = np.array([of_prompt[tuple(ids.tolist())] for ids in prompts])
-        result = replace_ends(sampler).draw_up_to(prompts, lengths, seed)
+        endless = Embedded(sampler.policy, sampler.max_tokens, frozenset(), sampler.temperature)
+        result = endless.draw_up_to(prompts, lengths, seed)
         spent["rollout"] += time.process_time() - began
         return result
-
-    def replace_ends(sampler: Embedded) -> Embedded:
-        return Embedded(sampler.policy, sampler.max_tokens, frozenset(), sampler.temperature)
 
     def phase(*given: object, **named: object) -> object:
         began = time.process_time()
@@ -87,7 +81,7 @@ def main(spec: dict, out: Path) -> dict:
     with events.listening(listen):
         train(run_of(spec, out), force=True)
     steps = []
-    for before, after in zip(marks, marks[1:], strict=False):
+    for before, after in pairwise(marks):
         step, rollout, both = (b - a for a, b in zip(before[:3], after[:3], strict=True))
         told = {"step": step, "rollout": rollout, "scoring": both - rollout, "update": step - both, "peak": after[3]}
         steps.append({**told, "tokens": after[4]})

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from itertools import pairwise
 
 from meter import forget, memory, warmed
 
@@ -85,9 +86,9 @@ def trainer_of(spec: dict, out: str):
     args = config(
         output_dir=out, per_device_train_batch_size=spec["micro"], num_generations=count,
         gradient_accumulation_steps=spec["rows"] * count // spec["micro"], beta=spec["beta"], learning_rate=spec["lr"],
-        max_completion_length=max(map(max, spec["lengths"])), max_steps=spec["steps"], temperature=1.0, report_to="none",
-        save_strategy="no", use_cpu=True, bf16=False, logging_steps=1, disable_tqdm=True, shuffle_dataset=False,
-        gradient_checkpointing=spec["checkpointing"], seed=0,
+        max_completion_length=max(map(max, spec["lengths"])), max_steps=spec["steps"], temperature=1.0,
+        report_to="none", save_strategy="no", use_cpu=True, bf16=False, logging_steps=1, disable_tqdm=True,
+        shuffle_dataset=False, gradient_checkpointing=False, seed=0,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": " ".join(f"w{i}" for i in ids)} for ids in spec["prompts"]])
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
@@ -121,7 +122,7 @@ def main(spec: dict) -> dict:
         trainer.add_callback(Watch())
         trainer.train()
     steps = []
-    for before, after in zip(marks, marks[1:], strict=False):
+    for before, after in pairwise(marks):
         step, rollout, both = (b - a for a, b in zip(before[:3], after[:3], strict=True))
         told = {"step": step, "rollout": rollout, "scoring": both - rollout, "update": step - both, "peak": after[3]}
         steps.append(told)

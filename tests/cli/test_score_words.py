@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from preftune.cli.score import words_of_reward
 
+from preftune.cli.score import words_of_reward
 from preftune.config.load import load
 from preftune.errors import UserError
 from preftune.objective import Reward
