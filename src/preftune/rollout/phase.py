@@ -94,8 +94,11 @@ class Online:
     def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
         """The phase, drawn unless the record has it. begun: some of its updates were made already."""
         tasks = [self.tasks[i] for i in chosen.order]
-        drawn = self._recorded(number, begun=begun)
-        numbers = self._draw(number, first, tasks) if drawn is None else drawn
+        numbers = self._recorded(number, begun=begun)
+        if numbers is None:
+            numbers = self._draw(number, first, tasks)
+        elif not begun:  # a record that is rewound to before a phase keeps its draws, but not the line on them
+            self._tell(number, first, numbers, 0.0, 0.0)
         groups = self._groups(number, tasks, numbers)
         plan = make_plan(
             [group.tokens for group in groups],
@@ -142,14 +145,18 @@ class Online:
         for name, model in readers.items():
             if model is not None:
                 numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
-        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
-        if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
-            metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
-        seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
-        events.emit(events.PhaseDrawn(number, first, metrics | {key: round(s, 3) for key, s in seconds.items()}))
+        self._tell(number, first, numbers, drawn - began, time.monotonic() - drawn)
         if self.dist.first:
             files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
         return numbers
+
+    def _tell(self, number: int, first: int, numbers: Numbers, draw_seconds: float, score_seconds: float) -> None:
+        """Record what a phase is like. Seconds are 0 where it was there."""
+        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
+        if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
+            metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
+        seconds = {"seconds_draw": round(draw_seconds, 3), "seconds_score": round(score_seconds, 3)}
+        events.emit(events.PhaseDrawn(number, first, metrics | seconds))
 
     @property
     def _reference(self) -> Policy | None:
