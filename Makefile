@@ -51,7 +51,7 @@ clean:
 PEERS ?= $(CURDIR)/.venv-peers/bin/python
 .PHONY: bench bench-peers
 bench: $(STAMP) $(PEERS)
-	for each in speed memory ukp reference scale startup limit head gpu table; do \
+	for each in speed memory ukp reference scale startup limit head gpu rollout online table; do \
 		PEERS=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python bench/$$each.py || exit 1; done
 
 bench-peers: .venv-peers/.installed

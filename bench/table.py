@@ -49,12 +49,22 @@ def lines() -> list[list[str]]:
     if (sweep := result("reference")) is not None:
         cell = sweep["cells"][0]
         found.append([f"sweep of {cell['runs']} runs with its reference", f"- / {cell['sweep']:.1f}x", ""])
+    for cell in (result("online") or {"cells": []})["cells"]:
+        for way, ratio in cell["over"].items():
+            what = f"a whole step of {way}, {cell['model']}, {cell['rows']} prompts of {cell['prompt']} tokens, K = 8"
+            found.append([what, f"- / {ratio['step']:.1f}x", f"- / {1 / ratio['mib']:.1f}x"])
+    for cell in (result("rollout") or {"cells": []})["cells"]:
+        what = f"{cell['rows']} responses drawn, {cell['model']}, prompts of {cell['prompt']} tokens (`generate`)"
+        found.append([what, f"- / {cell['ratio']:.1f}x", ""])
     return found
 
 
 def render() -> str:
     """The block between the marks."""
-    every = [json.loads(path.read_text()) for path in sorted(common.RESULTS.glob("*.json")) if "quick" not in path.name]
+    results = [
+        json.loads(path.read_text()) for path in sorted(common.RESULTS.glob("*.json")) if "quick" not in path.name
+    ]
+    every = [one for one in results if "versions" in one]  # of others the docs tell
     head = ["updates of 8 pairs", "times faster than TRL, as shipped / at its best", "times less peak memory, likewise"]
     text = common.table(head, lines())
     about = {(e["date"], e["device"], e["threads"]): e["versions"] for e in every}
@@ -62,7 +72,7 @@ def render() -> str:
         told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         text += f"\n\n{date}, {device}, {threads} thread, CPU seconds; {told}."
     text += "".join(f"\n\n{one['benchmark']}: {one['note']}" for one in every if "note" in one)
-    engines = {cell.get("versions", {}).get("engine") for one in every for cell in one["cells"]} - {None}
+    engines = {cell.get("versions", {}).get("engine") for one in every for cell in one.get("cells", ())} - {None}
     if len(engines) > 1:
         text += f"\n\nThese cells come from {len(engines)} states of the source; `make bench` measures them anew."
     for limit in filter(None, (result("limit-float32"), result("limit-bfloat16"))):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ from preftune.tokens.groups import TokenGroup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHECKED = 4  # tasks of a phase on which the sampler's numbers are compared with the policy's own
+CHECKED = 8  # one task in so many is where the sampler's numbers are compared with the policy's own
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Online:
     def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
         """Draw a phase, score it, and record it."""
         began = time.monotonic()
-        events.emit(events.Progress("drawing", number + 1, len(self.plan.steps)))
+        events.emit(events.Progress("drawing", number + 1, sum(stop > start for start, stop in pairwise(self._firsts))))
         numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
         drawn = time.monotonic()
         numbers = self._with_policy(tasks, numbers)
@@ -168,7 +169,7 @@ class Online:
 
     def _with_policy(self, tasks: Sequence[Task], numbers: Numbers) -> Numbers:
         """Where the sampler's log-probabilities are off the policy's own by more than rounding, those are added."""
-        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].ids))[:CHECKED]
+        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].ids))[: -(-len(tasks) // CHECKED)]
         groups = self._plain(tasks, numbers)
         checked = fill_column(self.models.policy, "policy", groups, self._step(groups, some), self.oom, self.dist)
         off = max(

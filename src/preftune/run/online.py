@@ -47,6 +47,7 @@ from preftune.run.match_rows import Notes
 from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
+from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
