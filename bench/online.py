@@ -24,6 +24,7 @@ from preftune.pack.plan import make_plan
 PARTS = ("step", "rollout", "scoring", "update")
 CELLS = {  # model, prompts of a step, tokens of a prompt -> TRL's trainers and micro-batches that are tried
     ("stories260K", 8, 64): (("rloo", "grpo"), (8, 64)),
+    ("stories260K", 32, 64): (("rloo",), (8,)),
     ("10M", 2, 256): (("rloo",), (8,)),
 }
 WAYS = ("rloo", "grpo", "ppo")

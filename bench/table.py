@@ -61,13 +61,14 @@ def lines() -> list[list[str]]:
 
 def render() -> str:
     """The block between the marks."""
-    results = [
-        json.loads(path.read_text()) for path in sorted(common.RESULTS.glob("*.json")) if "quick" not in path.name
-    ]
+    paths = [path for path in sorted(common.RESULTS.glob("*.json")) if "quick" not in path.name]
+    results = [json.loads(path.read_text()) for path in paths]
     every = [one for one in results if "versions" in one]  # of others the docs tell
     head = ["updates of 8 pairs", "times faster than TRL, as shipped / at its best", "times less peak memory, likewise"]
     text = common.table(head, lines())
-    about = {(e["date"], e["device"], e["threads"]): e["versions"] for e in every}
+    about: dict[tuple[str, str, int], dict[str, str]] = {}
+    for one in every:
+        about.setdefault((one["date"], one["device"], one["threads"]), {}).update(one["versions"])
     for (date, device, threads), versions in about.items():
         told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         text += f"\n\n{date}, {device}, {threads} thread, CPU seconds; {told}."

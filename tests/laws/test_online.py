@@ -182,11 +182,13 @@ def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypa
             train(run)
     path = numbers.path_of(Path(run.out), 0)
     other = changed(run, rollout=changed(run.rollout, responses=4))
-    with pytest.raises(UserError, match="another number of responses"):
+    with pytest.raises(UserError, match="other prompts, or under other keys"):
         train(other, resume=True, allow_change=["rollout.responses"])
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read"):
-        train(other, resume=True)
+    content = path.read_bytes()
+    for damaged in (content[:100], content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read"):
+            train(other, resume=True)
     path.unlink()
     with pytest.raises(UserError, match="is missing"):
         train(other, resume=True)

@@ -5,7 +5,8 @@ Held by tests/laws/test_online.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError, third_party_message
 from preftune.rollout.draw import Drawn
 
-FOLDER = "phases"
+FOLDER, SEAL = "phases", "seal"
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Numbers:
     its log-probability when it was drawn. The rest may not be there yet. score: (responses,) the whole score; scores:
     (responses, rewards) each reward's own. reference, value, policy: (members,) log-probabilities under the reference,
     values, and log-probabilities under the policy that drew, where the sampler's own were off. preferred: (responses,
-    K) what a judge says: the probability that it is better than each response to its prompt. weights: digest of those
-    that drew.
+    K) what a judge says: the probability that it is better than each response to its prompt. weights: digests of those
+    that drew, and of all else that decides the numbers.
     """
 
     lengths: np.ndarray
@@ -62,7 +63,16 @@ def path_of(record: Path, number: int) -> Path:
 def write(path: Path, numbers: Numbers) -> None:
     """Write the file of a phase: whole or not at all."""
     files.make(path.parent)
-    files.write(path, save({name: np.ascontiguousarray(array) for name, array in numbers.arrays().items()}))
+    arrays = {name: np.ascontiguousarray(array) for name, array in numbers.arrays().items()}
+    files.write(path, save(arrays | {SEAL: _seal(arrays)}))
+
+
+def _seal(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(32,) bytes: a digest of all arrays, by which a file that changed on the disk is known."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def read(path: Path) -> Numbers | None:
@@ -70,7 +80,10 @@ def read(path: Path) -> Numbers | None:
     if not path.exists():
         return None
     try:
-        numbers = Numbers(**load_file(path))
+        arrays = load_file(path)
+        if not np.array_equal(arrays.pop(SEAL), _seal(arrays)):
+            raise ValueError("its content is not what was written")
+        numbers = Numbers(**arrays)
         if len(numbers.ids) != numbers.lengths.sum() or len(numbers.sampled) != len(numbers.ids):
             raise ValueError("its arrays do not fit together")
     except Exception as error:  # safetensors has a class of its own

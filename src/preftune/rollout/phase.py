@@ -51,7 +51,7 @@ class Online:
     tasks: all prompts to draw responses to; rows: tasks of one update; limit: updates of the whole run, if they are
     given; plan: its steps are the phases, which name tasks. anchor: the reference's model, where it stays and the
     objective reads one; record: the run's folder; oom: for passes without gradient.
-    warm_up: phases in which the value model learns alone.
+    warm_up: phases in which the value model learns alone; context: what decides draws and scores besides the weights.
     """
 
     tasks: Sequence[Task]
@@ -70,6 +70,7 @@ class Online:
     packing: Packing
     record: Path
     dist: Distributed
+    context: str = ""
     warm_up: int = 0
     oom: OomRetry = field(default_factory=OomRetry)
 
@@ -90,7 +91,7 @@ class Online:
     def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
         """The phase, drawn unless the record has it. begun: some of its updates were made already."""
         tasks = [self.tasks[i] for i in chosen.order]
-        numbers = self._recorded(number, len(tasks), begun=begun)
+        numbers = self._recorded(number, tasks, begun=begun)
         if numbers is None:
             numbers = self._draw(number, first, tasks)
         elif not begun:  # its line went when the record was led back to its last checkpoint
@@ -108,38 +109,39 @@ class Online:
         )
         return Phase(groups, Plan(plan.steps[: stop - first]), first, number, number >= self.warm_up)
 
-    def _recorded(self, number: int, tasks: int, *, begun: bool) -> Numbers | None:
-        """What the record holds of a phase of so many tasks, if it was drawn by the weights of now or has had updates.
-
-        Raises UserError where updates cannot go on with it."""
+    def _recorded(self, number: int, tasks: Sequence[Task], *, begun: bool) -> Numbers | None:
+        """What the record holds of a phase, if the weights of now have drawn it or it has had updates, for these tasks
+        and under the same keys. Raises UserError where updates cannot go on with it.
+        """
         path = files_of_phases.path_of(self.record, number)
         numbers = files_of_phases.from_first_rank(files_of_phases.read(path) if self.dist.first else None, self.dist)
         if begun and numbers is None:
             raise UserError("a phase that has had updates is missing, so they cannot go on.", location=str(path),
                             hint="Put it back, or start again with --force.", code=CORRUPT)  # fmt: skip
-        if numbers is not None and len(numbers.lengths) != tasks * self.rollout.responses:
-            if begun:
-                raise UserError("a phase that has had updates has another number of responses, so they cannot go on.",
-                                location=str(path), hint="Set [rollout] and the rows back, or start again with --force."
-                                )  # fmt: skip
+        if numbers is None:
             return None
-        if numbers is not None and not begun and not np.array_equal(numbers.weights, self._digest()):
-            return None
-        return numbers
+        now = self._digests(number, tasks)
+        if begun and not np.array_equal(numbers.weights[32:], now[32:]):
+            raise UserError("a phase that has had updates was drawn to other prompts, or under other keys or rewards.",
+                            location=str(path), hint="Set them back, or start again with --force.")  # fmt: skip
+        return numbers if begun or np.array_equal(numbers.weights, now) else None
 
-    def _digest(self) -> np.ndarray:
-        """(32,) bytes: which weights the policy, and the value model, have now."""
-        digest = hashlib.sha256()
+    def _digests(self, number: int, tasks: Sequence[Task]) -> np.ndarray:
+        """(64,) bytes: which weights the policy and the value model have now, and what else decides a phase."""
+        weights, others = hashlib.sha256(), hashlib.sha256(f"{number} {self.context}".encode())
         for model in (self.models.policy, self.models.value):
             if model is not None:
-                digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
-        return np.frombuffer(digest.digest(), np.uint8)
+                weights.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
+        for task in tasks:
+            others.update(len(task.ids).to_bytes(8) + task.ids.tobytes())
+        return np.frombuffer(weights.digest() + others.digest(), np.uint8)
 
     def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
         """Draw a phase, score it, and record it."""
         began = time.monotonic()
         events.emit(events.Progress("drawing", number + 1, sum(stop > start for start, stop in pairwise(self._firsts))))
-        numbers = draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self._digest(), self.dist)
+        digests, seed = self._digests(number, tasks), (self.seed, number)
+        numbers = draw(self.sampler, tasks, self.rollout.responses, seed, digests, self.dist)
         drawn = time.monotonic()
         numbers = self._with_policy(tasks, numbers)
         numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)

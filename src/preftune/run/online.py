@@ -5,6 +5,7 @@ The counterpart of prepare.py, from which it differs in where groups come from a
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace as changed
 from pathlib import Path
@@ -51,6 +52,7 @@ from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
+DRAWN_BY = ("data.", "model", "reference", "reward", "rollout.", "seed", "tokenizer", "value")  # keys and digests
 MEASURED = 64  # held-out prompts that are drawn to at most
 
 
@@ -75,7 +77,8 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         notes["objective"] = (run.objective.variant, {})
     run, models, anchor, packing, digests = _load(run, tasks, notes, dist)
     scorer, judge = scorer_and_judge(run, tasks, models.policy, digests, notes)
-    assert_same_on_all_ranks(identity(run, digests), dist)
+    decides = identity(run, digests)
+    assert_same_on_all_ranks(decides, dist)
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
@@ -93,6 +96,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         packing=packing,
         record=Path(run.out).expanduser(),
         dist=dist,
+        context=json.dumps({key: decides[key] for key in sorted(decides) if key.startswith(DRAWN_BY)}),
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
     )
     training = _training(run, tasks, source, notes, starts_at_reference=digests.get("reference") == digests["model"])
