@@ -68,7 +68,7 @@ def score_metrics(
             put(f"{side}_logp_change", one_side.logp - start[index], weight)
         if d_logp is not None:
             put(f"{side}_incentive", d_logp[index], weight)
-    if len(examples.pair_index[0]):
+    if len(examples.pair_index[0]) and examples.token_logp is None:  # else nothing ranks pairs
         weight = uneven_weight(examples)
         put("margin", margins(examples), examples.pairs.weight)
         put("accuracy", pair_accuracy(examples, objective), weight)
