@@ -8,7 +8,7 @@ from importlib.metadata import version
 from cyclopts import App
 
 VERBS = {
-    "demo": "Tune a small model offline in about a minute, in a world whose reward is known, and show what changed.",
+    "demo": "Tune a small model offline by DPO and by RLHF, in a world whose reward is known, and show what changed.",
     "check": "Read all data as training would, and train nothing.",
     "train": "Tune a model.",
     "sweep": "Train once for each combination of keys.",

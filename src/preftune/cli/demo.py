@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def demo(*, out: str = "demo", seed: int = 0) -> None:
     """Tune a small model offline by DPO and by RLHF, in a world whose reward is known, and show what changed.
 
-    It takes about a minute.
+    It takes under two minutes of a quiet machine.
 
     Parameters
     ----------

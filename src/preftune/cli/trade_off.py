@@ -20,7 +20,7 @@ def trade_off(*, out: Path = Path("trade-off"), offline: bool = False) -> None:
 
     One can be listed, so nothing is estimated but the spread between independent runs: every objective of pairs, reward
     models, RLOO, PPO, GRPO, online DPO and best of n, then exploration, distribution shift, weak references, wrong
-    labels and settings, in under two minutes. The other is a language model that writes reviews, in three more.
+    labels and settings, in under two minutes. The other is a language model that writes reviews, in about four more.
 
     Parameters
     ----------

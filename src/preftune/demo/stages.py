@@ -18,7 +18,7 @@ from preftune.config.run import Run
 from preftune.demo import readable
 from preftune.demo.comparison import Comparison, add_to_page, compare
 from preftune.demo.readable import Judged
-from preftune.demo.sampling import draw, load_policy
+from preftune.demo.sampling import LONGEST, draw, load_policy
 from preftune.demo.tiny import make_tiny
 from preftune.errors import UserError
 from preftune.model.config import Model
@@ -85,11 +85,11 @@ def online_run(
     phases: int = PHASES,
 ) -> Run:  # fmt: skip
     """From reviews of the judged dishes that the policy draws itself, twelve to each in a phase."""
+    rollout = rollout or Rollout(tasks=len(JUDGED_DISHES), responses=12, max_tokens=LONGEST)
     return Run(
-        model=Model(path=str(folder / "sft" / "model")), objective=objective, reward=reward,
+        model=Model(path=str(folder / "sft" / "model")), objective=objective, reward=reward, rollout=rollout,
         data=Data(train=str(folder / "prompts.jsonl"), evaluate=str(folder / "held_out.jsonl")),
-        rollout=rollout or Rollout(tasks=len(JUDGED_DISHES), responses=12, max_tokens=32),
-        optim=Optim(lr=1e-3, steps=phases, warmup=0), batch=Batch(rows=len(JUDGED_DISHES)),
+        optim=Optim(lr=1e-3, steps=phases * rollout.epochs, warmup=0), batch=Batch(rows=len(JUDGED_DISHES)),
         seed=seed, out=str(folder / name), device="cpu",
     )  # fmt: skip
 

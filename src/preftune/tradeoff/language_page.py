@@ -23,7 +23,8 @@ def language_panel(world: Language) -> Panel:
     series.append(Series("Best of 2 to 16", "muted", [o.kl.value for o in world.best_of],
                          [o.reward.value for o in world.best_of], "dots"))  # fmt: skip
     chart = Chart("language", "Reward over KL, a language model", "true reward",
-        "Each dot is one run at the same beta. All stay near the dashed line here; they differ in where they stop.",
+        "Each dot is one run at the same beta. Those that draw stay near the line and differ in where they stop. "
+        "Of those on the pairs alone, only DPO does.",
         "KL from the reference, nats", series)  # fmt: skip
     return Panel("The methods on a language model", language_text(world), [chart], COLUMNS, language_rows(world))
 

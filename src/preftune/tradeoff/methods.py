@@ -139,7 +139,8 @@ SFT = offline(NLL("sum"), "SFT on chosen")
 
 def every_offline() -> list[Method]:
     """Each objective of the library that pairs serve, on the same pairs; some get the true scores as well."""
-    usable = [table() for table in BY_NAME.values() if table.kind != "rollouts"]
+    policies = ("pairs", "ratings", "rankings", "demos")  # a reward model's objective is none of a policy
+    usable = [table() for table in BY_NAME.values() if table.kind in policies]
     return [offline(objective, objective.name) for objective in usable if "quantile" not in objective.reads]
 
 
