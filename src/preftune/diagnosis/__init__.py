@@ -81,10 +81,10 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "draws.far": OF_DRAWS[1:],
     "draws.endless": ("draws.repeat",),
     "anchor.drift": (*OF_DRAWS, "end.unlearned", "displacement.chosen", "reward.too_sure"),
-    "displacement.chosen": ("reward.too_sure", "reward.too_easy"),
-    "reward.parts": ("anchor.chance", "reward.too_sure"),
-    "anchor.chance": ("length.reward", "reward.too_sure"),
-    "data.contradictory": ("reward.too_sure",),
+    "displacement.chosen": (*OF_DRAWS, "reward.too_sure", "reward.too_easy"),
+    "reward.parts": (*OF_DRAWS, "anchor.chance", "reward.too_sure"),
+    "anchor.chance": (*OF_DRAWS, "length.reward", "reward.too_sure"),
+    "data.contradictory": (*OF_DRAWS, "reward.too_sure"),
 }
 # Where most pairs differ in one word, both sides fall because of what they share, and that is why the model moves far.
 OF_TWINS: dict[str, tuple[str, ...]] = {
