@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from msgspec.structs import replace
 
 from preftune import signals
@@ -45,7 +46,7 @@ from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.models import device_of, load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.tokens.groups import TokenGroup
@@ -57,8 +58,7 @@ MEASURED = 64  # held-out prompts that are drawn to at most
 
 
 class Loaded(NamedTuple):
-    """run: with its open keys filled in; anchor: the reference's model, asked after updates too; digests: of all that
-    decides the result."""
+    """run: with its open keys filled in; anchor: the reference's model, asked after updates too; digests: of models."""
 
     run: Run
     models: Models
@@ -75,8 +75,10 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     tasks, notes = load_tasks(run, rollout), Notes()
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
-    run, models, anchor, packing, digests = _load(run, tasks, notes, dist)
-    scorer, judge = scorer_and_judge(run, tasks, models.policy, digests, notes)
+    digests = dict(tasks.dataset.digests)
+    scorer, judge = scorer_and_judge(run, tasks, device_of(run, dist.local), digests, notes)  # what fails early first
+    run, models, anchor, packing, digests_of_models = _load(run, tasks, notes, dist)
+    digests |= digests_of_models
     decides = identity(run, digests)
     assert_same_on_all_ranks(decides, dist)
     source = Online(
@@ -113,7 +115,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     policy = load_policy(run, tasks.dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing = with_budget(run, policy, dist)
-    digests = {**tasks.dataset.digests, "model": policy.weights.digest()}
+    digests = {"model": policy.weights.digest()}
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
@@ -197,7 +199,7 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
 
 @signals.interruptible()
 def scorer_and_judge(
-    run: Run, tasks: TaskSet, policy: Policy, digests: dict[str, str], notes: Notes
+    run: Run, tasks: TaskSet, device: torch.device, digests: dict[str, str], notes: Notes
 ) -> tuple[SummedScorer, PairwiseJudge | None]:
     """What scores the run's responses, or judges them two by two; digests and notes of it are added."""
 
@@ -205,7 +207,7 @@ def scorer_and_judge(
         assert reward.model is not None
         emit(Note("loading the reward model"))
         model = load_reward_model(reward.model, weights=run.model.weights, compute=run.model.compute,
-                                  device=policy.device, layout=run.model.layout)  # fmt: skip
+                                  device=device, layout=run.model.layout)  # fmt: skip
         tokenizer = load_tokenizer(reward.model)
         if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
             rows = tasks.dataset.train
