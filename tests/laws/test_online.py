@@ -165,6 +165,19 @@ def test_two_ranks_make_the_run_of_one(objective: o.Formula, online: Callable[..
     ]
 
 
+def test_more_ranks_than_prompts(online: Callable[..., Run], tmp_path: Path) -> None:
+    keys = {"rollout__tasks": 1, "batch__rows": 1, "optim__steps": 2}
+    alone = train(changed(online(**keys), out=str(tmp_path / "alone")))
+    together = changed(online(**keys), out=str(tmp_path / "together"))
+
+    def work(dist: Distributed) -> None:
+        train(together)
+
+    on_ranks(2, tmp_path / "ranks", work)
+    one, two = lines(alone, "phases"), lines(Path(together.out), "phases")
+    assert [line["score"] for line in one] == [line["score"] for line in two]
+
+
 def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = online(rollout__epochs=2)
     calls, right = 0, update.assert_finite
@@ -214,3 +227,23 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             train(broken)
+
+
+def test_a_phase_that_does_not_fit_is_drawn_half_by_half(
+    online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(changed(online(), out=str(tmp_path / "whole")))
+    right = Embedded.draw
+
+    def draw(self: Embedded, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> object:
+        if len(prompts) > most:
+            raise torch.OutOfMemoryError
+        return right(self, prompts, count, seed)
+
+    monkeypatch.setattr(Embedded, "draw", draw)
+    most = 1
+    assert_same(whole, train(online()))
+    most = 0
+    with pytest.raises(UserError, match="do not fit into memory") as caught:
+        train(changed(online(), out=str(tmp_path / "none")))
+    assert caught.value.code == 74

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from making import group
 
 from preftune.config.run import Run
+from preftune.errors import UserError
+from preftune.events import StepDone
 from preftune.files import read_lines
 from preftune.record.reader import Record
 from preftune.rollout.samples import chosen_prompts, end_tokens_of, repeated
+from preftune.run import prepare
 from preftune.run.train import train
 
 DRAWN = {"tokens", "ended", "repeated", "start_mean_logp"}
@@ -62,3 +66,30 @@ def test_the_same_prompts_whatever_the_order() -> None:
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([1, 2, 3] * 4, 0.7), ([1, 2], None)])
 def test_repeated_3_grams(ids: list[int], share: float | None) -> None:
     assert repeated([np.array(ids)]) == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize("failure", [UserError("the folder has gone."), torch.OutOfMemoryError()], ids=["gone", "full"])
+def test_a_start_that_cannot_be_loaded_again_ends_no_run(
+    failure: Exception, run_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(prepare, "start_model", lost)
+    record = Record.open(train(run_of(optim__epochs=1)))
+    assert record.end["ended"] is not None
+    assert "kl" not in record.end
+    assert "no_start" in {event.kind for event in record.events}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '[{"a": 1}]'])
+def test_a_damaged_file_of_texts_ends_no_run(content: str, run_of: Callable[..., Run]) -> None:
+    run = run_of(optim__epochs=1)
+
+    def damage(event: object) -> None:
+        if isinstance(event, StepDone):
+            (Path(run.out) / "samples.json").write_text(content)
+
+    record = Record.open(train(run, sinks=[damage]))
+    assert all(sample.after is not None for sample in record.samples)
+    assert record.samples

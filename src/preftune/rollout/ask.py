@@ -14,8 +14,9 @@ import torch
 
 from preftune import signals
 from preftune.distributed import Distributed
+from preftune.errors import IO, UserError, is_out_of_memory
 from preftune.rollout import numbers as files_of_phases
-from preftune.rollout.draw import Sampler
+from preftune.rollout.draw import Drawn, Sampler
 from preftune.rollout.judges import PairwiseJudge, judged, preferred
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.scorers import Answered, SummedScorer, answered_task
@@ -30,8 +31,25 @@ def draw(
 ) -> Numbers:
     """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
     with signals.interruptible():
-        drawn = sampler.draw([task.ids for task in tasks[dist.rank :: dist.world_size]], count, seed)
+        drawn = _drawn(sampler, tasks[dist.rank :: dist.world_size], count, seed)
     return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
+
+
+def _drawn(sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int]) -> list[Drawn]:
+    """Responses to these tasks; where memory runs out, to one half after the other. Raises UserError at one task."""
+    if not tasks:  # there are fewer than ranks
+        return []
+    try:
+        return sampler.draw([task.ids for task in tasks], count, seed)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(tasks) == 1:
+            raise UserError(f"{count} responses to one prompt do not fit into memory.", location=str(tasks[0].place),
+                            hint="Lower rollout.responses or rollout.max_tokens.", code=IO) from error  # fmt: skip
+    torch.cuda.empty_cache()
+    half = len(tasks) // 2
+    return [*_drawn(sampler, tasks[:half], count, seed), *_drawn(sampler, tasks[half:], count, seed)]
 
 
 def score(

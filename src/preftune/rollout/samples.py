@@ -5,6 +5,7 @@ Held by tests/laws/test_samples.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -16,7 +17,7 @@ import numpy as np
 
 from preftune import files
 from preftune.distributed import Distributed
-from preftune.errors import UserError
+from preftune.errors import UserError, is_out_of_memory, third_party_message
 from preftune.events import Happened, Note, emit
 from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
@@ -61,7 +62,20 @@ class Samples:
 
     def after(self, step: int) -> dict[str, float | None]:
         """Draw after the last update, and compare with the start."""
-        return self._measured("after", self.start(), step)
+        return self._measured("after", self._start(step), step)
+
+    def _start(self, step: int) -> Policy | None:
+        """The model that training began from, unless some rank cannot have it: its folder may have gone, or two models
+        not fit. A run that is trained does not end for that."""
+        start = None
+        try:
+            start = self.start()
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, UserError) and not is_out_of_memory(error):
+                raise
+            text = f"how far the texts are from the start is not measured: {third_party_message(error)}"
+            emit(Happened(step, "no_start", text))
+        return None if self.dist.max(int(start is None)) else start
 
     def _measured(self, when: str, start: Policy | None, step: int) -> dict[str, float | None]:
         emit(Note(f"drawing samples {when} training"))
@@ -98,12 +112,20 @@ class Samples:
 
     def _write(self, when: str, drawn: Numbers, likeliest: Numbers) -> None:
         path = self.record / NAME
-        lines = json.loads(path.read_text()) if path.exists() and when == "after" else [{} for _ in self.tasks]
+        lines = self._before() if when == "after" else [{} for _ in self.tasks]
         texts, greedy = drawn.by_response(drawn.ids), likeliest.by_response(likeliest.ids)
         for i, (line, shown) in enumerate(zip(lines, self.shown, strict=True)):
             draws = [self.spell(ids) for ids in texts[i * COUNT : i * COUNT + KEPT]]
             line |= {**shown, when: {"greedy": self.spell(greedy[i]), "draws": draws}}
         files.write_json(path, lines)
+
+    def _before(self) -> list[dict[str, object]]:
+        """What was written before training, of the same prompts; empty where that is not there."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            lines = json.loads((self.record / NAME).read_text())
+            if [line["prompt"] for line in lines] == [shown["prompt"] for shown in self.shown]:
+                return lines
+        return [{} for _ in self.tasks]
 
 
 def repeated(responses: Sequence[np.ndarray]) -> float | None:
