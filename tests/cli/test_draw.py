@@ -26,3 +26,15 @@ def test_responses_are_drawn_to_the_prompts_of_pairs(tmp_path: Path) -> None:
     assert all(first == second for first, second in greedy)
     with pytest.raises(UserError, match="-k 0"):
         draw(str(model), rows, responses=0)
+
+
+def test_a_response_takes_what_the_model_has_room_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the positions where those are few; an error names the flag that was typed."""
+    model = save_model(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "w3 w4"}\n')
+    draw(str(model), rows, responses=1)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert 0 < json.loads(line)["responses"][0]["tokens"] <= 256
+    with pytest.raises(UserError, match=r"^--max-tokens: a response of 100000 tokens"):
+        draw(str(model), rows, responses=1, max_tokens=100_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ def draw(
     prompts: Path,
     *,
     responses: Annotated[int, Parameter(name=["--responses", "-k"])] = 8,
-    max_tokens: int = 256,
+    max_tokens: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     greedy: bool = False,
@@ -37,11 +38,11 @@ def draw(
     responses
         Responses to each prompt.
     max_tokens
-        Tokens after which a response is cut.
+        Tokens after which a response is cut; 256, or half of the model's positions where those are fewer.
     temperature
         What logits are divided by; the log-probabilities said are those of that distribution.
     seed
-        Other seeds draw other responses; the same gives the same, whatever other prompts there are.
+        The same seed draws the same responses, whatever other prompts there are.
     greedy
         Take the likeliest token each time; responses of one prompt are then equal.
     server
@@ -51,28 +52,29 @@ def draw(
     """
     _check(out, {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature})
     from preftune.record.terminal import terminal
-    from preftune.rollout.config import Rollout
 
     with terminal():
         emit(Note("loading torch and transformers"))
+        from preftune.rollout.config import Rollout
         from preftune.run import draw as run
 
-        rollout = Rollout(responses=responses, max_tokens=max_tokens, temperature=temperature)
+        rollout = Rollout(responses=responses, max_tokens=max_tokens or run.usual_limit(model), temperature=temperature)
         lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy, server=server)
-    _put("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines), out)
+    _put(lines, out)
 
 
-def _check(out: Path | None, positive: dict[str, float]) -> None:
+def _check(out: Path | None, positive: dict[str, float | None]) -> None:
     """Raise UserError where a flag has no number above 0, or the file is a folder."""
     if out is not None and out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     for flag, number in positive.items():
-        if not 0 < number < float("inf"):
+        if number is not None and not 0 < number < float("inf"):
             raise UserError("must be above 0.", location=f"{flag} {number}")
 
 
-def _put(text: str, out: Path | None) -> None:
-    """Write the file and say its name, or show the text."""
+def _put(lines: Sequence[Mapping[str, object]], out: Path | None) -> None:
+    """Write the file and say its name, or show the lines."""
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     if out is None:
         print(text, end="")
         return

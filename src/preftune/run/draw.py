@@ -11,7 +11,9 @@ from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS
 from preftune.errors import UserError
 from preftune.events import Note, emit
+from preftune.model.budget import positions
 from preftune.model.config import Model
+from preftune.model.load import load_config
 from preftune.rollout.config import Rollout
 from preftune.rollout.draw import Drawn, Sampler
 from preftune.rollout.embedded import Embedded
@@ -24,6 +26,11 @@ from preftune.run.tasks import TaskSet, load_tasks
 AT_ONCE = 256  # responses that are drawn together: from here on a larger batch is little faster
 
 
+def usual_limit(model: str) -> int:
+    """Tokens of a response where nobody says: 256, or half of the model's positions. Raises UserError."""
+    return min(256, max(1, positions(load_config(model, None, "MODEL")) // 2))
+
+
 def draw(
     model: str, prompts: str | Path, rollout: Rollout, *, seed: int = 0, greedy: bool = False, server: str | None = None
 ) -> list[dict[str, object]]:
@@ -34,7 +41,7 @@ def draw(
     """
     run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts))))
     with signals.listening():
-        tasks = load_tasks(run, rollout)
+        tasks = load_tasks(run, rollout, "--max-tokens")
         sampler = _sampler(run, tasks, rollout, greedy=greedy, server=server)
         at_once, lines = max(1, AT_ONCE // rollout.responses), []
         for first in range(0, len(tasks.train), at_once):

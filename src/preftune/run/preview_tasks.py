@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from preftune.config.drawing import reward_tables
 from preftune.config.run import Run
+from preftune.model.load import load_config
 from preftune.rollout.config import Rollout
 from preftune.rollout.judges import judge_of
 from preftune.rollout.phase import updates_before
@@ -25,8 +26,11 @@ class TaskPreview(NamedTuple):
 
 
 def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
-    """Make tasks of the rows, import what scores them, and plan, as `train` would. Raises UserError."""
+    """Make tasks of the rows, read what scores them, and plan, as `train` would. Raises UserError."""
     tasks = tasks_from(run, rollout, rows)
+    for reward in reward_tables(run):
+        if reward.model and not reward.judge:
+            load_config(reward.model, None, "reward.model")
     _scorer(run).refuse_tasks([*tasks.train, *tasks.held_out])
     plan = plan_tasks(run, rollout, len(tasks.train))
     before = updates_before(plan, rollout.epochs, min(run.batch.rows, rollout.phase_tasks), run.optim.steps)

@@ -40,22 +40,25 @@ class TaskSet(NamedTuple):
     parts: dict[str, Tasks]
 
 
-def load_tasks(run: Run, rollout: Rollout) -> TaskSet:
+def load_tasks(run: Run, rollout: Rollout, limit_key: str = "rollout.max_tokens") -> TaskSet:
     """Read rows of any kind as tasks, and say what is odd about them. Raises UserError, as `tasks_from` does."""
     emit(Note("reading rows"))
-    tasks = tasks_from(run, rollout, read_rows(run.data))
+    tasks = tasks_from(run, rollout, read_rows(run.data), limit_key)
     for part in tasks.parts.values():
         for note in part.notes:
             emit(Note(str(note)))
     return tasks
 
 
-def tasks_from(run: Run, rollout: Rollout, rows: Rows) -> TaskSet:
-    """Rows of any kind as tasks. Raises UserError where too many are unusable, or none is left."""
+def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout.max_tokens") -> TaskSet:
+    """Rows of any kind as tasks. limit_key: what the user calls the limit of a response.
+
+    Raises UserError where too many are unusable, or none is left.
+    """
     path, source = run.model.path, run.model.tokenizer or str(run.model.path)
     tokenizer = load_tokenizer(source, run.model.revision, run.data.template)
     config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
-    max_tokens = _max_tokens(run, rollout, positions(config))
+    max_tokens = _max_tokens(run, rollout, positions(config), limit_key)
     longest = max_tokens - rollout.max_tokens
     parts = {
         name: tasks_of(part, tokenizer, longest, run.data.template_options)
@@ -101,7 +104,7 @@ def _made_up(task: Task) -> TokenGroup:
                       place=task.place, id=task.id, ranks=(1, 2))  # fmt: skip
 
 
-def _max_tokens(run: Run, rollout: Rollout, limit: int) -> int:
+def _max_tokens(run: Run, rollout: Rollout, limit: int, limit_key: str) -> int:
     """Tokens of a prompt with a response. Raises UserError where no prompt would fit."""
     limit_of_run = run.data.max_tokens
     if limit_of_run is not None and limit_of_run > limit:
@@ -109,7 +112,7 @@ def _max_tokens(run: Run, rollout: Rollout, limit: int) -> int:
     tokens = limit_of_run or min(MAX_TOKENS + rollout.max_tokens, limit)
     if tokens <= rollout.max_tokens:
         raise UserError(f"a response of {rollout.max_tokens} tokens leaves no room for a prompt in {tokens}.",
-                        location="rollout.max_tokens", hint="Lower it.")  # fmt: skip
+                        location=limit_key, hint="Lower it.")  # fmt: skip
     return tokens
 
 
