@@ -44,6 +44,18 @@ class Weights(ABC):
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain Hugging Face layout into a folder that is being built."""
 
+    def rate(self, name: str) -> float:
+        """What the learning rate of a trained parameter is multiplied by."""
+        return 1.0
+
+    def activate(self) -> None:
+        """Let the module compute with these weights, where it holds others beside them. They stay until others do."""
+
+    @final
+    def zero_grad(self) -> None:
+        for parameter in self.trained().values():
+            parameter.grad = None
+
     @final
     def sampled(self) -> Tensor:
         """Some thousand numbers of each trained tensor, a copy on the host: the same ones at each call."""
