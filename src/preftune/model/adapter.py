@@ -46,17 +46,23 @@ NAMED = 12  # names that an error gives
 class AdapterWeights(Weights):
     """An adapter on a base that stays as it is.
 
-    around: peft's model around the module; base: digest of what training began from; on: the adapters that are added
-    when this model is asked; learned: names of the parameters that are trained, none in a model that only answers;
-    ratios: what the rate is multiplied by, by a part of a parameter's name (LoRA+, arXiv 2402.12354).
+    around: peft's model around the module; began: digest of what training began from; on: the adapters that are added
+    when this model is asked, the one that learns first; learned: names of the parameters that are trained, none in a
+    model that only answers; start: the adapters of what training began from; rate_of_b: what the rate of up-projections
+    is multiplied by (LoRA+, arXiv 2402.12354). Several may stand on one base in memory.
     """
 
     around: PeftModel
-    base: str
+    began: str
     on: tuple[str, ...]
     learned: frozenset[str]
     start: tuple[str, ...]
     rate_of_b: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of the adapter that learns."""
+        return self.on[0]
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if name in self.learned}
@@ -65,18 +71,12 @@ class AdapterWeights(Weights):
         return self.rate_of_b if ".lora_B." in name else 1.0
 
     def digest(self) -> str:
-        """Of the base and, where it is not what training began from, of all that is added to it."""
-        if self.on == self.start:
-            return self.base
-        digest = hashlib.sha256(self.base.encode())
-        for name, tensor in sorted(self.state().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Of the model that training began from; what is added to it is told by the run's keys and its seed."""
+        return self.began
 
     def state(self) -> dict[str, Tensor]:
         """What is learned, and what it began as, which is subtracted."""
-        fixed = [f".{name}." for name in self.on if name != LEARNS]
+        fixed = [f".{name}." for name in self.on[1:]]
         parameters = self.module.named_parameters()
         return {
             name: p.detach()
@@ -92,10 +92,10 @@ class AdapterWeights(Weights):
         learn = {p: p.requires_grad for p in self.module.parameters()}  # peft changes these with what is active
         for part in self.module.modules():
             if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-                part.enable_adapters(bool(self.on))
-                names = [*self.on] if isinstance(part, BaseTunerLayer) else [part.check_set_adapter([*self.on] or [""])]
-                if self.on and any(names):
-                    part.set_adapter([name for name in names if name])
+                names = [*self.on] if isinstance(part, BaseTunerLayer) else [n for n in self.on if n in part._adapters]
+                part.enable_adapters(bool(names))
+                if names:
+                    part.set_adapter(names)
         for parameter, learns in learn.items():
             parameter.requires_grad_(learns)
 
@@ -105,10 +105,10 @@ class AdapterWeights(Weights):
 
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write peft's layout. An adapter with a fixed part is written as one of twice the rank."""
-        config, tensors = deepcopy(self.around.peft_config[LEARNS]), self._tensors(LEARNS)
+        config, tensors = deepcopy(self.around.peft_config[self.name]), self._tensors(self.name)
         assert isinstance(config, LoraConfig)
-        if START in self.on:
-            fixed = self._tensors(START)
+        if len(self.on) > 1:
+            fixed = self._tensors(self.on[1])
             for name in fixed:
                 tensors[name] = torch.cat([tensors[name], fixed[name]], 0 if ".lora_A." in name else 1)
             config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # so that the scale stays
@@ -132,12 +132,13 @@ def _settings(config: LoraConfig) -> dict[str, object]:
 
 
 def begin_adapter(
-    module: PreTrainedModel, table: Adapter, *, base: str, revision: str | None, digest: str, seed: int
-) -> AdapterWeights:
+    module: PreTrainedModel, table: Adapter, *, base: str, revision: str | None, digest: str, seed: int,
+    name: str = LEARNS,
+) -> AdapterWeights:  # fmt: skip
     """Put a new adapter into a model, whose own parameters then learn no more.
 
     base, revision: name of the model, for whoever loads the adapter; digest: of the model; seed: of the adapter's
-    random numbers. Raises UserError where the model has no such layers.
+    random numbers; name: within peft. Raises UserError where the model has no such layers.
     """
     modules, parameters = _targets(module, table)
     begins_off = table.start in ("pissa", "olora")
@@ -156,24 +157,26 @@ def begin_adapter(
     with torch.random.fork_rng(devices=devices), _quiet():
         torch.manual_seed(seed)
         try:
-            around = get_peft_model(module, config)
-            assert isinstance(around, PeftModel)
+            around = _put_into(module, config, name)
             if begins_off:
-                _begin_in_directions_of_the_base(around, table.start)
+                _begin_in_directions_of_the_base(around, table.start, name)
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"peft cannot make this adapter: {third_party_message(error)}",
                             location="adapter") from error  # fmt: skip
     config.base_model_name_or_path, config.revision = base, revision
-    on = (LEARNS, START) if begins_off else (LEARNS,)
+    on = (name, f"{name}_{START}") if begins_off else (name,)
     return _weights(around, digest, on, (), table.ratio)
 
 
-def go_on(module: PreTrainedModel, files: AdapterFiles, table: Adapter, *, digest: str) -> AdapterWeights:
+def go_on(
+    module: PreTrainedModel, files: AdapterFiles, table: Adapter, *, digest: str, location: str, name: str = LEARNS
+) -> AdapterWeights:
     """Put a stored adapter into its base, to be trained further, and once more as what training begins from."""
-    around = load_adapter(module, files, "adapter.path", (LEARNS, START))
+    start = f"{name}_{START}"
+    around = load_adapter(module, files, location, (name, start))
     bytes_of_adapter = (files.folder / TENSORS).read_bytes() + (files.folder / CONFIG).read_bytes()
     began = hashlib.sha256(digest.encode() + bytes_of_adapter).hexdigest()
-    return _weights(around, began, (LEARNS,), (START,), table.ratio)
+    return _weights(around, began, (name,), (start,), table.ratio)
 
 
 def load_adapter(
@@ -191,16 +194,15 @@ def load_adapter(
         if configs[0].bias != "none" or configs[0].trainable_token_indices:
             raise UserError("it trains biases or single tokens of the base, which is not supported.", location=location)
         with _quiet(), torch.random.fork_rng(devices=[]):
-            around = get_peft_model(module, configs[0])
-            assert isinstance(around, PeftModel)
+            around = _put_into(module, configs[0], names[0])
             for name, config in zip(names[1:], configs[1:], strict=True):
                 around.add_adapter(name, config)
             results = [set_peft_model_state_dict(around, dict(tensors), adapter_name=name) for name in names]
     except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
         raise UserError(f"cannot be put into the model: {third_party_message(error)}", location=location,
                         hint="Is it the adapter of another model?") from error  # fmt: skip
-    own = [f".{name}." for name in names]
-    missing = [key for result in results for key in result.missing_keys if any(part in key for part in own)]
+    pairs = zip(names, results, strict=True)
+    missing = [key for name, result in pairs for key in result.missing_keys if f".{name}." in key]
     for problem, keys in (("has no numbers for", missing), ("has numbers that the model has no place for,",
                                                             [k for r in results for k in r.unexpected_keys])):  # fmt: skip
         if keys:
@@ -222,9 +224,9 @@ def shaken(weights: AdapterWeights) -> Iterator[None]:
 
     with torch.no_grad():
         for part in weights.module.modules():
-            if isinstance(part, LoraLayer) and LEARNS in part.lora_A:
-                down, up = part.lora_A[LEARNS].weight, part.lora_B[LEARNS].weight
-                scale = float(down.float().std()) * part.scaling[LEARNS] * part.r[LEARNS] ** 0.5
+            if isinstance(part, LoraLayer) and weights.name in part.lora_A:
+                down, up = part.lora_A[weights.name].weight, part.lora_B[weights.name].weight
+                scale = float(down.float().std()) * part.scaling[weights.name] * part.r[weights.name] ** 0.5
                 add_noise(up, SHAKEN * _size_of_base(part) / max(scale, 1e-12))
         for name, parameter in weights.trained().items():
             if ".modules_to_save." in name:
@@ -240,9 +242,10 @@ def shaken(weights: AdapterWeights) -> Iterator[None]:
 def described(weights: AdapterWeights) -> str:
     """How much of a model learns, and which experts do not."""
     parameters = dict(weights.module.named_parameters())
-    learned, total = (sum(p.numel() for p in ps) for ps in (weights.trained().values(), parameters.values()))
+    learned = sum(p.numel() for p in weights.trained().values())
+    base = sum(p.numel() for name, p in parameters.items() if "lora_" not in name and name not in weights.learned)
     layers = {name.split(".lora_A.")[0].rpartition(".")[2] for name in parameters if ".lora_A." in name}
-    text = f"{learned:,} numbers learn beside {total - learned:,} that stay, on {', '.join(sorted(layers))}"
+    text = f"{learned:,} numbers learn beside {base:,} that stay, on {', '.join(sorted(layers))}"
     experts = sorted(
         {name.rpartition(".")[2] for name, p in parameters.items() if p.dim() == 3 and "lora_" not in name}
         if not any(isinstance(part, ParamWrapper) for part in weights.module.modules()) else set()
@@ -252,50 +255,70 @@ def described(weights: AdapterWeights) -> str:
     return text
 
 
-def _weights(around: PeftModel, digest: str, on: tuple[str, ...], start: tuple[str, ...], rate: float) -> AdapterWeights:
-    module = around.get_base_model()
-    assert isinstance(module, PreTrainedModel)
-    learned = []
-    for name, parameter in module.named_parameters():
-        learns = f".{LEARNS}." in name and parameter.requires_grad
+def _put_into(module: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
+    """peft's model around a module, which may have other adapters, whose parameters go on learning or not as before."""
+    learn = {p: p.requires_grad for n, p in module.named_parameters() if _is_adapter(n)}
+    around = get_peft_model(module, config, adapter_name=name)
+    assert isinstance(around, PeftModel)
+    for parameter, learns in learn.items():
         parameter.requires_grad_(learns)
-        if ("lora_" in name or learns) and parameter.is_floating_point():
+    return around
+
+
+def _is_adapter(parameter: str) -> bool:
+    return "lora_" in parameter or ".modules_to_save." in parameter
+
+
+def _weights(
+    around: PeftModel, digest: str, on: tuple[str, ...], start: tuple[str, ...], rate: float
+) -> AdapterWeights:
+    """Adapters in a model: the first of `on` learns, in fp32, and other adapters do as before."""
+    module, learned, answering = around.get_base_model(), [], (*on[1:], *start)
+    assert isinstance(module, PreTrainedModel)
+    for name, parameter in module.named_parameters():
+        if f".{on[0]}." in name and _is_adapter(name):
             parameter.data = parameter.data.float()
-        if learns:
+            parameter.requires_grad_(True)
             learned.append(name)
+        elif any(f".{adapter}." in name for adapter in answering):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(False)
     weights = AdapterWeights(module, around, digest, on, frozenset(learned), start, rate)
     weights.activate()
     return weights
 
 
-def _begin_in_directions_of_the_base(around: PeftModel, start: str) -> None:
+def _begin_in_directions_of_the_base(around: PeftModel, start: str, name: str) -> None:
     """PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) take what the adapter begins as out of the base. Here the
     base stays, and a second adapter, which does not learn, takes it out."""
-    fixed = deepcopy(around.peft_config[LEARNS])
+    fixed_name, fixed = f"{name}_{START}", deepcopy(around.peft_config[name])
     fixed.modules_to_save = None
-    around.add_adapter(START, fixed)
+    around.add_adapter(fixed_name, fixed)
     for part in around.modules():
         if not isinstance(part, LoraLayer):
             continue
         weight = part.get_base_layer().weight
         before = weight.data.clone()
         if start == "pissa":
-            part.pissa_init(LEARNS, PISSA)
+            part.pissa_init(name, PISSA)
         else:
-            part.olora_init(LEARNS)
+            part.olora_init(name)
         weight.data = before
-        part.lora_A[START].weight.data = part.lora_A[LEARNS].weight.data.clone()
-        part.lora_B[START].weight.data = -part.lora_B[LEARNS].weight.data
+        part.lora_A[fixed_name].weight.data = part.lora_A[name].weight.data.clone()
+        part.lora_B[fixed_name].weight.data = -part.lora_B[name].weight.data
 
 
 def _targets(module: PreTrainedModel, table: Adapter) -> tuple[list[str], list[str]]:
     """Names by which peft finds layers, and those by which it finds parameters of experts."""
     head = module.get_output_embeddings()
-    layers = {
+    adapted = {name: part.get_base_layer() for name, part in module.named_modules() if isinstance(part, LoraLayer)}
+    inside = tuple(f"{name}." for name in adapted)
+    layers = adapted | {
         name: part
         for name, part in module.named_modules()
-        if isinstance(part, (nn.Linear, Conv1D)) and part is not head and name != "score"
-    }
+        if isinstance(part, (nn.Linear, Conv1D)) and part is not head
+        and not name.startswith((*inside, "score")) and ".modules_to_save." not in name
+    }  # fmt: skip
     if table.targets == "all-linear":
         names, parameters = sorted({name.rpartition(".")[2] for name in layers}), []
         _refuse_rank(layers, table)

@@ -26,6 +26,11 @@ class AdapterFiles:
     revision: str | None
 
     @property
+    def of_scores(self) -> bool:
+        """Whether it is of a model with a score in place of logits."""
+        return self.settings.get("task_type") == "SEQ_CLS"
+
+    @property
     def has_tokenizer(self) -> bool:
         return any(self.folder.glob("tokenizer*"))
 

@@ -99,7 +99,7 @@ class ScalarHead:
     def of(cls, module: PreTrainedModel) -> ScalarHead:
         """The score of a sequence classification model with one label (model/scalar.py)."""
         layer = module.get_submodule("score")
-        return cls(layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias"))
+        return cls(layer.weight, layer.bias)
 
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(scored, width) -> (members,), fp32 (fp64 for fp64 models); where ends are read a response is a member."""

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from preftune.errors import UserError, third_party_message
+from preftune.model.adapter_files import adapter_at, base_of
 from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
@@ -47,6 +48,9 @@ def load_model(
         module = path
         if not scores and module.get_output_embeddings() is None:
             raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
+        if any("lora_" in name for name, _ in module.named_parameters()):
+            raise UserError("this model has an adapter already.", location=location,
+                            hint="Save the adapter and name it in adapter.path, or unload or merge it.")  # fmt: skip
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
@@ -76,12 +80,17 @@ def _from_pretrained(
     path: str, revision: str | None, dtype: torch.dtype, location: str, *, scores: bool
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights of its files that are no part of it."""
+    if (adapter := adapter_at(path, revision, location)) is not None:
+        from preftune.model.adapter import load_adapter  # peft is imported where it is needed
+
+        if adapter.of_scores:
+            raise _is_reward_model(f"{location}: {path}")
+        module, left_out = _from_pretrained(base_of(adapter, location), adapter.revision, dtype, location, scores=False)
+        load_adapter(module, adapter, location)
+        return module, left_out
     source, folder = source_of(path, revision, location), Path(path).expanduser()
     load_config(path, revision, location)
     location = f"{location}: {path}"
-    if (folder / "adapter_config.json").exists():
-        raise UserError("holds an adapter (adapter_config.json), which would be left out.", location=location,
-                        hint="Merge it into its model and save that, or take the file away.")  # fmt: skip
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         hint = "Weights in pickle files are not read; save the model again as safetensors."
         raise UserError("has no *.safetensors file.", location=location, hint=hint)
@@ -102,12 +111,16 @@ def _from_pretrained(
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error
     types = types_in_files(source, revision)
     if not scores and SCORE in types.keys() - module.state_dict().keys():
-        raise UserError(f"is a reward model (it holds {SCORE}) and no language model.", location=location,
-                        hint='Those are for objective = "reward" and `preftune score --reward`.')  # fmt: skip
+        raise _is_reward_model(location)
     problem, hint = _mismatch(info, set(module.state_dict()), types)
     if problem:
         raise UserError(problem, location=location, hint=hint)
     return module, _left_out(module, info["unexpected_keys"], types)
+
+
+def _is_reward_model(location: str) -> UserError:
+    return UserError(f"is a reward model (it holds {SCORE}) and no language model.", location=location,
+                     hint='Those are for objective = "reward" and `preftune score --reward`.')  # fmt: skip
 
 
 def types_in_files(source: str, revision: str | None) -> dict[str, str]:
@@ -175,7 +188,10 @@ def _layer(name: str) -> str:
 
 
 def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
-    """The model's config alone, without its weights. Raises UserError where it is of no causal language model."""
+    """The model's config alone, without its weights; of an adapter that of its base. Raises UserError where it is of no
+    causal language model."""
+    if (adapter := adapter_at(path, revision, location)) is not None:
+        return load_config(base_of(adapter, location), adapter.revision, location)
     source = source_of(path, revision, location)
     location = f"{location}: {path}"
     try:

@@ -16,6 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from preftune.errors import UserError
+from preftune.model.adapter_files import adapter_at, base_of
 from preftune.model.budget import attention_crossover
 from preftune.model.load import DTYPES, SCORE, Loaded, load_config, load_model, source_of, tensors_in_files
 from preftune.model.policy import Policy, wrap
@@ -36,6 +37,13 @@ def load_scorer(
 
     The other arguments are those of `load_model`. Raises UserError where `path` is none of these.
     """
+    if isinstance(path, str) and (adapter := adapter_at(path, revision, location)) is not None and adapter.of_scores:
+        from preftune.model.adapter import load_adapter  # peft is imported where it is needed
+
+        base = load_scorer(base_of(adapter, location), revision=adapter.revision, weights=weights, device=device,
+                           location=location, fresh=True)  # fmt: skip
+        load_adapter(base.module, adapter, location)
+        return base
     if isinstance(path, PreTrainedModel):
         scores, heads, place = path.get_output_embeddings() is None, {}, location
         if scores and "score" not in dict(path.named_children()):

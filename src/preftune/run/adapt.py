@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace as replace_keys
 
 from preftune import signals
 from preftune.config.run import Run
@@ -14,12 +15,15 @@ from preftune.errors import UserError
 from preftune.model.adapter import AdapterWeights, begin_adapter, described, go_on, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import take_back
-from preftune.model.heads import LanguageHead
+from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.scalar import with_score
 from preftune.model.verify import sample, verify_layout
 from preftune.run.match_rows import Notes
 from preftune.run.models import refuse_lost_updates
 from preftune.tokens.groups import TokenGroup
+
+VALUE = "value"  # name of the value model's adapter within peft
 
 
 @signals.interruptible()
@@ -31,11 +35,8 @@ def adapted(run: Run, policy: Policy, digest: str, groups: Sequence[TokenGroup],
     """
     assert run.adapter is not None
     take_back(policy.module, "eager")  # parts that are fused would pass an adapter by
-    path = run.model.path if isinstance(run.model.path, str) else ""
-    folder = Path(path).expanduser()
-    base = str(folder.resolve()) if path and folder.is_dir() else path
     weights = begin_adapter(
-        policy.module, run.adapter, base=base, revision=run.model.revision, digest=digest, seed=run.seed
+        policy.module, run.adapter, base=base_name(run), revision=run.model.revision, digest=digest, seed=run.seed
     )
     return verified(run, policy, weights, groups, notes)
 
@@ -50,10 +51,47 @@ def gone_on(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes
                         hint="It is a folder or hub name with adapter_config.json.")  # fmt: skip
     digest = policy.weights.digest()
     take_back(policy.module, "eager")
-    weights = go_on(policy.module, files, run.adapter, digest=digest)
+    weights = go_on(policy.module, files, run.adapter, digest=digest, location="adapter.path")
     policy = verified(run, policy, weights, groups, notes)
     refuse_lost_updates(weights, run.optim.lr)
     return policy
+
+
+def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[TokenGroup]) -> Policy | None:
+    """A value model on the policy's own base: a second adapter, and a score of its own. It begins from the adapter of a
+    reward model at `path`; None where something else is there."""
+    assert run.adapter is not None
+    weights = policy.weights
+    files = None if path is None else adapter_at(path, None, "value.path")
+    if path is not None and (files is None or not files.of_scores or not _same_base(files.base, run)):
+        return None
+    take_back(policy.module, "eager")
+    module = with_score(policy.module, "value.path")
+    if files is None:
+        fresh = replace_keys(run.adapter, path=None)
+        own = begin_adapter(module, fresh, base=base_name(run), revision=run.model.revision, digest=weights.digest(),
+                            seed=run.seed, name=VALUE)  # fmt: skip
+    else:
+        own = go_on(module, files, run.adapter, digest=weights.digest(), location="value.path", name=VALUE)
+    before = replace(policy, head=replace(ScalarHead.of(module), reads="tokens"))
+    value = verified(run, before, own, groups, Notes())
+    weights.activate()
+    return value
+
+
+def _same_base(base: str, run: Run) -> bool:
+    """Whether an adapter is of the model of this run, by its name."""
+    return bool(base) and base_name(run) == named_model(base)
+
+
+def base_name(run: Run) -> str:
+    """The name of the run's model, which finds it from everywhere; empty where it was given loaded."""
+    return named_model(run.model.path) if isinstance(run.model.path, str) else ""
+
+
+def named_model(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else path
 
 
 def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence[TokenGroup], notes: Notes) -> Policy:

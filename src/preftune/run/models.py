@@ -146,8 +146,11 @@ def load_reference_model(
     if kind is None or isinstance(kind, NoReference):
         return None
     path = kind.path if isinstance(kind, Stored) else None
-    if path is None and isinstance(kind, Stored) and not copied:
-        return policy
+    if path is None and isinstance(kind, Stored):
+        if not copied:
+            return policy
+        if run.adapter is not None:
+            return start_model(run, policy)
     module, _ = load.load_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
         revision=None if path else run.model.revision,

@@ -24,6 +24,7 @@ from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
+from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import pack_budget, positions
 from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.load import DTYPES
@@ -46,7 +47,14 @@ from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.models import (
+    device_of,
+    load_policy,
+    load_reference_model,
+    refuse_adapter_as_model,
+    refuse_lost_updates,
+    with_adapter,
+)
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.tokens.groups import TokenGroup
@@ -70,6 +78,7 @@ class Loaded(NamedTuple):
 def prepare_online(run: Run, dist: Distributed) -> Prepared:
     """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
     assert run.rollout is not None
+    refuse_adapter_as_model(run)
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
@@ -113,9 +122,11 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
     policy = load_policy(run, tasks.dataset, notes, dist)
-    refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing = with_budget(run, policy, dist)
     digests = {"model": policy.weights.digest()}
+    if run.adapter is None:
+        refuse_lost_updates(policy.weights, run.optim.lr)
+    policy = with_adapter(run, policy, digests["model"], tasks.dataset.train, notes)
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
@@ -208,7 +219,7 @@ def scorer_and_judge(
         emit(Note("loading the reward model"))
         model = load_reward_model(reward.model, weights=run.model.weights, compute=run.model.compute,
                                   device=device, layout=run.model.layout)  # fmt: skip
-        tokenizer = load_tokenizer(reward.model)
+        tokenizer = load_tokenizer(tokenizer_source(reward.model, None))
         if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
             rows = tasks.dataset.train
             model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
@@ -248,6 +259,12 @@ def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Poli
     path = (run.value or Value()).path
     if path is None:
         path = next((reward.model for reward in reward_tables(run) if reward.model), None)
+    if run.adapter is not None:
+        from preftune.run.adapt import value_on_base  # peft is imported where it is needed
+
+        if (shared := value_on_base(run, policy, path, tasks.dataset.train)) is not None:
+            notes["value"] = ("the value model is a second adapter on the policy's base, with a score of its own", {})
+            return shared
     loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
                          weights=run.model.weights, device=policy.device, location="value.path",
                          fresh=True)  # fmt: skip
@@ -256,4 +273,6 @@ def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Poli
     model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
     model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
     notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
-    return model
+    return model if run.adapter is None else with_adapter(
+        replace(run, adapter=replace(run.adapter, path=None)), model, model.weights.digest(), tasks.dataset.train, Notes()
+    )  # fmt: skip
