@@ -49,9 +49,9 @@ _MODULES = {
 }
 _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = [
-    "DPO", "Adapter", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward", "Rollout", "Run",
-    "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective", "page",
-    "score", "train",
+    "DPO", "Adapter", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward",
+    "Rollout", "Run", "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective",
+    "page", "score", "train",
 ]  # fmt: skip
 
 

@@ -7,12 +7,15 @@ writes whole activations, and keeps two of them. `fuse` swaps these in. Held by 
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from preftune.model.fused import LINEAR, product_type
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear
 
 
 class Thin(NamedTuple):
@@ -121,34 +124,35 @@ def randomize(part: nn.Module) -> None:
             parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).to(parameter)
 
 
-def thin_of(layer: nn.Module, dtype: torch.dtype) -> Thin | None:
+def thin_of(layer: Linear, dtype: torch.dtype) -> Thin | None:
     """The active adapters of a plain layer in this type; None where none is on."""
     if layer.disable_adapters or layer.merged:
         return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if not names:
         return None
-    down, up = ([side[name].weight.to(dtype) for name in names] for side in (layer.lora_A, layer.lora_B))
+    sides = (layer.lora_A, layer.lora_B)
+    down, up = ([side[name].get_parameter("weight").to(dtype) for name in names] for side in sides)
     if len(names) == 1:
         return Thin(down[0], up[0], layer.scaling[names[0]])
     return Thin(torch.cat(down), torch.cat(up, 1), layer.scaling[names[0]])
 
 
-def adapted(self: nn.Module, x: Tensor) -> Tensor:
+def adapted(self: Linear, x: Tensor) -> Tensor:
     """Forward of a linear layer with plain adapters."""
     dtype = product_type(x)
-    thin, base = thin_of(self, dtype), self.get_submodule("base_layer")
+    thin, base = thin_of(self, dtype), self.base_layer
     if thin is None:
         return base(x)
     bias = None if base.bias is None else base.bias.to(dtype)
-    return AdaptedProduct.apply(x.to(dtype), base.get_parameter("weight").to(dtype), bias, *thin)  # type: ignore[return-value]
+    return AdaptedProduct.apply(x.to(dtype), base.weight.to(dtype), bias, *thin)  # type: ignore[return-value]
 
 
 def adapted_mlp(self: nn.Module, x: Tensor) -> Tensor:
     """Forward of a gated MLP whose three layers have plain adapters."""
     dtype = product_type(x)
     layers = [self.get_submodule(name) for name in LINEAR]
-    thin = [thin_of(layer, dtype) for layer in layers]
+    thin = [thin_of(layer, dtype) for layer in layers]  # pyright: ignore[reportArgumentType]  `fuse` has looked
     if any(each is None for each in thin):
         gate, up, down = layers
         return down(self.get_submodule("act_fn")(gate(x)) * up(x))

@@ -81,7 +81,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights of its files that are no part of it."""
     if (adapter := adapter_at(path, revision, location)) is not None:
-        from preftune.model.adapter import load_adapter  # peft is imported where it is needed
+        from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
 
         if adapter.of_scores:
             raise _is_reward_model(f"{location}: {path}")

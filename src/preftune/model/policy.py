@@ -56,7 +56,7 @@ class Policy:
     @property
     def vocab(self) -> int:
         """Tokens that the model knows."""
-        return int(self.module.get_input_embeddings().weight.shape[0])
+        return int(self.module.get_input_embeddings().num_embeddings)  # pyright: ignore[reportArgumentType]
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """The pack of these groups as the model and its head take it."""

@@ -38,7 +38,7 @@ def load_scorer(
     The other arguments are those of `load_model`. Raises UserError where `path` is none of these.
     """
     if isinstance(path, str) and (adapter := adapter_at(path, revision, location)) is not None and adapter.of_scores:
-        from preftune.model.adapter import load_adapter  # peft is imported where it is needed
+        from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
 
         base = load_scorer(base_of(adapter, location), revision=adapter.revision, weights=weights, device=device,
                            location=location, fresh=True)  # fmt: skip

@@ -12,11 +12,12 @@ from msgspec.structs import replace as replace_keys
 from preftune import signals
 from preftune.config.run import Run
 from preftune.errors import UserError
-from preftune.model.adapter import AdapterWeights, begin_adapter, described, go_on, shaken
+from preftune.model.adapter import AdapterWeights, described, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import take_back
 from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.put_adapter import begin_adapter, go_on
 from preftune.model.scalar import with_score
 from preftune.model.verify import sample, verify_layout
 from preftune.run.match_rows import Notes
@@ -97,7 +98,7 @@ def named_model(path: str) -> str:
 def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
     """The policy of these weights in the layout that it had before, tried with an adapter that is shaken."""
     policy = replace(wrap(weights.module, before.layout, before.compute)[0], weights=weights)
-    if not isinstance(policy.head, LanguageHead):
+    if isinstance(policy.head, ScalarHead):
         policy = replace(policy, head=replace(policy.head, reads=before.head.reads))
     policy = trainable(policy, checkpointing=run.model.checkpointing)
     batch = sample(groups, policy)
@@ -109,7 +110,7 @@ def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence
     weights.zero_grad()
     if without:
         raise UserError(f"{len(without)} parts of the adapter have no effect, such as {without[0]}.",
-                        location="adapter.targets", hint="This family goes past these layers; leave them out.")  # fmt: skip
+                        location="adapter.targets", hint="This family goes past these layers.")  # fmt: skip
     text = f"adapter: {described(weights)}; shaken, it is {off.worst:.1e} {policy.head.unit} off peft's own layers"
     notes["adapter"] = (text, {"off": off.worst, "learned": sum(p.numel() for p in weights.trained().values())})
     return policy

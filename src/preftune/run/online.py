@@ -26,10 +26,9 @@ from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import pack_budget, positions
-from preftune.model.heads import LanguageHead, ScalarHead
-from preftune.model.load import DTYPES
-from preftune.model.policy import Policy, trainable, wrap
-from preftune.model.scalar import load_reward_model, load_scorer, model_scores
+from preftune.model.heads import LanguageHead
+from preftune.model.policy import Policy
+from preftune.model.scalar import load_reward_model, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
@@ -57,6 +56,7 @@ from preftune.run.models import (
 )
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
+from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
@@ -131,7 +131,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
         anchor = at_temperature(anchor, temperature)
-    value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
+    value = load_value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
         digests["value"] = value.weights.digest()
     moving = run.reference if isinstance(run.reference, Moving) else None
@@ -251,28 +251,3 @@ def recorded_slope(model: Path) -> float | None:
         return None
     slope = Record.open(model.parent).end.get("calibration_slope")
     return slope if slope is not None and math.isfinite(slope) else None
-
-
-@signals.interruptible()
-def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
-    """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
-    path = (run.value or Value()).path
-    if path is None:
-        path = next((reward.model for reward in reward_tables(run) if reward.model), None)
-    if run.adapter is not None:
-        from preftune.run.adapt import value_on_base  # peft is imported where it is needed
-
-        if (shared := value_on_base(run, policy, path, tasks.dataset.train)) is not None:
-            notes["value"] = ("the value model is a second adapter on the policy's base, with a score of its own", {})
-            return shared
-    loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
-                         weights=run.model.weights, device=policy.device, location="value.path",
-                         fresh=True)  # fmt: skip
-    model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
-    assert isinstance(model.head, ScalarHead)
-    model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
-    model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
-    notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
-    return model if run.adapter is None else with_adapter(
-        replace(run, adapter=replace(run.adapter, path=None)), model, model.weights.digest(), tasks.dataset.train, Notes()
-    )  # fmt: skip
