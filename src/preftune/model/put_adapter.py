@@ -120,17 +120,17 @@ def _is_adapter(parameter: str) -> bool:
 def _weights(
     around: PeftModel, digest: str, on: tuple[str, ...], start: tuple[str, ...], rate: float
 ) -> AdapterWeights:
-    """Adapters in a model: the first of `on` learns, in fp32, and other adapters do as before."""
-    module, learned, answering = around.get_base_model(), [], (*on[1:], *start)
+    """Adapters in a model: the first of `on` learns, and those of others do as before. Thin matrices are in fp32."""
+    module, learned = around.get_base_model(), []
     assert isinstance(module, PreTrainedModel)
     for name, parameter in module.named_parameters():
-        if f".{on[0]}." in name and _is_adapter(name):
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
+        adapters = [adapter for adapter in (*on, *start) if f".{adapter}." in name and _is_adapter(name)]
+        if adapters:
+            parameter.requires_grad_(adapters == [on[0]])
+        if adapters == [on[0]]:
             learned.append(name)
-        elif any(f".{adapter}." in name for adapter in answering):
+        if adapters and "lora_" in name:  # parts that are trained whole keep the type that the model multiplies in
             parameter.data = parameter.data.float()
-            parameter.requires_grad_(False)
     weights = AdapterWeights(module, around, digest, on, frozenset(learned), start, rate)
     weights.activate()
     return weights

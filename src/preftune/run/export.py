@@ -63,7 +63,7 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     take_back(module, "eager")
     with without_warnings():
         around.merge_and_unload()
-    module.to(dtype=DTYPES[weights])
+    module.to(DTYPES[weights])  # pyright: ignore[reportArgumentType]
     policy = wrap(module, "padded")[0]
     off = (plain_logp(policy, batch).double() - before.double()).abs()
     tokenizer = load_tokenizer(tokenizer_source(path, None))
