@@ -80,6 +80,22 @@ def test_it_begins_at_the_reference_learns_and_resumes_to_the_same_bits(
     assert_same(train(run, resume=True), whole)
 
 
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes and torch, about each other
+@pytest.mark.parametrize("weights", ["nf4", "int8"])
+def test_it_learns_on_a_base_of_few_bits(adapted: Callable[..., Run], tmp_path: Path, weights: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    out = train(adapted(model__weights=weights))
+    held = lines(out, "evaluations")
+    assert held[0]["loss"] == pytest.approx(0.693147, abs=2e-6)
+    assert held[-1]["loss"] < 0.68
+    (event,) = events(out, "quantized")
+    assert weights in event["text"]
+    with pytest.raises(UserError, match="cannot be trained"):
+        train(changed(adapted(model__weights=weights, out=str(tmp_path / "full")), adapter=None))
+    with pytest.raises(UserError, match=r"adapter\.start"):
+        train(adapted(model__weights=weights, adapter__start="pissa", out=str(tmp_path / "pissa")))
+
+
 def test_every_start_and_full_training_share_one_store(adapted: Callable[..., Run], tmp_path: Path) -> None:
     train(changed(adapted(out=str(tmp_path / "full")), adapter=None))
     for start in ("zero", "pissa"):
@@ -113,7 +129,7 @@ def test_a_stored_adapter_scores_and_merges_as_it_was_trained(adapted: Callable[
     run = adapted(adapter__kind="dora")
     out = train(run)
     held_out = changed(run.data, train=run.data.evaluate, evaluate=None)
-    model, base = changed(run.model, path=str(out / "model")), changed(run.reference, path=run.model.path)
+    model = changed(run.model, path=str(out / "model"))
     scores = changed(
         run, model=model, adapter=None, data=held_out, reference=changed(run.reference, path=run.model.path)
     )

@@ -38,6 +38,9 @@ def resolve(run: Run) -> Run:
         raise without_effect("a reward model reads a response's last token", "aggregate")
     if run.adapter is not None:
         refuse_adapter(run.adapter, reference)
+        if run.adapter.start in ("pissa", "olora") and run.model.weights in ("nf4", "int8"):
+            raise UserError(f"{run.adapter.start} decomposes matrices that {run.model.weights} does not have.",
+                            location="adapter.start", hint='Use "zero".')  # fmt: skip
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
     if not isinstance(run.model.path, str):

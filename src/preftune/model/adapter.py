@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.folders import Folder
 from preftune.model.adapter_files import CONFIG, TENSORS
+from preftune.model.quantized import QuantizedLinear
 from preftune.model.weights import Weights
 
 SHAKEN = 0.1  # of the base's size, so that an adapter shows in every number and still the model works
@@ -156,6 +157,7 @@ def described(weights: AdapterWeights) -> str:
     parameters = dict(weights.module.named_parameters())
     learned = sum(p.numel() for p in weights.trained().values())
     base = sum(p.numel() for name, p in parameters.items() if "lora_" not in name and name not in weights.learned)
+    base += sum(part.numbers for part in weights.module.modules() if isinstance(part, QuantizedLinear))
     layers = {name.split(".lora_A.")[0].rpartition(".")[2] for name in parameters if ".lora_A." in name}
     text = f"{learned:,} numbers learn beside {base:,} that stay, on {', '.join(sorted(layers))}"
     experts = sorted(
@@ -173,8 +175,9 @@ def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
 
 
 def _size_of_base(layer: LoraLayer) -> float:
-    base = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().get_parameter("weight")
-    return float(base.detach().float().std()) if base.is_floating_point() else 0.02  # what most models begin with
+    base = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
+    assert isinstance(base, Tensor)
+    return float(base.detach().float().std())
 
 
 @contextmanager

@@ -47,6 +47,9 @@ def adapter_at(path: str, revision: str | None, location: str) -> AdapterFiles |
     if not (folder / CONFIG).is_file():
         return None
     location = f"{location}: {path}"
+    if any(file.name != TENSORS for file in folder.glob("*.safetensors")):
+        raise UserError("holds an adapter beside a model, and one of them would be left out.", location=location,
+                        hint="Take one of them away.")  # fmt: skip
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         base = settings.get("base_model_name_or_path")

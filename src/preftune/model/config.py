@@ -42,7 +42,8 @@ class Model(Table, frozen=True):
         about(OTHER_TOKENIZER, also="tokeniser tokenizer_name processing_class", location=True, python=TOKENIZER),
     ] = None
     weights: Annotated[
-        Precision, about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype")
+        Precision | Literal["nf4", "int8"],
+        about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype"),
     ] = "float32"
     compute: Annotated[
         Precision, about("Type of the matrix products; bfloat16 halves time on a GPU.", also="bf16 mixed_precision")

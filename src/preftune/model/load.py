@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from preftune.errors import UserError, third_party_message
 from preftune.model.adapter_files import adapter_at, base_of
+from preftune.model.quantized import QUANTIZED, loading, make_exact
 from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
@@ -35,10 +36,11 @@ class Loaded(NamedTuple):
 
 def load_model(
     path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str,
-    scores: bool = False, known: Collection[str] = (),
+    compute: str = "float32", scores: bool = False, known: Collection[str] = (),
 ) -> Loaded:  # fmt: skip
     """A causal language model in evaluation mode, so without dropout, with parameters of type `weights` on the device.
 
+    weights: a type, or one of `QUANTIZED`, whose products and other parts are of type `compute`.
     path: a folder, a hub name, or a model that is loaded already, which is changed in place: its weights are the ones
     that training goes on with. location: the key that names it, for errors. scores: it is one with a score in place of
     logits (`scalar.load_scorer`). known: names of weights in its files that the caller reads. Raises UserError.
@@ -51,10 +53,14 @@ def load_model(
         if any("lora_" in name for name, _ in module.named_parameters()):
             raise UserError("this model has an adapter already.", location=location,
                             hint="Save the adapter and name it in adapter.path, or unload or merge it.")  # fmt: skip
+        if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
+            raise UserError("a loaded model cannot be quantized, or have been.", location=location,
+                            hint="Give the folder or the name of the model.")  # fmt: skip
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
-        module, left_out = _from_pretrained(path, revision, DTYPES[weights], location, scores=scores)
+        options = loading(weights, DTYPES[compute], device) if weights in QUANTIZED else {"dtype": DTYPES[weights]}
+        module, left_out = _from_pretrained(path, revision, options, location, scores=scores)
         left_out = [name for name in left_out if name not in known]
         location = f"{location}: {path}"
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
@@ -69,6 +75,13 @@ def load_model(
         remarks["weights_left_out"] = (text, {"names": left_out})
     if empty := [name for name, p in module.named_parameters() if p.dim() > 1 and not bool(p.any())]:
         remarks["weights_of_zero"] = (f"all numbers are 0 in {_some(empty)}", {"names": empty})
+    if weights in QUANTIZED:
+        remarks["quantized"] = (
+            f"what the policy is held against is the model in {weights}, not the one of the files",
+            {},
+        )
+        make_exact(module.eval())
+        return Loaded(module, remarks)
     return Loaded(module.to(device).eval(), remarks)  # pyright: ignore[reportArgumentType]
 
 
@@ -77,7 +90,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _from_pretrained(
-    path: str, revision: str | None, dtype: torch.dtype, location: str, *, scores: bool
+    path: str, revision: str | None, options: Mapping[str, Any], location: str, *, scores: bool
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights of its files that are no part of it."""
     if (adapter := adapter_at(path, revision, location)) is not None:
@@ -85,7 +98,9 @@ def _from_pretrained(
 
         if adapter.of_scores:
             raise _is_reward_model(f"{location}: {path}")
-        module, left_out = _from_pretrained(base_of(adapter, location), adapter.revision, dtype, location, scores=False)
+        module, left_out = _from_pretrained(
+            base_of(adapter, location), adapter.revision, options, location, scores=False
+        )
         load_adapter(module, adapter, location)
         return module, left_out
     source, folder = source_of(path, revision, location), Path(path).expanduser()
@@ -94,18 +109,18 @@ def _from_pretrained(
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         hint = "Weights in pickle files are not read; save the model again as safetensors."
         raise UserError("has no *.safetensors file.", location=location, hint=hint)
-    family, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
+    family, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
     try:
         module, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source,
             revision=revision,
-            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **options,
+            **labels,
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error

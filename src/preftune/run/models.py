@@ -19,6 +19,7 @@ from preftune.model.attention import NAME
 from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.probe import attention_of_family, not_followed
+from preftune.model.quantized import QUANTIZED
 from preftune.model.verify import sample, verify_layout
 from preftune.model.weights import Weights
 from preftune.objective import of_scores
@@ -83,10 +84,12 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
     """The model that the objective is about: one with logits, or one with a score, which knows the tokenizer's pad."""
     path, revision, weights = run.model.path, run.model.revision, run.model.weights
     if not of_scores(run.objective):
-        return load.load_model(path, revision=revision, weights=weights, device=device, location="model.path")
+        return load.load_model(path, revision=revision, weights=weights, compute=run.model.compute, device=device,
+                               location="model.path")  # fmt: skip
     loaded = scalar.load_scorer(
-        path, revision=revision, weights=weights, device=device, location="model.path", fresh=fresh
-    )
+        path, revision=revision, weights=weights, device=device, location="model.path", fresh=fresh,
+        compute=run.model.compute,
+    )  # fmt: skip
     loaded.module.config.pad_token_id = dataset.tokenizer.pad_token_id
     if fresh and (bias := scalar.without_bias(loaded.module)):
         text = f"the constant {bias:.3g} of its score is left out: only differences of scores mean something"
@@ -94,8 +97,11 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
     return loaded
 
 
-def refuse_adapter_as_model(run: Run) -> None:
-    """Raise UserError where the model that is to be trained is an adapter."""
+def refuse_untrainable(run: Run) -> None:
+    """Raise UserError where the model that is to be trained is an adapter, or quantized and has none."""
+    if run.adapter is None and run.model.weights in QUANTIZED:
+        raise UserError(f"weights in {run.model.weights} cannot be trained.", location="model.weights",
+                        hint="Train an adapter beside them, such as adapter.rank=16.")  # fmt: skip
     path, location = run.model.path, "model.path"
     if isinstance(path, str) and (adapter := adapter_at(path, run.model.revision, location)) is not None:
         raise UserError(f"{path} is an adapter, of {adapter.base or 'a model that it does not name'}.",
@@ -155,6 +161,7 @@ def load_reference_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
         revision=None if path else run.model.revision,
         weights=run.model.weights,
+        compute=run.model.compute,
         device=policy.device,
         location="reference.path",
     )
@@ -174,7 +181,7 @@ def start_model(run: Run, policy: Policy) -> Policy | None:
     if not isinstance(run.model.path, str):
         return None
     module, _ = load.load_model(run.model.path, revision=run.model.revision, weights=run.model.weights,
-                                device=policy.device, location="model.path")  # fmt: skip
+                                compute=run.model.compute, device=policy.device, location="model.path")  # fmt: skip
     module.requires_grad_(False)
     return wrap(module, policy.layout, policy.compute)[0]
 

@@ -28,6 +28,7 @@ from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import pack_budget, positions
 from preftune.model.heads import LanguageHead
 from preftune.model.policy import Policy
+from preftune.model.quantized import QUANTIZED
 from preftune.model.scalar import load_reward_model, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
@@ -50,8 +51,8 @@ from preftune.run.models import (
     device_of,
     load_policy,
     load_reference_model,
-    refuse_adapter_as_model,
     refuse_lost_updates,
+    refuse_untrainable,
     with_adapter,
 )
 from preftune.run.prepare import Prepared, with_budget
@@ -78,7 +79,7 @@ class Loaded(NamedTuple):
 def prepare_online(run: Run, dist: Distributed) -> Prepared:
     """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
     assert run.rollout is not None
-    refuse_adapter_as_model(run)
+    refuse_untrainable(run)
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
@@ -217,7 +218,8 @@ def scorer_and_judge(
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
         emit(Note("loading the reward model"))
-        model = load_reward_model(reward.model, weights=run.model.weights, compute=run.model.compute,
+        weights = run.model.compute if run.model.weights in QUANTIZED else run.model.weights
+        model = load_reward_model(reward.model, weights=weights, compute=run.model.compute,
                                   device=device, layout=run.model.layout)  # fmt: skip
         tokenizer = load_tokenizer(tokenizer_source(reward.model, None))
         if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:

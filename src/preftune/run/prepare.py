@@ -32,8 +32,8 @@ from preftune.run.models import (
     fill_reference,
     load_policy,
     load_reference_model,
-    refuse_adapter_as_model,
     refuse_lost_updates,
+    refuse_untrainable,
     start_model,
     with_adapter,
 )
@@ -63,7 +63,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
     Raises UserError where rows, model and objective do not go together.
     """
-    refuse_adapter_as_model(run)
+    refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
     if run.adapter is None:

@@ -112,7 +112,7 @@ def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
     with signals.interruptible():
         if folders.lacks_files(model) or record.finished_at() != state.step:
             events.emit(events.Note("writing the model and the page"))
-            if broken := checkpoint.not_finite(state.weights.state()):
+            if broken := checkpoint.not_finite(state.weights.module.state_dict()):
                 raise UserError(
                     f"{broken} is not finite, so no model is exported.", location=str(model), code=NON_FINITE
                 )

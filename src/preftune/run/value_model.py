@@ -33,8 +33,8 @@ def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> 
             notes["value"] = ("the value model is a second adapter on the policy's base, with a score of its own", {})
             return shared
     loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
-                         weights=run.model.weights, device=policy.device, location="value.path",
-                         fresh=True)  # fmt: skip
+                         weights=run.model.weights, compute=run.model.compute, device=policy.device,
+                         location="value.path", fresh=True)  # fmt: skip
     model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
     assert isinstance(model.head, ScalarHead)
     model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
