@@ -8,7 +8,7 @@
 #
 # Seen on 2026-11-28, with Python 3.11 and torch 2.13.0:
 #   48 x 64: 0.09 off, by hand 0.09, as one row 0.09
-#   48 x 32: 0.38 off, by hand 0.09, as one row 0.09
+#   48 x 32: 0.38 off (0.22 in another run), by hand 0.09, as one row 0.09
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

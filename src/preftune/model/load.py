@@ -48,14 +48,7 @@ def load_model(
     left_out: list[str] = []
     if isinstance(path, PreTrainedModel):
         module = path
-        if not scores and module.get_output_embeddings() is None:
-            raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
-        if any("lora_" in name for name, _ in module.named_parameters()):
-            raise UserError("this model has an adapter already.", location=location,
-                            hint="Save the adapter and name it in adapter.path, or unload or merge it.")  # fmt: skip
-        if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
-            raise UserError("a loaded model cannot be quantized, or have been.", location=location,
-                            hint="Give the folder or the name of the model.")  # fmt: skip
+        _refuse_loaded(module, weights, location, scores=scores)
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
@@ -76,13 +69,23 @@ def load_model(
     if empty := [name for name, p in module.named_parameters() if p.dim() > 1 and not bool(p.any())]:
         remarks["weights_of_zero"] = (f"all numbers are 0 in {_some(empty)}", {"names": empty})
     if weights in QUANTIZED:
-        remarks["quantized"] = (
-            f"what the policy is held against is the model in {weights}, not the one of the files",
-            {},
-        )
+        text = f"what the policy is held against is the model in {weights}, not the one of the files"
+        remarks["quantized"] = (text, {})
         make_exact(module.eval())
         return Loaded(module, remarks)
     return Loaded(module.to(device).eval(), remarks)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scores: bool) -> None:
+    """Raise UserError where a model that is loaded already is no model to begin from."""
+    if not scores and module.get_output_embeddings() is None:
+        raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
+    if any("lora_" in name for name, _ in module.named_parameters()):
+        raise UserError("this model has an adapter already.", location=location,
+                        hint="Save the adapter and name it in adapter.path, or unload or merge it.")  # fmt: skip
+    if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
+        raise UserError("a loaded model cannot be quantized, or have been.", location=location,
+                        hint="Give the folder or the name of the model.")  # fmt: skip
 
 
 def _some(names: Sequence[str]) -> str:
