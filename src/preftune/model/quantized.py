@@ -59,9 +59,12 @@ class QuantizedLinear(nn.Linear):
     difference in the last digit becomes one of 0.3 nats, and no row is independent of the others.
     """
 
+    codes: Tensor
+    scales_0: Tensor
+
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
-        from bitsandbytes.nn import Linear4bit
+        from bitsandbytes.nn.modules import Linear4bit
 
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.kind = "nf4" if isinstance(layer, Linear4bit) else "int8"
@@ -100,7 +103,7 @@ class QuantizedLinear(nn.Linear):
 
 def make_exact(module: nn.Module) -> None:
     """Put ours in place of the layers of bitsandbytes."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     for name, part in [*module.named_modules()]:
         if isinstance(part, (Linear4bit, Linear8bitLt)):
