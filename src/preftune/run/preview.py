@@ -22,6 +22,8 @@ from preftune.run.dataset import Dataset, tokenize_rows
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import check_vocabulary, device_of
 from preftune.run.plan_steps import plan_steps
+from preftune.run.precision import with_precision
+from preftune.training.schedule import refuse_long_warmup
 
 COUNTED_STEPS = 20  # steps whose packs are counted to the token; the others are taken to be alike
 
@@ -42,7 +44,9 @@ class Preview:
 
 def preview(run: Run, rows: Rows) -> Preview:
     """Tokenize and plan as `train` would. Raises UserError."""
-    run, dataset, notes = match_rows(run, tokenize_rows(run := resolve(run), rows))
+    run = resolve(run)
+    device = device_of(run)
+    run, dataset, notes = match_rows(run := with_precision(run, device), tokenize_rows(run, rows))
     if of_scores(run.objective):
         scalar.refuse_without_score(dataset.config, "model.path")
     with torch.device("meta"):
@@ -52,8 +56,9 @@ def preview(run: Run, rows: Rows) -> Preview:
     try_longest(module, [*dataset.train, *dataset.held_out])
     parameters = sum(parameter.numel() for parameter in module.parameters())
     size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
-    budget = run.batch.tokens or LARGEST[device_of(run).type]
+    budget = run.batch.tokens or LARGEST[device.type]
     plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
+    refuse_long_warmup(run.optim, len(plan.steps))
     counts = []
     for step in plan.steps[:COUNTED_STEPS]:
         packs = [[np.concatenate([dataset.train[i].prompt, r]) for i in pack for r in dataset.train[i].responses]
