@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, zeros
 from preftune.model.weights import Weights
 from preftune.training.config import Optim
 from preftune.training.rounding import (
+    BLOCK,
     FIRST_MOMENT,
     SECOND_MOMENT,
     Stream,
@@ -26,6 +27,7 @@ from preftune.training.rounding import (
 CHUNK = {"cpu": 2**16, "cuda": 2**24}  # numbers that are gone through at a time: on a CPU they stay in its cache
 CODES = {"exp_avg": FIRST_MOMENT, "exp_avg_sq": SECOND_MOMENT}
 SCALES = "_scales"  # what the name of a moment's scales ends with
+BYTES = {"float32": 8.0, "int8": 2 + 8 / BLOCK}  # of the moments of a weight of a large matrix, by optim.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _write(moments: dict[str, Tensor], name: str, part: slice, x: Tensor, bits: 
 
 def _rows(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor as rows of its last axis; a vector is one row."""
-    local = tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
     return local.view(-1, local.shape[-1]) if local.dim() else local.view(1, 1)
 
 
