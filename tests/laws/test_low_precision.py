@@ -111,6 +111,8 @@ def stepped(dist: Distributed | None) -> dict[str, torch.Tensor]:
     """Weights and moments, whole, after three updates with made gradients, of a model cut along the first axis of its
     parameters among the ranks."""
     weights = WholeModel(tiny(dtype=torch.bfloat16, hidden_size=40, intermediate_size=300))
+    for name, shape in (("short", (2,)), ("flat", (1, 5)), ("experts", (4, 3, 7))):  # of the first two a rank has none
+        weights.module.register_parameter(name, torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16)))
     if dist is not None:
         mesh = init_device_mesh("cpu", (dist.world_size,))
         for module in weights.module.modules():

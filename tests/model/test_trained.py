@@ -17,12 +17,12 @@ from preftune.model.trained import train_only
 from preftune.model.weights import WholeModel
 
 
-def policy_of(patterns: Sequence[str], *, layout: str = "auto", **keys: object) -> Policy:
+def policy_of(patterns: Sequence[str], *, layout: str = "auto", checkpointing: bool = False, **keys: object) -> Policy:
     """A model as a run trains it."""
     module = load_model(tiny(**keys), revision=None, weights="float32", device=torch.device("cpu"), location="m").module
     if patterns:
         train_only(module, patterns)
-    return trainable(wrap(module, layout)[0], checkpointing=False)
+    return trainable(wrap(module, layout)[0], checkpointing=checkpointing)
 
 
 def gradients(policy: Policy) -> dict[str, torch.Tensor]:
@@ -46,8 +46,11 @@ def test_gradients_are_those_of_the_whole_model_and_no_others(patterns: list[str
     policy = policy_of(patterns, layout=layout, tie_word_embeddings=tied)
     whole, part = gradients(policy_of([], layout=layout, tie_word_embeddings=tied)), gradients(policy)
     assert part.keys() == policy.weights.trained().keys() < whole.keys()
+    again = gradients(policy_of(patterns, layout=layout, tie_word_embeddings=tied, checkpointing=True))
+    assert again.keys() == part.keys()
     for name, gradient in part.items():
         torch.testing.assert_close(gradient, whole[name])
+        torch.testing.assert_close(again[name], whole[name])
 
 
 def kept(patterns: Sequence[str]) -> list[int]:

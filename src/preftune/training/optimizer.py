@@ -5,6 +5,7 @@ Held by tests/training/test_optimizer.py.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         weights, grads = _rows(parameter), _rows(grad)
         moments = {name: _rows(tensor) for name, tensor in state.items() if name != "step"}
         rows, columns = len(weights), weights.shape[1]
-        size = max(1, CHUNK[weights.device.type] // columns)
+        size = max(1, CHUNK[weights.device.type] // max(1, columns))  # a rank may have no part of a vector
         for first in range(0, rows, size):
             part = slice(first, first + size)
             w, g = weights[part].float(), grads[part].float()
@@ -170,12 +171,12 @@ def _write(moments: dict[str, Tensor], name: str, part: slice, x: Tensor, bits: 
 def _rows(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor as rows of its last axis; a vector is one row."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
-    return local.view(-1, local.shape[-1]) if local.dim() else local.view(1, 1)
+    return local.view(-1, local.shape[-1]) if local.dim() > 1 else local.view(1, -1)
 
 
 def _first_number(parameter: Tensor) -> int:
     """Index in the whole parameter of the first number that this rank has."""
     if not isinstance(parameter, DTensor) or not parameter.placements[0].is_shard():
         return 0
-    ranks, row = parameter.device_mesh.size(), parameter[0].numel() if parameter.dim() > 1 else 1
-    return parameter.device_mesh.get_local_rank() * -(-parameter.shape[0] // ranks) * row
+    mesh, (rows, *row) = parameter.device_mesh, parameter.shape
+    return mesh.get_local_rank() * -(-rows // mesh.size()) * math.prod(row)
