@@ -57,7 +57,8 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
     Raises UserError where rows, model and objective do not go together.
     """
-    run, dataset, notes = _matched(with_precision(run, device_of(run, dist.local)), load, full_batch=False)
+    run, dataset, notes = _matched(run, load, full_batch=False)
+    run = with_precision(run, device_of(run, dist.local))
     policy = load_policy(run, dataset, notes, dist)
     run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)

@@ -142,7 +142,7 @@ class RoundedAdamW(torch.optim.Optimizer):
 Optimizer = FusedAdamW | RoundedAdamW
 
 
-def adamw(weights: Weights, optim: Optim, seed: int) -> Optimizer:
+def adamw(weights: Weights, optim: Optim, seed: int = 0) -> Optimizer:
     """AdamW over the trainable parameters; weight decay on matrices only. seed: of random rounding."""
     trained = list(weights.trained().values())
     groups = [
