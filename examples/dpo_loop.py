@@ -23,7 +23,8 @@ from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenize import tokenize
 from preftune.tokens.tokenizer import load_tokenizer
 from preftune.training.config import Optim
-from preftune.training.optimizer import adamw, learning_rate
+from preftune.training.optimizer import adamw
+from preftune.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -89,7 +90,7 @@ def pairs_of(policy: Policy, batch: Batch) -> Pairs:
     return Pairs(responses[chosen], responses[chosen + 1], weight=one, preferred=one)
 
 
-def update(policy: Policy, optimizer: torch.optim.AdamW, optim: Optim, rate: float) -> None:
+def update(policy: Policy, optimizer: torch.optim.Optimizer, optim: Optim, rate: float) -> None:
     """One step of AdamW with the gradient's norm clipped."""
     parameters = list(policy.weights.trained().values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

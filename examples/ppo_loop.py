@@ -30,7 +30,8 @@ from preftune.rows.read import read
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer
 from preftune.training.config import Optim
-from preftune.training.optimizer import adamw, learning_rate
+from preftune.training.optimizer import adamw
+from preftune.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -116,7 +117,7 @@ def with_advantages(objective: PPO, groups: list[TokenGroup], scores: torch.Tens
     return groups
 
 
-def update(policy: Policy, optimizer: torch.optim.AdamW, clip: float, rate: float) -> None:
+def update(policy: Policy, optimizer: torch.optim.Optimizer, clip: float, rate: float) -> None:
     """One step of AdamW with the gradient's norm clipped."""
     parameters = list(policy.weights.trained().values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -14,6 +14,7 @@ from preftune.errors import NON_FINITE, UserError
 from preftune.files import read_lines
 from preftune.run import train as train_module
 from preftune.run.train import train
+from preftune.training.optimizer import FusedAdamW
 
 
 def checkpoints(out: Path) -> list[str]:
@@ -41,16 +42,16 @@ def test_an_update_that_leaves_no_finite_weights_ends_the_run(
 def test_a_weight_that_no_row_touches_is_seen_and_the_last_checkpoints_stay(
     value: float, run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, updates = torch.optim.AdamW.step, []
+    right, updates = FusedAdamW.step, []
 
-    def broken(self: torch.optim.AdamW) -> None:
+    def broken(self: FusedAdamW) -> None:
         right(self)
         updates.append(self)
         if len(updates) == 4:
             with torch.no_grad():
                 self.param_groups[0]["params"][0][0, 0] = value  # the embedding of <pad>
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    monkeypatch.setattr(FusedAdamW, "step", broken)
     with pytest.raises(UserError, match="update 4 left weights that are not finite") as raised:
         train(run_of(data__evaluate=None, save__every=1))
     assert raised.value.code == NON_FINITE
@@ -62,15 +63,15 @@ def test_a_weight_that_no_row_touches_is_seen_and_the_last_checkpoints_stay(
 def test_a_moment_that_is_not_finite_is_not_saved(
     key: str, run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, updates = torch.optim.AdamW.step, []
+    right, updates = FusedAdamW.step, []
 
-    def broken(self: torch.optim.AdamW) -> None:
+    def broken(self: FusedAdamW) -> None:
         right(self)
         updates.append(self)
         if len(updates) == 3:
             self.state[self.param_groups[0]["params"][1]][key].view(-1)[0] = float("inf")
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    monkeypatch.setattr(FusedAdamW, "step", broken)
     with pytest.raises(UserError, match=f"optimizer are no longer finite .*{key}") as raised:
         train(run_of(data__evaluate=None, save__every=1))
     assert raised.value.code == NON_FINITE

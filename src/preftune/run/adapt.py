@@ -21,7 +21,6 @@ from preftune.model.put_adapter import begin_adapter, go_on
 from preftune.model.scalar import with_score
 from preftune.model.verify import sample, verify_layout
 from preftune.run.match_rows import Notes
-from preftune.run.models import refuse_lost_updates
 from preftune.tokens.groups import TokenGroup
 
 VALUE = "value"  # name of the value model's adapter within peft
@@ -53,9 +52,7 @@ def gone_on(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes
     digest = policy.weights.digest()
     take_back(policy.module, "eager")
     weights = go_on(policy.module, files, run.adapter, digest=digest, location="adapter.path")
-    policy = verified(run, policy, weights, groups, notes)
-    refuse_lost_updates(weights, run.optim.lr)
-    return policy
+    return verified(run, policy, weights, groups, notes)
 
 
 def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[TokenGroup]) -> Policy | None:

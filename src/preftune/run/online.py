@@ -1,7 +1,4 @@
-"""Everything that a run needs before its first step where it draws its own responses.
-
-The counterpart of prepare.py, from which it differs in where groups come from and in nothing else.
-"""
+"""The counterpart of prepare.py for a run that draws its own responses; it differs in where groups come from alone."""
 
 from __future__ import annotations
 
@@ -47,19 +44,14 @@ from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import (
-    device_of,
-    load_policy,
-    load_reference_model,
-    refuse_lost_updates,
-    refuse_untrainable,
-    with_adapter,
-)
+from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable, with_adapter
+from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
+from preftune.training.schedule import refuse_long_warmup
 from preftune.training.update import Training
 
 DRAWN_BY = ("data.", "model", "reference", "reward", "rollout.", "seed", "tokenizer", "value")  # keys and digests
@@ -81,12 +73,13 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     assert run.rollout is not None
     refuse_untrainable(run)
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
+    run = with_precision(run, device := device_of(run, dist.local))
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
     digests = dict(tasks.dataset.digests)
-    scorer, judge = scorer_and_judge(run, tasks, device_of(run, dist.local), digests, notes)  # what fails early first
+    scorer, judge = scorer_and_judge(run, tasks, device, digests, notes)  # what fails early first
     run, models, anchor, packing, digests_of_models = _load(run, tasks, notes, dist)
     digests |= digests_of_models
     decides = identity(run, digests)
@@ -111,6 +104,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         context=json.dumps({key: decides[key] for key in sorted(decides) if key.startswith(DRAWN_BY)}),
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
     )
+    refuse_long_warmup(run.optim, source.steps)
     training = _training(run, tasks, source, notes, starts_at_reference=digests.get("reference") == digests["model"])
     for text, _ in notes.values():
         emit(Note(text))
@@ -125,8 +119,6 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     policy = load_policy(run, tasks.dataset, notes, dist)
     run, packing = with_budget(run, policy, dist)
     digests = {"model": policy.weights.digest()}
-    if run.adapter is None:
-        refuse_lost_updates(policy.weights, run.optim.lr)
     policy = with_adapter(run, policy, digests["model"], tasks.dataset.train, notes)
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:

@@ -29,16 +29,18 @@ from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import (
+    device_of,
     fill_reference,
     load_policy,
     load_reference_model,
-    refuse_lost_updates,
     refuse_untrainable,
     start_model,
     with_adapter,
 )
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
+from preftune.run.precision import with_precision
 from preftune.tokens.groups import TokenGroup
+from preftune.training.schedule import refuse_long_warmup
 from preftune.training.source import Offline
 from preftune.training.update import Training
 
@@ -65,9 +67,8 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     """
     refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
+    run = with_precision(run, device_of(run, dist.local))
     policy = load_policy(run, dataset, notes, dist)
-    if run.adapter is None:
-        refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
@@ -77,6 +78,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     held_out = held_out_step(
         dataset.held_out, packing, dataset.max_tokens, mismatched=mismatched, world_size=dist.world_size
     )
+    refuse_long_warmup(run.optim, len(plan.steps))
     reference, digests = _reference(run, dataset, policy)
     assert_same_on_all_ranks(identity(run, digests), dist)
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})
@@ -105,6 +107,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
     """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
     asks about rows of every kind. Raises UserError."""
+    run = with_precision(run, device_of(run, dist.local))
     if of_scores(run.objective):
         dataset, notes = load_dataset(run), {}
         groups = [replace(group, columns={}) for group in dataset.train]

@@ -24,9 +24,10 @@ from preftune.record.schema import STEP
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.samples import Samples
 from preftune.tokens.groups import TokenGroup
-from preftune.training.checkpoint import Learner, State
+from preftune.training.checkpoint import State
 from preftune.training.config import Optim, Save
-from preftune.training.optimizer import learning_rate
+from preftune.training.learner import Learner
+from preftune.training.schedule import learning_rate
 from preftune.training.source import Source
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
@@ -75,7 +76,7 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
     if all(map(math.isfinite, (*norms.values(), output.value))):
         for begin, learner in state.learners.items():
             if begin or phase.policy_learns:
-                take_step(learner, rate * (training.value_lr / optim.lr if begin else 1.0))
+                take_step(learner, rate * (training.value_lr / optim.rate if begin else 1.0))
         assert_finite(state)
         state.skipped = 0
         state.ema = loss.updated_ema(output.examples)
@@ -113,9 +114,9 @@ def clipped_norm(learner: Learner, clip: float) -> float:
 
 
 def take_step(learner: Learner, rate: float) -> None:
-    """One step of AdamW at this rate."""
-    for part in learner.optimizer.param_groups:
-        part["lr"] = rate * part["rate"]
+    """One step of AdamW at this rate, times that of each group."""
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate * group["rate"]
     learner.optimizer.step()
 
 
