@@ -14,8 +14,8 @@ SPACING = 2.0**-13  # distance of bfloat16 numbers of that size: they have 8 dig
 
 
 def trained_type(run: Run) -> str:
-    """The type of the weights that are trained."""
-    return "bfloat16" if run.model.weights == "bfloat16" else "float32"
+    """The type of the weights that are trained: an adapter is in float32 whatever its base is in."""
+    return "bfloat16" if run.model.weights == "bfloat16" and run.adapter is None else "float32"
 
 
 def with_optim(run: Run) -> Run:

@@ -21,8 +21,9 @@ def with_precision(run: Run, device: torch.device) -> Run:
 
 
 def usual_weights(run: Run, device: torch.device) -> str:
-    """The type of weights of which nothing is said: all of them are trained, and fp32 holds the smallest update."""
-    return "float32"
+    """The type of weights of which nothing is said: fp32 holds the smallest update; a base that stays needs none, and
+    is kept in the type of its products on a GPU."""
+    return usual_compute(device) if run.adapter is not None else "float32"
 
 
 def usual_compute(device: torch.device) -> str:

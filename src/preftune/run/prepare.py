@@ -28,7 +28,15 @@ from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import device_of, fill_reference, load_policy, load_reference_model, start_model
+from preftune.run.models import (
+    device_of,
+    fill_reference,
+    load_policy,
+    load_reference_model,
+    refuse_untrainable,
+    start_model,
+    with_adapter,
+)
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
 from preftune.run.precision import with_precision
 from preftune.tokens.groups import TokenGroup
@@ -57,6 +65,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
     Raises UserError where rows, model and objective do not go together.
     """
+    refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
     run = with_precision(run, device_of(run, dist.local))
     policy = load_policy(run, dataset, notes, dist)
@@ -78,6 +87,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     train, evaluated = filled[: len(used)], filled[len(used) :]
     by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
+    policy = with_adapter(run, policy, digests["model"], dataset.train, notes)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,

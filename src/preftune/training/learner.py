@@ -64,7 +64,7 @@ class Learner:
                 moments = self.optimizer.moments(parameter)
                 state[parameter] = {name: moment.zeros(parameter) for name, moment in moments.items()}
             dist.broadcast(tensor for _, tensor in sorted(state[parameter].items()))
-        dist.broadcast(p.detach() for p in parameters)
+        dist.broadcast(self.weights.state().values())
 
 
 def _of_parameter(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -144,14 +144,15 @@ Optimizer = FusedAdamW | RoundedAdamW
 
 def adamw(weights: Weights, optim: Optim, seed: int = 0) -> Optimizer:
     """AdamW over the trainable parameters; weight decay on matrices only. seed: of random rounding."""
-    trained = list(weights.trained().values())
+    kinds: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in weights.trained().items():
+        kinds.setdefault((parameter.dim() < 2, weights.rate(name)), []).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if is_vector else optim.weight_decay, "rate": rate}
+        for (is_vector, rate), parameters in sorted(kinds.items(), key=lambda item: item[0])
     ]
-    groups = [group for group in groups if group["params"]]
     eight_bits = optim.state == "int8"
-    if eight_bits or any(p.dtype == torch.bfloat16 for p in trained):
+    if eight_bits or any(parameter.dtype == torch.bfloat16 for parameter in weights.trained().values()):
         return RoundedAdamW(groups, betas=optim.betas, eps=optim.eps, seed=seed, eight_bits=eight_bits)
     return FusedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 

@@ -114,9 +114,9 @@ def clipped_norm(learner: Learner, clip: float) -> float:
 
 
 def take_step(learner: Learner, rate: float) -> None:
-    """One step of AdamW at this rate, times the `ratio` of a group that has one."""
+    """One step of AdamW at this rate, times what each group's is multiplied by."""
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate * group.get("ratio", 1.0)
+        group["lr"] = rate * group["rate"]
     learner.optimizer.step()
 
 
