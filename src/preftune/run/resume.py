@@ -35,7 +35,8 @@ def with_recorded_keys(run: Run, out: Path, dist: Distributed) -> Run:
     types = get_args(Precision)
     for key in ("weights", "compute"):
         if getattr(run.model, key) == "auto":
-            number = dist.broadcast_int(types.index(recorded.get(f"model.{key}", "auto")))
+            before = recorded.get(f"model.{key}")
+            number = dist.broadcast_int(types.index(before) if before in types else types.index("auto"))
             run = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, **{key: types[number]}))
     return run
 
