@@ -23,6 +23,7 @@ from preftune.model import attention
 from preftune.model.fuse import add_in_place, fuse
 from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout, prune_last_layer
+from preftune.model.outputs import keep_outputs
 from preftune.model.probe import attention_of_family, decoder, probe
 from preftune.model.weights import Weights, WholeModel
 from preftune.pack.batch import Batch, collate
@@ -117,8 +118,9 @@ class Policy:
     @property
     def multiple(self) -> int:
         """The rows of a pack are filled up to a multiple of it: in half precision a CPU compiles a program for every
-        shape that it meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16)."""
-        return 128 if self.device.type == "cpu" and self.half else 1
+        shape that it meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16), and a
+        GPU's products are made of tiles of 64 and more rows, in whose kernels rows must lie 16 bytes apart."""
+        return {"cpu": 128, "cuda": 64}.get(self.device.type, 1) if self.half else 1
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:
@@ -187,7 +189,7 @@ def recompute_activations(module: PreTrainedModel) -> None:
 def _recomputed(self: nn.Module, *args: object, **kwargs: object) -> object:
     """Forward of a layer that is computed again in the backward pass."""
     forward = partial(type(self).forward, self, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=attention.keep_outputs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=keep_outputs)
 
 
 def not_plain(module: PreTrainedModel) -> str:

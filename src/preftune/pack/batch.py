@@ -18,6 +18,7 @@ from preftune.pack.trie import Trie, build
 from preftune.tokens.groups import TokenGroup
 
 Reads = Literal["tokens", "ends"]  # rows before every token of a response, or the row of its last token
+TENSORS = ("ids", "position", "end", "read", "source", "target", "member", "response")  # of a batch, in one buffer
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -116,24 +117,21 @@ def _one_pass(
     unread = np.setdiff1d(np.arange(rows), read)
     read = np.union1d(read, unread[len(unread) - -len(read) % multiple :])
 
-    def put(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device, non_blocking=True)
+    arrays = [
+        np.pad(trie.ids, (0, fill)), np.pad(trie.position, (0, fill)), np.pad(trie.end, (0, fill), constant_values=rows),
+        read, source, target, member.reshape(-1), np.repeat(np.arange(len(sequences)), counts),
+    ]  # fmt: skip
+    tensors = dict(zip(TENSORS, to_device(arrays, device), strict=True))
+    naive = sum(map(len, sequences))
+    return Batch(groups=(), trie=trie, **tensors, responses=len(sequences), tokens=trie.tokens, tokens_naive=naive)
 
-    return Batch(
-        groups=(),
-        trie=trie,
-        ids=put(np.pad(trie.ids, (0, fill))),
-        position=put(np.pad(trie.position, (0, fill))),
-        end=put(np.pad(trie.end, (0, fill), constant_values=rows)),
-        read=put(read),
-        source=put(source),
-        target=put(target),
-        member=put(member.reshape(-1)),
-        response=put(np.repeat(np.arange(len(sequences)), counts)),
-        responses=len(sequences),
-        tokens=trie.tokens,
-        tokens_naive=sum(map(len, sequences)),
-    )
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[Tensor, ...]:
+    """Arrays of whole numbers as int64 on a device, by one copy that the host does not wait for."""
+    flat = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))
+    if torch.device(device).type == "cuda":
+        flat = flat.pin_memory()  # a copy of memory that is not pinned waits for all that the device has still to do
+    return flat.to(device, non_blocking=True).split([len(values) for values in arrays])
 
 
 def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
