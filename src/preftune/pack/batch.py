@@ -117,10 +117,10 @@ def _one_pass(
     unread = np.setdiff1d(np.arange(rows), read)
     read = np.union1d(read, unread[len(unread) - -len(read) % multiple :])
 
-    arrays = [
-        np.pad(trie.ids, (0, fill)), np.pad(trie.position, (0, fill)), np.pad(trie.end, (0, fill), constant_values=rows),
-        read, source, target, member.reshape(-1), np.repeat(np.arange(len(sequences)), counts),
-    ]  # fmt: skip
+    end = np.pad(trie.end, (0, fill), constant_values=rows)
+    by_row = [np.pad(trie.ids, (0, fill)), np.pad(trie.position, (0, fill)), end]
+    response = np.repeat(np.arange(len(sequences)), counts)
+    arrays = [*by_row, read, source, target, member.reshape(-1), response]
     tensors = dict(zip(TENSORS, to_device(arrays, device), strict=True))
     naive = sum(map(len, sequences))
     return Batch(groups=(), trie=trie, **tensors, responses=len(sequences), tokens=trie.tokens, tokens_naive=naive)

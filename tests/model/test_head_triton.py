@@ -1,0 +1,103 @@
+"""The head's kernels against the formulas in double: on a GPU, or else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from preftune.model import logp as module
+from preftune.model.heads import LanguageHead
+from preftune.model.logp import head_logp_and_squares
+
+pytest.importorskip("triton", reason="triton is not installed: torch's CUDA wheels bring it")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from preftune.model import head_triton
+
+    monkeypatch.setattr(head_triton, "BLOCK", 16)
+    monkeypatch.setattr(module, "by_triton", lambda _: True)
+
+
+@pytest.mark.parametrize("mode", ["kept", "made again", "frozen"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, 30.0)])
+def test_value_and_gradient(
+    mode: str, bias: bool, scale: float, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", {DEVICE: 1})
+    monkeypatch.setattr(module, "LEAST", (4, 21))
+    monkeypatch.setattr(module, "KEEP", {DEVICE: 2**30 if mode == "kept" else 0})
+    torch.manual_seed(0)
+    hidden = 3 * torch.randn(10, 8, device=DEVICE)
+    weight, shift = 5 * torch.randn(61, 8, device=DEVICE), torch.randn(61, device=DEVICE)
+    target, upstream = torch.randint(0, 61, (10,), device=DEVICE), torch.randn(10, device=DEVICE)
+    target[0] = (hidden[0] @ weight.T).argmin()  # of a probability that is 0 in fp32
+    ways = []
+    for dtype in (torch.float32, torch.float64):
+        h = hidden.to(dtype).requires_grad_()
+        W, b = (x.to(dtype).requires_grad_(mode != "frozen") for x in (weight, shift))
+        if dtype == torch.float32:
+            logp, squares = head_logp_and_squares(h, LanguageHead(W, b if bias else None, scale, softcap), target)
+        else:
+            z = scale * (h @ W.T + (b if bias else 0))
+            z = z if softcap is None else softcap * torch.tanh(z / softcap)
+            log_p = torch.log_softmax(z, 1)
+            logp, squares = log_p.gather(1, target[:, None])[:, 0], (2 * log_p.detach()).logsumexp(1)
+        learning = [x for x in (h, W, b if bias else None) if x is not None and x.requires_grad]
+        ways.append([logp.detach(), squares, *torch.autograd.grad(logp, learning, upstream.to(dtype))])
+    assert softcap is not None or float(ways[1][0].min()) < -103  # fp32 ends there
+    for ours, exact in zip(*ways, strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours.double() - exact).abs().max()) < 2e-5 * max(
+            1.0, float(exact.abs().max())
+        )  # logits are to 120
+
+
+def test_half_precision() -> None:
+    """What goes into the products is rounded; log-probabilities are not."""
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(6, 8, device=DEVICE).bfloat16(), torch.randn(40, 8, device=DEVICE).bfloat16()
+    target = torch.randint(0, 40, (6,), device=DEVICE)
+    h, W = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logp, _ = head_logp_and_squares(h, LanguageHead(W), target)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, 1).gather(1, target[:, None])[:, 0]
+    logp.sum().backward()
+    assert logp.dtype == torch.float32
+    assert h.grad is not None
+    assert h.grad.dtype == torch.bfloat16
+    assert torch.allclose(logp.double(), exact, atol=1e-5 if DEVICE == "cuda" else 2e-2)  # a CPU rounds the logits
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from preftune.model import head_triton
+
+POINTERS = {"target": "*i64", "dlogits": "*bf16"}
+SIZES = {"words": "i32", "start": "i32", "stride": "i32", "d_stride": "i32", "scale": "fp32", "cap": "fp32"}
+for kernel in (head_triton._rows_kernel, head_triton._dlogits_kernel):
+    constants = {"vocab": 151936, "BIASED": True, "CAPPED": True, "BLOCK": 4096}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {name: "constexpr" if name in constants else SIZES.get(name, POINTERS.get(name, "*fp32"))
+             for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+    print(len(compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]))
+"""
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    """The interpreter takes what the compiler refuses, such as a name that changes its shape in a loop."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ended = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert all(int(size) > 1000 for size in ended.stdout.split())
