@@ -13,20 +13,21 @@ from preftune.model import logp as module
 from preftune.model.heads import LanguageHead
 from preftune.model.logp import head_logp_and_squares
 
-pytest.importorskip("triton", reason="triton is not installed: torch's CUDA wheels bring it")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytest.importorskip("triton", reason="triton is not installed: torch's CUDA wheels bring it")
+computes = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs in the interpreter, in a child process")
 
 
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
     from preftune.model import head_triton
 
     monkeypatch.setattr(head_triton, "BLOCK", 16)
     monkeypatch.setattr(module, "by_triton", lambda _: True)
 
 
+@computes
 @pytest.mark.parametrize("mode", ["kept", "made again", "frozen"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, 30.0)])
@@ -62,6 +63,7 @@ def test_value_and_gradient(
         )  # logits are to 120
 
 
+@computes
 def test_half_precision() -> None:
     """What goes into the products is rounded; log-probabilities are not."""
     torch.manual_seed(1)
@@ -95,9 +97,20 @@ for kernel in (head_triton._rows_kernel, head_triton._dlogits_kernel):
 """
 
 
+def child(*command: str, **more: str) -> str:
+    """What Python prints on these words. Triton asks for its environment when torch first loads it, so not here."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | more
+    ended = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return ended.stdout
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="the tests above have run here")
+def test_the_kernels_in_the_interpreter() -> None:
+    assert " passed" in child("-m", "pytest", "-v", "-p", "no:cacheprovider", __file__, TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the process that began the interpreter does this")
 def test_the_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     """The interpreter takes what the compiler refuses, such as a name that changes its shape in a loop."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ended = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert all(int(size) > 1000 for size in ended.stdout.split())
+    assert all(int(size) > 1000 for size in child("-c", COMPILE).split())
