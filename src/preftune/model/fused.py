@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from preftune.pack.batch import add_rows
+
 EPS = ("variance_epsilon", "eps")  # under which names norms keep what is added to the mean square
 LINEAR = ("gate_proj", "up_proj", "down_proj")
 
@@ -42,6 +44,30 @@ class RMSNorm(torch.autograd.Function):
         )
         dx.addcmul_(r, (dy.view(-1, size) @ w).div_(size).view(r.shape))
         return dx.to(x.dtype), dw.to(weight.dtype), None, None
+
+
+class KernelRMSNorm(torch.autograd.Function):
+    """`RMSNorm` by torch's kernels for GPUs, one pass each way. They want x and weight in one type, and torch would
+    keep x in that; here it is kept as it came, which for queries and keys is half of it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        y, r = torch.ops.aten._fused_rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)
+        ctx.save_for_backward(x, r, weight)
+        return y.to(dtype)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, r, weight = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        dx, dw = norm_backward(dy.to(wide), x.to(wide), weight.shape, r, weight.to(wide), ctx.needs_input_grad[:2])
+        return None if dx is None else dx.to(x.dtype), None if dw is None else dw.to(weight.dtype), None, None
+
+
+norm_backward = (
+    torch.ops.aten._fused_rms_norm_backward
+)  # a name, because there is none for a CPU: tests have a stand-in
 
 
 # y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for each pair of coordinates. The rotation is orthogonal, so its backward
@@ -128,7 +154,7 @@ class TiedEmbedding(torch.autograd.Function):
         if ctx.padding is not None:  # torch's rule: this row does not learn
             dy = dy * (ids != ctx.padding)[:, None]
         dweight = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        dweight.index_add_(0, ids, dy.to(dweight.dtype))
+        add_rows(dweight, ids, dy.to(dweight.dtype))
         return None, dweight if weight.grad is None else None, None
 
 
@@ -155,10 +181,8 @@ def norm_from_zero(self: nn.Module, x: Tensor) -> Tensor:
 def _norm(x: Tensor, weight: Tensor, part: nn.Module) -> Tensor:
     eps = eps_of(part)
     assert eps is not None
-    if x.device.type != "cpu":  # there torch has a kernel
-        wide = torch.promote_types(x.dtype, weight.dtype)
-        return nn.functional.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(product_type(x))
-    return RMSNorm.apply(x, weight, eps, product_type(x))  # type: ignore[return-value]
+    function = KernelRMSNorm if x.is_cuda else RMSNorm
+    return function.apply(x, weight, eps, product_type(x))  # type: ignore[return-value]
 
 
 def eps_of(part: nn.Module) -> float | None:

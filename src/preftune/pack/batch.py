@@ -65,7 +65,7 @@ class Batch:
         one after the other loses two digits of fp32.
         """
         summed = torch.zeros(self.responses, dtype=torch.float64, device=token_values.device)
-        return summed.index_add(0, self.response, token_values.double()).to(token_values.dtype)
+        return add_rows(summed, self.response, token_values.double()).to(token_values.dtype)
 
 
 def collate(
@@ -129,9 +129,24 @@ def _one_pass(
 def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[Tensor, ...]:
     """Arrays of whole numbers as int64 on a device, by one copy that the host does not wait for."""
     flat = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))
-    if torch.device(device).type == "cuda":
-        flat = flat.pin_memory()  # a copy of memory that is not pinned waits for all that the device has still to do
-    return flat.to(device, non_blocking=True).split([len(values) for values in arrays])
+    return send(flat, torch.device(device)).split([len(values) for values in arrays])
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on a device, without a wait."""
+    if device.type == "cuda":
+        values = values.pin_memory()  # a copy of memory that is not pinned waits for all that the device has to do
+    return values.to(device, non_blocking=True)
+
+
+def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """total, to whose given rows values are added in place; several values may go to one row.
+
+    On CUDA they are sorted first and then added in one order: atomic additions would give other bits each time.
+    """
+    if total.is_cuda:
+        return total.index_put_((rows,), values, accumulate=True)
+    return total.index_add_(0, rows, values)
 
 
 def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
