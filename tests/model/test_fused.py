@@ -6,12 +6,14 @@ import copy
 import functools
 import inspect
 import sys
+from contextlib import nullcontext
 from types import MethodType
 
 import pytest
 import torch
 from making import groups, tiny
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from preftune.model import fused, logp
@@ -312,3 +314,34 @@ def test_a_norm_by_torchs_kernels_keeps_its_input_as_it_came(monkeypatch: pytest
         assert torch.allclose(ours.double(), right, rtol=1e-2, atol=1e-3)
     assert grads[0].dtype == torch.bfloat16
     assert grads[1].dtype == torch.float32
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each parameter is cast, by its place in memory."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.counts = {p.data_ptr(): 0 for p in module.parameters() if p.dim() > 1}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_cast_once_a_step_and_give_the_same_gradients(checkpointing: bool, tied: bool) -> None:
+    packs, gradients, most = [groups(2, seed=seed) for seed in range(3)], [], []
+    for once in (False, True):
+        module = tiny("qwen3", tie_word_embeddings=tied)
+        policy = trainable(wrap(module, "auto", torch.bfloat16)[0], checkpointing=checkpointing)
+        with policy.cast_once() if once else nullcontext(), Casts(module) as casts:
+            for pack in packs:
+                batch = policy.batch(pack)
+                batch.sum(policy.token_logp(batch)).sum().backward()
+        gradients.append([p.grad for p in module.parameters()])
+        most.append(max(casts.counts.values()))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert most[0] >= 3
+    assert most[1] == 1

@@ -7,6 +7,10 @@ Held by tests/model/test_fused.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 
@@ -168,6 +172,36 @@ def product_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+Copies = dict[tuple[int, bool], tuple[Tensor, Tensor]]  # by id and whether gradients are asked for; id stays taken
+_COPIES: ContextVar[Copies | None] = ContextVar("copies", default=None)
+
+
+@contextmanager
+def copies_kept() -> Iterator[None]:
+    """Within it `cast` makes one copy of a weight, however many packs go by. Nothing may change the weight there."""
+    token = _COPIES.set({})
+    try:
+        yield
+    finally:
+        _COPIES.reset(token)
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in this type. A copy that is kept goes through several backward passes: a cast saves nothing."""
+    copies = _COPIES.get()
+    if copies is None or weight.dtype == dtype:
+        return weight.to(dtype)
+    key = id(weight), torch.is_grad_enabled()
+    if key not in copies:
+        copies[key] = weight, weight.to(dtype)
+    return copies[key][1]
+
+
+def keeps_copies() -> bool:
+    """Whether this is within `copies_kept`."""
+    return _COPIES.get() is not None
+
+
 def norm(self: nn.Module, x: Tensor) -> Tensor:
     """Forward of a norm whose weight is as the paper's."""
     return _norm(x, self.get_parameter("weight"), self)
@@ -192,7 +226,7 @@ def eps_of(part: nn.Module) -> float | None:
 def mlp(self: nn.Module, x: Tensor) -> Tensor:
     """Forward of a gated MLP."""
     dtype = product_type(x)
-    weights = (self.get_parameter(f"{name}.weight").to(dtype) for name in LINEAR)
+    weights = (cast(self.get_parameter(f"{name}.weight"), dtype) for name in LINEAR)
     return GatedMLP.apply(x.to(dtype), *weights)  # type: ignore[return-value]
 
 

@@ -5,6 +5,9 @@ They have never run on a GPU; `logp.TRITON` switches them on. Held by tests/mode
 interpreter where there is no GPU.
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+# Triton is there with CUDA only, and a kernel is subscripted with its grid.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

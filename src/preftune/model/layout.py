@@ -176,8 +176,9 @@ class Layout:
         n_q, n_k = np.diff([path[-1] for path in leaves], prepend=-1), np.array([len(path) for path in leaves])
         cu_q, cu_k = (np.cumsum([0, *counts]) for counts in (n_q, n_k))
         by_row, counts = np.argsort(keys, kind="stable"), np.bincount(keys, minlength=rows)
-        tensors = to_device((keys, by_row, counts, cu_q, cu_k), self.end.device)
-        return Paths(*tensors[:3], *(cu.to(torch.int32) for cu in tensors[3:]), int(n_q.max()), int(n_k.max()))
+        sent = to_device((keys, by_row, counts, cu_q, cu_k), self.end.device)
+        starts = [cu.to(torch.int32) for cu in sent[3:]]
+        return Paths(sent[0], sent[1], sent[2], starts[0], starts[1], int(n_q.max()), int(n_k.max()))
 
     @cached_property
     def depth(self) -> int:

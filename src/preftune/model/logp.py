@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from preftune.model.fused import product_type
+from preftune.model.fused import cast, keeps_copies, product_type
 
 if TYPE_CHECKING:
     from preftune.model.heads import LanguageHead
@@ -158,7 +158,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, empty: bool) -> 
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, head, grad_enabled, with_squares):  # type: ignore[override]
-        head = replace(head, weight=weight.to(hidden.dtype))  # once a pass, and not for each chunk of it
+        head = replace(head, weight=cast(weight, hidden.dtype))  # once, and not for each chunk of it
         trained = grad_enabled and (weight.requires_grad or (bias is not None and bias.requires_grad))
         fused_backward = grad_enabled and hidden.requires_grad and not trained
         device = hidden.device.type
@@ -174,7 +174,7 @@ class _HeadLogp(torch.autograd.Function):
             columns.append([x for x in (part.logp, part.lse, part.log_squares) if x is not None])
         logp, lse, *log_squares = (torch.cat(parts) for parts in zip(*columns, strict=True))
         ctx.save_for_backward(hidden, weight, bias, target, lse, torch.cat(dhidden) if fused_backward else None)
-        ctx.dlogits, ctx.head = dlogits, replace(head, weight=weight)  # its copy in half precision is not kept
+        ctx.dlogits, ctx.head = dlogits, head if keeps_copies() else replace(head, weight=weight)
         ctx.mark_non_differentiable(*log_squares)
         return logp, *log_squares
 
@@ -183,7 +183,7 @@ class _HeadLogp(torch.autograd.Function):
         hidden, weight, bias, target, lse, dhidden = ctx.saved_tensors
         if dhidden is not None:
             return (dhidden * grad[:, None]).to(hidden.dtype), *(None,) * 6
-        head, saved, ctx.dlogits = replace(ctx.head, weight=weight.to(hidden.dtype)), ctx.dlogits, None
+        head, saved, ctx.dlogits = replace(ctx.head, weight=ctx.head.weight.to(hidden.dtype)), ctx.dlogits, None
         g = -head.scale * grad
         scaled_hidden, dhidden = hidden * g.to(hidden.dtype)[:, None], 0
         dbias = None if bias is None else torch.empty_like(bias)

@@ -6,7 +6,7 @@ Held by tests/model/test_layouts.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from preftune.errors import UserError
 from preftune.model import attention
 from preftune.model.fuse import add_in_place, fuse
+from preftune.model.fused import copies_kept
 from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout, prune_last_layer
 from preftune.model.outputs import keep_outputs
@@ -121,6 +122,17 @@ class Policy:
         shape that it meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16), and a
         GPU's products are made of tiles of 64 and more rows, in whose kernels rows must lie 16 bytes apart."""
         return {"cpu": 128, "cuda": 64}.get(self.device.type, 1) if self.half else 1
+
+    @contextlib.contextmanager
+    def cast_once(self) -> Iterator[None]:
+        """Within it weights are cast to the type of products once, and not once a pack: of 7B, 42 GB of memory traffic.
+        Passes must ask for gradients, and nothing may change the weights. Backward passes run without autocast."""
+        if self.compute == torch.float32:
+            yield
+            return
+        kind = self.device.type
+        with copies_kept(), torch.autocast(kind, self.compute), torch.autocast(kind, enabled=False):
+            yield  # torch keeps its copies until the outermost autocast ends
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:

@@ -108,4 +108,6 @@ class WholeModel(Weights):
 
 def _hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    digest = hashlib.sha256()
+    digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
