@@ -12,7 +12,7 @@ import torch
 from making import groups
 from on_device import FAMILIES, LAYERS, attention_off, family_off, head_off, relative, rows_of_size, ways_of
 
-from preftune.model import flex, logp
+from preftune.model import flex, fused, logp
 from preftune.model.heads import LanguageHead
 from preftune.model.layout import Layout
 from preftune.model.logp import head_logp
@@ -107,16 +107,16 @@ def head(device: torch.device, size: Size) -> Numbers:
     kinds = {"trained, fp32 weights": (torch.float32, True), "trained, bf16 weights": (torch.bfloat16, True),
              "frozen, bf16 weights": (torch.bfloat16, False)}  # fmt: skip
     kernels = {"torch": False, **({"triton": True} if device.type == "cuda" else {})}
-    before = logp.TRITON, logp.KEEP_ELSEWHERE
+    before = fused.TRITON, logp.KEEP_ELSEWHERE
     try:
-        for kernel, logp.TRITON in kernels.items():
+        for kernel, fused.TRITON in kernels.items():
             for mode, logp.KEEP_ELSEWHERE in {"kept": 2**33, "made again": 0}.items():
                 for kind, (weight, trained) in kinds.items():
                     if trained or mode == "kept":
                         work = partial(one_head, device, size, weight, trained=trained)
                         numbers[f"{kind}, {mode}, {kernel}"] = guarded(work)
     finally:
-        logp.TRITON, logp.KEEP_ELSEWHERE = before
+        fused.TRITON, logp.KEEP_ELSEWHERE = before
     return numbers
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 from preftune.distributed import SINGLE_PROCESS
 from preftune.forward.forward import Models, step_gradient
 from preftune.forward.loss import Loss
+from preftune.model import fused
 from preftune.model.budget import attention_crossover
 from preftune.model.columns import fill_column
 from preftune.model.policy import Policy, trainable, wrap
@@ -62,7 +63,9 @@ def packs(device: torch.device, size: Size, most: float) -> Numbers:
     numbers: Numbers = {}
     for pairs in size.packs:
         rows = as_groups(common.made_rows("ultrafeedback", size.vocab, pairs))
-        numbers[f"{pairs} pairs"] = guarded(partial(one_pack, policy, rows, device, most))
+        for kernels, fused.TRITON in {"torch": False, **({"triton": True} if device.type == "cuda" else {})}.items():
+            numbers[f"{pairs} pairs, {kernels}"] = guarded(partial(one_pack, policy, rows, device, most))
+        fused.TRITON = False
     if device.type == "cuda":
         numbers["profile"] = guarded(partial(profile, policy, rows))
     return numbers

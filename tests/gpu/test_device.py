@@ -10,7 +10,7 @@ import torch
 from making import groups, tiny
 from on_device import FAMILIES, LAYERS, attention_off, family_off, head_off, ways_of
 
-from preftune.model import attention, flex, logp
+from preftune.model import attention, flex, fused, logp
 from preftune.model.layout import Layout
 from preftune.model.policy import recompute_activations, wrap
 from preftune.pack.batch import collate
@@ -59,7 +59,7 @@ def test_the_head(
     triton: bool, mode: str, hidden: str, weight: str, softcap: float | None, device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(logp, "TRITON", triton)
+    monkeypatch.setattr(fused, "TRITON", triton)
     monkeypatch.setattr(logp, "KEEP_ELSEWHERE", 2**30 if mode == "kept" else 0)
     monkeypatch.setattr(logp, "CHUNK_ELSEWHERE", 2**22)
     off = head_off(device, rows=300, width=256, vocab=9000, hidden=getattr(torch, hidden), softcap=softcap,

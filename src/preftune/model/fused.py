@@ -7,17 +7,24 @@ Held by tests/model/test_fused.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
+from preftune.model.copies import cast
 from preftune.pack.batch import add_rows
 
 EPS = ("variance_epsilon", "eps")  # under which names norms keep what is added to the mean square
 LINEAR = ("gate_proj", "up_proj", "down_proj")
+TRITON = (
+    False  # whether CUDA takes head_triton.py and gate_triton.py; to be decided by what bench/gpu.py measures there
+)
+
+
+def by_triton(x: Tensor) -> bool:
+    """Whether Triton's kernels work on these numbers."""
+    return TRITON and x.is_cuda and x.dtype != torch.float64 and find_spec("triton") is not None
 
 
 # With r = 1 / sqrt(mean(x^2) + eps), one number a row, and x^ = r x:      y = w * x^
@@ -124,6 +131,10 @@ class GatedMLP(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         g, u = rows @ gate.T, rows @ up.T
         ctx.save_for_backward(rows, g, u, gate, up, down)
+        if by_triton(g):
+            from preftune.model import gate_triton
+
+            return (gate_triton.forward(g, u) @ down.T).view(*x.shape[:-1], -1)
         return (nn.functional.silu(g).mul_(u) @ down.T).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -131,10 +142,17 @@ class GatedMLP(torch.autograd.Function):
         x, g, u, gate, up, down = ctx.saved_tensors
         x_learns, gate_learns, up_learns, down_learns = ctx.needs_input_grad
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        a, dh = nn.functional.silu(g), dy @ down
-        ddown = dy.T @ (a * u) if down_learns else None
-        du = a.mul_(dh)
-        dg = torch.ops.aten.silu_backward(dh.mul_(u), g)
+        dh = dy @ down
+        if by_triton(g):
+            from preftune.model import gate_triton
+
+            h, dg, du = gate_triton.backward(g, u, dh)
+            ddown = dy.T @ h if down_learns else None
+        else:
+            a = nn.functional.silu(g)
+            ddown = dy.T @ (a * u) if down_learns else None
+            du = a.mul_(dh)
+            dg = torch.ops.aten.silu_backward(dh.mul_(u), g)
         dx = (dg @ gate).addmm_(du, up).view(*shape[:-1], -1) if x_learns else None
         return dx, dg.T @ x if gate_learns else None, du.T @ x if up_learns else None, ddown
 
@@ -170,36 +188,6 @@ def product_type(x: Tensor) -> torch.dtype:
     """The type in which linear layers work on x just now."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-Copies = dict[tuple[int, bool], tuple[Tensor, Tensor]]  # by id and whether gradients are asked for; id stays taken
-_COPIES: ContextVar[Copies | None] = ContextVar("copies", default=None)
-
-
-@contextmanager
-def copies_kept() -> Iterator[None]:
-    """Within it `cast` makes one copy of a weight, however many packs go by. Nothing may change the weight there."""
-    token = _COPIES.set({})
-    try:
-        yield
-    finally:
-        _COPIES.reset(token)
-
-
-def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in this type. A copy that is kept goes through several backward passes: a cast saves nothing."""
-    copies = _COPIES.get()
-    if copies is None or weight.dtype == dtype:
-        return weight.to(dtype)
-    key = id(weight), torch.is_grad_enabled()
-    if key not in copies:
-        copies[key] = weight, weight.to(dtype)
-    return copies[key][1]
-
-
-def keeps_copies() -> bool:
-    """Whether this is within `copies_kept`."""
-    return _COPIES.get() is not None
 
 
 def norm(self: nn.Module, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the head does to its logits, in one read and then one read and one write, where torch's operations make five
 passes: kernels for CUDA, written in Triton, which torch's CUDA wheels bring along.
 
-They have never run on a GPU; `logp.TRITON` switches them on. Held by tests/model/test_head_triton.py, in Triton's
+They have never run on a GPU; `fused.TRITON` switches them on. Held by tests/model/test_triton.py, in Triton's
 interpreter where there is no GPU.
 """
 

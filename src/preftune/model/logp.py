@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from preftune.model.fused import cast, keeps_copies, product_type
+from preftune.model.copies import cast, keeps_copies
+from preftune.model.fused import by_triton, product_type
 
 if TYPE_CHECKING:
     from preftune.model.heads import LanguageHead
@@ -32,7 +32,6 @@ CHUNK_ELSEWHERE = 512 * 2**20
 LEAST = 32, 4096  # rows and tokens of the vocabulary at a time: smaller products run slower
 
 UNDERFLOW = 1e-30  # probability below which its logarithm is taken from the logits: fp32 ends at 1e-38
-TRITON = False  # whether CUDA takes head_triton.py; to be decided by what bench/gpu.py measures there, stage "head"
 WAITS = ("cpu",)  # devices that can be asked for a number without a wait for all that they have to do
 
 
@@ -63,11 +62,6 @@ def adds_wide(device: torch.device) -> bool:
     except (RuntimeError, TypeError):  # on a CPU, and in versions that do not have it
         return False
     return bool((total == 16).all())
-
-
-def by_triton(hidden: Tensor) -> bool:
-    """Whether the kernels of head_triton.py work on these rows."""
-    return TRITON and hidden.is_cuda and hidden.dtype != torch.float64 and find_spec("triton") is not None
 
 
 def _apply(hidden: Tensor, head: LanguageHead, target: Tensor, *, with_squares: bool) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import UserError
 from preftune.model import attention
+from preftune.model.copies import copies_kept
 from preftune.model.fuse import add_in_place, fuse
-from preftune.model.fused import copies_kept
 from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout, prune_last_layer
 from preftune.model.outputs import keep_outputs

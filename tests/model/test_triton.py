@@ -1,4 +1,4 @@
-"""The head's kernels against the formulas in double: on a GPU, or else in Triton's interpreter."""
+"""Triton's kernels against the formulas in double: on a GPU, or else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from preftune.model import fused
 from preftune.model import logp as module
 from preftune.model.heads import LanguageHead
 from preftune.model.logp import head_logp_and_squares
@@ -21,10 +22,12 @@ computes = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs 
 
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    from preftune.model import head_triton
+    from preftune.model import gate_triton, head_triton
 
-    monkeypatch.setattr(head_triton, "BLOCK", 16)
-    monkeypatch.setattr(module, "by_triton", lambda _: True)
+    for kernels in (head_triton, gate_triton):
+        monkeypatch.setattr(kernels, "BLOCK", 16)
+    for user in (module, fused):
+        monkeypatch.setattr(user, "by_triton", lambda _: True)
 
 
 @computes
@@ -79,15 +82,37 @@ def test_half_precision() -> None:
     assert torch.allclose(logp.double(), exact, atol=1e-5 if DEVICE == "cuda" else 2e-2)  # a CPU rounds the logits
 
 
+@computes
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_gated_mlp(frozen: bool) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(7, 6, device=DEVICE)
+    weights = [torch.randn(shape, device=DEVICE) for shape in ((9, 6), (9, 6), (6, 9))]
+    upstream, ways = torch.randn(7, 6, device=DEVICE), []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_(), *(w.to(dtype).requires_grad_(not frozen) for w in weights)]
+        if dtype == torch.float32:
+            y = fused.GatedMLP.apply(*leaves)
+        else:
+            y = (torch.nn.functional.silu(leaves[0] @ leaves[1].T) * (leaves[0] @ leaves[2].T)) @ leaves[3].T
+        learning = [leaf for leaf in leaves if leaf.requires_grad]
+        ways.append([y.detach(), *torch.autograd.grad(y, learning, upstream.to(dtype))])
+    for ours, exact in zip(*ways, strict=True):
+        assert torch.allclose(ours.double(), exact, rtol=1e-5, atol=1e-4)
+
+
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from preftune.model import head_triton
+from preftune.model import gate_triton, head_triton
 
-POINTERS = {"target": "*i64", "dlogits": "*bf16"}
-SIZES = {"words": "i32", "start": "i32", "stride": "i32", "d_stride": "i32", "scale": "fp32", "cap": "fp32"}
-for kernel in (head_triton._rows_kernel, head_triton._dlogits_kernel):
+POINTERS = {"target": "*i64", "dlogits": "*bf16", "g": "*bf16", "u": "*bf16", "h": "*bf16", "dg": "*bf16"}
+SIZES = {"count": "i64", "scale": "fp32", "cap": "fp32"}
+SIZES |= dict.fromkeys(("words", "start", "stride", "d_stride"), "i32")
+KERNELS = (head_triton._rows_kernel, head_triton._dlogits_kernel, gate_triton._forward_kernel,
+           gate_triton._backward_kernel)
+for kernel in KERNELS:
     constants = {"vocab": 151936, "BIASED": True, "CAPPED": True, "BLOCK": 4096}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: "constexpr" if name in constants else SIZES.get(name, POINTERS.get(name, "*fp32"))
