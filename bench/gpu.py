@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     report.stage("4 families", 60 * share, lambda: families(device, size))
     report.stage("5 packs", 60 * share, lambda: packs(device, size, most))
     report.stage("6 against TRL", 120 * share, lambda: against_peer(device, size, size.model, REGIMES))
-    report.stage("7 adapters", 30 * share, lambda: adapters(device, size))
+    report.stage("7 adapters", 60 * share, lambda: adapters(device, size, REGIMES))
     report.stage("8 large", 60 * share, lambda: against_peer(device, size, size.large, REGIMES[:1]))
     return 0
 

@@ -7,6 +7,8 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import common
@@ -21,6 +23,7 @@ from preftune.forward.loss import Loss
 from preftune.model import fused
 from preftune.model.budget import attention_crossover
 from preftune.model.columns import fill_column
+from preftune.model.fuse import original_modules
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.objective import DPO
 from preftune.pack.oom import OomRetry
@@ -28,6 +31,7 @@ from preftune.pack.plan import Packing, Step
 from preftune.tokens.groups import TokenGroup
 
 LR, BETA, KERNELS = 1e-6, 0.1, 15
+RANK = 16  # of LoRA, on all linear layers
 Shape = tuple[int, int, int, int]  # width, MLP width, layers, heads
 REGIMES = ("hh", "ultrafeedback", "long-prompt")
 
@@ -106,7 +110,8 @@ def profile(policy: Policy, rows: Sequence[TokenGroup]) -> Numbers:
 def updates(policy: Policy, rows: list[TokenGroup], size: Size, device: torch.device, at_once: int | None) -> Numbers:
     """Updates of 8 pairs as `preftune train` makes them, the reference stored. at_once: pairs of a pack; None: as many
     as the token budget takes."""
-    optimizer = torch.optim.AdamW(policy.module.parameters(), lr=LR, weight_decay=0.0, fused=device.type == "cuda")
+    trained = list(policy.weights.trained().values())
+    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0, fused=device.type == "cuda")
     packing, oom = Packing(size.tokens, attention_crossover(policy.module.config)), OomRetry()
     loss, models = Loss(DPO(beta=BETA), "all"), Models(policy)
     with_reference = fill_column(policy, "reference", rows, packing.step(rows, 1), oom, SINGLE_PROCESS)
@@ -121,7 +126,7 @@ def updates(policy: Policy, rows: list[TokenGroup], size: Size, device: torch.de
         wait(device)
         began = time.perf_counter()
         gradient = step_gradient(models, here, step, loss, oom, SINGLE_PROCESS)
-        torch.nn.utils.clip_grad_norm_(policy.module.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         wait(device)
@@ -174,8 +179,11 @@ def ratio(cell: Numbers, name: str) -> dict[str, float] | None:
     return {key: other[key] / ours[key] for key in ("seconds", "MiB") if ours[key]}
 
 
-def by_trl(shape: Shape, rows: Sequence[common.Row], size: Size, device: torch.device, pairs: int) -> Numbers:
-    """The same updates by TRL with its settings for speed: the reference precomputed, no checkpointing."""
+def by_trl(
+    shape: Shape, rows: Sequence[common.Row], size: Size, device: torch.device, pairs: int, rank: int | None = None
+) -> Numbers:  # fmt: skip
+    """The same updates by TRL, set for speed: the reference precomputed, no checkpointing. rank: of LoRA on
+    all linear layers, where only that is trained."""
     missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
     if missing:
         return {"skipped": f"{' and '.join(missing)} cannot be imported here"}
@@ -211,13 +219,49 @@ def by_trl(shape: Shape, rows: Sequence[common.Row], size: Size, device: torch.d
         )  # fmt: skip
         tokenizer = common.word_tokenizer(size.vocab)
         data = datasets.Dataset.from_list([dict(row) for row in rows])
-        module = model_of(shape, size.vocab, device)
-        DPOTrainer(module, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Watch()]).train()
+        module, table = (model_of if rank is None else base_of)(shape, size.vocab, device), None
+        if rank is not None:
+            from peft import LoraConfig
+
+            table = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        DPOTrainer(
+            module, peft_config=table, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Watch()]
+        ).train()
     return {"seconds": common.median(steps[1:]), "MiB": peak(device), "losses": losses}
 
 
-def adapters(device: torch.device, size: Size) -> Numbers:
-    """LoRA of rank 16 on all linear layers, fused and by peft's own forward."""
-    if importlib.util.find_spec("preftune.model.adapter") is None:
-        return {"skipped": "this checkout has no preftune.model.adapter"}
-    return {"skipped": "not written yet against preftune.model.adapter"}
+def adapters(device: torch.device, size: Size, regimes: Sequence[str]) -> Numbers:
+    """LoRA on all linear layers: ours with fused products, ours with peft's own forward, and TRL with peft."""
+    if importlib.util.find_spec("peft") is None:
+        return {"skipped": "peft cannot be imported here"}
+    numbers: Numbers = {}
+    for regime in regimes:
+        rows, source = common.rows_of(regime, size.vocab, size.steps * common.PAIRS)
+        cell: Numbers = {"rows": source}
+        for name, plain in {"ours": False, "ours, peft's own forward": True}.items():
+            cell[name] = freed(partial(by_adapter, rows, size, device, plain=plain), device)
+        for pairs in size.batches:
+            cell[f"TRL, {pairs} pairs a pass"] = freed(
+                partial(by_trl, size.model, rows, size, device, pairs, rank=RANK), device
+            )
+        cell["over"] = {name: ratio(cell, name) for name in cell if name not in ("rows", "ours")}
+        numbers[regime] = cell
+    return numbers
+
+
+def by_adapter(rows: Sequence[common.Row], size: Size, device: torch.device, *, plain: bool) -> Numbers:
+    """plain: with the parts that peft and the family gave the model, in place of the fused ones."""
+    from preftune.model.config import Adapter
+    from preftune.model.put_adapter import begin_adapter
+
+    module = base_of(size.model, size.vocab, device).requires_grad_(False)
+    weights = begin_adapter(module, Adapter(rank=RANK, alpha=2 * RANK), base="made", revision=None, digest="", seed=0)
+    policy = replace(wrap(module, "trie", compute_of(device))[0], weights=weights)
+    policy = trainable(policy, checkpointing=False)
+    with original_modules(module) if plain else nullcontext():
+        return updates(policy, as_groups(rows), size, device, None)
+
+
+def base_of(shape: Shape, vocab: int, device: torch.device) -> PreTrainedModel:
+    """The model in the type in which a base stays: of the products."""
+    return model_of(shape, vocab, device).to(compute_of(device))  # pyright: ignore[reportArgumentType]
