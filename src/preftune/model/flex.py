@@ -23,7 +23,8 @@ HEAD_WIDTHS = (16, 32, 64, 128, 256)  # those that its kernels have
 
 def in_flex(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, layout: Layout, shape: Shape) -> Tensor:
     """q (1, heads, tokens, width), k and v (1, key heads, tokens, width) -> (1, tokens, heads, width)."""
-    cap, window = shape.softcap or 1.0, shape.window
+    # a number on the device: torch.compile takes a Python float of a closure for one that varies, and fails on it
+    cap, window = torch.full((), shape.softcap or 1.0, dtype=torch.float32, device=q.device), shape.window
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from preftune.model.copies import cast
 from preftune.model.fused import LINEAR, product_type
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def adapted(self: Linear, x: Tensor) -> Tensor:
     if thin is None:
         return base(x)
     bias = None if base.bias is None else base.bias.to(dtype)
-    return AdaptedProduct.apply(x.to(dtype), base.weight.to(dtype), bias, *thin)  # type: ignore[return-value]
+    return AdaptedProduct.apply(x.to(dtype), cast(base.weight, dtype), bias, *thin)  # type: ignore[return-value]
 
 
 def adapted_mlp(self: nn.Module, x: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def adapted_mlp(self: nn.Module, x: Tensor) -> Tensor:
     if any(each is None for each in thin):
         gate, up, down = layers
         return down(self.get_submodule("act_fn")(gate(x)) * up(x))
-    weights = [layer.get_parameter("base_layer.weight").to(dtype) for layer in layers]
+    weights = [cast(layer.get_parameter("base_layer.weight"), dtype) for layer in layers]
     scales = tuple(each.scale for each in thin if each)
     matrices = [matrix for each in thin if each for matrix in each[:2]]
     return AdaptedMLP.apply(x.to(dtype), *weights, scales, *matrices)  # type: ignore[return-value]

@@ -56,6 +56,8 @@ def load_model(
         module, left_out = _from_pretrained(path, revision, options, location, scores=scores)
         left_out = [name for name in left_out if name not in known]
         location = f"{location}: {path}"
+    if weights not in QUANTIZED:  # those are there already
+        module = module.to(device)  # pyright: ignore[reportArgumentType]  a GPU looks through weights at once
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
@@ -73,7 +75,7 @@ def load_model(
         remarks["quantized"] = (text, {})
         make_exact(module.eval())
         return Loaded(module, remarks)
-    return Loaded(module.to(device).eval(), remarks)  # pyright: ignore[reportArgumentType]
+    return Loaded(module.eval(), remarks)
 
 
 def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scores: bool) -> None:
