@@ -15,9 +15,8 @@ from preftune.model.budget import LARGEST, SMALLEST, largest_pack, pack_budget
 from preftune.model.memory import BYTES, Setup, expected
 from preftune.model.shapes import shapes_of
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import formula
 import memory_table
 
@@ -58,17 +57,17 @@ def test_the_formula_is_near_the_measured_peak(name: str, kind: str) -> None:
     [
         (Setup(), 16),
         (Setup(compute="bfloat16"), 18),
-        (Setup("bfloat16", "bfloat16"), 8),
-        (Setup("bfloat16", "bfloat16", state="int8"), 6.09),
-        (Setup(compute="bfloat16", shard="step", gpus=8), 2 + 4 + 12 / 8),
-        (Setup("bfloat16", "bfloat16", state="int8", shard="step", gpus=8), 2 + 2 + 4.09 / 8),
+        (Setup("bfloat16", "bfloat16"), 12),
+        (Setup("bfloat16", "bfloat16", state="int8"), 6.03),
+        (Setup(compute="bfloat16", shard="step", gpus=8), 4 + 2 + 4 + 8 / 8),
+        (Setup("bfloat16", "bfloat16", state="int8", shard="step", gpus=8), 4 + 2.03 / 8),
     ],
 )
 def test_every_weight_takes_what_the_page_says(setup: Setup, bytes_a_weight: float) -> None:
-    """scale: a 7B model on 8 GPUs takes 52 GB by step."""
     shapes = memory_table.shapes("Qwen2.5-7B")
     memory = expected(shapes, setup, 0)
-    embeddings = 2 * shapes.embedding if bytes_a_weight == 18 else 0  # they are looked up, and not copied
+    copied = setup.weights == "float32" and setup.compute == "bfloat16"
+    embeddings = 2 * shapes.embedding if copied else 0  # they are looked up, and not copied
     weighed = memory.weights + memory.gradients + memory.moments + embeddings
     assert weighed == pytest.approx(bytes_a_weight * shapes.parameters, rel=1e-3)
 
@@ -79,7 +78,7 @@ def test_layers_are_divided_but_for_those_in_work() -> None:
     memory = expected(shapes, setup, 0)
     weighed = memory.weights + memory.gradients + memory.moments
     working = 2 * (2 * shapes.layer + shapes.embedding) + 2 * (shapes.layer + shapes.embedding)
-    assert weighed == pytest.approx(6.09 * shapes.parameters / 8 + working, rel=1e-6)
+    assert weighed == pytest.approx(6.03 * shapes.parameters / 8 + working, rel=1e-3)
     assert expected(shapes, replace(setup, gpus=16), 0).total < memory.total
 
 
@@ -97,9 +96,10 @@ def test_an_adapter_takes_its_base_and_sixteen_bytes_a_number() -> None:
 
 
 def test_experts_are_weights_and_few_of_them_activations() -> None:
-    sizes = {(experts, active): shapes_of(tiny("qwen3_moe", num_experts=experts, num_local_experts=experts, num_experts_per_tok=active))
-             for experts, active in ((4, 2), (8, 2), (8, 4))}  # fmt: skip
-    few, many, busy = sizes.values()
+    few, many, busy = (
+        shapes_of(tiny("qwen3_moe", num_experts=experts, num_local_experts=experts, num_experts_per_tok=active))
+        for experts, active in ((4, 2), (16, 2), (16, 4))
+    )
     assert many.parameters > 1.5 * few.parameters
     assert many.parameters == busy.parameters
     assert many.kept == few.kept < busy.kept

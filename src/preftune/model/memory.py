@@ -3,10 +3,10 @@
 For P weights, T trained ones, N GPUs and products in bfloat16 (arXiv 1910.02054 for what is divided among GPUs):
 
     every weight     16 P in float32: weights, gradients and two moments of 4 bytes; 2 P more for copies in bfloat16
-                     6.1 P in bfloat16 with moments of 8 bits
+                     6 P in bfloat16 with moments of 8 bits
     an adapter       the base in its type, 16 T
-    shard = "step"   weights and moments / N, and while a step lasts copies for the products and whole gradients
-    shard = "layer"  everything / N, and copies and gradients of the layers in work and of the embeddings
+    shard = "step"   moments / N
+    shard = "layer"  weights, gradients and moments / N, and the layers in work and the embeddings whole
 
 Held by tests/model/test_memory.py, and against measured peaks by bench/formula.py.
 """
@@ -21,7 +21,7 @@ from preftune.model.shapes import Shapes
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / 16384}
 """A weight; nf4's scales of 64 weights are 8-bit numbers, whose own scales of 256 are in fp32 (arXiv 2305.14314)."""
-INT8_MOMENTS = 2.09  # two numbers of 8 bits, a scale for 256 of them, and small tensors, which stay in fp32; measured
+MOMENTS = {"float32": 8.0, "int8": 2 * (1 + 4 / 256)}  # both of a number; 256 of 8 bits have a scale in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,6 @@ class Setup:
         """Bytes of a number that is trained, and of its gradient; an adapter is in fp32."""
         return 4.0 if self.adapter else self.whole
 
-    @property
-    def moments(self) -> float:
-        """Bytes of both moments of a number, which have its type unless they have 8 bits."""
-        return INT8_MOMENTS if self.state == "int8" else 2 * self.learned
-
     def trains(self, shapes: Shapes) -> int:
         """How many numbers are trained."""
         if self.trained is not None:
@@ -99,15 +94,19 @@ class Expected:
 
 def expected(shapes: Shapes, setup: Setup, tokens: int) -> Expected:
     """Memory of training with packs of `tokens`."""
-    trained, shared = setup.trains(shapes), 1 if setup.shard == "none" else setup.gpus
+    trained, whole_models = setup.trains(shapes), 0 if setup.adapter else setup.copied
     weights = _base(shapes, setup) + (setup.learned * trained if setup.adapter else 0)
-    gradients, moments = setup.learned * trained / shared, setup.moments * trained / shared
-    copies, whole_gradients = _gathered(shapes, setup)
-    others = setup.frozen + setup.value + (0 if setup.adapter else setup.copied)
+    gradients, moments, others = setup.learned * trained, MOMENTS[setup.state] * trained, setup.frozen + setup.value
+    if setup.shard != "none":
+        moments /= setup.gpus
+    if setup.shard == "layer":  # the next layer is fetched while one works; embeddings and head stay
+        parts = setup.whole * (shapes.layer + shapes.embedding)
+        weights = weights / setup.gpus + parts + setup.whole * shapes.layer
+        gradients = gradients / setup.gpus + (0 if setup.adapter else parts)
     return Expected(
-        weights=round(weights / shared + copies + setup.whole * others),
-        gradients=round((0 if setup.shard == "step" else gradients) + whole_gradients + setup.whole * setup.value),
-        moments=round(moments + setup.moments * setup.value),
+        weights=round(weights + _copies(shapes, setup) + setup.whole * (others + whole_models)),
+        gradients=round(gradients + setup.whole * setup.value),
+        moments=round(moments + MOMENTS[setup.state] * setup.value),
         activations=round(_activations(shapes, setup, tokens)),
     )
 
@@ -118,16 +117,10 @@ def _base(shapes: Shapes, setup: Setup) -> float:
     return linear * BYTES[setup.weights] + (shapes.parameters - linear) * setup.whole
 
 
-def _gathered(shapes: Shapes, setup: Setup) -> tuple[float, float]:
-    """Bytes of copies for products that last as long as a pack, and of gradients that are not divided."""
-    own = 0.0 if setup.adapter else setup.learned  # an adapter's are small either way
-    if setup.shard == "step":
-        return setup.product * shapes.parameters, own * shapes.parameters
-    if setup.shard == "layer":  # the next layer is fetched while one works; embeddings and head stay
-        parts = shapes.layer + shapes.embedding
-        return setup.product * (parts + shapes.layer), own * parts
+def _copies(shapes: Shapes, setup: Setup) -> float:
+    """Bytes of the copies of weights that autocast makes for narrower products, which last as long as a pack."""
     narrower = setup.weights == "float32" and setup.product < setup.whole
-    return (setup.product * (shapes.parameters - shapes.embedding) if narrower else 0.0), 0.0
+    return setup.product * (shapes.parameters - shapes.embedding) if narrower else 0.0
 
 
 def _activations(shapes: Shapes, setup: Setup, tokens: int) -> float:
