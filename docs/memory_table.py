@@ -16,10 +16,10 @@ PACK = 4096  # tokens
 
 def shape(
     family: str, width: int, mlp: int, layers: int, heads: int, key_heads: int, vocab: int, **others: object
-) -> Mapping[str, object]:
-    """Keys of a config."""
-    return {
-        "family": family, "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
+) -> tuple[str, Mapping[str, object]]:
+    """A family, and keys of its config."""
+    return family, {
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": key_heads, "vocab_size": vocab, **others,
     }  # fmt: skip
 
@@ -43,8 +43,8 @@ KNOWN = {
 
 def shapes(name: str) -> Shapes:
     """The shapes of a model of `KNOWN`."""
-    keys = {**KNOWN[name]}
-    return shapes_of(meta_module(AutoConfig.for_model(keys.pop("family"), **keys)))
+    family, keys = KNOWN[name]
+    return shapes_of(meta_module(AutoConfig.for_model(family, **keys)))
 
 
 def memory_of_one_gpu() -> list[str]:

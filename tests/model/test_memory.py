@@ -102,7 +102,7 @@ def test_experts_are_weights_and_few_of_them_activations() -> None:
     )
     assert many.parameters > 1.5 * few.parameters
     assert many.parameters == busy.parameters
-    assert many.kept == few.kept < busy.kept
+    assert many.saved == few.saved < busy.saved
     shapes = memory_table.shapes("Qwen3-30B-A3B")
     assert shapes.linear < 0.05 * shapes.parameters  # experts are no linear layers, so nf4 leaves them as they are
 
@@ -149,4 +149,4 @@ def test_a_quantized_matrix_counts_as_the_one_that_it_stands_for() -> None:
     layer = module.base_model.layers[0].self_attn.q_proj
     layer.weight = torch.nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
     after = shapes_of(module)
-    assert (after.linear, after.sides, after.kept) == (before.linear, before.sides, before.kept)
+    assert (after.linear, after.sides, after.saved) == (before.linear, before.sides, before.saved)

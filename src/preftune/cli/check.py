@@ -54,6 +54,7 @@ def check(*words: str, gpus: int | None = None, gpu_memory: float | None = None)
         longest = _check_rows(run, console)
     if not run.model.path:
         return
+    assert isinstance(run.model.path, str)  # words hold no loaded model
     from preftune.cli.view_fits import fits
     from preftune.run.fits import what_fits
 

@@ -117,4 +117,4 @@ def _beside(setup: Setup, own: Setup) -> Setup:
 def first_that_fits(shapes: Shapes, own: Way, gpus: int, demand: Demand) -> Fit | None:
     """The least change with which the run fits on so many GPUs; None where there is none."""
     fits = (fit(shapes, way, gpus, demand) for way in remedies(own))
-    return next((one for one in fits if one.tokens), None)
+    return next((chosen for chosen in fits if chosen.tokens), None)

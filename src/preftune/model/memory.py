@@ -127,8 +127,8 @@ def _activations(shapes: Shapes, setup: Setup, tokens: int) -> float:
     """Bytes of a pack where it takes most: what all layers keep, and beside it the head's work on all tokens or that of
     the layer whose turn it is; or, when that is gone, a gradient as large as the largest tensor beside its sum."""
     of_adapter = 2 * setup.rank * shapes.linears  # its input product, and that once more scaled
-    kept = shapes.kept + (shapes.made_again if setup.quantized else 0) + of_adapter
-    layer = (setup.whole * shapes.stream + setup.product * kept) / shapes.layers
+    saved = shapes.saved + (shapes.made_again if setup.quantized else 0) + of_adapter
+    layer = (setup.whole * shapes.stream + setup.product * saved) / shapes.layers
     last = (setup.whole + setup.product) * shapes.width
     if setup.trains(shapes) == 0:
         return tokens * last + max(_head(shapes, setup, tokens), tokens * layer)

@@ -31,8 +31,8 @@ class Shapes:
     embedding: weights of the input's and the output's matrix, once where both are one; largest: of the largest tensor;
     layer: of the largest layer. layers, width, vocab: as in the config; capped: logits are.
 
-    Of a token, in all layers: queries, of all heads; stream, numbers of the residual stream that are kept for the
-    backward pass; kept, all others that are; made_again, what these are fewer by, as a fused MLP makes it again.
+    Of a token, in all layers: queries, of all heads; stream, numbers of the residual stream that are saved for the
+    backward pass; saved, all others that are; made_again, what these are fewer by, as a fused MLP makes it again.
     """
 
     parameters: int
@@ -47,7 +47,7 @@ class Shapes:
     vocab: int
     queries: int
     stream: int
-    kept: int
+    saved: int
     made_again: int
     capped: bool = False
 
@@ -84,7 +84,7 @@ def shapes_of(module: PreTrainedModel) -> Shapes:
         vocab=int(embedding.shape[0]),
         queries=sum(layer.queries for layer in per_layer),
         stream=sum(layer.stream for layer in per_layer),
-        kept=sum(layer.kept for layer in per_layer),
+        saved=sum(layer.saved for layer in per_layer),
         made_again=sum(layer.made_again for layer in per_layer),
         capped=getattr(text, "final_logit_softcapping", None) is not None,
     )
@@ -95,7 +95,7 @@ class _Layer(NamedTuple):
 
     queries: int
     stream: int
-    kept: int
+    saved: int
     made_again: int
 
 
@@ -105,22 +105,22 @@ def _of_layer(layer: nn.Module, width: int, active: int) -> _Layer:
     (model/fused.py); each of the `active` experts that a token goes to the same, and what it gives."""
     queries, keys = _attention(layer, width)
     norms = [w.numel() for part in layer.modules() if (w := _norm_weight(part)) is not None]
-    kept = 2 * width + 2 * queries + 2 * keys + (queries + keys if any(size < width for size in norms) else 0)
+    saved = 2 * width + 2 * queries + 2 * keys + (queries + keys if any(size < width for size in norms) else 0)
     fused = [part for part in layer.modules() if takes_gated_mlp(part)]
     made_again = 0
     for part in fused:
         between = part.get_submodule("gate_proj").get_parameter("weight").shape[0]
-        kept, made_again = kept + 2 * between, made_again + (GATED - 2) * between
+        saved, made_again = saved + 2 * between, made_again + (GATED - 2) * between
     inside = {child for part in fused for child in part.modules()}
     others = [out * into for name, part, (out, into) in _matrices(layer)
               if ATTENTION not in name and part not in inside and min(out, into) > 1]  # fmt: skip
     if others:
         between = min(others) // width  # of the matrix that leads back; the one that leads in may hold gate and up
-        kept += (GATED if sum(others) > 2 * min(others) else UNGATED) * between
+        saved += (GATED if sum(others) > 2 * min(others) else UNGATED) * between
     if experts := [p for p in layer.parameters() if p.dim() == 3]:
         between = min(p.numel() // len(p) for p in experts) // width
-        kept += active * (2 * width + GATED * between)
-    return _Layer(queries, width * sum(size == width for size in norms), kept, made_again)
+        saved += active * (2 * width + GATED * between)
+    return _Layer(queries, width * sum(size == width for size in norms), saved, made_again)
 
 
 def _matrices(layer: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, int]]]:

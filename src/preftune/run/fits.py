@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -21,7 +21,8 @@ from preftune.rollout.config import Value
 SHOWN = 4  # numbers of GPUs in a table
 
 
-class Gpus(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gpus:
     """GPUs of one size. memory: bytes of each."""
 
     count: int
