@@ -54,6 +54,10 @@ def main(spec: dict) -> dict:
         return reference_pass
 
     models.score_missing = timed
+    if spec.get("unfused"):
+        from preftune.model import fuse
+
+        fuse.is_plain = fuse.is_plain_mlp = lambda part: False  # peft's own forward in our engine
 
     def listen(event):
         if isinstance(event, StepDone):

@@ -66,7 +66,14 @@ def main(spec: dict) -> dict:
         )  # fmt: skip
         data = datasets.load_dataset("json", data_files=spec["data"], split="train", cache_dir=out + "/cache")
         tokenizer = AutoTokenizer.from_pretrained(spec["model"])
-        trainer = Timed(spec["model"], args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Watch()])
+        if "rank" in spec:
+            from peft import LoraConfig
+
+            alpha = 2 * spec["rank"]
+            adapter = LoraConfig(r=spec["rank"], lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            told["peft_config"] = adapter
+        trainer = Timed(spec["model"], args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Watch()],
+                        peft_config=told.pop("peft_config", None))  # fmt: skip
         trainer.train()
         told["rows"] = len(trainer.train_dataset)
     return {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from preftune.diagnosis import diagnose
     from preftune.errors import UserError
     from preftune.evaluate.config import Evaluate
-    from preftune.model.config import Model
+    from preftune.model.config import Adapter, Model
     from preftune.objective import DPO, dpo_loss
     from preftune.pack.config import Batch
     from preftune.record.config import Track
@@ -34,7 +34,7 @@ _MODULES = {
     "diagnosis": ["diagnose"],
     "errors": ["UserError"],
     "evaluate.config": ["Evaluate"],
-    "model.config": ["Model"],
+    "model.config": ["Adapter", "Model"],
     "objective": ["DPO", "dpo_loss"],
     "pack.config": ["Batch"],
     "record.config": ["Track"],
@@ -49,9 +49,9 @@ _MODULES = {
 }
 _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = [
-    "DPO", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward", "Rollout", "Run",
-    "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective", "page",
-    "score", "train",
+    "DPO", "Adapter", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward",
+    "Rollout", "Run", "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective",
+    "page", "score", "train",
 ]  # fmt: skip
 
 

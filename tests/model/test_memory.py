@@ -146,7 +146,9 @@ def test_a_quantized_matrix_counts_as_the_one_that_it_stands_for() -> None:
     """Its numbers are packed into a column of bytes."""
     module = tiny()
     before = shapes_of(module)
-    layer = module.base_model.layers[0].self_attn.q_proj
-    layer.weight = torch.nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    layer = module.base_model.get_submodule("layers.0.self_attn.q_proj")
+    packed = torch.zeros(layer.get_parameter("weight").numel() // 2, 1, dtype=torch.uint8)
+    layer.register_parameter("weight", torch.nn.Parameter(packed, requires_grad=False))
     after = shapes_of(module)
     assert (after.linear, after.sides, after.saved) == (before.linear, before.sides, before.saved)
+    assert after.parameters == before.parameters

@@ -32,6 +32,12 @@ class LastLayer(Weights):
     def trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if ".layers.2." in name}
 
+    def rate(self, name: str) -> float:
+        return 1.0
+
+    def activate(self) -> None:
+        pass
+
     def digest(self) -> str:
         return WholeModel(self.module).digest()
 

@@ -14,13 +14,14 @@ VERBS = {
     "sweep": "Train once for each combination of keys.",
     "score": "Score every row of data.train under two models, or every response of a file under a reward model.",
     "draw": "Draw responses from a model to the prompts of a file.",
+    "export": "Write an adapter and its base as one model, which needs peft no more.",
     "report": "Write the page of a record, or one page that compares several.",
     "trade-off": "Measure DPO, RLHF and what lies between under the ceiling that theory gives, in two worlds of "
     "known reward.",
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
-ALONE = ("check", "demo", "draw", "score", "trade_off")  # verbs with a module of their own
+ALONE = ("check", "demo", "draw", "export", "score", "trade_off")  # verbs with a module of their own
 
 app = App(
     name="preftune",

@@ -12,8 +12,9 @@ from preftune.config.load import convert
 from preftune.config.run import Run
 from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
+from preftune.model.config import Adapter
 from preftune.objective import Objective, of_scores, parts
-from preftune.reference.config import NoReference, Stored
+from preftune.reference.config import Moving, NoReference, Reference, Stored
 from preftune.tokens.aggregate import Mean, Plain
 
 
@@ -35,6 +36,11 @@ def resolve(run: Run) -> Run:
         raise without_effect("this objective takes means over tokens already", "aggregate")
     if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
         raise without_effect("a reward model reads a response's last token", "aggregate")
+    if run.adapter is not None:
+        refuse_adapter(run.adapter, reference)
+        if run.adapter.start in ("pissa", "olora") and run.model.weights in ("nf4", "int8"):
+            raise UserError(f"{run.adapter.start} decomposes matrices that {run.model.weights} does not have.",
+                            location="adapter.start", hint='Use "zero".')  # fmt: skip
     if run.optim.steps is not None and run.optim.epochs is not None:
         raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
     if not isinstance(run.model.path, str):
@@ -46,6 +52,20 @@ def resolve(run: Run) -> Run:
     elif run.model.revision and Path(run.model.path).expanduser().is_dir():
         raise without_effect("a folder has no revisions", "model.revision")
     return replace(run, reference=reference)
+
+
+def refuse_adapter(adapter: Adapter, reference: Reference) -> None:
+    """Raise UserError where keys of an adapter contradict each other or have no effect."""
+    if isinstance(reference, Moving):
+        raise UserError("a moving reference cannot follow an adapter: the mean of two is not their product's.",
+                        location="reference", hint="Use reference = \"stored\".")  # fmt: skip
+    if adapter.kind == "dora" and adapter.start in ("pissa", "olora"):
+        raise UserError(f"dora cannot begin as {adapter.start}.", location="adapter.start", hint='Use "zero".')
+    if adapter.path is not None:
+        said = [name for name in ("kind", "rank", "alpha", "scaling", "targets", "start", "train_also")
+                if getattr(adapter, name) != getattr(Adapter(), name)]  # fmt: skip
+        if said:
+            raise without_effect("the adapter that it goes on from says it", f"adapter.{said[0]}")
 
 
 def uses_reference(objective: Objective) -> bool:

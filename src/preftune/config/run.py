@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from preftune.evaluate.config import Evaluate
-from preftune.model.config import Model
+from preftune.model.config import Adapter, Model
 from preftune.objective import DPO, Objective
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
@@ -46,6 +46,7 @@ def own_objective_given(objective: OwnObjective) -> dict[str, str]:
 
 
 OWN = FromPython("a callable that says what it `reads`", is_own_objective, own_objective_given)
+PEFT = ("lora", "peft", "peft_config", "use_peft", "finetuning_type")
 RECORD = "Folder of the record that this run writes, with the metrics of every step."
 
 
@@ -56,6 +57,9 @@ class Run(Table, frozen=True):
     """
 
     model: Model = Model()
+    adapter: Annotated[
+        Adapter | None, Meta(description="Train a low-rank adapter; the model's weights stay.", extra={"also": PEFT})
+    ] = None
     data: Data = Data()
     objective: Annotated[
         AnyObjective, Meta(extra={"presets": PRESETS, "elsewhere": NAMES, "also": ("loss_type",), "python": OWN})

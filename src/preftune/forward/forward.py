@@ -64,7 +64,7 @@ def step_gradient(
     groups = models.with_reference(groups, step, oom, dist)
     backward = _two_passes if loss.needs_full_step else _one_pass
     gradient = backward(models, groups, step, loss, oom, dist)
-    dist.sum_gradients(models.policy.module.parameters())
+    dist.sum_gradients(models.policy.weights.trained().values())
     return gradient
 
 
@@ -73,7 +73,7 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
     policy, rows = models.policy, [groups[i] for i in step.order]
 
     def forward_and_backward(packs: Sequence[Pack]) -> list[tuple[Pack, PackScores]]:
-        policy.module.zero_grad()  # a retry after running out of memory must not add to half of a gradient
+        policy.weights.zero_grad()  # a retry after running out of memory must not add to half of a gradient
         scored = []
         for pack in packs:
             batch = models.collate(groups, pack)
@@ -105,7 +105,7 @@ def _two_passes(
     places = response_places(groups, step)
 
     def forward_and_backward(packs: Sequence[Pack]) -> None:
-        policy.module.zero_grad()
+        policy.weights.zero_grad()
         for pack in packs:
             logp = score_pack(policy, batch_of(pack), frozenset()).logp  # nothing else that is read has a gradient
             rows_of_pack = [place for i in pack for place in places[i]]

@@ -54,7 +54,7 @@ def pack_budget(module: PreTrainedModel, setup: Setup) -> int:
     free = torch.cuda.mem_get_info(module.device)[0] if module.device.type == "cuda" else available_memory()
     if not setup.adapter and setup.trained is None:
         setup = replace(setup, trained=sum(p.numel() for p in module.parameters() if p.requires_grad))
-    loaded = sum(p.numel() * p.element_size() for p in module.parameters())
+    loaded = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     memory = loaded + USABLE[setup.device] * free
     return max(SMALLEST, largest_pack(shapes_of(module), setup, memory, LARGEST[setup.device]))
 

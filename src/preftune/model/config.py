@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from preftune.table import FromPython, Table, about
+from preftune.table import Count, FromPython, Table, about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,8 @@ class Model(Table, frozen=True):
         about(OTHER_TOKENIZER, also="tokeniser tokenizer_name processing_class", location=True, python=TOKENIZER),
     ] = None
     weights: Annotated[
-        Precision, about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype")
+        Precision | Literal["nf4", "int8"],
+        about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype"),
     ] = "float32"
     compute: Annotated[
         Precision, about("Type of the matrix products; bfloat16 halves time on a GPU.", also="bf16 mixed_precision")
@@ -51,3 +52,37 @@ class Model(Table, frozen=True):
         bool, about("Recompute activations in the backward pass to save memory.", also="gradient_checkpointing")
     ] = False
     layout: Annotated[Literal["auto", "trie", "padded"], about(LAYOUT, also="padding_free packing")] = "auto"
+
+
+TARGETS = 'Names of the layers that get one, or "all-linear"; experts by the name of their parameter.'
+
+
+class Adapter(Table, frozen=True):
+    """[adapter] Train a low-rank adapter (LoRA, arXiv 2106.09685) beside the model's weights, which stay."""
+
+    kind: Annotated[
+        Literal["lora", "dora"], about("dora learns the size of each row apart (arXiv 2402.09353).", also="use_dora")
+    ] = "lora"
+    rank: Annotated[Count, about("Rank of the adapter's matrices.", also="r lora_r lora_rank")] = 16
+    alpha: Annotated[float, about("Scale of what the adapter adds; see scaling.", also="lora_alpha", gt=0)] = 32
+    scaling: Annotated[
+        Literal["rank", "root"],
+        about("Divide alpha by the rank, or by its root (rsLoRA, arXiv 2312.03732).", also="use_rslora"),
+    ] = "rank"
+    targets: Annotated[
+        Literal["all-linear"] | tuple[str, ...], about(TARGETS, also="target_modules lora_target_modules lora_target")
+    ] = "all-linear"
+    start: Annotated[
+        Literal["zero", "gaussian", "orthogonal", "pissa", "olora"],
+        about("How it begins: each begins as the model.", also="init_lora_weights"),
+    ] = "zero"
+    ratio: Annotated[
+        float, about("Rate of B over that of A (LoRA+, arXiv 2402.12354).", also="loraplus_lr_ratio", gt=0)
+    ] = 1.0
+    train_also: Annotated[
+        tuple[str, ...], about("Parts that are trained whole beside it.", also="modules_to_save lora_modules_to_save")
+    ] = ()
+    path: Annotated[
+        str | None, about("Go on from the adapter in this folder or of this hub name.", also="adapter_name_or_path",
+                          location=True)
+    ] = None  # fmt: skip

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from preftune.model import fused
+from preftune.model import fused, fused_adapter
 from preftune.model.fused import LINEAR, eps_of, mlp, norm, norm_from_zero, rotate, tied_embedding
+from preftune.model.fused_adapter import adapted, adapted_mlp, is_plain, is_plain_mlp, randomize
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 SIZES = (1e-3, 0.1, 1.0, 30.0, 1000.0)  # of the random rows on which parts are compared: eps shows, and so do clamps
 ROUNDINGS = 50  # steps of the type by which a number may differ there, next to the largest of its row
+OURS = (__name__, fused.__name__, fused_adapter.__name__)
 ROTARY = "apply_rotary_pos_emb"  # a family's function that rotates q and k: a name in its file, not a part of a model
 
 
@@ -57,10 +59,11 @@ def _fuse(part: nn.Module) -> None:
     if "forward" in vars(part):  # ours already, or somebody else's
         return
     size, candidates = _candidates(part)
-    if not candidates or len(inspect.signature(part.forward).parameters) != 1:
+    if not candidates or not _takes_rows_alone(part):
         return
     like = next(part.parameters())
     wide = copy.deepcopy(part).to(torch.promote_types(like.dtype, torch.float32))  # a coarse type could not tell
+    randomize(wide)
     x = _random(len(SIZES), size).to(next(wide.parameters()))
     with torch.no_grad():
         for forward in candidates:
@@ -68,6 +71,11 @@ def _fuse(part: nn.Module) -> None:
             if _same(forward(wide, x), wide(x)) and forward(part, narrow).dtype == part(narrow).dtype:
                 _put(part, forward)
                 return
+
+
+def _takes_rows_alone(part: nn.Module) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(part.forward).parameters.values()]
+    return kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == 1
 
 
 def _candidates(part: nn.Module) -> tuple[int, tuple[Forward, ...]]:
@@ -78,10 +86,13 @@ def _candidates(part: nn.Module) -> tuple[int, tuple[Forward, ...]]:
     if _is_gated(part):
         linear = [part.get_submodule(name) for name in LINEAR]
         x = _random(len(SIZES), 16)
-        if all(type(layer) is nn.Linear and layer.bias is None for layer in linear) and _same(
-            nn.functional.silu(x), part.get_submodule("act_fn")(x)
-        ):
-            return linear[0].in_features, (mlp,)  # type: ignore[return-value]
+        if _same(nn.functional.silu(x), part.get_submodule("act_fn")(x)):
+            if all(type(layer) is nn.Linear and layer.bias is None for layer in linear):
+                return linear[0].in_features, (mlp,)  # type: ignore[return-value]
+            if is_plain_mlp(part):
+                return linear[0].in_features, (adapted_mlp,)  # type: ignore[return-value]
+    if is_plain(part):
+        return part.in_features, (adapted,)  # type: ignore[return-value]
     return 0, ()
 
 
@@ -144,6 +155,7 @@ def fused_parts(module: PreTrainedModel) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     for part in module.modules():
         kind = "rotation" if _rotates(type(part).forward) else "gated MLP" if _is_gated(part) else "norm"
+        kind = "adapted layer" if "lora_A" in dict(part.named_children()) else kind
         if kind != "norm" or type(part).__name__.endswith("RMSNorm"):
             taken, met = counts.get(kind, (0, 0))
             counts[kind] = (taken + (_our_forward(part) is not None), met + 1)
@@ -174,7 +186,7 @@ def _put(part: nn.Module, forward: Callable[..., object]) -> None:
 def _our_forward(part: nn.Module) -> MethodType | None:
     """What stands here for the part's own forward."""
     forward = vars(part).get("forward")
-    ours = isinstance(forward, MethodType) and forward.__func__.__module__ in (__name__, fused.__name__)
+    ours = isinstance(forward, MethodType) and forward.__func__.__module__ in OURS
     return forward if ours else None
 
 

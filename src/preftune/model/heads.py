@@ -98,8 +98,10 @@ class ScalarHead:
     @classmethod
     def of(cls, module: PreTrainedModel) -> ScalarHead:
         """The score of a sequence classification model with one label (model/scalar.py)."""
-        layer = module.get_submodule("score")
-        return cls(layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias"))
+        layer = module.get_submodule("score")  # perhaps a copy that is trained beside an adapter
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        return cls(weight, bias if isinstance(bias, Tensor) else None)
 
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(scored, width) -> (members,), fp32 (fp64 for fp64 models); where ends are read a response is a member."""

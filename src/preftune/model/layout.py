@@ -219,11 +219,16 @@ def prune_last_layer(module: PreTrainedModel) -> None:
         PrunedLayer(layer, parts)
 
 
+def _base_layer(part: nn.Module) -> nn.Module:
+    """What an adapter of peft stands around; the part itself where there is none."""
+    return dict(part.named_children()).get("base_layer", part)
+
+
 def row_by_row(layer: nn.Module) -> list[nn.Module]:
     """Parts of a layer of the usual families that map each row by itself; empty for other layers."""
     named = dict(layer.named_modules())
     parts = [named.get(name) for name in ("self_attn.q_proj", "self_attn.o_proj")]
-    if not all(isinstance(part, nn.Linear) for part in parts):
+    if not all(part is not None and isinstance(_base_layer(part), nn.Linear) for part in parts):
         return []
     mlp = named.get("mlp")
     if mlp is not None and not any("expert" in name or "router" in name for name, _ in mlp.named_modules()):

@@ -16,6 +16,8 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from preftune.errors import UserError, third_party_message
+from preftune.model.adapter_files import adapter_at, base_of
+from preftune.model.quantized import QUANTIZED, loading, make_exact
 from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
@@ -34,10 +36,11 @@ class Loaded(NamedTuple):
 
 def load_model(
     path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str,
-    scores: bool = False, known: Collection[str] = (),
+    compute: str = "float32", scores: bool = False, known: Collection[str] = (),
 ) -> Loaded:  # fmt: skip
     """A causal language model in evaluation mode, so without dropout, with parameters of type `weights` on the device.
 
+    weights: a type, or one of `QUANTIZED`, whose products and other parts are of type `compute`.
     path: a folder, a hub name, or a model that is loaded already, which is changed in place: its weights are the ones
     that training goes on with. location: the key that names it, for errors. scores: it is one with a score in place of
     logits (`scalar.load_scorer`). known: names of weights in its files that the caller reads. Raises UserError.
@@ -45,12 +48,12 @@ def load_model(
     left_out: list[str] = []
     if isinstance(path, PreTrainedModel):
         module = path
-        if not scores and module.get_output_embeddings() is None:
-            raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
+        _refuse_loaded(module, weights, location, scores=scores)
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
-        module, left_out = _from_pretrained(path, revision, DTYPES[weights], location, scores=scores)
+        options = loading(weights, DTYPES[compute], device) if weights in QUANTIZED else {"dtype": DTYPES[weights]}
+        module, left_out = _from_pretrained(path, revision, options, location, scores=scores)
         left_out = [name for name in left_out if name not in known]
         location = f"{location}: {path}"
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
@@ -65,7 +68,24 @@ def load_model(
         remarks["weights_left_out"] = (text, {"names": left_out})
     if empty := [name for name, p in module.named_parameters() if p.dim() > 1 and not bool(p.any())]:
         remarks["weights_of_zero"] = (f"all numbers are 0 in {_some(empty)}", {"names": empty})
+    if weights in QUANTIZED:
+        text = f"what the policy is held against is the model in {weights}, not the one of the files"
+        remarks["quantized"] = (text, {})
+        make_exact(module.eval())
+        return Loaded(module, remarks)
     return Loaded(module.to(device).eval(), remarks)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scores: bool) -> None:
+    """Raise UserError where a model that is loaded already is no model to begin from."""
+    if not scores and module.get_output_embeddings() is None:
+        raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
+    if any("lora_" in name for name, _ in module.named_parameters()):
+        raise UserError("this model has an adapter already.", location=location,
+                        hint="Save the adapter and name it in adapter.path, or unload or merge it.")  # fmt: skip
+    if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
+        raise UserError("a loaded model cannot be quantized, or have been.", location=location,
+                        hint="Give the folder or the name of the model.")  # fmt: skip
 
 
 def _some(names: Sequence[str]) -> str:
@@ -73,41 +93,52 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _from_pretrained(
-    path: str, revision: str | None, dtype: torch.dtype, location: str, *, scores: bool
+    path: str, revision: str | None, options: Mapping[str, Any], location: str, *, scores: bool
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights of its files that are no part of it."""
+    if (adapter := adapter_at(path, revision, location)) is not None:
+        from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
+
+        if adapter.of_scores:
+            raise _is_reward_model(f"{location}: {path}")
+        module, left_out = _from_pretrained(
+            base_of(adapter, location), adapter.revision, options, location, scores=False
+        )
+        load_adapter(module, adapter, location)
+        return module, left_out
     source, folder = source_of(path, revision, location), Path(path).expanduser()
     load_config(path, revision, location)
     location = f"{location}: {path}"
-    if (folder / "adapter_config.json").exists():
-        raise UserError("holds an adapter (adapter_config.json), which would be left out.", location=location,
-                        hint="Merge it into its model and save that, or take the file away.")  # fmt: skip
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         hint = "Weights in pickle files are not read; save the model again as safetensors."
         raise UserError("has no *.safetensors file.", location=location, hint=hint)
-    family, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
+    family, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
     try:
         module, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source,
             revision=revision,
-            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **options,
+            **labels,
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error
     types = types_in_files(source, revision)
     if not scores and SCORE in types.keys() - module.state_dict().keys():
-        raise UserError(f"is a reward model (it holds {SCORE}) and no language model.", location=location,
-                        hint='Those are for objective = "reward" and `preftune score --reward`.')  # fmt: skip
+        raise _is_reward_model(location)
     problem, hint = _mismatch(info, set(module.state_dict()), types)
     if problem:
         raise UserError(problem, location=location, hint=hint)
     return module, _left_out(module, info["unexpected_keys"], types)
+
+
+def _is_reward_model(location: str) -> UserError:
+    return UserError(f"is a reward model (it holds {SCORE}) and no language model.", location=location,
+                     hint='Those are for objective = "reward" and `preftune score --reward`.')  # fmt: skip
 
 
 def types_in_files(source: str, revision: str | None) -> dict[str, str]:
@@ -175,7 +206,10 @@ def _layer(name: str) -> str:
 
 
 def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
-    """The model's config alone, without its weights. Raises UserError where it is of no causal language model."""
+    """The model's config alone, without its weights; of an adapter that of its base. Raises UserError where it is of no
+    causal language model."""
+    if (adapter := adapter_at(path, revision, location)) is not None:
+        return load_config(base_of(adapter, location), adapter.revision, location)
     source = source_of(path, revision, location)
     location = f"{location}: {path}"
     try:

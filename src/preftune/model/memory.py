@@ -130,12 +130,15 @@ def _activations(shapes: Shapes, setup: Setup, tokens: int) -> float:
     saved = shapes.saved + (shapes.made_again if setup.quantized else 0) + of_adapter
     layer = (setup.whole * shapes.stream + setup.product * saved) / shapes.layers
     last = (setup.whole + setup.product) * shapes.width
+    working = tokens * layer
+    if setup.quantized:  # a matrix is whole while it is multiplied with; int8 is made in fp32 first
+        working += shapes.matrix * (setup.product + (8 if setup.weights == "int8" else 0))
     if setup.trains(shapes) == 0:
-        return tokens * last + max(_head(shapes, setup, tokens), tokens * layer)
+        return tokens * last + max(_head(shapes, setup, tokens), working)
     whole = shapes.layers * layer
     if setup.checkpointing:  # layers keep their input and what attention gave
         whole = shapes.layers * setup.whole * shapes.width + setup.product * shapes.queries + layer
-    most = tokens * (whole + last) + max(_head(shapes, setup, tokens), tokens * layer)
+    most = tokens * (whole + last) + max(_head(shapes, setup, tokens), working)
     return most if setup.adapter else max(most, setup.learned * shapes.largest)
 
 

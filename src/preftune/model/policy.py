@@ -56,7 +56,7 @@ class Policy:
     @property
     def vocab(self) -> int:
         """Tokens that the model knows."""
-        return int(self.module.get_input_embeddings().get_parameter("weight").shape[0])
+        return int(self.module.get_input_embeddings().num_embeddings)  # pyright: ignore[reportArgumentType]
 
     def batch(self, groups: Sequence[TokenGroup]) -> Batch:
         """The pack of these groups as the model and its head take it."""
@@ -82,6 +82,7 @@ class Policy:
         """Last hidden state of every row of the trie, (rows, width); those of rows that no head reads may be zero."""
         if batch.parts:
             return torch.cat([self.hidden(part) for part in batch.parts])
+        self.weights.activate()
         if self.layout == "padded":
             return self._padded(batch)
         layout = Layout.of(batch)

@@ -16,6 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from preftune.errors import UserError
+from preftune.model.adapter_files import adapter_at, base_of
 from preftune.model.budget import attention_crossover
 from preftune.model.load import DTYPES, SCORE, Loaded, load_config, load_model, source_of, tensors_in_files
 from preftune.model.policy import Policy, wrap
@@ -29,13 +30,20 @@ PARTS = ("weight", "bias")
 
 def load_scorer(
     path: str | PreTrainedModel, *, revision: str | None, weights: str, device: torch.device, location: str,
-    fresh: bool,
+    fresh: bool, compute: str = "float32",
 ) -> Loaded:  # fmt: skip
     """A model with a `score`: a reward model, a language model with a value head, or, where `fresh`, a language model,
     whose score then is 0 for everything, so that learning begins at a margin of 0 whatever the size of hidden states.
 
     The other arguments are those of `load_model`. Raises UserError where `path` is none of these.
     """
+    if isinstance(path, str) and (adapter := adapter_at(path, revision, location)) is not None and adapter.of_scores:
+        from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
+
+        base = load_scorer(base_of(adapter, location), revision=adapter.revision, weights=weights, device=device,
+                           location=location, fresh=True, compute=compute)  # fmt: skip
+        load_adapter(base.module, adapter, location)
+        return base
     if isinstance(path, PreTrainedModel):
         scores, heads, place = path.get_output_embeddings() is None, {}, location
         if scores and "score" not in dict(path.named_children()):
@@ -48,7 +56,7 @@ def load_scorer(
         architectures = config.architectures or ()
         scores = SCORE in heads or any(name.endswith("ForSequenceClassification") for name in architectures)
     loaded = load_model(path, revision=revision, weights=weights, device=device, location=location, scores=scores,
-                        known=tuple(heads))  # fmt: skip
+                        known=tuple(heads), compute=compute)  # fmt: skip
     if scores:
         if (bias := heads.get("score.bias")) is not None:
             put_score(loaded.module, loaded.module.get_submodule("score").get_parameter("weight").detach(), bias)
@@ -126,7 +134,7 @@ def load_reward_model(
     """A reward model to ask, not to train. It is to be compared with its own forward pass (`verify_layout`) before it
     is believed. Raises UserError."""
     module, _ = load_scorer(path, revision=revision, weights=weights, device=torch.device(device), location=location,
-                            fresh=False)  # fmt: skip
+                            fresh=False, compute=compute)  # fmt: skip
     module.requires_grad_(False)
     return wrap(module, layout, DTYPES[compute])[0]
 

@@ -28,6 +28,7 @@ class Shapes:
 
     parameters: all weights, those that are shared once; linear: those in matrices of linear layers, without the head;
     sides: rows and columns of all these matrices, which is what rank 1 of an adapter has; linears: how many they are;
+    matrix: the largest of them;
     embedding: weights of the input's and the output's matrix, once where both are one; largest: of the largest tensor;
     layer: of the largest layer. layers, width, vocab: as in the config; capped: logits are.
 
@@ -39,6 +40,7 @@ class Shapes:
     linear: int
     sides: int
     linears: int
+    matrix: int
     embedding: int
     largest: int
     layer: int
@@ -69,13 +71,16 @@ def shapes_of(module: PreTrainedModel) -> Shapes:
     width = int(getattr(text, "hidden_size", embedding.shape[1]))
     active = next((n for name in ACTIVE if isinstance(n := getattr(text, name, None), int)), 1)
     layers = _layers(module)
-    linear = [sides for layer in layers for _, _, sides in _matrices(layer)]
+    matrices = [(part, sides) for layer in layers for _, part, sides in _matrices(layer)]
+    linear = [sides for _, sides in matrices]
+    own = {id(p) for part, _ in matrices for name, p in part.named_parameters(recurse=False) if name == "weight"}
     per_layer = [_of_layer(layer, width, active) for layer in layers]
     return Shapes(
-        parameters=_count(module.parameters()),
+        parameters=_count(p for p in module.parameters() if id(p) not in own) + sum(out * into for out, into in linear),
         linear=sum(out * into for out, into in linear),
         sides=sum(out + into for out, into in linear),
         linears=len(linear),
+        matrix=max((out * into for out, into in linear), default=0),
         embedding=embedding.numel() + head,
         largest=max(parameter.numel() for parameter in module.parameters()),
         layer=max(_count(layer.parameters()) for layer in layers),

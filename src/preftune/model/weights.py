@@ -44,6 +44,19 @@ class Weights(ABC):
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain Hugging Face layout into a folder that is being built."""
 
+    @abstractmethod
+    def rate(self, name: str) -> float:
+        """What the learning rate of a trained parameter is multiplied by."""
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Let the module compute with these weights, where it holds others beside them. They stay until others do."""
+
+    @final
+    def zero_grad(self) -> None:
+        for parameter in self.trained().values():
+            parameter.grad = None
+
     @final
     def sampled(self) -> Tensor:
         """Some thousand numbers of each trained tensor, a copy on the host: the same ones at each call."""
@@ -77,6 +90,12 @@ class WholeModel(Weights):
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def rate(self, name: str) -> float:
+        return 1.0
+
+    def activate(self) -> None:
+        """There are no others."""
 
     def digest(self) -> str:
         """Of names, shapes, types and bytes of all tensors, and of the config."""

@@ -19,6 +19,7 @@ from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.model.columns import read_packs
 from preftune.model.policy import Policy
+from preftune.model.quantized import quantization
 from preftune.pack.oom import OomRetry
 from preftune.pack.trie import common_prefix
 from preftune.reference.store import PRIVATE, Key, Store, key_of
@@ -35,7 +36,8 @@ def numerics(policy: Policy) -> str:
     compute = str(policy.compute).removeprefix("torch.")
     version = ".".join(torch.__version__.split(".")[:2])
     classes = "-".join(["", *map(str, policy.limits)])  # rows on both sides of a limit once shared their passes
-    return f"{compute}-{policy.device.type}-{policy.layout}-torch{version}-1{classes}"
+    base = quantization(policy.module)
+    return "-".join(filter(None, (compute, policy.device.type, policy.layout, f"torch{version}", base, f"1{classes}")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class Embedded:
         """of_row: (rows,) the prompt of each row."""
         module, head = self.policy.module, self.policy.head
         assert isinstance(head, LanguageHead)  # nothing else has tokens to draw
+        self.policy.weights.activate()
         choice = Choice(head, self.temperature, self.greedy)
         if not not_plain(module):
             fill = np.arange(-len(of_row) % ROWS)  # rows that are begun and no more

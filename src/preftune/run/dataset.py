@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.events import Note, emit
+from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
 from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
@@ -70,10 +71,16 @@ def cached_loader() -> Loader:
     return load
 
 
+def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run names, or its model's. Raises UserError."""
+    path, revision = run.model.path, run.model.revision
+    named = run.model.tokenizer or (tokenizer_source(path, revision) if isinstance(path, str) else str(path))
+    return load_tokenizer(named, revision, run.data.template)
+
+
 def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     """Rows that were read, in token ids. Raises UserError where too many are unusable, or none is left."""
-    path, tokenizer = run.model.path, run.model.tokenizer or str(run.model.path)
-    tokenizer = load_tokenizer(tokenizer, run.model.revision, run.data.template)
+    path, tokenizer = run.model.path, tokenizer_of(run)
     config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
     max_tokens = _max_tokens(run.data, config)
     parts = {"train": rows.train, "evaluate": rows.evaluate}

@@ -9,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from preftune.config.drawing import reward_tables
 from preftune.config.run import Run
+from preftune.model.adapter_files import adapter_at
 from preftune.model.budget import LARGEST, SMALLEST, positions
 from preftune.model.fits import Demand, Fit, Way, first_that_fits, fit, ways
 from preftune.model.load import load_config
@@ -43,7 +44,7 @@ class WhatFits(NamedTuple):
 def setup_of(run: Run, parameters: int, device: str, *, trains: bool = True) -> Setup:
     """What decides a run's memory, but for reward models. parameters: of the policy, and so of its copies; trains: or
     else it only scores."""
-    model, copied, value = run.model, 0, 0
+    model, adapter, copied, value = run.model, run.adapter if trains else None, 0, 0
     if trains and (
         isinstance(run.reference, Moving) or (run.rollout is not None and isinstance(run.reference, Stored))
     ):
@@ -51,9 +52,12 @@ def setup_of(run: Run, parameters: int, device: str, *, trains: bool = True) -> 
     if trains and isinstance(run.objective, PPO):
         path = (run.value or Value()).path or next((r.model for r in reward_tables(run) if r.model), None)
         value = parameters if path is None else _parameters(path, "value.path")
+        on_base = adapter is not None and (path is None or adapter_at(path, None, "value.path") is not None)
+        value = 0 if on_base else value  # a second adapter, as small as the first
     return Setup(
         weights=model.weights,
         compute=model.compute,
+        rank=0 if adapter is None else adapter.rank,
         trained=None if trains else 0,
         checkpointing=model.checkpointing,
         copied=copied,

@@ -14,10 +14,12 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.model import load, scalar
+from preftune.model.adapter_files import adapter_at
 from preftune.model.attention import NAME
 from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.probe import attention_of_family, not_followed
+from preftune.model.quantized import QUANTIZED
 from preftune.model.verify import sample, verify_layout
 from preftune.model.weights import Weights
 from preftune.objective import of_scores
@@ -58,6 +60,8 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, 
         notes["not_followed"] = ("; ".join(sentences), {"sentences": sentences})
     policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
+    if run.adapter is not None:
+        module.requires_grad_(False)
     wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
     policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
     measured = f"{off.worst:.1e} {policy.head.unit} off plain forward passes, rounding may give {policy.noise:.1e}"
@@ -69,6 +73,10 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, 
     text = f"layout {policy.layout}: {reason}" + ("" if off.reason else f"; {measured}")
     text += f"; fused: {fused}" if fused else ""
     notes["layout"] = (text, {"layout": policy.layout, "off": off.worst, "fused": parts})
+    if run.adapter is not None and run.adapter.path is not None:
+        from preftune.run.adapt import gone_on
+
+        policy = gone_on(run, policy, dataset.train, notes)
     return policy
 
 
@@ -76,15 +84,40 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
     """The model that the objective is about: one with logits, or one with a score, which knows the tokenizer's pad."""
     path, revision, weights = run.model.path, run.model.revision, run.model.weights
     if not of_scores(run.objective):
-        return load.load_model(path, revision=revision, weights=weights, device=device, location="model.path")
+        return load.load_model(path, revision=revision, weights=weights, compute=run.model.compute, device=device,
+                               location="model.path")  # fmt: skip
     loaded = scalar.load_scorer(
-        path, revision=revision, weights=weights, device=device, location="model.path", fresh=fresh
-    )
+        path, revision=revision, weights=weights, device=device, location="model.path", fresh=fresh,
+        compute=run.model.compute,
+    )  # fmt: skip
     loaded.module.config.pad_token_id = dataset.tokenizer.pad_token_id
     if fresh and (bias := scalar.without_bias(loaded.module)):
         text = f"the constant {bias:.3g} of its score is left out: only differences of scores mean something"
         return loaded._replace(remarks={**loaded.remarks, "score_bias": (text, {"bias": bias})})
     return loaded
+
+
+def refuse_untrainable(run: Run) -> None:
+    """Raise UserError where the model that is to be trained is an adapter, or quantized and has none."""
+    if run.adapter is None and run.model.weights in QUANTIZED:
+        raise UserError(f"weights in {run.model.weights} cannot be trained.", location="model.weights",
+                        hint="Train an adapter beside them, such as adapter.rank=16.")  # fmt: skip
+    path, location = run.model.path, "model.path"
+    if isinstance(path, str) and (adapter := adapter_at(path, run.model.revision, location)) is not None:
+        raise UserError(f"{path} is an adapter, of {adapter.base or 'a model that it does not name'}.",
+                        location=location, hint=f'Go on with it: model.path = "{adapter.base}" and adapter.path = '
+                        f'"{path}"; or make one model of both: preftune export --merge.')  # fmt: skip
+
+
+def with_adapter(run: Run, policy: Policy, digest: str, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
+    """The policy as it is trained: with the run's adapter, if it has one that is not in the model already."""
+    if run.adapter is None or run.adapter.path is not None:
+        return policy
+    from preftune.run.adapt import adapted  # peft is imported where it is needed
+
+    policy = adapted(run, policy, digest, groups, notes)
+    refuse_lost_updates(policy.weights, run.optim.lr)
+    return policy
 
 
 def refuse_lost_updates(weights: Weights, lr: float) -> None:
@@ -119,12 +152,16 @@ def load_reference_model(
     if kind is None or isinstance(kind, NoReference):
         return None
     path = kind.path if isinstance(kind, Stored) else None
-    if path is None and isinstance(kind, Stored) and not copied:
-        return policy
+    if path is None and isinstance(kind, Stored):
+        if not copied:
+            return policy
+        if run.adapter is not None:
+            return start_model(run, policy)
     module, _ = load.load_model(
         path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
         revision=None if path else run.model.revision,
         weights=run.model.weights,
+        compute=run.model.compute,
         device=policy.device,
         location="reference.path",
     )
@@ -137,10 +174,14 @@ def load_reference_model(
 
 def start_model(run: Run, policy: Policy) -> Policy | None:
     """The model that training began from, once more; None where it was given loaded, and is the trained one by now."""
+    if run.adapter is not None:
+        from preftune.run.adapt import as_started
+
+        return as_started(policy)
     if not isinstance(run.model.path, str):
         return None
     module, _ = load.load_model(run.model.path, revision=run.model.revision, weights=run.model.weights,
-                                device=policy.device, location="model.path")  # fmt: skip
+                                compute=run.model.compute, device=policy.device, location="model.path")  # fmt: skip
     module.requires_grad_(False)
     return wrap(module, policy.layout, policy.compute)[0]
 

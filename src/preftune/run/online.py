@@ -21,11 +21,12 @@ from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
+from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import pack_budget, positions
-from preftune.model.heads import LanguageHead, ScalarHead
-from preftune.model.load import DTYPES
-from preftune.model.policy import Policy, trainable, wrap
-from preftune.model.scalar import load_reward_model, load_scorer, model_scores
+from preftune.model.heads import LanguageHead
+from preftune.model.policy import Policy
+from preftune.model.quantized import QUANTIZED
+from preftune.model.scalar import load_reward_model, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
@@ -44,9 +45,17 @@ from preftune.rollout.tasks import Task
 from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.models import (
+    device_of,
+    load_policy,
+    load_reference_model,
+    refuse_lost_updates,
+    refuse_untrainable,
+    with_adapter,
+)
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.tasks import TaskSet, load_tasks
+from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
@@ -68,6 +77,7 @@ class Loaded(NamedTuple):
 def prepare_online(run: Run, dist: Distributed) -> Prepared:
     """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
     assert run.rollout is not None
+    refuse_untrainable(run)
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
@@ -111,14 +121,16 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
     policy = load_policy(run, tasks.dataset, notes, dist)
-    refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing = with_budget(run, policy, dist)
     digests = {"model": policy.weights.digest()}
+    if run.adapter is None:
+        refuse_lost_updates(policy.weights, run.optim.lr)
+    policy = with_adapter(run, policy, digests["model"], tasks.dataset.train, notes)
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
         anchor = at_temperature(anchor, temperature)
-    value = _value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
+    value = load_value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
         digests["value"] = value.weights.digest()
     moving = run.reference if isinstance(run.reference, Moving) else None
@@ -204,9 +216,10 @@ def scorer_and_judge(
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
         emit(Note("loading the reward model"))
-        model = load_reward_model(reward.model, weights=run.model.weights, compute=run.model.compute,
+        weights = run.model.compute if run.model.weights in QUANTIZED else run.model.weights
+        model = load_reward_model(reward.model, weights=weights, compute=run.model.compute,
                                   device=device, layout=run.model.layout)  # fmt: skip
-        tokenizer = load_tokenizer(reward.model)
+        tokenizer = load_tokenizer(tokenizer_source(reward.model, None))
         if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
             rows = tasks.dataset.train
             model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
@@ -238,20 +251,3 @@ def recorded_slope(model: Path) -> float | None:
         return None
     slope = Record.open(model.parent).end.get("calibration_slope")
     return slope if slope is not None and math.isfinite(slope) else None
-
-
-@signals.interruptible()
-def _value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
-    """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
-    path = (run.value or Value()).path
-    if path is None:
-        path = next((reward.model for reward in reward_tables(run) if reward.model), None)
-    loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
-                         weights=run.model.weights, device=policy.device, location="value.path",
-                         fresh=True)  # fmt: skip
-    model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
-    assert isinstance(model.head, ScalarHead)
-    model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
-    model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
-    notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
-    return model

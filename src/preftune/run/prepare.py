@@ -29,7 +29,15 @@ from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates, start_model
+from preftune.run.models import (
+    fill_reference,
+    load_policy,
+    load_reference_model,
+    refuse_lost_updates,
+    refuse_untrainable,
+    start_model,
+    with_adapter,
+)
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
 from preftune.tokens.groups import TokenGroup
 from preftune.training.source import Offline
@@ -56,9 +64,11 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
     Raises UserError where rows, model and objective do not go together.
     """
+    refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
-    refuse_lost_updates(policy.weights, run.optim.lr)
+    if run.adapter is None:
+        refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing = with_budget(run, policy, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
@@ -76,6 +86,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     train, evaluated = filled[: len(used)], filled[len(used) :]
     by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
+    policy = with_adapter(run, policy, digests["model"], dataset.train, notes)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,

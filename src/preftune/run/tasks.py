@@ -17,10 +17,10 @@ from preftune.rollout.tasks import Task, Tasks, tasks_of
 from preftune.rows.account import Account, Counts, by_reason, refuse_too_many
 from preftune.rows.row import Demo, Message, text_of
 from preftune.rows.split import Rows, read_rows
-from preftune.run.dataset import MAX_TOKENS, Dataset
+from preftune.run.dataset import MAX_TOKENS, Dataset, tokenizer_of
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenize import tokenize
-from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
+from preftune.tokens.tokenizer import tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,8 +55,7 @@ def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout
 
     Raises UserError where too many are unusable, or none is left.
     """
-    path, source = run.model.path, run.model.tokenizer or str(run.model.path)
-    tokenizer = load_tokenizer(source, run.model.revision, run.data.template)
+    path, tokenizer = run.model.path, tokenizer_of(run)
     config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
     max_tokens = _max_tokens(run, rollout, positions(config), limit_key)
     longest = max_tokens - rollout.max_tokens

@@ -237,7 +237,7 @@ def _broadcast_learner(learner: Learner, dist: Distributed) -> None:
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             moments_of[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
         dist.broadcast(value for _, value in sorted(moments_of[parameter].items()))
-    dist.broadcast(p.detach() for p in learner.weights.module.parameters())
+    dist.broadcast(learner.weights.state().values())
 
 
 def has_drifted(state: State, dist: Distributed) -> bool:

@@ -12,14 +12,14 @@ from preftune.training.config import Optim
 
 def adamw(weights: Weights, optim: Optim) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay on matrices only (decoupled: arXiv 1711.05101)."""
-    trained = list(weights.trained().values())
+    kinds: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in weights.trained().items():
+        kinds.setdefault((parameter.dim() < 2, weights.rate(name)), []).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if is_vector else optim.weight_decay, "rate": rate}
+        for (is_vector, rate), parameters in sorted(kinds.items(), key=lambda item: item[0])
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:

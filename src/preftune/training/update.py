@@ -115,7 +115,7 @@ def clipped_norm(learner: Learner, clip: float) -> float:
 def take_step(learner: Learner, rate: float) -> None:
     """One step of AdamW at this rate."""
     for part in learner.optimizer.param_groups:
-        part["lr"] = rate
+        part["lr"] = rate * part["rate"]
     learner.optimizer.step()
 
 

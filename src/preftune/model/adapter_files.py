@@ -1,0 +1,90 @@
+"""The folder of an adapter as peft lays it out: what it says of itself, read without peft and torch.
+
+Held by tests/model/test_adapter.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import UserError, third_party_message
+from preftune.trust import refuse_unnamed
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """folder: where they lie; settings: adapter_config.json; base, revision: the model that it was made for."""
+
+    folder: Path
+    settings: dict[str, Any]
+    base: str
+    revision: str | None
+
+    @property
+    def of_scores(self) -> bool:
+        """Whether it is of a model with a score in place of logits."""
+        return self.settings.get("task_type") == "SEQ_CLS"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(self.folder.glob("tokenizer*"))
+
+
+def adapter_at(path: str, revision: str | None, location: str) -> AdapterFiles | None:
+    """The adapter at a folder or hub name; None where something else is there. Raises UserError where it is no adapter
+    that can be read."""
+    refuse_unnamed(path, location)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or path.startswith((".", "/", "~")) or (on_hub := _hub_folder(path, revision)) is None:
+            return None
+        folder = on_hub
+    if not (folder / CONFIG).is_file():
+        return None
+    location = f"{location}: {path}"
+    if any(file.name != TENSORS for file in folder.glob("*.safetensors")):
+        raise UserError("holds an adapter beside a model, and one of them would be left out.", location=location,
+                        hint="Take one of them away.")  # fmt: skip
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        base = settings.get("base_model_name_or_path")
+        kind = settings.get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{CONFIG} is unreadable: {third_party_message(error)}", location=location) from error
+    if kind != "LORA":
+        raise UserError(f"this adapter is of type {kind}, which is not supported.", location=location,
+                        hint="LoRA and DoRA are.")  # fmt: skip
+    if not (folder / TENSORS).is_file():
+        hint = "Weights in pickle files are not read; save the adapter again as safetensors."
+        raise UserError(f"has no {TENSORS}.", location=location, hint=hint)
+    return AdapterFiles(folder, settings, str(base or ""), settings.get("revision"))
+
+
+def _hub_folder(path: str, revision: str | None) -> Path | None:
+    """Where the files of an adapter of the hub lie on this machine; None where the name has none."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        files = [cached_file(path, name, revision=revision) for name in (CONFIG, TENSORS)]
+    except OSError:
+        return None
+    return Path(str(files[0])).parent
+
+
+def base_of(adapter: AdapterFiles, location: str) -> str:
+    """The model that an adapter was made for. Raises UserError where it does not say."""
+    if not adapter.base:
+        raise UserError(f"{CONFIG} does not say for which model this adapter is.", location=location,
+                        hint="Name the model in model.path, and the adapter in adapter.path.")  # fmt: skip
+    return adapter.base
+
+
+def tokenizer_source(path: str, revision: str | None) -> str:
+    """Where the tokenizer of a model is: an adapter without one has that of its base."""
+    adapter = adapter_at(path, revision, "model.path") if Path(path).expanduser().is_dir() else None
+    return path if adapter is None or adapter.has_tokenizer else base_of(adapter, f"model.path: {path}")

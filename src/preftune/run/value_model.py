@@ -1,0 +1,46 @@
+"""The value model of PPO. Held by tests/laws/test_online.py and tests/laws/test_adapters.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace as changed
+
+from msgspec.structs import replace
+
+from preftune import signals
+from preftune.config.drawing import reward_tables
+from preftune.config.run import Run
+from preftune.model.heads import ScalarHead
+from preftune.model.load import DTYPES
+from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.scalar import load_scorer
+from preftune.model.verify import sample, verify_layout
+from preftune.rollout.config import Value
+from preftune.run.match_rows import Notes
+from preftune.run.models import with_adapter
+from preftune.run.tasks import TaskSet
+
+
+@signals.interruptible()
+def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
+    """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
+    path = (run.value or Value()).path
+    if path is None:
+        path = next((reward.model for reward in reward_tables(run) if reward.model), None)
+    if run.adapter is not None:
+        from preftune.run.adapt import value_on_base  # peft is imported where it is needed
+
+        if (shared := value_on_base(run, policy, path, tasks.dataset.train)) is not None:
+            notes["value"] = ("the value model is a second adapter on the policy's base, with a score of its own", {})
+            return shared
+    loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
+                         weights=run.model.weights, compute=run.model.compute, device=policy.device,
+                         location="value.path", fresh=True)  # fmt: skip
+    model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
+    assert isinstance(model.head, ScalarHead)
+    model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
+    model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
+    notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
+    if run.adapter is None:
+        return model
+    new_adapter = replace(run, adapter=replace(run.adapter, path=None))
+    return with_adapter(new_adapter, model, model.weights.digest(), tasks.dataset.train, Notes())

@@ -1,0 +1,269 @@
+"""A run with an adapter is a run like any other: its reference, its resume, its ranks, its draws and its export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from killed import Killed
+from msgspec import UNSET
+from msgspec.structs import replace as changed
+from recorded import events, lines
+from safetensors.torch import load_file
+from several import on_ranks
+from transformers import AutoModelForCausalLM
+
+from preftune import objective as o
+from preftune.config.resolve import resolve
+from preftune.config.run import Run
+from preftune.config.tree import tree_of
+from preftune.config.vary import combinations
+from preftune.distributed import SINGLE_PROCESS, Distributed
+from preftune.errors import UserError
+from preftune.model.adapter import AdapterWeights
+from preftune.run.export import merge
+from preftune.run.online import prepare_online
+from preftune.run.score import score
+from preftune.run.sweep import sweep
+from preftune.run.train import train
+from preftune.training import update
+
+
+@pytest.fixture
+def adapted(run_of: Callable[..., Run]) -> Callable[..., Run]:
+    """The usual run with an adapter, at a rate that it needs."""
+    return lambda **keys: run_of(**({"adapter__rank": 4, "optim__lr": 1e-2, "optim__epochs": 2} | keys))
+
+
+def learned(out: Path, folder: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(out / folder / "adapter_model.safetensors")
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """The same record and the same adapter, to the last bit."""
+    ours, theirs = learned(a), learned(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert lines(a) == lines(b)
+
+
+KINDS = (
+    {}, {"adapter__start": "pissa"}, {"adapter__start": "olora"}, {"adapter__kind": "dora"},
+    {"adapter__ratio": 8.0}, {"adapter__train_also": ["lm_head"]}, {"model__checkpointing": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", KINDS, ids=str)
+def test_it_begins_at_the_reference_learns_and_resumes_to_the_same_bits(
+    adapted: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, object]
+) -> None:
+    whole = train(adapted(out=str(tmp_path / "whole"), **keys))
+    steps, held = lines(whole), lines(whole, "evaluations")
+    assert steps[0]["loss"] == pytest.approx(0.693147, abs=2e-6)  # of a PiSSA run too, in which others begin elsewhere
+    assert held[-1]["loss"] < 0.68
+    run, calls = adapted(save__every=1, **keys), 0
+
+    def dies(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Killed
+        right(*args)
+
+    right = update.assert_finite
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "assert_finite", dies)
+        with pytest.raises(Killed):
+            train(run)
+    assert_same(train(run, resume=True), whole)
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes and torch, about each other
+@pytest.mark.parametrize("weights", ["nf4", "int8"])
+def test_it_learns_on_a_base_of_few_bits(adapted: Callable[..., Run], tmp_path: Path, weights: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    out = train(adapted(model__weights=weights))
+    held = lines(out, "evaluations")
+    assert held[0]["loss"] == pytest.approx(0.693147, abs=2e-6)
+    assert held[-1]["loss"] < 0.68
+    (event,) = events(out, "quantized")
+    assert weights in event["text"]
+    with pytest.raises(UserError, match="cannot be trained"):
+        train(changed(adapted(model__weights=weights, out=str(tmp_path / "full")), adapter=None))
+    with pytest.raises(UserError, match=r"adapter\.start"):
+        train(adapted(model__weights=weights, adapter__start="pissa", out=str(tmp_path / "pissa")))
+
+
+def test_every_start_and_full_training_share_one_store(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    train(changed(adapted(out=str(tmp_path / "full")), adapter=None))
+    for start in ("zero", "pissa"):
+        (event,) = events(train(adapted(adapter__start=start, out=str(tmp_path / start))), "reference")
+        assert event["scored"] == 0
+
+
+def test_two_ranks_are_one(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    one = train(adapted(out=str(tmp_path / "one"), adapter__start="pissa"))
+    run = adapted(out=str(tmp_path / "two"), adapter__start="pissa")
+
+    def work(dist: Distributed) -> None:
+        train(run)
+
+    on_ranks(2, tmp_path / "meet", work)
+    ours, theirs = learned(one), learned(tmp_path / "two")
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_it_goes_on_from_an_adapter_which_is_then_the_reference(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    first = train(adapted(out=str(tmp_path / "first"), adapter__start="pissa"))
+    keys = {"adapter__rank": UNSET, "adapter__path": str(first / "model"), "optim__lr": 1e-3}
+    second = train(adapted(out=str(tmp_path / "second"), **keys))
+    before, after = lines(first, "evaluations")[-1], lines(second, "evaluations")[0]
+    assert after["chosen_logp"] == pytest.approx(before["chosen_logp"], abs=1e-4)
+    assert after["loss"] == pytest.approx(0.693147, abs=2e-6)
+    assert lines(second, "evaluations")[-1]["loss"] < after["loss"]
+
+
+def test_a_stored_adapter_scores_and_merges_as_it_was_trained(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    run = adapted(adapter__kind="dora")
+    out = train(run)
+    held_out = changed(run.data, train=run.data.evaluate, evaluate=None)
+    model = changed(run.model, path=str(out / "model"))
+    scores = changed(
+        run, model=model, adapter=None, data=held_out, reference=changed(run.reference, path=run.model.path)
+    )
+    means = score(scores)
+    assert means["chosen_logp"] == pytest.approx(lines(out, "evaluations")[-1]["chosen_logp"], abs=1e-4)
+    assert merge(str(out), tmp_path / "merged").worst < 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    means = score(changed(scores, model=changed(run.model, path=str(tmp_path / "merged"))))
+    assert means["chosen_logp"] == pytest.approx(lines(out, "evaluations")[-1]["chosen_logp"], abs=1e-4)
+    with pytest.raises(UserError, match="not empty"):
+        merge(str(out), tmp_path / "merged")
+
+
+def test_a_reward_model_may_be_an_adapter(adapted: Callable[..., Run]) -> None:
+    run = changed(adapted(objective="reward"), reference=None)
+    out = train(run)
+    assert "base_model.model.score.weight" in learned(out)
+    data = changed(run.data, train=run.data.evaluate, evaluate=None)
+    means = score(changed(run, model=changed(run.model, path=str(out / "model")), adapter=None, data=data))
+    assert means["accuracy"] == pytest.approx(lines(out, "evaluations")[-1]["accuracy"])
+
+
+def words(prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
+    """How many different words a response has."""
+    return [len(set(response.split())) / 4 for response in responses]
+
+
+@pytest.fixture
+def online(adapted: Callable[..., Run]) -> Callable[..., Run]:
+    """A run with an adapter that draws to prompts."""
+
+    def make(objective: object, **keys: object) -> Run:
+        run = adapted(**({"rollout__tasks": 4, "rollout__responses": 3, "rollout__max_tokens": 5, "batch__rows": 2,
+                          "save__every": 1, "evaluate__samples": 2, "optim__epochs": None, "optim__steps": 6}
+                         | keys))  # fmt: skip
+        data = changed(run.data, train=[{"prompt": f"w{i} w{i + 3} w{i + 7}"} for i in range(3, 10)], evaluate=None)
+        return changed(run, objective=objective, reward=words, data=data, reference=None)
+
+    return make
+
+
+@pytest.mark.parametrize("objective", [o.RLOO(), o.PPO(), o.DPO()], ids=lambda objective: objective.name)
+def test_a_run_that_draws_resumes_to_the_same_bits(
+    objective: o.Formula, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = train(changed(online(objective), out=str(tmp_path / "whole"))), 0
+    right = update.assert_finite
+
+    def dies(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        right(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "assert_finite", dies)
+        with pytest.raises(Killed):
+            train(online(objective))
+    out = train(online(objective), resume=True)
+    assert_same(out, whole)
+    (check,) = events(whole, "start_check")
+    assert check["residual"] < 1e-5
+    if isinstance(objective, o.PPO):
+        assert all(torch.equal(a, learned(whole, "value")[n]) for n, a in learned(out, "value").items())
+
+
+def test_policy_reference_and_value_model_stand_on_one_base(online: Callable[..., Run]) -> None:
+    models = prepare_online(resolve(online(o.PPO())), SINGLE_PROCESS).training
+    source, policy, value = models.source, models.models.policy, models.models.value
+    anchor = source.anchor  # type: ignore[attr-defined]
+    own = ("lora_", "score", "lm_head")
+    bases = [
+        {p.data_ptr() for name, p in model.module.named_parameters() if not any(part in name for part in own)}
+        for model in (policy, value, anchor)
+    ]
+    assert bases[0] == bases[1] == bases[2]
+    assert isinstance(value.weights, AdapterWeights)
+    assert not policy.weights.trained().keys() & value.weights.trained().keys()
+    assert "score.modules_to_save.value.weight" in value.weights.trained()
+
+
+def test_a_sweep_over_ranks_scores_the_reference_once(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    outs = sweep(combinations(tree_of(adapted()), ["adapter.rank=2,4"]), tmp_path / "sweep")
+    assert [events(out, "reference")[0]["scored"] for out in outs][1:] == [0]
+    assert {len(next(iter(learned(out).values()))) for out in outs} == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"reference.kind": "moving"}, "moving"),
+        ({"adapter__kind": "dora", "adapter__start": "pissa"}, "adapter.start"),
+        ({"adapter__path": "somewhere"}, "adapter.rank"),
+        ({"adapter__rank": 0}, "adapter.rank"),
+        ({"adapter__lora_alpha": 8}, "alpha"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(adapted: Callable[..., Run], keys: dict, says: str) -> None:
+    def begin() -> None:
+        if "reference.kind" in keys:
+            run = adapted()
+            from preftune.reference.config import Moving
+
+            train(changed(run, reference=Moving()))
+        else:
+            train(adapted(**keys))
+
+    with pytest.raises(UserError) as error:
+        begin()
+    assert says in str(error.value)
+
+
+def test_an_adapter_is_not_trained_as_a_model(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    out = train(adapted(optim__epochs=1))
+    run = adapted(out=str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"adapter\.path"):
+        train(changed(run, model=changed(run.model, path=str(out / "model")), adapter=None))
+
+
+def test_a_model_given_in_python_keeps_its_adapter_and_is_not_adapted_twice(
+    adapted: Callable[..., Run], tmp_path: Path
+) -> None:
+    from preftune.tokens.tokenizer import load_tokenizer
+
+    run = adapted(optim__epochs=1)
+    path = str(run.model.path)
+    module = AutoModelForCausalLM.from_pretrained(path)
+    run = changed(run, model=changed(run.model, path=module, tokenizer=load_tokenizer(path)))
+    out = train(run)
+    assert module.config._attn_implementation == "sdpa"
+    name = next(name for name in learned(out) if "lora_B" in name)
+    inside = name.removeprefix("base_model.model.").replace("lora_B.", "lora_B.default.")
+    assert torch.equal(dict(module.named_parameters())[inside], learned(out)[name])
+    with pytest.raises(UserError, match="adapter already"):
+        train(changed(run, out=str(tmp_path / "again")))
