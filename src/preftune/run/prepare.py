@@ -26,6 +26,7 @@ from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
+from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import (
@@ -116,7 +117,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     else:
         run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist, fresh=False)
-    run, packing = with_budget(run, policy, dist)
+    run, packing = with_budget(run, policy, dist, trains=False)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -154,9 +155,11 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Packing]:
+def with_budget(run: Run, policy: Policy, dist: Distributed, *, trains: bool = True) -> tuple[Run, Packing]:
     """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
-    tokens = run.batch.tokens or pack_budget(policy.module, policy.device, run.model.checkpointing)
+    learning = None if run.adapter else sum(p.numel() for p in policy.weights.trained().values())
+    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, trained=learning if trains else 0)
+    tokens = run.batch.tokens or pack_budget(policy.module, setup)
     tokens = -dist.max(-tokens)
     run = replace(run, batch=replace(run.batch, tokens=tokens))
     return run, Packing(tokens, attention_crossover(policy.module.config))
