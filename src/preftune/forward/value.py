@@ -23,7 +23,7 @@ def value_gradient(
     loss, a mean over the rows."""
 
     def forward_and_backward(packs: Sequence[Pack]) -> float:
-        model.module.zero_grad()
+        model.weights.zero_grad()
         loss = 0.0
         for pack in packs:
             signals.check()
@@ -40,5 +40,5 @@ def value_gradient(
         return loss
 
     loss = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
-    dist.sum_gradients(model.module.parameters())
+    model.weights.sum_gradients(dist)
     return float(dist.sum(torch.tensor(loss, dtype=torch.float64)))

@@ -51,3 +51,14 @@ class Model(Table, frozen=True):
         bool, about("Recompute activations in the backward pass to save memory.", also="gradient_checkpointing")
     ] = False
     layout: Annotated[Literal["auto", "trie", "padded"], about(LAYOUT, also="padding_free packing")] = "auto"
+
+
+SHARD = "What ranks divide: nothing; moments (step); weights and gradients too (layer). auto: the first that fits."
+
+
+class Ranks(Table, frozen=True):
+    """[ranks] Several processes that train one model, under torchrun."""
+
+    shard: Annotated[
+        Literal["auto", "none", "step", "layer"], about(SHARD, also="fsdp zero deepspeed", identity=False)
+    ] = "auto"

@@ -48,6 +48,7 @@ from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, load_policy, load_reference_model, refuse_lost_updates
 from preftune.run.prepare import Prepared, with_budget
+from preftune.run.shards import sharded
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
@@ -114,7 +115,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     emit(Note("loading the model"))
     policy = load_policy(run, tasks.dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
-    run, packing = with_budget(run, policy, dist)
+    run, packing, shard = with_budget(run, policy, notes, dist)
     digests = {"model": policy.weights.digest()}
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
     if anchor is not None:
@@ -125,7 +126,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
         digests["value"] = value.weights.digest()
     moving = run.reference if isinstance(run.reference, Moving) else None
     follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
-    models = Models(at_temperature(policy, temperature), follows, value)
+    models = Models(at_temperature(sharded(policy, shard), temperature), follows, value and sharded(value, shard))
     return Loaded(run, models, anchor, packing, digests)
 
 

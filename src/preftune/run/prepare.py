@@ -30,6 +30,7 @@ from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates, start_model
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
+from preftune.run.shards import Shard, choose_shard, sharded
 from preftune.tokens.groups import TokenGroup
 from preftune.training.source import Offline
 from preftune.training.update import Training
@@ -58,7 +59,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     run, dataset, notes = _matched(run, load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
     refuse_lost_updates(policy.weights, run.optim.lr)
-    run, packing = with_budget(run, policy, dist)
+    run, packing, shard = with_budget(run, policy, notes, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads
@@ -75,6 +76,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     train, evaluated = filled[: len(used)], filled[len(used) :]
     by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
+    policy = sharded(policy, shard)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,
@@ -102,7 +104,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     else:
         run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist, fresh=False)
-    run, packing = with_budget(run, policy, dist)
+    run, packing, _ = with_budget(run, policy, notes, dist)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -116,8 +118,9 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
 def samples_to(
     run: Run, policy: Policy, dataset: Dataset, groups: Sequence[TokenGroup], packing: Packing, dist: Distributed
 ) -> Samples | None:
-    """The held-out prompts to which texts are drawn; None where there are none, or the model has no logits."""
-    if not isinstance(policy.head, LanguageHead):
+    """The held-out prompts to which texts are drawn; None where there are none, the model has no logits, or no rank has
+    it whole."""
+    if not isinstance(policy.head, LanguageHead) or policy.weights.in_step:
         return None
 
     def spell(ids: np.ndarray) -> str:
@@ -140,12 +143,14 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def with_budget(run: Run, policy: Policy, dist: Distributed) -> tuple[Run, Packing]:
-    """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
+def with_budget(run: Run, policy: Policy, notes: Notes, dist: Distributed) -> tuple[Run, Packing, Shard]:
+    """The run with the tokens of a pack, which are the fewest that any rank has memory for beside what is not divided;
+    and what is."""
+    shard = choose_shard(run, policy, notes, dist)
     tokens = run.batch.tokens or pack_budget(policy.module, policy.device, run.model.checkpointing)
     tokens = -dist.max(-tokens)
     run = replace(run, batch=replace(run.batch, tokens=tokens))
-    return run, Packing(tokens, attention_crossover(policy.module.config))
+    return run, Packing(tokens, attention_crossover(policy.module.config)), shard
 
 
 @signals.interruptible()
