@@ -1,8 +1,7 @@
 """Two gloo ranks whose moments, or whole models, are divided, beside two that have everything: time and memory.
 
 Time: every update is made by each kind in turn, by the same two processes, and ratios are of the same update. Memory: a
-pair of processes a kind; the highest of an update less what libraries take, beside the formula of run/shards.py without
-its part for a pack, which all kinds have alike.
+pair of processes a kind; the highest of an update less what libraries take, beside the formula of model/memory.py.
 """
 
 from __future__ import annotations
@@ -96,17 +95,19 @@ def on_two_ranks(**spec: object) -> dict:
 
 
 def formula(folder: Path, kind: str) -> float:
-    """Bytes of a rank of two, without a pack."""
+    """Bytes of a rank of two."""
     import torch
 
     from preftune.config.run import Run
     from preftune.model.load import load_model
     from preftune.model.policy import wrap
-    from preftune.run import shards
+    from preftune.run.fits import setup_of
+    from preftune.run.shards import bytes_of_a_rank
 
     module = load_model(str(folder), revision=None, weights="float32", device=torch.device("cpu"), location="m").module
-    shards.SMALLEST = 0
-    return shards.bytes_of_a_rank(Run(), wrap(module, "auto")[0], 2)[kind]
+    policy = wrap(module, "auto")[0]
+    setup = setup_of(Run(), module.num_parameters(), "cpu")
+    return bytes_of_a_rank(policy, setup, 2, MEMORY_TOKENS)[kind]
 
 
 def case(place: Path, vocab: int, steps: int) -> dict:

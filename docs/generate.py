@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -379,15 +380,32 @@ def first_sentence(path: Path) -> str:
 
 def readme() -> str:
     """README.md with the tree of today."""
-    text = (HERE.parent / "README.md").read_text()
-    before, begin, rest = text.partition("<!-- tree: begin (made by docs/generate.py) -->\n")
-    return before + begin + tree() + "\n" + rest[rest.index("<!-- tree: end -->") :]
+    return between((HERE.parent / "README.md").read_text(), "tree", tree())
+
+
+def scale_page() -> str:
+    """scale.md with the tables of memory of today."""
+    sys.path.insert(0, str(HERE))
+    import memory_table
+
+    text = between((HERE / "scale.md").read_text(), "memory of one", "\n".join(memory_table.memory_of_one_gpu()))
+    for gpus, gibibytes in ((1, 24), (1, 80), (8, 80)):
+        lines = memory_table.what_fits(gpus, gibibytes)
+        text = between(text, f"fits {gpus} {gibibytes}", "\n".join(lines))
+    return text
+
+
+def between(text: str, name: str, content: str) -> str:
+    """A page with this content between the marks of a name."""
+    before, begin, rest = text.partition(f"<!-- {name}: begin (made by docs/generate.py) -->\n")
+    return before + begin + content + "\n" + rest[rest.index(f"<!-- {name}: end -->") :]
 
 
 def pages() -> dict[str, str]:
     """Every generated file, by its path from docs/."""
     objectives, pictures = objectives_page()
     named = {"keys.md": keys_page(), "objectives.md": objectives, "record.md": record_page(), "../README.md": readme()}
+    named["scale.md"] = scale_page()
     named["trade-off.md"], pictures["trade-off.svg"] = trade_off_page()
     return named | {f"img/{name}": text for name, text in pictures.items()}
 

@@ -9,7 +9,7 @@ from cyclopts import App
 
 VERBS = {
     "demo": "Tune a small model offline by DPO and by RLHF, in a world whose reward is known, and show what changed.",
-    "check": "Read all data as training would, and train nothing.",
+    "check": "Read all data as training would, say what fits on which GPUs, and train nothing.",
     "train": "Tune a model.",
     "sweep": "Train once for each combination of keys.",
     "score": "Score every row of data.train under two models, or every response of a file under a reward model.",
@@ -20,7 +20,7 @@ VERBS = {
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
-ALONE = ("demo", "draw", "score", "trade_off")  # verbs with a module of their own
+ALONE = ("check", "demo", "draw", "score", "trade_off")  # verbs with a module of their own
 
 app = App(
     name="preftune",

@@ -19,7 +19,7 @@ from preftune.config.load import load, parse
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.vary import combinations
-from preftune.errors import UserError, nearest, printable
+from preftune.errors import UserError, nearest
 from preftune.events import Note, emit
 from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable, assert_writable
 from preftune.trust import refuse_unnamed
@@ -42,56 +42,6 @@ def run_of(words: Sequence[str], *, model: bool = True) -> Run:
     if model:
         refuse_unnamed(run.model.path, "model.path")
     return run
-
-
-def check(*words: str) -> None:
-    """Read all data as training would, and train nothing.
-
-    `preftune check run.toml [key=value ...]`
-
-    Without model.path, it reads and counts rows; with it, it also tokenizes them, shows three with the tokens that
-    are scored, and works out steps, lengths and memory. Of a run that draws it shows three prompts, the phases and
-    the steps, and it asks whether the rewards can be used.
-
-    Parameters
-    ----------
-    words
-        A configuration file, and keys that differ from it.
-    """
-    run = run_of(words, model=False)
-    from rich.console import Console
-
-    from preftune.cli import view
-    from preftune.rows.split import read_rows
-
-    console = Console(highlight=False, soft_wrap=True)
-    rows = read_rows(run.data)
-    for part, reading in rows.readings.items():
-        console.print(view.read(part, reading))
-    if not run.model.path:
-        console.print(view.kinds(rows.train))
-        for row in rows.train[:3]:
-            console.print(view.row(row))
-        console.print("[dim]Without model.path, rows are not tokenized.[/dim]")
-        return
-    if run.rollout is not None:
-        with console.status("loading the tokenizer"):
-            from preftune.run.preview_tasks import preview_tasks
-
-            console.print(view.drawing(preview_tasks(run, run.rollout, rows)))
-        return
-    with console.status("loading the tokenizer"):
-        from preftune.run.preview import preview
-
-        planned = preview(run, rows)
-    for part, tokenized in planned.dataset.tokenized.items():
-        console.print(view.tokenized(part, tokenized))
-    for group in planned.dataset.train[:3]:
-        console.print(view.group(group, planned.dataset.tokenizer))
-    for sentence, _ in planned.notes.values():
-        console.print(printable(sentence), markup=False)
-    console.print(view.lengths(planned.dataset.account))
-    console.print(view.work(planned))
 
 
 def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: str = "") -> None:

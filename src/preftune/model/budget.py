@@ -1,51 +1,28 @@
-"""How much memory and time a model takes, from its shapes alone, and the budget of a pack that follows."""
+"""The tokens of a pack: what fits into the memory that there is, at most where speed stops rising.
+
+Held by tests/model/test_memory.py.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from preftune.model.memory import Setup, expected
+from preftune.model.shapes import Shapes, shapes_of
+
 LARGEST = {"cpu": 1024, "cuda": 8192}  # tokens; on a CPU larger packs gain about 1 % of time and take twice the memory
-SMALLEST = 512
+SMALLEST, MULTIPLE = 512, 256
+USABLE = {"cpu": 0.6, "cuda": 0.95}  # of free memory: others want a CPU's, and an allocator loses some of a GPU's
 
 
 def positions(config: PreTrainedConfig) -> int:
     """Positions the model can tell apart; a large number where it has no such limit."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**30)
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """Bytes. weights, gradients and moments: of the whole run; activations: of one pack."""
-
-    weights: int
-    gradients: int
-    moments: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.activations
-
-
-def expected(
-    config: PreTrainedConfig, parameters: int, *, tokens: int, weight_bytes: int, checkpointing: bool
-) -> Expected:
-    """Memory of training with packs of `tokens`; a reference that is held in memory comes on top."""
-    weights = parameters * weight_bytes
-    return Expected(weights, weights, 2 * weights, tokens * token_bytes(config, weight_bytes, checkpointing))
-
-
-def token_bytes(config: PreTrainedConfig, element: int, checkpointing: bool) -> int:
-    """Bytes that one token keeps for the backward pass: about 16 widths and 5 MLP widths a layer."""
-    text = config.get_text_config()
-    width, layers = text.hidden_size, text.num_hidden_layers
-    layer = 16 * width + 5 * _mlp_width(config)
-    return element * ((layer + 2 * layers * width if checkpointing else layers * layer) + 4 * width)
 
 
 def attention_crossover(config: PreTrainedConfig) -> float:
@@ -62,13 +39,24 @@ def _mlp_width(config: PreTrainedConfig) -> int:
     return width if isinstance(width, int) else max(width)  # some families have one a layer
 
 
-def pack_budget(module: PreTrainedModel, device: torch.device, checkpointing: bool) -> int:
-    """Tokens a pack may hold: what fits beside weights, gradients and moments, at most where speed stops rising."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    element = next(module.parameters()).element_size()
-    fit = int(0.6 * (free - 3 * weights) / token_bytes(module.config, element, checkpointing))
-    return max(SMALLEST, min(LARGEST[device.type], fit // 256 * 256))
+def largest_pack(shapes: Shapes, setup: Setup, memory: float, most: int) -> int:
+    """Tokens of the largest pack with which training takes no more than `memory` bytes: `most`, or a multiple of
+    MULTIPLE below; 0 where none fits."""
+    sizes = [most, *range((most - 1) // MULTIPLE * MULTIPLE, 0, -MULTIPLE)]
+    return next((tokens for tokens in sizes if expected(shapes, setup, tokens).total <= memory), 0)
+
+
+def pack_budget(module: PreTrainedModel, setup: Setup) -> int:
+    """Tokens a pack may hold beside all that training adds to a module that is loaded already.
+
+    setup: of the run; where it has no adapter, the weights that are trained are those with a gradient.
+    """
+    free = torch.cuda.mem_get_info(module.device)[0] if module.device.type == "cuda" else available_memory()
+    if not setup.adapter and setup.trained is None:
+        setup = replace(setup, trained=sum(p.numel() for p in module.parameters() if p.requires_grad))
+    loaded = sum(p.numel() * p.element_size() for p in module.parameters())
+    memory = loaded + USABLE[setup.device] * free
+    return max(SMALLEST, largest_pack(shapes_of(module), setup, memory, LARGEST[setup.device]))
 
 
 def available_memory() -> int:

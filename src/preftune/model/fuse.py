@@ -85,6 +85,11 @@ def _candidates(part: nn.Module) -> tuple[int, tuple[Forward, ...]]:
     return 0, ()
 
 
+def takes_gated_mlp(part: nn.Module) -> bool:
+    """Whether the part is an MLP that the fused one can stand for, as far as its shapes and its activation say."""
+    return mlp in _candidates(part)[1]
+
+
 def _is_gated(part: nn.Module) -> bool:
     return {name for name, _ in part.named_children()} == {*LINEAR, "act_fn"}
 

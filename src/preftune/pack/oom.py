@@ -23,7 +23,9 @@ class OomRetry:
 
     splits: int = 0
     alone: bool = True
-    hint: str = "Lower data.max_tokens, or set model.checkpointing = true if it is not."
+    hint: str = (
+        "Lower data.max_tokens, or set model.checkpointing = true if it is not; `preftune check` says what fits."
+    )
 
     def run(self, groups: Groups, packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
         """work(packs); where memory runs out, again from its beginning with packs cut in two.

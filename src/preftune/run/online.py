@@ -1,7 +1,4 @@
-"""Everything that a run needs before its first step where it draws its own responses.
-
-The counterpart of prepare.py, from which it differs in where groups come from and in nothing else.
-"""
+"""The counterpart of prepare.py for a run that draws its own responses; it differs in where groups come from alone."""
 
 from __future__ import annotations
 
@@ -44,6 +41,7 @@ from preftune.rollout.reward_model import ModelScorer
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
+from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, load_policy, load_reference_model, refuse_lost_updates
@@ -219,7 +217,7 @@ def scorer_and_judge(
                 f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
             )
             notes["reward_slope"] = (text, {"slope": slope})
-        budget = run.batch.tokens or pack_budget(model.module, model.device, checkpointing=False)
+        budget = run.batch.tokens or pack_budget(model.module, setup_of(run, 0, model.device.type, trains=False))
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
 

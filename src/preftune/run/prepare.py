@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
+from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates, start_model
@@ -104,7 +106,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     else:
         run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist, fresh=False)
-    run, packing, _ = with_budget(run, policy, notes, dist)
+    run, packing, _ = with_budget(run, policy, notes, dist, trains=False)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -143,11 +145,13 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def with_budget(run: Run, policy: Policy, notes: Notes, dist: Distributed) -> tuple[Run, Packing, Shard]:
-    """The run with the tokens of a pack, which are the fewest that any rank has memory for beside what is not divided;
-    and what is."""
-    shard = choose_shard(run, policy, notes, dist)
-    tokens = run.batch.tokens or pack_budget(policy.module, policy.device, run.model.checkpointing)
+def with_budget(
+    run: Run, policy: Policy, notes: Notes, dist: Distributed, *, trains: bool = True
+) -> tuple[Run, Packing, Shard]:
+    """The run with the tokens of a pack, which are the fewest that any rank has memory for; and what is divided."""
+    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, trains=trains)
+    shard = choose_shard(run, policy, setup, notes, dist) if trains else "none"
+    tokens = run.batch.tokens or pack_budget(policy.module, changed(setup, shard=shard, gpus=dist.world_size))
     tokens = -dist.max(-tokens)
     run = replace(run, batch=replace(run.batch, tokens=tokens))
     return run, Packing(tokens, attention_crossover(policy.module.config)), shard

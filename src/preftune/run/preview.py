@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM
 
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.model import load, scalar
-from preftune.model.budget import LARGEST, Expected, attention_crossover, expected
+from preftune.model import scalar
+from preftune.model.budget import LARGEST, attention_crossover
+from preftune.model.memory import Expected, expected
 from preftune.model.probe import try_longest
+from preftune.model.shapes import meta_module, shapes_of
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
-from preftune.reference.config import Moving
 from preftune.rows.split import Rows
 from preftune.run.dataset import Dataset, tokenize_rows
+from preftune.run.fits import setup_of
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import check_vocabulary, device_of
 from preftune.run.plan_steps import plan_steps
@@ -45,14 +45,13 @@ def preview(run: Run, rows: Rows) -> Preview:
     run, dataset, notes = match_rows(run, tokenize_rows(run := resolve(run), rows))
     if of_scores(run.objective):
         scalar.refuse_without_score(dataset.config, "model.path")
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(dataset.config, trust_remote_code=False)
+    module = meta_module(dataset.config)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
     try_longest(module, [*dataset.train, *dataset.held_out])
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    size = torch.finfo(load.DTYPES[run.model.weights]).bits // 8
-    budget = run.batch.tokens or LARGEST[device_of(run).type]
+    device = device_of(run).type
+    budget = run.batch.tokens or LARGEST[device]
     plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
     counts = []
     for step in plan.steps[:COUNTED_STEPS]:
@@ -60,8 +59,5 @@ def preview(run: Run, rows: Rows) -> Preview:
                  for pack in step.packs]  # fmt: skip
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
-    checkpointing = run.model.checkpointing
-    memory = expected(dataset.config, parameters, tokens=budget, weight_bytes=size, checkpointing=checkpointing)
-    if isinstance(run.reference, Moving):
-        memory = replace(memory, weights=memory.weights + parameters * size)
+    memory = expected(shapes_of(module), setup_of(run, parameters, device), budget)
     return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))

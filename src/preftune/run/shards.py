@@ -6,17 +6,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
-from preftune.model.budget import SMALLEST, available_memory, token_bytes
+from preftune.model.budget import SMALLEST, available_memory
+from preftune.model.memory import Setup, expected
 from preftune.model.policy import Policy
+from preftune.model.shapes import shapes_of
 from preftune.model.shard import ShardedByStep
-from preftune.model.shard_layer import ShardedByLayer, layers_of
+from preftune.model.shard_layer import ShardedByLayer
 from preftune.reference.config import Moving
 from preftune.run.match_rows import Notes
 
@@ -53,15 +55,15 @@ def refuse_separate_disks(out: Path, dist: Distributed) -> None:
                         hint='Name one on a disk that all machines share, or use shard = "none".')  # fmt: skip
 
 
-def choose_shard(run: Run, policy: Policy, notes: Notes, dist: Distributed) -> Shard:
-    """What is divided. Where that is open, the first of none, step and layer that every rank has memory for."""
+def choose_shard(run: Run, policy: Policy, setup: Setup, notes: Notes, dist: Distributed) -> Shard:
+    """What is divided. setup: of the run, undivided. Where that is open, the first of none, step and layer that every rank has memory for."""
     if dist.world_size == 1:
         return "none"
-    needs = bytes_of_a_rank(run, policy, dist.world_size)
+    needs = bytes_of_a_rank(policy, setup, dist.world_size)
     memory = -dist.max(-memory_of_a_rank(policy, dist))
     shard = first_that_fits(needs, memory, whole_needed(run)) if run.ranks.shard == "auto" else run.ranks.shard
     sizes = ", ".join(f"{name} {needs[name] / 2**30:.3g}" for name in needs)
-    text = f"shard {shard}: a rank has {memory / 2**30:.3g} GiB, and takes, in GiB beside activations, {sizes}"
+    text = f"shard {shard}: a rank has {memory / 2**30:.3g} GiB, and training takes {sizes}"
     notes["shard"] = (text, {"shard": shard, "memory": memory, "needs": dict(needs)})
     if shard == "layer" and run.evaluate.samples:
         notes["no_samples"] = ("no texts are drawn for the page: no rank has the whole model that draws", {})
@@ -75,20 +77,10 @@ def first_that_fits(needs: Mapping[Shard, int], memory: int, whole: str) -> Shar
     return "step" if whole or needs["step"] <= USABLE * memory else "layer"
 
 
-def bytes_of_a_rank(run: Run, policy: Policy, world_size: int) -> dict[Shard, int]:
-    """Weights, gradients, two moments, and the copies that autocast makes of weights."""
-    module = policy.module
-    weights = sum(p.nbytes for p in module.parameters())
-    trained = sum(p.nbytes for p in module.parameters() if p.requires_grad)
-    copies = weights // 2 if policy.half and module.dtype == torch.float32 else 0
-    pack = SMALLEST * token_bytes(module.config, module.dtype.itemsize, run.model.checkpointing)
-    layers = [sum(p.nbytes for p in layer.parameters()) for layer in layers_of(module)]
-    gathered = 2 * (weights - sum(layers) + max(layers, default=0))  # with gradients; embedding and head stay, once met
-    return {
-        "none": weights + 3 * trained + copies + pack,
-        "step": weights + trained + 2 * trained // world_size + copies + pack,
-        "layer": (weights + 3 * trained) // world_size + gathered + copies + pack,
-    }
+def bytes_of_a_rank(policy: Policy, setup: Setup, world_size: int, tokens: int = SMALLEST) -> dict[Shard, int]:
+    """What training takes on one of so many ranks, with packs of so many tokens, by what is divided."""
+    shapes, shards = shapes_of(policy.module), cast(tuple[Shard, ...], get_args(Shard))
+    return {shard: expected(shapes, replace(setup, shard=shard, gpus=world_size), tokens).total for shard in shards}
 
 
 def memory_of_a_rank(policy: Policy, dist: Distributed) -> int:
