@@ -152,11 +152,13 @@ class _HeadLogp(torch.autograd.Function):
         whole = [slice(0, len(weight))]
         for words in whole if saved is not None else _slices(len(weight), len(target), LEAST[1], hidden.device.type):
             dlogits = _dlogits(hidden, head, target, lse, words) if saved is None else saved
-            dhidden = dhidden + product(dlogits, weight[words].to(dlogits.dtype))
+            if ctx.needs_input_grad[0]:  # not where the head alone is trained
+                dhidden = dhidden + product(dlogits, weight[words].to(dlogits.dtype))
             if dweight is not None:
                 _add_product(dweight[words], dlogits.T, scaled_hidden, empty=earlier is None)
             if dbias is not None:
                 dbias[words] = dlogits.T.to(grad.dtype) @ g
         if head.in_place and learns:
             weight.grad = dweight
-        return (dhidden * g[:, None]).to(hidden.dtype), None if head.in_place else dweight, dbias, *(None,) * 4
+        dhidden = (dhidden * g[:, None]).to(hidden.dtype) if ctx.needs_input_grad[0] else None
+        return dhidden, None if head.in_place else dweight, dbias, *(None,) * 4

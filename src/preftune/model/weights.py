@@ -51,13 +51,6 @@ class Weights(ABC):
         return torch.cat([tensor[:: 1 + tensor.numel() // SAMPLED].cpu() for tensor in tensors]).clone()
 
     @final
-    def rounded_away(self) -> float:
-        """Half the distance of a trained number to its neighbor, at the median: updates below are lost to rounding."""
-        some = self.sampled()
-        exponent = torch.frexp(some[some != 0].double()).exponent  # |number| is in [2^(exponent - 1), 2^exponent)
-        return torch.finfo(some.dtype).eps * 2.0 ** (float(exponent.float().median()) - 2)
-
-    @final
     def load_state(self, tensors: Mapping[str, Tensor]) -> str:
         """Take over a `state`. Returns "", or the name of what does not fit; then nothing has changed."""
         state = self.state()
@@ -89,7 +82,7 @@ class WholeModel(Weights):
         return digest.hexdigest()
 
     def state(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.module.named_parameters()}
+        return {name: p.detach() for name, p in self.trained().items()}
 
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         name = str(self.module.config._attn_implementation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -22,17 +21,11 @@ from preftune.errors import IO, NON_FINITE, UserError, third_party_message
 from preftune.model.weights import Weights
 from preftune.pack.oom import OomRetry
 from preftune.record.writer import CHECKPOINT_FILES
+from preftune.training.learner import Learner
+from preftune.training.optimizer import Moment, Optimizer
 
 PREFIX = "step-"
 MAX_SPLITS = 64  # no pack can be cut in two so often
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What is trained, and what trains it."""
-
-    weights: Weights
-    optimizer: torch.optim.Optimizer
 
 
 @dataclass
@@ -42,7 +35,7 @@ class State:
     often packs are cut in two because memory ran out; value: the value model of PPO."""
 
     weights: Weights
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     reference: torch.nn.Module | None = None
     step: int = 0
     skipped: int = 0
@@ -64,7 +57,7 @@ def save(state: State, root: Path, keep: int) -> Path:
     path = root / f"{PREFIX}{state.step:08d}"
     tensors = {}
     for begin, learner in state.learners.items():
-        tensors |= {f"{begin}weights": learner.weights.state(), f"{begin}optimizer": _moments(learner)}
+        tensors |= {f"{begin}weights": learner.weights.state(), f"{begin}optimizer": learner.moments()}
     if state.reference is not None:
         tensors["reference"] = _parameters(state.reference)
     for name, part in tensors.items():
@@ -94,9 +87,7 @@ class _Numbers(Struct, forbid_unknown_fields=True):
 def assert_room(state: State, root: Path) -> None:
     """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
     needed = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
-    for learner in state.learners.values():
-        needed += sum(tensor.nbytes for tensor in learner.weights.state().values())
-        needed += 2 * sum(parameter.nbytes for parameter in learner.weights.trained().values())
+    needed += sum(learner.nbytes for learner in state.learners.values())
     free = files.free(root)
     if free < needed:
         raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
@@ -124,7 +115,9 @@ def _load(state: State, path: Path, steps: int, means: int) -> str:
     A manifest says only that a file is as it was written, so every tensor and number is compared with what the model
     and its optimizer have.
     """
-    expected = {f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()}
+    expected: dict[str, Mapping[str, Tensor | Moment]] = {
+        f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()
+    }
     if state.reference is not None:
         expected["reference"] = _parameters(state.reference)
     names = [f"{part}.safetensors" for part in (*expected, *(f"{begin}optimizer" for begin in state.learners))]
@@ -137,22 +130,15 @@ def _load(state: State, path: Path, steps: int, means: int) -> str:
     except Exception as error:  # safetensors has a class of its own
         return third_party_message(error)
     for begin, learner in state.learners.items():
-        expected[f"{begin}optimizer"] = _expected_moments(learner, tensors[f"{begin}optimizer"])
+        expected[f"{begin}optimizer"] = learner.expected_moments(tensors[f"{begin}optimizer"])
     differences = {part: _unlike(tensors[part], expected[part]) for part in expected}
     if part := next((part for part, difference in differences.items() if difference), ""):
         return f"{part}.safetensors: {differences[part]}"
     if problem := _wrong_number(numbers, path, steps, means):
         return f"state.json: {problem}"
-    for begin in state.learners:
-        moments = tensors[f"{begin}optimizer"].items()
-        if any(bool((tensor < 0).any()) for name, tensor in moments if not name.endswith("/exp_avg")):
-            return f"{begin}optimizer.safetensors: a second moment or a count is negative"
     for begin, learner in state.learners.items():
         learner.weights.load_state(tensors[f"{begin}weights"])
-        for name, parameter in learner.weights.trained().items():
-            moments = _of_parameter(tensors[f"{begin}optimizer"], name)
-            # fused: the count is on the parameter's device, too
-            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+        learner.load_moments(tensors[f"{begin}optimizer"])
     if state.reference is not None:
         with torch.no_grad():
             for name, parameter in state.reference.named_parameters():
@@ -161,25 +147,17 @@ def _load(state: State, path: Path, steps: int, means: int) -> str:
     return ""
 
 
-def _expected_moments(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with the names, shapes and types that the moments of a checkpoint need: of each parameter that has any
-    there, all."""
-    expected: dict[str, Tensor] = {}
-    for name, p in learner.weights.trained().items():
-        if _of_parameter(tensors, name):
-            expected |= {f"{name}/step": torch.zeros(()), f"{name}/exp_avg": p, f"{name}/exp_avg_sq": p}
-    return expected
-
-
-def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What of these tensors is not as expected in name, shape or type, or not finite; empty where all are."""
+def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor | Moment]) -> str:
+    """What of these tensors is not as expected in name, shape, type or sign, or not finite; empty where all are."""
     for name in sorted(tensors.keys() ^ expected.keys()):
         return f"{name} is {'missing' if name in expected else 'unknown'}"
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+        if tuple(tensor.shape) != tuple(expected[name].shape) or tensor.dtype != expected[name].dtype:
             return f"{name} has another shape or type than the model's"
-    broken = not_finite(tensors)
-    return broken and f"{broken} is not finite"
+    if broken := not_finite(tensors):
+        return f"{broken} is not finite"
+    positive = (name for name, moment in expected.items() if isinstance(moment, Moment) and not moment.signed)
+    return next((f"{name} is negative" for name in positive if bool((tensors[name] < 0).any())), "")
 
 
 def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
@@ -193,18 +171,6 @@ def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name of a tensor that holds NaN or infinity, or an empty string."""
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
-
-
-def _moments(learner: Learner) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in learner.weights.trained().items()
-        for key, value in learner.optimizer.state[parameter].items()
-    }
-
-
-def _of_parameter(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -225,19 +191,8 @@ def broadcast(state: State, dist: Distributed) -> None:
     if state.step == 0:  # before the first update all have loaded the same weights
         return
     for learner in state.learners.values():
-        _broadcast_learner(learner, dist)
+        learner.broadcast(dist)
     dist.broadcast(p.detach() for p in (state.reference.parameters() if state.reference is not None else ()))
-
-
-def _broadcast_learner(learner: Learner, dist: Distributed) -> None:
-    moments_of, parameters = learner.optimizer.state, list(learner.weights.trained().values())
-    has_moments = torch.tensor([int(dist.first and bool(moments_of.get(p))) for p in parameters])
-    for parameter in itertools.compress(parameters, dist.sum(has_moments).tolist()):
-        if not dist.first:
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            moments_of[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-        dist.broadcast(value for _, value in sorted(moments_of[parameter].items()))
-    dist.broadcast(p.detach() for p in learner.weights.module.parameters())
 
 
 def has_drifted(state: State, dist: Distributed) -> bool:

@@ -24,9 +24,10 @@ from preftune.record.schema import STEP
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.samples import Samples
 from preftune.tokens.groups import TokenGroup
-from preftune.training.checkpoint import Learner, State
+from preftune.training.checkpoint import State
 from preftune.training.config import Optim, Save
-from preftune.training.optimizer import learning_rate
+from preftune.training.learner import Learner
+from preftune.training.schedule import learning_rate
 from preftune.training.source import Source
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
@@ -113,9 +114,9 @@ def clipped_norm(learner: Learner, clip: float) -> float:
 
 
 def take_step(learner: Learner, rate: float) -> None:
-    """One step of AdamW at this rate."""
-    for part in learner.optimizer.param_groups:
-        part["lr"] = rate
+    """One step of AdamW at this rate, times the `ratio` of a group that has one."""
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
     learner.optimizer.step()
 
 
