@@ -22,9 +22,7 @@ class OomRetry:
     does not."""
 
     splits: int = 0
-    hint: str = (
-        "Lower data.max_tokens, or set model.checkpointing = true if it is not; `preftune check` says what fits."
-    )
+    hint: str = "Lower data.max_tokens, or set model.checkpointing = true if it is not."
 
     def run(self, groups: Groups, packs: Sequence[Pack], work: Callable[[Sequence[Pack]], T]) -> T:
         """work(packs); where memory runs out, again from its beginning with packs cut in two.

@@ -52,9 +52,10 @@ def setup_of(run: Run, parameters: int, device: str, *, trained: int | None = No
     if trains and isinstance(run.objective, PPO):
         path = (run.value or Value()).path or next((r.model for r in reward_tables(run) if r.model), None)
         value = parameters if path is None else _parameters(path, "value.path")
+    usual = "bfloat16" if device == "cuda" else "float32"
     return Setup(
-        weights=model.weights,
-        compute=model.compute,
+        weights="float32" if model.weights == "auto" else model.weights,
+        compute=usual if model.compute == "auto" else model.compute,
         trained=trained,
         state=run.optim.state,
         checkpointing=model.checkpointing,
