@@ -20,11 +20,15 @@ import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from preftune import files
 from preftune.pack.plan import make_plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -48,25 +52,38 @@ def model_folder(root: Path, vocab: int) -> Path:
     if path.exists():
         return path
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    width, inner, layers, heads = SHAPES[vocab]
     torch.manual_seed(0)
-    config = Qwen3Config(
+    Qwen3ForCausalLM(qwen3_config(SHAPES[vocab], vocab)).save_pretrained(path)
+    word_tokenizer(vocab).save_pretrained(path)
+    return path
+
+
+def qwen3_config(shape: tuple[int, int, int, int], vocab: int) -> Qwen3Config:
+    """shape: width, MLP width, layers, heads."""
+    from transformers import Qwen3Config
+
+    width, inner, layers, heads = shape
+    return Qwen3Config(
         vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096,
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(path)
+
+
+def word_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are w3, w4, ...: one word, one token, and the number is its id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = {"<pad>": 0, "<end>": 1, "<unknown>": 2, **{f"w{i}": i for i in range(3, vocab)}}
     made = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>",
         model_max_length=4096, clean_up_tokenization_spaces=False,
-    ).save_pretrained(path)  # fmt: skip
-    return path
+    )  # fmt: skip
 
 
 def hashed(text: str, vocab: int) -> str:

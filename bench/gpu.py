@@ -1,66 +1,107 @@
-"""The same on CUDA, bf16: random models shaped like a 0.5B and a 1.5B, ours against TRL with its flags and batches.
+"""The first minutes on a GPU: one process, guarded stages in order of what they can teach, JSON written after each.
 
-This script has never run on a GPU; what it prints there must be read with that in mind. Time is wall time between the
-ends of updates with the device idle, memory is the allocator's peak; both children run alone on the device.
+From a checkout, on a machine where nothing can be installed:
+
+    PYTHONPATH=src python bench/gpu.py --out FOLDER
+
+It takes under nine minutes (`--seconds`), and a stage that fails or finds no time left costs only itself. It needs
+torch, transformers and numpy; TRL is measured where it can be imported. `--device cpu --toy` goes through the same
+stages in seconds, to catch slips: it has never run on a GPU, and what it prints there is to be read with that in mind.
+Without a GPU it prints what FLOPs alone let one expect (`bench/estimates.py`).
 """
+
+# ruff: noqa: E402  the path, the allocator and the stand-in for msgspec come before what they are for
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
-from argparse import ArgumentParser
+import time
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-import common
-import speed
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests"), str(HERE.parent / "src")]
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # as `preftune train` has it
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import no_msgspec
+
+STAND_IN = no_msgspec.install()
+
+import estimates
 import torch
-from common import child, median
+import transformers
+from gpu_checks import FULL, TOY, Numbers, attention, ceilings, families, flexible, head
+from gpu_speed import REGIMES, adapters, against_peer, packs
 
-SHAPES = {"0.5B": (151936, (896, 4864, 24, 14)), "1.5B": (151936, (1536, 8960, 28, 12))}
-FLAGS = {  # TRL's candidates for its best on CUDA
-    f"{size} a batch{', checkpointing' if again else ''}": {
-        "per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size,
-        "precompute_ref_log_probs": True, "gradient_checkpointing": again,
-    }
-    for size, again in ((8, False), (8, True), (4, False), (2, False))
-}  # fmt: skip
+from preftune import files
 
 
-def compare(place: Path, name: str, regime: str, steps: int) -> dict:
-    vocab, shape = SHAPES[name]
-    common.SHAPES[vocab] = shape
-    mine, planned, source = speed.files(place, regime, vocab, steps)
-    words = {"device": "cuda", "model.compute": "bfloat16"}
-    told = {"ours": child("ours", {**speed.ours(place, vocab, mine, steps, **words), "cuda": True})}
-    for flags, more in FLAGS.items():
-        spec = speed.peer(place, vocab, planned, steps, "best", "bfloat16", more=more, cuda=True)
-        told[flags] = child("peer", spec)
-    seconds = {flags: median([s["wall"] for s in found["steps"][1:]]) for flags, found in told.items()}
-    memory = {flags: found["cuda_peak"] / 2**20 for flags, found in told.items()}
-    best = min(FLAGS, key=seconds.__getitem__)
-    return {"model": name, "regime": regime, "rows": source, "seconds": seconds, "mib": memory, "best": best,
-            "speed": seconds[best] / seconds["ours"], "memory": memory[best] / memory["ours"],
-            "apart": common.same(told["ours"], told[best]), "versions": told[best]["versions"]}  # fmt: skip
+class Report:
+    """What the stages have measured, and the time that is left."""
+
+    def __init__(self, path: Path, seconds: float, about: Numbers) -> None:
+        self.path, self.seconds, self.stages, self.began = path, seconds, dict(about), time.monotonic()
+
+    def stage(self, name: str, expected: float, work: Callable[[], Numbers]) -> Numbers:
+        """Run a stage that may take about `expected` seconds, if there is time, and write everything down."""
+        left = self.seconds - (time.monotonic() - self.began)
+        began, numbers = time.monotonic(), {"skipped": f"{left:.0f} seconds are left"}
+        if left >= expected:
+            try:
+                numbers = work()
+            except Exception as error:  # the stages after it still teach something
+                numbers = {"error": f"{type(error).__name__}: {error}"[:500], "where": traceback.format_exc()[-1500:]}
+        self.stages[name] = {**numbers, "seconds of the stage": round(time.monotonic() - began, 1)}
+        files.write_json(self.path, self.stages)
+        print(name, json.dumps(self.stages[name], default=str)[:1500], flush=True)
+        return numbers
 
 
-def add(parser: ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=5)
+def versions(device: torch.device) -> Numbers:
+    """The card, and what runs on it."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return {"card": card, "capability": capability, "torch": torch.__version__, "cuda": torch.version.cuda,
+            "transformers": transformers.__version__, "python": sys.version.split()[0],
+            "msgspec's stand-in": STAND_IN}  # fmt: skip
 
 
-def main() -> None:
-    args = common.options(__doc__ or "", add)
-    if not torch.cuda.is_available():
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for gpu.json")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--toy", action="store_true", help="small enough for a CPU; not for quoting")
+    parser.add_argument("--seconds", type=float, default=520.0, help="a stage that would end later is left out")
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
         print("there is no CUDA device here: nothing was measured.")
-        sys.exit(0)
-    cells = []
-    for name in ("0.5B",) if args.quick else SHAPES:
-        with common.workshop() as made:  # a folder a shape: they share a vocabulary
-            for regime in common.LENGTHS:
-                cells.append(compare(Path(made), name, regime, args.steps))
-                c = cells[-1]
-                print(f"{name} {regime}: {c['speed']:.2f}x the speed and {c['memory']:.2f}x less memory than TRL "
-                      f"with {c['best']}; losses apart by {c['apart']['loss']:.0e}")  # fmt: skip
-    common.save("gpu", cells, cells[-1]["versions"], gpu=torch.cuda.get_device_name())
+        estimates.main()
+        return 0
+    device, size = torch.device(args.device), TOY if args.toy else FULL
+    args.out.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")  # of torch.compile and of TRL
+    transformers.logging.set_verbosity_error()
+    report = Report(args.out / "gpu.json", args.seconds, versions(device))
+    share = 1.0 if size is FULL else 0.0
+    most = report.stage("0 ceilings", 20 * share, lambda: ceilings(device, size)).get("bf16 TFLOP/s", float("nan"))
+    assert isinstance(most, float)
+    report.stage("1 attention", 60 * share, lambda: attention(device, size))
+    report.stage("2 head", 40 * share, lambda: head(device, size))
+    report.stage("3 flex", 60 * share, lambda: flexible(device, size))
+    report.stage("4 families", 60 * share, lambda: families(device, size))
+    report.stage("5 packs", 60 * share, lambda: packs(device, size, most))
+    report.stage("6 against TRL", 120 * share, lambda: against_peer(device, size, size.model, REGIMES))
+    report.stage("7 adapters", 30 * share, lambda: adapters(device, size))
+    report.stage("8 large", 60 * share, lambda: against_peer(device, size, size.large, REGIMES[:1]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

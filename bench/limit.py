@@ -92,7 +92,7 @@ def prepare(place: Path, regime: str, vocab: int, dtype: str, steps: int) -> Pre
 def of_the_peak(prepared: Prepared, regime: str, dtype: str) -> dict:
     """One update after another: useful FLOPs over its CPU time and the peak."""
     (phase,) = prepared.training.source.phases(0)
-    state = State(policy_of(prepared).weights, adamw(policy_of(prepared).weights, prepared.run.optim))
+    state = State(policy_of(prepared).weights, adamw(policy_of(prepared).weights, prepared.run.optim, seed=0))
     shares, computed, sums, shapes = [], [], [], []
     for layer in policy_of(prepared).module.base_model.layers[0].modules():
         if isinstance(layer, torch.nn.Linear):

@@ -39,13 +39,13 @@ def learner_of(folder: str, kind: str) -> tuple:
     from preftune.model.load import load_model
     from preftune.model.policy import trainable, wrap
     from preftune.run.shards import sharded
-    from preftune.training.checkpoint import Learner
     from preftune.training.config import Optim
+    from preftune.training.learner import Learner
     from preftune.training.optimizer import adamw
 
     loaded = load_model(folder, revision=None, weights="float32", device=torch.device("cpu"), location="model.path")
     policy = sharded(trainable(wrap(loaded.module, "auto")[0], checkpointing=False), kind)
-    return policy, Learner(policy.weights, adamw(policy.weights, Optim(lr=1e-6)))
+    return policy, Learner(policy.weights, adamw(policy.weights, Optim(lr=1e-6), 0))
 
 
 def update(policy: object, learner: object, rows: list, tokens: int, dist: object) -> float:

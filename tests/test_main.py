@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -75,3 +76,16 @@ def test_nothing_can_ask_on_standard_input(ended: Ended, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit):
         __main__.main()
     assert answers == [""]
+
+
+@pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_grows_its_blocks_unless_the_user_says_otherwise(
+    own: str | None, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in __main__.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(own, "max_split_size_mb:64")
+    ended(MemoryError())
+    expected = {own: "max_split_size_mb:64"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert {name: os.environ[name] for name in __main__.ALLOCATOR if name in os.environ} == expected

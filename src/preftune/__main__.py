@@ -11,9 +11,14 @@ from typing import NoReturn
 
 from preftune.errors import BUG, INTERRUPTED, IO, PeerRankError, UserError, is_out_of_memory, printable
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch's names for its allocator's settings, new and old
+
 
 def main() -> None:
     """Run a verb, and exit with the code of its outcome (see preftune.errors)."""
+    if not any(name in os.environ for name in ALLOCATOR):  # torch reads it when it is loaded
+        # packs have other shapes each time, and blocks of fixed size would leave memory free that no pack can have
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     sys.stdin = io.StringIO()  # no library that is loaded here may ask for a consent, a key or a password
     try:
         _run_as_rank() if "RANK" in os.environ else _run_verb()  # a single process does not need torch yet

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct
 
-DEFAULTS = {"also": (), "identity": True, "location": False, "python": None}
+DEFAULTS = {"also": (), "identity": True, "location": False, "python": None, "elsewhere": {}}
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -30,7 +30,7 @@ class FromPython(NamedTuple):
 
 def about(
     description: str, *, also: str = "", identity: bool = True, location: bool = False,
-    python: FromPython | None = None,
+    python: FromPython | None = None, elsewhere: Mapping[str, str] | None = None,
     gt: float | None = None, ge: float | None = None, lt: float | None = None, le: float | None = None,
 ) -> Meta:  # fmt: skip
     """All that the code asks of a key: description, bounds and the facts that `config/explain.py` reads from it.
@@ -38,7 +38,9 @@ def about(
     also: earlier names of the key and its names in other libraries; an error answers them with the name here.
     identity: False if a resumed run may differ in it, because it does not change the result. location: it says where
     something is, and the identity of a run has a digest of what is there instead. python: what it may hold in Python.
+    elsewhere: values that it has in other libraries, and what to write here.
     """
-    facts = {"also": tuple(also.split()), "identity": identity, "location": location, "python": python}
+    facts = {"also": tuple(also.split()), "identity": identity, "location": location, "python": python,
+             "elsewhere": elsewhere or {}}  # fmt: skip
     facts = {name: fact for name, fact in facts.items() if fact != DEFAULTS[name]}  # else a table's own facts hold
     return Meta(description=description, extra=facts, gt=gt, ge=ge, lt=lt, le=le)  # pyright: ignore[reportCallIssue]

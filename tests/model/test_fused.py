@@ -6,17 +6,19 @@ import copy
 import functools
 import inspect
 import sys
+from contextlib import nullcontext
 from types import MethodType
 
 import pytest
 import torch
 from making import groups, tiny
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from preftune.model import logp
+from preftune.model import fused, logp
 from preftune.model.fuse import ROTARY, fuse, fused_parts, original_modules
-from preftune.model.fused import GatedMLP, RMSNorm, Rotation, rotate
+from preftune.model.fused import GatedMLP, KernelRMSNorm, RMSNorm, Rotation, rotate
 from preftune.model.policy import trainable, wrap
 from preftune.model.verify import disagreement, plain_logp
 from preftune.pack.batch import collate
@@ -280,3 +282,66 @@ def test_half_precision_products_train(family: str) -> None:
         assert all(g.dtype == torch.float32 for g in grads)
         gradients_of.append(torch.cat(grads))
     assert float(torch.cosine_similarity(*gradients_of, dim=0)) > 0.99
+
+
+def norm_gradients(
+    dy: torch.Tensor, x: torch.Tensor, shape: torch.Size, r: torch.Tensor, w: torch.Tensor, wanted: tuple[bool, bool]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What the backward pass of torch's kernel gives; there is none for a CPU."""
+    assert x.dtype == w.dtype == dy.dtype
+    unit = x * r
+    dx = r * (w * dy - unit * (w * dy * unit).mean(-1, keepdim=True))
+    dw = (dy * unit).flatten(0, -2).sum(0)
+    return dx if wanted[0] else None, dw if wanted[1] else None
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_a_norm_by_torchs_kernels_keeps_its_input_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA; queries and keys come in half precision, and weights do not."""
+    monkeypatch.setattr(fused, "norm_backward", norm_gradients)
+    x, w = double(2, 3, 8).detach().bfloat16().requires_grad_(), double(8, seed=1).detach().float().requires_grad_()
+    kept: list[torch.dtype] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.dtype) or tensor, lambda x: x):
+        y = KernelRMSNorm.apply(x, w, 1e-6, torch.bfloat16)
+    assert kept == [torch.bfloat16, torch.float32, torch.float32]
+    upstream = double(2, 3, 8, seed=2).detach().bfloat16()
+    exact_x, exact_w = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
+    exact = RMSNorm.apply(exact_x, exact_w, 1e-6, torch.float64)
+    assert torch.allclose(y.double(), exact, rtol=1e-2)
+    grads = torch.autograd.grad(y, [x, w], upstream)
+    rights = torch.autograd.grad(exact, [exact_x, exact_w], upstream.double())
+    for ours, right in zip(grads, rights, strict=True):
+        assert torch.allclose(ours.double(), right, rtol=1e-2, atol=1e-3)
+    assert grads[0].dtype == torch.bfloat16
+    assert grads[1].dtype == torch.float32
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each parameter is cast, by its place in memory."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.counts = {p.data_ptr(): 0 for p in module.parameters() if p.dim() > 1}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_cast_once_a_step_and_give_the_same_gradients(checkpointing: bool, tied: bool) -> None:
+    packs, gradients, most = [groups(2, seed=seed) for seed in range(3)], [], []
+    for once in (False, True):
+        module = tiny("qwen3", tie_word_embeddings=tied)
+        policy = trainable(wrap(module, "auto", torch.bfloat16)[0], checkpointing=checkpointing)
+        with policy.cast_once() if once else nullcontext(), Casts(module) as casts:
+            for pack in packs:
+                batch = policy.batch(pack)
+                batch.sum(policy.token_logp(batch)).sum().backward()
+        gradients.append([p.grad for p in module.parameters()])
+        most.append(max(casts.counts.values()))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert most[0] >= 3
+    assert most[1] == 1

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from dense import dense
 from making import group, groups, tiny
 
 from preftune.errors import UserError
@@ -107,23 +108,6 @@ def test_packs_are_filled_where_a_shape_costs() -> None:
     assert wrap(tiny(dtype=torch.bfloat16), "auto")[0].multiple == 128
 
 
-def dense(q, k, v, sinks, layout, shape: Shape) -> torch.Tensor:
-    """The definition: one masked square over the whole pack, in double; result (1, tokens, heads, width)."""
-    q, k, v = (x.double() for x in (q, k, v))
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scores = q @ k.transpose(2, 3) * shape.scale
-    if shape.softcap is not None:
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
-    row = torch.arange(len(layout.end))
-    sees = visible(row[:, None], row[None, :], layout.end)
-    if shape.window is not None:
-        sees &= layout.position[:, None] - layout.position[None, :] < shape.window
-    scores = scores.masked_fill(~sees, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
-    return (scores.softmax(-1)[..., : len(row)] @ v).transpose(1, 2)
-
-
 PACKS = {
     "pairs": groups(4, seed=5, prompt=(20, 90), response=(5, 40)),
     "short": groups(9, seed=6, prompt=(1, 9), response=(1, 3), shared=1),
@@ -190,8 +174,8 @@ def test_the_block_mask_of_flex_attention_is_that_of_the_definition(window: int 
 def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
     made = [*groups(3, seed=7), group([3, 4, 5], [6, 7, 8, 9], [6, 7])]  # one response is the beginning of another
     layout = Layout.of(collate(made))
-    path, starts_q, starts_k, longest_q, longest_k = layout.varlen
-    q, k = starts_q.tolist(), starts_k.tolist()
+    paths = layout.varlen
+    path, q, k = paths.keys, paths.cu_q.tolist(), paths.cu_k.tolist()
     assert q[-1] == len(layout.end)
     sees = torch.zeros(len(layout.end), len(layout.end), dtype=torch.bool)
     for a, b, c, d in zip(q[:-1], q[1:], k[:-1], k[1:], strict=True):
@@ -200,8 +184,8 @@ def test_paths_for_variable_length_kernels_cover_the_trie() -> None:
             sees[row, keys[: len(keys) - (b - 1 - row)]] = True
     row = torch.arange(len(layout.end))
     assert torch.equal(sees, visible(row[:, None], row[None, :], layout.end))
-    assert longest_q == max(b - a for a, b in itertools.pairwise(q))
-    assert longest_k == layout.depth
+    assert paths.max_q == max(b - a for a, b in itertools.pairwise(q))
+    assert paths.max_k == layout.depth
 
 
 def test_a_batch_has_one_layout_that_goes_with_it() -> None:

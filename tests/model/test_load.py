@@ -14,10 +14,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from preftune.errors import UserError
 from preftune.model.load import Loaded, load_config, load_model
-from preftune.model.policy import wrap
 from preftune.model.probe import not_followed
 from preftune.model.weights import WholeModel
-from preftune.run.models import refuse_lost_updates
 
 LAYERS = {"model.layers.3.mlp.up_proj.weight": torch.ones(48, 32)}
 CARRIED = {  # what a folder holds besides -> what is told
@@ -118,16 +116,3 @@ def test_what_training_does_not_follow_is_told(family: str, keys: dict, text: st
     assert all(re.search(text, sentence) for sentence in sentences)
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert not any(part.training for part in module.modules())
-
-
-@pytest.mark.parametrize("rate", [1e-6, 1e-4])
-def test_updates_that_rounding_takes_away_are_refused_with_the_number(rate: float) -> None:
-    """And where they are not refused, more than a third of the weights move."""
-    weights = wrap(tiny().bfloat16(), "auto")[0].weights
-    refuse_lost_updates(wrap(tiny(), "auto")[0].weights, rate)
-    with pytest.raises(UserError, match=f"{weights.rounded_away():.1e} is half the distance"):
-        refuse_lost_updates(weights, rate)
-    least = weights.rounded_away()
-    refuse_lost_updates(weights, least)
-    moved = [(p.detach() - least != p.detach()).float().mean() for p in weights.trained().values() if p.dim() > 1]
-    assert float(torch.stack(moved).mean()) > 1 / 3

@@ -62,6 +62,33 @@ def test_half_precision_inputs_give_full_precision_sums() -> None:
     assert float((logp - head_logp(hidden, LanguageHead(weight), target)).abs().max()) < 0.15
 
 
+@pytest.mark.parametrize("device", ["with a wait", "without"])
+@pytest.mark.parametrize("softcap", [None, 200.0])
+def test_a_token_that_is_hardly_ever_said(device: str, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its probability is 0 in fp32; a device that must not be waited for gets its logarithm another way."""
+    monkeypatch.setattr(module, "WAITS", ("cpu",) if device == "with a wait" else ())
+    torch.manual_seed(3)
+    hidden, weight, target = torch.randn(20, 8), 12 * torch.randn(50, 8), torch.randint(0, 50, (20,))
+    logits = hidden.double() @ weight.double().T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    target[:10] = logits[:10].argmin(1)
+    expected = torch.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
+    assert float(expected[:10].max()) < -50
+    assert float(expected.min()) < -103  # fp32 ends there
+    logp = head_logp(hidden, LanguageHead(weight, softcap=softcap), target)
+    assert torch.allclose(logp.double(), expected, rtol=1e-6, atol=1e-4)
+
+
+def test_products_of_half_precision_are_added_to_a_wide_gradient() -> None:
+    total, left, right = torch.ones(3, 5), torch.randn(3, 7).bfloat16(), torch.randn(7, 5).bfloat16()
+    exact = left.double() @ right.double()
+    module._add_product(total, left, right, empty=False)
+    assert torch.allclose(total.double(), 1 + exact, atol=5e-2)
+    module._add_product(total, left, right, empty=True)
+    assert torch.allclose(total.double(), exact, atol=5e-2)
+    assert not module.adds_wide(torch.device("cpu"))  # if this fails, a CPU has learned it: the copy there can go
+
+
 def test_no_scored_rows() -> None:
     empty = head_logp(torch.randn(0, 8), LanguageHead(torch.randn(5, 8)), torch.zeros(0, dtype=torch.long))
     assert empty.shape == (0,)

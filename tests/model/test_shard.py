@@ -21,8 +21,8 @@ from preftune.model.shard_layer import ShardedByLayer
 from preftune.model.weights import WholeModel, local
 from preftune.objective import Objective
 from preftune.pack.plan import Packing, Step
-from preftune.training.checkpoint import Learner
 from preftune.training.config import Optim
+from preftune.training.learner import Learner
 from preftune.training.optimizer import adamw
 from preftune.training.update import clipped_norm, take_step
 
@@ -48,7 +48,7 @@ def updated(
     if kind != "none":
         policy = replace(policy, weights=KINDS[kind](policy.weights))
     reference, packing = wrap(tiny(family, dtype=dtype, seed=1, **keys), "auto")[0], Packing(60, attention_crossover=50)
-    learner, results = Learner(policy.weights, adamw(policy.weights, Optim(lr=1e-3))), {}
+    learner, results = Learner(policy.weights, adamw(policy.weights, Optim(lr=1e-3), 0)), {}
     for count in ROWS:
         rows = groups(count, response=(1, 9), prompt=(3, 12))
         step = packing.step(rows, packs_for)

@@ -11,7 +11,7 @@ import pytest
 from preftune.events import Evaluated, Happened, Note, Progress, StepDone, anyone_listens, emit, listening, silence
 from preftune.files import read_lines
 from preftune.record.reader import Record
-from preftune.record.writer import RecordWriter, environment, environment_changes
+from preftune.record.writer import RecordWriter, environment, environment_changes, version_of
 
 
 @pytest.fixture
@@ -75,3 +75,8 @@ def test_what_may_change_the_last_digits_is_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "environment.json").write_text(json.dumps(old))
         assert environment_changes(tmp_path, now) == changes
+
+
+def test_a_checkout_that_is_not_installed_has_a_version() -> None:
+    assert version_of("torch")[0].isdecimal()
+    assert version_of("a-package-that-nobody-has-installed") == "source"

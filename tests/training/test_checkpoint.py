@@ -26,7 +26,7 @@ HEAD, FIRST = "lm_head.weight", "model.layers.0.self_attn.q_proj.weight"
 def made(seed: int, *, moving: bool = False) -> State:
     """A state after one update with made gradients."""
     weights = WholeModel(tiny(seed=seed))
-    state = State(weights, adamw(weights, Optim()), tiny(seed=seed + 9) if moving else None)
+    state = State(weights, adamw(weights, Optim(), seed=0), tiny(seed=seed + 9) if moving else None)
     torch.manual_seed(seed)
     for name, parameter in weights.trained().items():
         parameter.grad = None if name == HEAD else torch.randn_like(parameter)  # nothing has asked for the head yet
@@ -36,7 +36,7 @@ def made(seed: int, *, moving: bool = False) -> State:
 
 
 def bits(state: State) -> dict[str, Any]:
-    tensors = {**state.weights.state(), **checkpoint._moments(state)}
+    tensors = {**state.weights.state(), **state.learners[""].moments()}
     reference = {} if state.reference is None else checkpoint._parameters(state.reference)
     numbers = (state.step, state.skipped, state.oom.splits, state.ema)
     return {name: t.clone() for name, t in {**tensors, **reference}.items()} | {"numbers": numbers}
@@ -191,7 +191,7 @@ def test_what_is_not_finite_is_not_saved_and_nothing_is_rotated_away(part: str, 
 
     state = made(0, moving=True)
     kept = save(state, tmp_path, keep=1)
-    tensors = {"weights": state.weights.state(), "optimizer": checkpoint._moments(state)}
+    tensors = {"weights": state.weights.state(), "optimizer": state.learners[""].moments()}
     tensors["reference"] = checkpoint._parameters(state.reference) if state.reference is not None else {}
     next(iter(tensors[part].values())).view(-1)[0] = float("nan")
     state.step = 2

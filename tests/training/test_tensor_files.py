@@ -36,7 +36,7 @@ def state_of(kind: str, seed: int) -> State:
     generator = torch.Generator().manual_seed(seed)
     gradients = {name: torch.randn(p.shape, generator=generator) for name, p in module.named_parameters()}
     weights = KINDS[kind](WholeModel(module))
-    state = State(weights, adamw(weights, Optim()))
+    state = State(weights, adamw(weights, Optim(), 0))
     for name, parameter in weights.trained().items():
         gradient = gradients[name]
         if isinstance(parameter, DTensor):
@@ -53,7 +53,7 @@ def state_of(kind: str, seed: int) -> State:
 
 def bits(state: State) -> dict[str, torch.Tensor]:
     """All tensors of a state, whole. Every rank must ask."""
-    tensors = {**state.weights.state(), **checkpoint._moments(checkpoint.Learner(state.weights, state.optimizer))}
+    tensors = {**state.weights.state(), **state.learners[""].moments()}
     return {n: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for n, t in tensors.items()}
 
 
@@ -102,7 +102,7 @@ def test_another_models_rows_are_passed_over(tmp_path: Path) -> None:
     """Each rank's own rows would fit: 63 and 64 are both cut into 32 and less."""
     saved("step", 2, tmp_path)
     other = WholeModel(tiny(vocab_size=64))
-    state = State(other, adamw(other, Optim()))
+    state = State(other, adamw(other, Optim(), 0))
     path, problems = checkpoint.load_newest(state, tmp_path / "saved", steps=1, means=2)
     assert path is None
     assert "has another shape" in problems[0]

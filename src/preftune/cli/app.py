@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from cyclopts import App
 
@@ -22,11 +21,18 @@ VERBS = {
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
 ALONE = ("check", "demo", "draw", "score", "trade_off")  # verbs with a module of their own
 
+
+def _version() -> str:
+    from preftune.record.writer import version_of
+
+    return version_of("preftune")
+
+
 app = App(
     name="preftune",
     help="Tune language models on human preferences, and see what happened.\n\n"
     "A run is a TOML file (see `preftune keys`); words such as optim.lr=1e-6 change it; flags do not.",
-    version=lambda: version("preftune"),  # asked for only when it is printed
+    version=_version,  # asked for only when it is printed
     help_format="markdown",
 )
 app.register_install_completion_command()

@@ -25,7 +25,7 @@ SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 class Key(Struct, frozen=True):
-    """One key. choice: for a key of one objective or reference, its name. The last four are its facts (table.py)."""
+    """One key. choice: for a key of one objective or reference, its name. The last five are its facts (table.py)."""
 
     name: str
     type: str
@@ -37,6 +37,7 @@ class Key(Struct, frozen=True):
     location: bool = False
     also: tuple[str, ...] = ()
     python: FromPython | None = None
+    elsewhere: Mapping[str, str] = {}
 
     @property
     def decides(self) -> bool:
@@ -65,7 +66,6 @@ class Choice(NamedTuple):
     tag: str
     tables: tuple[inspect.StructType, ...]
     presets: Mapping[str, Preset]
-    elsewhere: Mapping[str, str]
 
     @property
     def usual(self) -> str:
@@ -84,7 +84,7 @@ def choices() -> dict[str, Choice]:
         kind, _, facts = _open(field.type)
         tables = _tables(kind)
         if tables and (tag := tables[0].tag_field):
-            by_key[field.name] = Choice(tag, tables, facts.get("presets", {}), facts.get("elsewhere", {}))
+            by_key[field.name] = Choice(tag, tables, facts.get("presets", {}))
     return by_key
 
 

@@ -77,8 +77,8 @@ def _elsewhere(word: str, place: str) -> str:
 
 def _right_value(word: str, place: str, tree: Mapping[str, Any]) -> str:
     """A hint for a value that is not one of those that a key may have."""
-    choice = choices().get(place.rpartition(".")[0])
-    if choice is not None and (words := choice.elsewhere.get(word.lower().replace("-", "_"))):
+    elsewhere = next((key.elsewhere for key in keys() if key.name == place), {})
+    if words := elsewhere.get(word.lower().replace("-", "_")):
         return f"Write {words}."
     names = values_at(place, tree)
     return nearest(word.lower(), names) or f"Choose one of {', '.join(names)}."

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from preftune.config.drawing import refuse_contradictions, without_effect
 from preftune.config.load import convert
+from preftune.config.optimizing import with_optim
 from preftune.config.run import Run
 from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
@@ -18,11 +19,11 @@ from preftune.tokens.aggregate import Mean, Plain
 
 
 def resolve(run: Run) -> Run:
-    """Hold the run against types and bounds, refuse keys that contradict each other and fill in the reference.
+    """Hold the run against types and bounds, refuse keys that contradict each other and fill in what is open.
 
     A run may come from Python, where nothing has checked it yet. Nothing is loaded. Raises UserError.
     """
-    run = _checked(run)
+    run = with_optim(_checked(run))
     refuse_contradictions(run)
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
@@ -35,8 +36,6 @@ def resolve(run: Run) -> Run:
         raise without_effect("this objective takes means over tokens already", "aggregate")
     if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
         raise without_effect("a reward model reads a response's last token", "aggregate")
-    if run.optim.steps is not None and run.optim.epochs is not None:
-        raise UserError("steps and epochs are both given.", location="optim", hint="Remove one of the two.")
     if not isinstance(run.model.path, str):
         if run.model.revision:
             raise without_effect("the model is loaded already", "model.revision")

@@ -85,7 +85,8 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
         _pass_idle(models, groups, step, oom, dist)
         return scored
 
-    scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+    with policy.cast_once():
+        scored = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     total = gather_step(policy, groups, step, scored, loss.reads, dist)
     output = loss(rows, total.responses, None, total.token_logp)  # for the metrics; the gradient is in place
     return StepGradient(output, total.tokens, total.shared)
@@ -114,7 +115,8 @@ def _two_passes(
             logp.backward(output.d_logp[rows_of_pack].to(logp) / len(rows))
         _pass_idle(models, groups, step, oom, dist)
 
-    oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+    with policy.cast_once():
+        oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     return StepGradient(output, 2 * total.tokens + (0 if mismatched is None else mismatched.tokens), total.shared)
 
 

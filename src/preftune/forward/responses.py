@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from preftune.objective.responses import Responses
+from preftune.pack.batch import send
 from preftune.tokens.groups import TokenGroup
 
 
@@ -19,7 +20,7 @@ def token_weights(groups: Sequence[TokenGroup], device: torch.device) -> Tensor 
     weights = [
         w for group in groups for w in group.column("weight") or [np.ones(len(r), np.float32) for r in group.responses]
     ]
-    return torch.from_numpy(np.concatenate(weights)).to(device)
+    return send(torch.from_numpy(np.concatenate(weights)), device)
 
 
 def responses_of(groups: Sequence[TokenGroup], logp: Tensor, sharpness: Tensor | None, dtype: torch.dtype) -> Responses:

@@ -39,8 +39,13 @@ class PackScores(NamedTuple):
 
     def responses(self, groups: Sequence[TokenGroup]) -> Responses:
         """What the loss reads of the pack, which has these groups."""
-        sharpness = None if self.sharpness is None else self.sharpness.double().cpu()
-        return responses_of(groups, self.logp.detach().double().cpu(), sharpness, self.logp.dtype)
+        logp, *sharpness = self.on_host()
+        return responses_of(groups, logp, sharpness[0] if sharpness else None, self.logp.dtype)
+
+    def on_host(self) -> Tensor:
+        """(1 or 2, responses) fp64: logp, and sharpness where there is one, by one copy that waits for the pass."""
+        columns = [column.detach().double() for column in (self.logp, self.sharpness) if column is not None]
+        return torch.stack(columns).cpu()
 
     def detached(self) -> PackScores:
         """The numbers without what the backward pass needs."""
@@ -87,9 +92,8 @@ def gather_step(
     table = torch.zeros(count + 1, 5, dtype=torch.float64)
     for pack, scores in scored:
         rows = [place for i in pack for place in places[i]]
-        table[rows, 0] = scores.logp.detach().double().cpu()
-        if scores.sharpness is not None:
-            table[rows, 1] = scores.sharpness.detach().double().cpu()
+        columns = scores.on_host()
+        table[rows, : len(columns)] = columns.T
         if scores.parts is not None:
             table[rows, 2:] = scores.parts.cpu()
         table[count, :2] += torch.tensor([scores.tokens, scores.shared])

@@ -39,6 +39,7 @@ def value_gradient(
             loss += float(total.detach())
         return loss
 
-    loss = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+    with model.cast_once():
+        loss = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     model.weights.sum_gradients(dist)
     return float(dist.sum(torch.tensor(loss, dtype=torch.float64)))

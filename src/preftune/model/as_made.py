@@ -47,13 +47,17 @@ def as_made(module: PreTrainedModel, attention: str) -> Iterator[None]:
 @contextmanager
 def given_back(model: object) -> Iterator[None]:
     """A loaded model of the caller's, which is prepared meanwhile, is afterwards as its maker gave it, with the
-    attention that it came with; names of models pass through."""
-    attention = str(model.config._attn_implementation) if isinstance(model, PreTrainedModel) else ""
+    attention and the frozen parameters that it came with; names of models pass through."""
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    attention, trained = str(model.config._attn_implementation), {p: p.requires_grad for p in model.parameters()}
     try:
         yield
     finally:
-        if isinstance(model, PreTrainedModel):
-            take_back(model, attention)
+        take_back(model, attention)
+        for parameter, learns in trained.items():
+            parameter.requires_grad_(learns)
 
 
 def take_back(module: PreTrainedModel, attention: str) -> Preparation:

@@ -3,27 +3,23 @@
 Registered with transformers' AttentionInterface, so that model code stays theirs: it hands over q, k and v after
 rotary embedding, and the layout of the pack as the keyword `trie`. Three ways give the same numbers:
 
-InBlocks     everywhere: dense products of some rows with their ancestors and themselves, one block after the other.
-along_paths  CUDA, half precision: one variable-length call a layer.
-in_flex      CUDA otherwise (flex.py): fp32, soft caps, sinks, sliding windows.
+InBlocks    everywhere: dense products of some rows with their ancestors and themselves, one block after the other.
+AlongPaths  CUDA, half precision (varlen.py): one variable-length call a layer, with sliding windows and sinks.
+in_flex     CUDA otherwise (flex.py): fp32, soft caps, values of another width than keys.
 
 Held by tests/model/test_layouts.py.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from preftune.model import flex
+from preftune.model import flex, varlen
 from preftune.model.layout import Layout, QueryBlock, Shape
+from preftune.model.outputs import saved_outputs
 
 NAME = "preftune_trie"
 
@@ -65,39 +61,23 @@ def attend(
     shape = Shape(width**-0.5 if scaling is None else scaling, softcap, window)
     if query.is_cuda and value.dtype != torch.float64:
         query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embedding may have widened them
-        plain = softcap is None and window is None and s_aux is None and width % 8 == 0 and width <= 256
-        plain = plain and value.shape[-1] == width
-        if plain and value.dtype != torch.float32 and _varlen_options() is not None:
-            return along_paths(query, key, value, trie, shape.scale), None
-        if width in flex.HEAD_WIDTHS and value.shape[-1] in flex.HEAD_WIDTHS:
-            return flex.in_flex(query, key, value, s_aux, trie, shape), None
+    way = way_of(query.device, value.dtype, (width, value.shape[-1]), shape, sinks=s_aux is not None)
+    if way == "flex":
+        return flex.in_flex(query, key, value, s_aux, trie, shape), None
     with torch.autocast(query.device.type, enabled=False):  # both passes must make the same probabilities
-        return InBlocks.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
+        function = varlen.AlongPaths if way == "paths" else InBlocks
+        return function.apply(query, key, value, s_aux, trie, shape), None  # type: ignore[return-value]
 
 
-class SavedOutputs(NamedTuple):
-    """What attention gave in the first pass of a checkpointed layer, in order. replay: this is the second pass."""
-
-    outputs: list[Tensor]
-    replay: bool
-
-
-_SAVED: ContextVar[SavedOutputs | None] = ContextVar("saved", default=None)
-
-
-def keep_outputs() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Keep attention outputs when checkpointing: they are small and expensive. For torch, as `context_fn`."""
-    outputs: list[Tensor] = []
-    return _saving(SavedOutputs(outputs, replay=False)), _saving(SavedOutputs(outputs, replay=True))
-
-
-@contextmanager
-def _saving(saved: SavedOutputs) -> Iterator[None]:
-    token = _SAVED.set(saved)
-    try:
-        yield
-    finally:
-        _SAVED.reset(token)
+def way_of(
+    device: torch.device, dtype: torch.dtype, widths: tuple[int, int], shape: Shape, *, sinks: bool
+) -> Literal["blocks", "paths", "flex"]:
+    """Which of the three ways a layer takes. widths: of a key and of a value, a head; sinks: whether it has them."""
+    if device.type != "cuda" or dtype == torch.float64:
+        return "blocks"
+    if dtype != torch.float32 and shape.softcap is None and varlen.takes(device, *widths, sinks=sinks):
+        return "paths"
+    return "flex" if all(width in flex.HEAD_WIDTHS for width in widths) else "blocks"
 
 
 # Forward, for a block of queries i and the keys j of their path (letters of FlashAttention-2, arXiv 2307.08691):
@@ -125,9 +105,9 @@ class InBlocks(torch.autograd.Function):
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, layout: Layout, shape: Shape):
         ctx.save_for_backward(query, key, value, sinks)
         ctx.layout, ctx.shape = layout, shape
-        saved = _SAVED.get()
+        saved = saved_outputs()
         if saved is not None and saved.replay:
-            return saved.outputs.pop(0)
+            return saved.tensors.pop(0)
         heads, n_rep = key.shape[1], query.shape[1] // key.shape[1]
         q, k, v = (_by_key_head(x, heads) for x in (query, key, value))
         q.mul_(shape.scale)
@@ -140,7 +120,7 @@ class InBlocks(torch.autograd.Function):
                 out[:, rows] = torch.bmm(P[..., : k_seen.shape[1]], v_path[:, block.keys])
         out = _by_token(out, n_rep).to(value.dtype)
         if saved is not None:
-            saved.outputs.append(out.detach())
+            saved.tensors.append(out.detach())
         return out
 
     @staticmethod
@@ -208,32 +188,3 @@ def _by_token(x: Tensor, n_rep: int) -> Tensor:
     heads, rows, width = x.shape
     by_token = x.view(heads, rows // n_rep, n_rep, width).transpose(0, 1)
     return by_token.reshape(1, rows // n_rep, heads * n_rep, width)
-
-
-def along_paths(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
-    """One variable-length call: the queries of a leaf are the rows that it added, its keys the whole path.
-
-    With fewer queries than keys the kernel aligns both at their ends, and so its causal mask is the trie's. Shapes as
-    in `attend`.
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    keys, cu_seq_q, cu_seq_k, max_q, max_k = layout.varlen
-    q = query[0].transpose(0, 1).contiguous()
-    k, v = (x[0].transpose(0, 1).index_select(0, keys) for x in (key, value))
-    out = varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, **(_varlen_options() or {}))
-    assert isinstance(out, Tensor)
-    return out[None]
-
-
-@cache
-def _varlen_options() -> dict[str, Any] | None:
-    """Keywords that differ between versions of torch; None where this one has no such kernel."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    names = inspect.signature(varlen_attn).parameters
-    if "window_size" not in names:
-        return None
-    return {"window_size": (-1, 0), **({"enable_gqa": True} if "enable_gqa" in names else {})}

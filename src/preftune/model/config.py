@@ -26,7 +26,10 @@ MODEL = FromPython("a loaded model of transformers", lambda value: _is_a(value, 
 TOKENIZER = FromPython("a loaded tokenizer of transformers", lambda value: _is_a(value, "PreTrainedTokenizerBase"))
 OTHER_TOKENIZER = "Folder or hub name of the tokenizer, if it is not the model's."
 LAYOUT = "auto: share prefixes if the model allows it; trie: always share; padded: one row a response."
-Precision = Literal["float32", "bfloat16"]
+WEIGHTS = "Type in which weights are kept; auto: float32."
+COMPUTE = "Type of the matrix products; auto: bfloat16 on a GPU that has it, else float32."
+TRAINABLE = "Patterns of the names of weights that are trained, such as *.mlp.*; all if not given."
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Model(Table, frozen=True):
@@ -41,12 +44,12 @@ class Model(Table, frozen=True):
         TokenizerPath | None,
         about(OTHER_TOKENIZER, also="tokeniser tokenizer_name processing_class", location=True, python=TOKENIZER),
     ] = None
-    weights: Annotated[
-        Precision, about("Type in which weights and optimizer state are kept.", also="torch_dtype dtype")
-    ] = "float32"
-    compute: Annotated[
-        Precision, about("Type of the matrix products; bfloat16 halves time on a GPU.", also="bf16 mixed_precision")
-    ] = "float32"
+    weights: Annotated[Precision, about(WEIGHTS, also="torch_dtype dtype")] = "auto"
+    compute: Annotated[Precision, about(COMPUTE, also="bf16 mixed_precision")] = "auto"
+    trainable: Annotated[
+        tuple[str, ...] | None,
+        about(TRAINABLE, also="freeze unfreeze unfrozen_parameters trainable_parameters freeze_layers"),
+    ] = None
     checkpointing: Annotated[
         bool, about("Recompute activations in the backward pass to save memory.", also="gradient_checkpointing")
     ] = False

@@ -33,9 +33,10 @@ class Way:
         """What is trained, in words."""
         setup = self.setup
         state = ", moments in 8 bits" if setup.state == "int8" else ""
+        products = ", products in float32" if setup.compute == "float32" else ""
         if setup.adapter:
-            return f"adapter of rank {setup.rank} on {setup.weights}{state}"
-        return f"every weight, {setup.weights}{state}"
+            return f"adapter of rank {setup.rank} on {setup.weights}{state}{products}"
+        return f"every weight, {setup.weights}{state}{products}"
 
 
 WAYS = (

@@ -7,11 +7,24 @@ Held by tests/model/test_fused.py.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 
+from preftune.model.copies import cast
+from preftune.pack.batch import add_rows
+
 EPS = ("variance_epsilon", "eps")  # under which names norms keep what is added to the mean square
 LINEAR = ("gate_proj", "up_proj", "down_proj")
+TRITON = (
+    False  # whether CUDA takes head_triton.py and gate_triton.py; to be decided by what bench/gpu.py measures there
+)
+
+
+def by_triton(x: Tensor) -> bool:
+    """Whether Triton's kernels work on these numbers."""
+    return TRITON and x.is_cuda and x.dtype != torch.float64 and find_spec("triton") is not None
 
 
 # With r = 1 / sqrt(mean(x^2) + eps), one number a row, and x^ = r x:      y = w * x^
@@ -42,6 +55,30 @@ class RMSNorm(torch.autograd.Function):
         )
         dx.addcmul_(r, (dy.view(-1, size) @ w).div_(size).view(r.shape))
         return dx.to(x.dtype), dw.to(weight.dtype), None, None
+
+
+class KernelRMSNorm(torch.autograd.Function):
+    """`RMSNorm` by torch's kernels for GPUs, one pass each way. They want x and weight in one type, and torch would
+    keep x in that; here it is kept as it came, which for queries and keys is half of it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        y, r = torch.ops.aten._fused_rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)
+        ctx.save_for_backward(x, r, weight)
+        return y.to(dtype)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, r, weight = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        dx, dw = norm_backward(dy.to(wide), x.to(wide), weight.shape, r, weight.to(wide), ctx.needs_input_grad[:2])
+        return None if dx is None else dx.to(x.dtype), None if dw is None else dw.to(weight.dtype), None, None
+
+
+norm_backward = (
+    torch.ops.aten._fused_rms_norm_backward
+)  # a name, because there is none for a CPU: tests have a stand-in
 
 
 # y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin for each pair of coordinates. The rotation is orthogonal, so its backward
@@ -94,6 +131,10 @@ class GatedMLP(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         g, u = rows @ gate.T, rows @ up.T
         ctx.save_for_backward(rows, g, u, gate, up, down)
+        if by_triton(g):
+            from preftune.model import gate_triton
+
+            return (gate_triton.forward(g, u) @ down.T).view(*x.shape[:-1], -1)
         return (nn.functional.silu(g).mul_(u) @ down.T).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -101,10 +142,17 @@ class GatedMLP(torch.autograd.Function):
         x, g, u, gate, up, down = ctx.saved_tensors
         x_learns, gate_learns, up_learns, down_learns = ctx.needs_input_grad
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        a, dh = nn.functional.silu(g), dy @ down
-        ddown = dy.T @ (a * u) if down_learns else None
-        du = a.mul_(dh)
-        dg = torch.ops.aten.silu_backward(dh.mul_(u), g)
+        dh = dy @ down
+        if by_triton(g):
+            from preftune.model import gate_triton
+
+            h, dg, du = gate_triton.backward(g, u, dh)
+            ddown = dy.T @ h if down_learns else None
+        else:
+            a = nn.functional.silu(g)
+            ddown = dy.T @ (a * u) if down_learns else None
+            du = a.mul_(dh)
+            dg = torch.ops.aten.silu_backward(dh.mul_(u), g)
         dx = (dg @ gate).addmm_(du, up).view(*shape[:-1], -1) if x_learns else None
         return dx, dg.T @ x if gate_learns else None, du.T @ x if up_learns else None, ddown
 
@@ -128,7 +176,7 @@ class TiedEmbedding(torch.autograd.Function):
         if ctx.padding is not None:  # torch's rule: this row does not learn
             dy = dy * (ids != ctx.padding)[:, None]
         dweight = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        dweight.index_add_(0, ids, dy.to(dweight.dtype))
+        add_rows(dweight, ids, dy.to(dweight.dtype))
         return None, dweight if weight.grad is None else None, None
 
 
@@ -155,10 +203,8 @@ def norm_from_zero(self: nn.Module, x: Tensor) -> Tensor:
 def _norm(x: Tensor, weight: Tensor, part: nn.Module) -> Tensor:
     eps = eps_of(part)
     assert eps is not None
-    if x.device.type != "cpu":  # there torch has a kernel
-        wide = torch.promote_types(x.dtype, weight.dtype)
-        return nn.functional.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(product_type(x))
-    return RMSNorm.apply(x, weight, eps, product_type(x))  # type: ignore[return-value]
+    function = KernelRMSNorm if x.is_cuda else RMSNorm
+    return function.apply(x, weight, eps, product_type(x))  # type: ignore[return-value]
 
 
 def eps_of(part: nn.Module) -> float | None:
@@ -168,7 +214,7 @@ def eps_of(part: nn.Module) -> float | None:
 def mlp(self: nn.Module, x: Tensor) -> Tensor:
     """Forward of a gated MLP."""
     dtype = product_type(x)
-    weights = (self.get_parameter(f"{name}.weight").to(dtype) for name in LINEAR)
+    weights = (cast(self.get_parameter(f"{name}.weight"), dtype) for name in LINEAR)
     return GatedMLP.apply(x.to(dtype), *weights)  # type: ignore[return-value]
 
 

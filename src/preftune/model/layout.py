@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.model.probe import decoder
-from preftune.pack.batch import Batch
+from preftune.pack.batch import Batch, to_device
 from preftune.pack.trie import Block, Trie, blocks, visible
 
 T = TypeVar("T")
@@ -69,6 +69,20 @@ class PathRun:
         """Add what `grad_buffer` collected to dx."""
         if not isinstance(self.path, slice):
             dx.index_add_(1, self.path, buffer)
+
+
+class Paths(NamedTuple):
+    """Sequences of a variable-length call. keys: (keys,) the rows of each path, one path after the other; by_row:
+    (keys,) the places in `keys` of row 0, then those of row 1 and so on; counts: (rows,) how many paths a row is on;
+    cu_q, cu_k: (sequences + 1,) int32, where the queries and keys of each begin; max_q, max_k: of the longest."""
+
+    keys: Tensor
+    by_row: Tensor
+    counts: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,19 +162,23 @@ class Layout:
         return QueryBlock(block.start, block.stop, slice(first, depth + block.rows), mask)
 
     @cached_property
-    def varlen(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """Keys, cu_seq_q, cu_seq_k, max_q and max_k of one variable-length call.
+    def varlen(self) -> Paths:
+        """The trie as the sequences of one variable-length call: its leaves in order, then the fill as one more.
 
-        Its sequences are the leaves of the trie in order: the queries are the rows that no leaf before has, which are
-        contiguous; the keys are the rows of the leaf's whole path.
+        The queries of a leaf are the rows that no leaf before has, which are contiguous; its keys are the rows of its
+        whole path.
         """
         paths = sorted({path[-1]: path for path in self.trie.paths}.values(), key=lambda path: path[-1])
         leaves = [p for p, after in zip(paths, [*paths[1:], None], strict=True) if after is None or p[-1] not in after]
-        last_row = np.array([path[-1] for path in leaves])
-        queries, keys = np.diff(last_row, prepend=-1), np.array([len(path) for path in leaves])
-        cu_q, cu_k = (torch.from_numpy(np.cumsum([0, *n])).to(self.end.device, torch.int32) for n in (queries, keys))
-        rows = torch.from_numpy(np.concatenate(leaves)).to(self.end.device)
-        return rows, cu_q, cu_k, int(queries.max()), int(keys.max())
+        rows, fill = len(self.end), np.arange(self.trie.tokens, len(self.end))
+        leaves += [fill] if len(fill) else []  # else a kernel would leave these rows as it met them
+        keys = np.concatenate(leaves)
+        n_q, n_k = np.diff([path[-1] for path in leaves], prepend=-1), np.array([len(path) for path in leaves])
+        cu_q, cu_k = (np.cumsum([0, *counts]) for counts in (n_q, n_k))
+        by_row, counts = np.argsort(keys, kind="stable"), np.bincount(keys, minlength=rows)
+        sent = to_device((keys, by_row, counts, cu_q, cu_k), self.end.device)
+        starts = [cu.to(torch.int32) for cu in sent[3:]]
+        return Paths(sent[0], sent[1], sent[2], starts[0], starts[1], int(n_q.max()), int(n_k.max()))
 
     @cached_property
     def depth(self) -> int:

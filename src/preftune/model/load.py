@@ -53,6 +53,7 @@ def load_model(
         module, left_out = _from_pretrained(path, revision, DTYPES[weights], location, scores=scores)
         left_out = [name for name in left_out if name not in known]
         location = f"{location}: {path}"
+    module = module.to(device)  # pyright: ignore[reportArgumentType]  first: a GPU looks through weights at once
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
@@ -65,7 +66,7 @@ def load_model(
         remarks["weights_left_out"] = (text, {"names": left_out})
     if empty := [name for name, p in module.named_parameters() if p.dim() > 1 and not bool(p.any())]:
         remarks["weights_of_zero"] = (f"all numbers are 0 in {_some(empty)}", {"names": empty})
-    return Loaded(module.to(device).eval(), remarks)  # pyright: ignore[reportArgumentType]
+    return Loaded(module.eval(), remarks)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,21 +12,27 @@ Held by tests/model/test_logp.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from preftune.model.fused import product_type
+from preftune.model.copies import cast, keeps_copies
+from preftune.model.fused import by_triton, product_type
 
 if TYPE_CHECKING:
     from preftune.model.heads import LanguageHead
 
-KEEP = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of probabilities kept for the backward pass
-CHUNK = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time, where they are not kept
+KEEP = {"cpu": 64 * 2**20}  # bytes of probabilities kept for the backward pass
+KEEP_ELSEWHERE = 2**30
+CHUNK = {"cpu": 32 * 2**20}  # bytes of logits at a time, where they are not kept
+CHUNK_ELSEWHERE = 512 * 2**20
 LEAST = 32, 4096  # rows and tokens of the vocabulary at a time: smaller products run slower
 
 UNDERFLOW = 1e-30  # probability below which its logarithm is taken from the logits: fp32 ends at 1e-38
+WAITS = ("cpu",)  # devices that can be asked for a number without a wait for all that they have to do
 
 
 def head_logp(hidden: Tensor, head: LanguageHead, target: Tensor) -> Tensor:
@@ -47,6 +53,17 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right).to(wide)
 
 
+@cache
+def adds_wide(device: torch.device) -> bool:
+    """Whether a product of half-precision numbers can be added to fp32 numbers in place, without a copy of it."""
+    total, ones = torch.zeros(16, 16, device=device), torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        torch.addmm(total, ones, ones, out_dtype=total.dtype, out=total)
+    except (RuntimeError, TypeError):  # on a CPU, and in versions that do not have it
+        return False
+    return bool((total == 16).all())
+
+
 def _apply(hidden: Tensor, head: LanguageHead, target: Tensor, *, with_squares: bool) -> tuple[Tensor, Tensor]:
     hidden, grad_enabled = hidden.to(product_type(hidden)), torch.is_grad_enabled()
     return _HeadLogp.apply(hidden, head.weight, head.bias, target, head, grad_enabled, with_squares)  # type: ignore[return-value]
@@ -54,7 +71,7 @@ def _apply(hidden: Tensor, head: LanguageHead, target: Tensor, *, with_squares: 
 
 def _slices(count: int, other: int, least: int, device: str) -> list[slice]:
     """Even slices of `count` whose logits, `other` numbers for each, take about CHUNK bytes; at least one slice."""
-    size = max(least, CHUNK[device] // (4 * max(1, other)))
+    size = max(least, CHUNK.get(device, CHUNK_ELSEWHERE) // (4 * max(1, other)))
     size = max(1, -(-count // max(1, -(-count // size))))
     return [slice(first, min(first + size, count)) for first in range(0, max(1, count), size)]
 
@@ -82,12 +99,20 @@ class _Rows(NamedTuple):
 
 
 def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool) -> _Rows:
+    if by_triton(hidden):
+        from preftune.model import head_triton
+
+        return _Rows(*head_triton.rows(product(hidden, head.weight.T), head, target, hidden.dtype))
     logits, column = head.logits(hidden), target[:, None]
     target_logit, cap_slope = logits.gather(1, column), head.cap_slope(logits)
+    largest = None if hidden.device.type in WAITS else logits.max(1, keepdim=True)
     probs = torch.softmax(logits, 1, out=logits)  # in place: a row is read whole before it is written
     target_prob = probs.gather(1, column)
     logp, underflow = target_prob.log().squeeze(1), (target_prob < UNDERFLOW).squeeze(1)
-    if bool(underflow.any()):  # rare: these rows alone are computed again, the safe way
+    if largest is not None:  # lse from the likeliest token, whose probability is at least 1 / vocab
+        lse = largest.values - probs.gather(1, largest.indices).log()
+        logp = torch.where(underflow, (target_logit - lse).squeeze(1), logp)
+    elif bool(underflow.any()):  # rare: these rows alone are computed again, the safe way
         logp[underflow] = torch.log_softmax(head.logits(hidden[underflow]), 1).gather(1, column[underflow]).squeeze(1)
     log_squares = 2 * torch.linalg.vector_norm(probs, dim=1).log() if with_squares else None
     # p_y - 1 in the wide type, before rounding: p_y may be nearly 1
@@ -98,11 +123,17 @@ def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool
 
 def _dlogits(hidden: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, words: slice) -> Tensor:
     """(rows, words): the dlogits of `_rows`, made again for a slice of the vocabulary."""
+    if by_triton(hidden):
+        from preftune.model import head_triton
+
+        x = product(hidden, head.weight[words].T)
+        return head_triton.dlogits(x, head, target, lse, words.start, hidden.dtype)
     logits = head.logits(hidden, words)
     cap_slope = head.cap_slope(logits)
     dlogits = logits.sub_(lse[:, None]).exp_()
-    rows = torch.nonzero((target >= words.start) & (target < words.stop)).squeeze(1)
-    dlogits[rows, target[rows] - words.start] -= 1
+    place = target - words.start
+    among = (place >= 0) & (place < dlogits.shape[1])  # no list of rows: its length would have to be waited for
+    dlogits.scatter_add_(1, place.clamp(0, dlogits.shape[1] - 1)[:, None], -among.to(dlogits.dtype)[:, None])
     return (dlogits if cap_slope is None else dlogits.mul_(cap_slope)).to(hidden.dtype)
 
 
@@ -110,6 +141,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, empty: bool) -> 
     """total += left @ right, or total = left @ right where nothing has been written there yet."""
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, beta=0 if empty else 1, out=total)
+    elif adds_wide(left.device):  # products of half-precision numbers are summed in fp32 where they are to go
+        torch.addmm(total, left, right, out_dtype=total.dtype, beta=0 if empty else 1, out=total)
     elif empty:
         total.copy_(product(left, right))
     else:
@@ -119,21 +152,23 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, empty: bool) -> 
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, head, grad_enabled, with_squares):  # type: ignore[override]
+        head = replace(head, weight=cast(weight, hidden.dtype))  # once, and not for each chunk of it
         trained = grad_enabled and (weight.requires_grad or (bias is not None and bias.requires_grad))
         fused_backward = grad_enabled and hidden.requires_grad and not trained
         device = hidden.device.type
-        keep = trained and len(target) * len(weight) * hidden.element_size() <= KEEP[device]
+        probabilities = len(target) * len(weight) * hidden.element_size()
+        keep = trained and probabilities <= KEEP.get(device, KEEP_ELSEWHERE)
         chunks = [slice(0, len(target))] if keep else _slices(len(target), len(weight), LEAST[0], device)
         columns, dhidden, dlogits = [], [], None
         for rows in chunks:
             part = _rows(hidden[rows], head, target[rows], with_squares)
             if fused_backward:  # d logp / d hidden, still without g
-                dhidden.append(product(part.dlogits, weight.to(hidden.dtype)).mul_(-head.scale))
+                dhidden.append(product(part.dlogits, head.weight).mul_(-head.scale))
             dlogits = part.dlogits if keep else None
             columns.append([x for x in (part.logp, part.lse, part.log_squares) if x is not None])
         logp, lse, *log_squares = (torch.cat(parts) for parts in zip(*columns, strict=True))
         ctx.save_for_backward(hidden, weight, bias, target, lse, torch.cat(dhidden) if fused_backward else None)
-        ctx.dlogits, ctx.head = dlogits, head
+        ctx.dlogits, ctx.head = dlogits, head if keeps_copies() else replace(head, weight=weight)
         ctx.mark_non_differentiable(*log_squares)
         return logp, *log_squares
 
@@ -142,7 +177,7 @@ class _HeadLogp(torch.autograd.Function):
         hidden, weight, bias, target, lse, dhidden = ctx.saved_tensors
         if dhidden is not None:
             return (dhidden * grad[:, None]).to(hidden.dtype), *(None,) * 6
-        head, saved, ctx.dlogits = ctx.head, ctx.dlogits, None
+        head, saved, ctx.dlogits = replace(ctx.head, weight=ctx.head.weight.to(hidden.dtype)), ctx.dlogits, None
         g = -head.scale * grad
         scaled_hidden, dhidden = hidden * g.to(hidden.dtype)[:, None], 0
         dbias = None if bias is None else torch.empty_like(bias)
@@ -152,11 +187,13 @@ class _HeadLogp(torch.autograd.Function):
         whole = [slice(0, len(weight))]
         for words in whole if saved is not None else _slices(len(weight), len(target), LEAST[1], hidden.device.type):
             dlogits = _dlogits(hidden, head, target, lse, words) if saved is None else saved
-            dhidden = dhidden + product(dlogits, weight[words].to(dlogits.dtype))
+            if ctx.needs_input_grad[0]:  # not where the head alone is trained
+                dhidden = dhidden + product(dlogits, head.weight[words])
             if dweight is not None:
                 _add_product(dweight[words], dlogits.T, scaled_hidden, empty=earlier is None)
             if dbias is not None:
                 dbias[words] = dlogits.T.to(grad.dtype) @ g
         if head.in_place and learns:
             weight.grad = dweight
-        return (dhidden * g[:, None]).to(hidden.dtype), None if head.in_place else dweight, dbias, *(None,) * 4
+        dhidden = (dhidden * g[:, None]).to(hidden.dtype) if ctx.needs_input_grad[0] else None
+        return dhidden, None if head.in_place else dweight, dbias, *(None,) * 4

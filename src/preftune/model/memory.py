@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from preftune.model.logp import CHUNK, KEEP, LEAST
+from preftune.model.logp import CHUNK, CHUNK_ELSEWHERE, KEEP, KEEP_ELSEWHERE, LEAST
 from preftune.model.shapes import Shapes
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / 16384}
@@ -149,10 +149,11 @@ def _head(shapes: Shapes, setup: Setup, rows: int) -> float:
     copy = vocab * width * narrow if setup.whole > product else 0.0
     added = 4.0 * width if learns and setup.whole > product else 0.0
     slope = 8.0 if shapes.capped else 4.0  # a cap's derivative stands beside the logits
-    if learns and rows * vocab * product <= KEEP[setup.device]:
+    if learns and rows * vocab * product <= KEEP.get(setup.device, KEEP_ELSEWHERE):
         logits = rows * vocab
         return hidden + copy + product * logits + max((slope if narrow else slope - 4) * logits, added * vocab)
-    logits = min(rows * vocab, max(CHUNK[setup.device] // 4, LEAST[0] * vocab))
-    words = min(vocab, max(LEAST[1], CHUNK[setup.device] // (4 * max(1, rows))))
+    chunk = CHUNK.get(setup.device, CHUNK_ELSEWHERE)
+    logits = min(rows * vocab, max(chunk // 4, LEAST[0] * vocab))
+    words = min(vocab, max(LEAST[1], chunk // (4 * max(1, rows))))
     before = (narrow or 4.0) if logits < rows * vocab else 0.0  # the chunk before is there until the next one is made
     return hidden + copy + (slope + narrow + before) * logits + added * words

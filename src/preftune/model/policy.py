@@ -6,7 +6,7 @@ Held by tests/model/test_layouts.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType
@@ -20,9 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import UserError
 from preftune.model import attention
+from preftune.model.copies import copies_kept
 from preftune.model.fuse import add_in_place, fuse
 from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout, prune_last_layer
+from preftune.model.outputs import keep_outputs
 from preftune.model.probe import attention_of_family, decoder, probe
 from preftune.model.weights import Weights, WholeModel
 from preftune.pack.batch import Batch, collate
@@ -125,8 +127,20 @@ class Policy:
     @property
     def multiple(self) -> int:
         """The rows of a pack are filled up to a multiple of it: in half precision a CPU compiles a program for every
-        shape that it meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16)."""
-        return 128 if self.device.type == "cpu" and self.half else 1
+        shape that it meets, which takes longer than the fill (4 ms a product; bench/speed.py --dtype bfloat16), and a
+        GPU's products are made of tiles of 64 and more rows, in whose kernels rows must lie 16 bytes apart."""
+        return {"cpu": 128, "cuda": 64}.get(self.device.type, 1) if self.half else 1
+
+    @contextlib.contextmanager
+    def cast_once(self) -> Iterator[None]:
+        """Within it weights are cast to the type of products once, and not once a pack: of 7B, 42 GB of memory traffic.
+        Passes must ask for gradients, and nothing may change the weights. Backward passes run without autocast."""
+        if self.compute == torch.float32 or self.weights.in_step:  # such weights are whole in a pass alone
+            yield
+            return
+        kind = self.device.type
+        with copies_kept(), torch.autocast(kind, self.compute), torch.autocast(kind, enabled=False):
+            yield  # torch keeps its copies until the outermost autocast ends
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute == torch.float32:
@@ -195,7 +209,7 @@ def recompute_activations(module: PreTrainedModel) -> None:
 def _recomputed(self: nn.Module, *args: object, **kwargs: object) -> object:
     """Forward of a layer that is computed again in the backward pass."""
     forward = partial(type(self).forward, self, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=attention.keep_outputs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=keep_outputs)
 
 
 def not_plain(module: PreTrainedModel) -> str:

@@ -18,6 +18,7 @@ from preftune.pack.trie import Trie, build
 from preftune.tokens.groups import TokenGroup
 
 Reads = Literal["tokens", "ends"]  # rows before every token of a response, or the row of its last token
+TENSORS = ("ids", "position", "end", "read", "source", "target", "member", "response")  # of a batch, in one buffer
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -64,7 +65,7 @@ class Batch:
         one after the other loses two digits of fp32.
         """
         summed = torch.zeros(self.responses, dtype=torch.float64, device=token_values.device)
-        return summed.index_add(0, self.response, token_values.double()).to(token_values.dtype)
+        return add_rows(summed, self.response, token_values.double()).to(token_values.dtype)
 
 
 def collate(
@@ -116,24 +117,36 @@ def _one_pass(
     unread = np.setdiff1d(np.arange(rows), read)
     read = np.union1d(read, unread[len(unread) - -len(read) % multiple :])
 
-    def put(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device, non_blocking=True)
+    end = np.pad(trie.end, (0, fill), constant_values=rows)
+    by_row = [np.pad(trie.ids, (0, fill)), np.pad(trie.position, (0, fill)), end]
+    response = np.repeat(np.arange(len(sequences)), counts)
+    arrays = [*by_row, read, source, target, member.reshape(-1), response]
+    tensors = dict(zip(TENSORS, to_device(arrays, device), strict=True))
+    naive = sum(map(len, sequences))
+    return Batch(groups=(), trie=trie, **tensors, responses=len(sequences), tokens=trie.tokens, tokens_naive=naive)
 
-    return Batch(
-        groups=(),
-        trie=trie,
-        ids=put(np.pad(trie.ids, (0, fill))),
-        position=put(np.pad(trie.position, (0, fill))),
-        end=put(np.pad(trie.end, (0, fill), constant_values=rows)),
-        read=put(read),
-        source=put(source),
-        target=put(target),
-        member=put(member.reshape(-1)),
-        response=put(np.repeat(np.arange(len(sequences)), counts)),
-        responses=len(sequences),
-        tokens=trie.tokens,
-        tokens_naive=sum(map(len, sequences)),
-    )
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[Tensor, ...]:
+    """Arrays of whole numbers as int64 on a device, by one copy that the host does not wait for."""
+    flat = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))
+    return send(flat, torch.device(device)).split([len(values) for values in arrays])
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on a device, without a wait."""
+    if device.type == "cuda":
+        values = values.pin_memory()  # a copy of memory that is not pinned waits for all that the device has to do
+    return values.to(device, non_blocking=True)
+
+
+def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """total, to whose given rows values are added in place; several values may go to one row.
+
+    On CUDA they are sorted first and then added in one order: atomic additions would give other bits each time.
+    """
+    if total.is_cuda:
+        return total.index_put_((rows,), values, accumulate=True)
+    return total.index_add_(0, rows, values)
 
 
 def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:

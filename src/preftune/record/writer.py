@@ -10,7 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def environment(
 ) -> dict[str, object]:
     """Versions, kind of machine and digests: all that a figure of this run depends on besides run.toml."""
     return {
-        **{package: version(package) for package in ("preftune", "torch", "transformers", "numpy")},
+        **{package: version_of(package) for package in ("preftune", "torch", "transformers", "numpy")},
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
@@ -214,6 +214,14 @@ def environment(
         "seed": seed,
         **digests,
     }
+
+
+def version_of(package: str) -> str:
+    """Of an installed package; "source" where its files are used without an installation."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source"
 
 
 def environment_changes(path: Path, now: Mapping[str, object]) -> list[str]:

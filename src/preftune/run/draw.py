@@ -20,7 +20,8 @@ from preftune.rollout.embedded import Embedded
 from preftune.rollout.server import Server
 from preftune.rows.config import Data
 from preftune.run.match_rows import Notes
-from preftune.run.models import load_policy
+from preftune.run.models import device_of, load_policy
+from preftune.run.precision import with_precision
 from preftune.run.tasks import TaskSet, load_tasks
 
 AT_ONCE = 256  # responses that are drawn together: from here on a larger batch is little faster
@@ -40,6 +41,7 @@ def draw(
     server: address of a vLLM server that has the model and draws in place of this process. Raises UserError.
     """
     run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts))))
+    run = with_precision(run, device_of(run))
     with signals.listening():
         tasks = load_tasks(run, rollout, "--max-tokens")
         sampler = _sampler(run, tasks, rollout, greedy=greedy, server=server)

@@ -14,6 +14,7 @@ from preftune.model.fits import Demand, Fit, Way, first_that_fits, fit, ways
 from preftune.model.load import load_config
 from preftune.model.memory import Setup
 from preftune.model.shapes import meta_module, shapes_of
+from preftune.model.trained import train_only
 from preftune.objective.rollouts import PPO
 from preftune.reference.config import Moving, Stored
 from preftune.rollout.config import Value
@@ -40,10 +41,10 @@ class WhatFits(NamedTuple):
     remedy: Fit | None
 
 
-def setup_of(run: Run, parameters: int, device: str, *, trains: bool = True) -> Setup:
-    """What decides a run's memory, but for reward models. parameters: of the policy, and so of its copies; trains: or
-    else it only scores."""
-    model, copied, value = run.model, 0, 0
+def setup_of(run: Run, parameters: int, device: str, *, trained: int | None = None) -> Setup:
+    """What decides a run's memory, but for reward models. parameters: of the policy, and so of its copies; trained: how
+    many are, where that is known; 0 where the run only scores."""
+    model, copied, value, trains = run.model, 0, 0, trained != 0
     if trains and (
         isinstance(run.reference, Moving) or (run.rollout is not None and isinstance(run.reference, Stored))
     ):
@@ -51,10 +52,12 @@ def setup_of(run: Run, parameters: int, device: str, *, trains: bool = True) -> 
     if trains and isinstance(run.objective, PPO):
         path = (run.value or Value()).path or next((r.model for r in reward_tables(run) if r.model), None)
         value = parameters if path is None else _parameters(path, "value.path")
+    usual = "bfloat16" if device == "cuda" else "float32"
     return Setup(
-        weights=model.weights,
-        compute=model.compute,
-        trained=None if trains else 0,
+        weights="float32" if model.weights == "auto" else model.weights,
+        compute=usual if model.compute == "auto" else model.compute,
+        trained=trained,
+        state=run.optim.state,
         checkpointing=model.checkpointing,
         copied=copied,
         value=value,
@@ -65,9 +68,12 @@ def setup_of(run: Run, parameters: int, device: str, *, trains: bool = True) -> 
 def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) -> WhatFits:
     """What fits on GPUs of one size, from the model's config alone. longest: tokens of the longest row, where rows are
     known. Raises UserError."""
-    shapes = shapes_of(meta_module(config))
+    module = meta_module(config)
+    if run.model.trainable is not None:
+        train_only(module, run.model.trainable)
+    shapes, trained = shapes_of(module), sum(p.numel() for p in module.parameters() if p.requires_grad)
     scorers = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
-    own = replace(setup_of(run, shapes.parameters, "cuda"),
+    own = replace(setup_of(run, shapes.parameters, "cuda", trained=trained),
                   frozen=sum(_parameters(path, "reward.model") for path in scorers))  # fmt: skip
     pack = run.batch.tokens or LARGEST["cuda"]
     least = run.batch.tokens or min(SMALLEST, pack)

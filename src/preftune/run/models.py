@@ -14,13 +14,14 @@ from preftune import signals
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
+from preftune.events import Note, emit
 from preftune.model import load, scalar
 from preftune.model.attention import NAME
 from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.probe import attention_of_family, not_followed
+from preftune.model.trained import train_only
 from preftune.model.verify import sample, verify_layout
-from preftune.model.weights import Weights
 from preftune.objective import of_scores
 from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
@@ -55,6 +56,9 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, 
     with nullcontext() if device.type == "cpu" else dist.in_turn():  # weights go to a GPU by way of the host
         module, remarks = _load_module(run, dataset, device, fresh)
     notes |= remarks
+    if run.model.trainable is not None:
+        notes["trainable"] = text, _ = train_only(module, run.model.trainable)
+        emit(Note(text))
     with attention_of_family(module, NAME):
         sentences = not_followed(module)
     if sentences:
@@ -88,17 +92,6 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
         text = f"the constant {bias:.3g} of its score is left out: only differences of scores mean something"
         return loaded._replace(remarks={**loaded.remarks, "score_bias": (text, {"bias": bias})})
     return loaded
-
-
-def refuse_lost_updates(weights: Weights, lr: float) -> None:
-    """Raise UserError where most updates would be rounded away: AdamW moves a number by about the learning rate."""
-    if lr < (least := weights.rounded_away()):
-        raise UserError(
-            f"updates of {lr:g} would be rounded away: {least:.1e} is half the distance of the median weight to its "
-            f"neighbor in {str(weights.module.dtype).removeprefix('torch.')}.",
-            location="optim.lr",
-            hint='Set model.weights = "float32" (model.compute may stay "bfloat16"), or raise the rate.',
-        )
 
 
 def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:

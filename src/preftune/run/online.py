@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +28,6 @@ from preftune.model.scalar import load_reward_model, load_scorer, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
-from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.config import Reward, Rollout, Value
@@ -37,19 +35,21 @@ from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online
-from preftune.rollout.reward_model import ModelScorer
+from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
 from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, load_reference_model, refuse_lost_updates
+from preftune.run.models import device_of, load_policy, load_reference_model
+from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.shards import sharded
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
+from preftune.training.schedule import refuse_long_warmup
 from preftune.training.update import Training
 
 DRAWN_BY = ("data.", "model", "reference", "reward", "rollout.", "seed", "tokenizer", "value")  # keys and digests
@@ -70,12 +70,13 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
     assert run.rollout is not None
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
+    run = with_precision(run, device := device_of(run, dist.local))
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     tasks, notes = load_tasks(run, rollout), Notes()
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
     digests = dict(tasks.dataset.digests)
-    scorer, judge = scorer_and_judge(run, tasks, device_of(run, dist.local), digests, notes)  # what fails early first
+    scorer, judge = scorer_and_judge(run, tasks, device, digests, notes)  # what fails early first
     run, models, anchor, packing, digests_of_models = _load(run, tasks, notes, dist)
     digests |= digests_of_models
     decides = identity(run, digests)
@@ -100,6 +101,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         context=json.dumps({key: decides[key] for key in sorted(decides) if key.startswith(DRAWN_BY)}),
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
     )
+    refuse_long_warmup(run.optim, source.steps)
     training = _training(run, tasks, source, notes, starts_at_reference=digests.get("reference") == digests["model"])
     for text, _ in notes.values():
         emit(Note(text))
@@ -112,7 +114,6 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
     policy = load_policy(run, tasks.dataset, notes, dist)
-    refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing, shard = with_budget(run, policy, notes, dist)
     digests = {"model": policy.weights.digest()}
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
@@ -217,7 +218,7 @@ def scorer_and_judge(
                 f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
             )
             notes["reward_slope"] = (text, {"slope": slope})
-        budget = run.batch.tokens or pack_budget(model.module, setup_of(run, 0, model.device.type, trains=False))
+        budget = run.batch.tokens or pack_budget(model.module, setup_of(run, 0, model.device.type, trained=0))
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
 
@@ -231,14 +232,6 @@ def scorer_and_judge(
     judge, digests_of_judge = judge_of(judges[0])
     digests |= digests_of_judge
     return scorer, judge
-
-
-def recorded_slope(model: Path) -> float | None:
-    """The calibration slope of a reward model that a run of this library has exported; None where none is recorded."""
-    if not (model.parent / "run.toml").is_file():
-        return None
-    slope = Record.open(model.parent).end.get("calibration_slope")
-    return slope if slope is not None and math.isfinite(slope) else None
 
 
 @signals.interruptible()

@@ -30,10 +30,12 @@ from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.fits import setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import fill_reference, load_policy, load_reference_model, refuse_lost_updates, start_model
+from preftune.run.models import device_of, fill_reference, load_policy, load_reference_model, start_model
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
+from preftune.run.precision import with_precision
 from preftune.run.shards import Shard, choose_shard, sharded
 from preftune.tokens.groups import TokenGroup
+from preftune.training.schedule import refuse_long_warmup
 from preftune.training.source import Offline
 from preftune.training.update import Training
 
@@ -58,9 +60,8 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 
     Raises UserError where rows, model and objective do not go together.
     """
-    run, dataset, notes = _matched(run, load, full_batch=False)
+    run, dataset, notes = _matched(with_precision(run, device_of(run, dist.local)), load, full_batch=False)
     policy = load_policy(run, dataset, notes, dist)
-    refuse_lost_updates(policy.weights, run.optim.lr)
     run, packing, shard = with_budget(run, policy, notes, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
@@ -70,6 +71,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     held_out = held_out_step(
         dataset.held_out, packing, dataset.max_tokens, mismatched=mismatched, world_size=dist.world_size
     )
+    refuse_long_warmup(run.optim, len(plan.steps))
     reference, digests = _reference(run, dataset, policy)
     assert_same_on_all_ranks(identity(run, digests), dist)
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})
@@ -98,6 +100,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
     """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
     asks about rows of every kind. Raises UserError."""
+    run = with_precision(run, device_of(run, dist.local))
     if of_scores(run.objective):
         dataset, notes = load_dataset(run), {}
         groups = [replace(group, columns={}) for group in dataset.train]
@@ -149,7 +152,7 @@ def with_budget(
     run: Run, policy: Policy, notes: Notes, dist: Distributed, *, trains: bool = True
 ) -> tuple[Run, Packing, Shard]:
     """The run with the tokens of a pack, which are the fewest that any rank has memory for; and what is divided."""
-    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, trains=trains)
+    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, trained=None if trains else 0)
     shard = choose_shard(run, policy, setup, notes, dist) if trains else "none"
     tokens = run.batch.tokens or pack_budget(policy.module, changed(setup, shard=shard, gpus=dist.world_size))
     tokens = -dist.max(-tokens)

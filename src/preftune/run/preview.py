@@ -13,6 +13,7 @@ from preftune.model.budget import LARGEST, attention_crossover
 from preftune.model.memory import Expected, expected
 from preftune.model.probe import try_longest
 from preftune.model.shapes import meta_module, shapes_of
+from preftune.model.trained import train_only
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
@@ -22,6 +23,8 @@ from preftune.run.fits import setup_of
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import check_vocabulary, device_of
 from preftune.run.plan_steps import plan_steps
+from preftune.run.precision import with_precision
+from preftune.training.schedule import refuse_long_warmup
 
 COUNTED_STEPS = 20  # steps whose packs are counted to the token; the others are taken to be alike
 
@@ -42,22 +45,27 @@ class Preview:
 
 def preview(run: Run, rows: Rows) -> Preview:
     """Tokenize and plan as `train` would. Raises UserError."""
-    run, dataset, notes = match_rows(run, tokenize_rows(run := resolve(run), rows))
+    run = resolve(run)
+    device = device_of(run)
+    run, dataset, notes = match_rows(run := with_precision(run, device), tokenize_rows(run, rows))
     if of_scores(run.objective):
         scalar.refuse_without_score(dataset.config, "model.path")
     module = meta_module(dataset.config)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
     try_longest(module, [*dataset.train, *dataset.held_out])
+    if run.model.trainable is not None and not of_scores(run.objective):  # of which the model here has no score
+        notes["trainable"] = train_only(module, run.model.trainable)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    device = device_of(run).type
-    budget = run.batch.tokens or LARGEST[device]
+    budget = run.batch.tokens or LARGEST[device.type]
     plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
+    refuse_long_warmup(run.optim, len(plan.steps))
     counts = []
     for step in plan.steps[:COUNTED_STEPS]:
         packs = [[np.concatenate([dataset.train[i].prompt, r]) for i in pack for r in dataset.train[i].responses]
                  for pack in step.packs]  # fmt: skip
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
-    memory = expected(shapes_of(module), setup_of(run, parameters, device), budget)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    memory = expected(shapes_of(module), setup_of(run, parameters, device.type, trained=trained), budget)
     return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))

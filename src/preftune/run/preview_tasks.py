@@ -14,6 +14,7 @@ from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rows.split import Rows
 from preftune.run.online import plan_tasks
 from preftune.run.tasks import TaskSet, tasks_from
+from preftune.training.schedule import refuse_long_warmup
 
 
 class TaskPreview(NamedTuple):
@@ -34,6 +35,7 @@ def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
     _scorer(run).refuse_tasks([*tasks.train, *tasks.held_out])
     plan = plan_tasks(run, rollout, len(tasks.train))
     before = updates_before(plan, rollout.epochs, min(run.batch.rows, rollout.phase_tasks), run.optim.steps)
+    refuse_long_warmup(run.optim, before[-1])
     return TaskPreview(tasks, rollout, sum(first < before[-1] for first in before), before[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import torch
@@ -15,6 +16,7 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Happened, Note, emit
+from preftune.model.config import Precision
 from preftune.objective import parts
 from preftune.record.writer import RecordWriter, environment, environment_changes
 from preftune.run.identity import compare, identity
@@ -23,12 +25,19 @@ from preftune.training import checkpoint
 from preftune.training.checkpoint import State
 
 
-def with_recorded_budget(run: Run, out: Path, dist: Distributed) -> Run:
-    """Where the budget of a pack was left open, the one that the run began with."""
-    if run.batch.tokens is not None:
-        return run
-    tokens = dist.broadcast_int(json.loads((out / "identity.json").read_text())["batch.tokens"] if dist.first else 0)
-    return msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
+def with_recorded_keys(run: Run, out: Path, dist: Distributed) -> Run:
+    """The run with what it leaves open as it was when it began: the budget of a pack, and the types that follow from
+    the device."""
+    recorded = json.loads((out / "identity.json").read_text()) if dist.first else {}
+    if run.batch.tokens is None:
+        tokens = dist.broadcast_int(recorded.get("batch.tokens", 0))
+        run = msgspec.structs.replace(run, batch=msgspec.structs.replace(run.batch, tokens=tokens))
+    types = get_args(Precision)
+    for key in ("weights", "compute"):
+        if getattr(run.model, key) == "auto":
+            number = dist.broadcast_int(types.index(recorded.get(f"model.{key}", "auto")))
+            run = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, **{key: types[number]}))
+    return run
 
 
 def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allow_change: Sequence[str] | None) -> None:
@@ -56,6 +65,9 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
     files.write(record.path / "run.toml", dump(run))
     for kind, (text, details) in prepared.notes.items():
         record(Happened(state.step, kind, text, details))  # the person has read it while the run was prepared
+    if run.optim.rounding == "stochastic":
+        text = "weights in bfloat16 are rounded at random after each update: none of it is lost on average"
+        emit(Happened(state.step, "rounding", text))
 
 
 def restore(

@@ -56,7 +56,7 @@ def refuse_separate_disks(out: Path, dist: Distributed) -> None:
 
 
 def choose_shard(run: Run, policy: Policy, setup: Setup, notes: Notes, dist: Distributed) -> Shard:
-    """What is divided: where the run leaves that open, the first of none, step and layer that every rank has memory for.
+    """What is divided: where that is open, the first of none, step and layer that every rank has memory for.
 
     setup: of the run, with nothing divided.
     """

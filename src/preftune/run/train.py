@@ -28,10 +28,11 @@ from preftune.report import page
 from preftune.run.dataset import Loader, load_dataset
 from preftune.run.online import prepare_online
 from preftune.run.prepare import Prepared, prepare
-from preftune.run.resume import begin_or_resume, with_recorded_budget
+from preftune.run.resume import begin_or_resume, with_recorded_keys
 from preftune.run.shards import refuse_separate_disks, refuse_shards
 from preftune.training import checkpoint, state_of_ranks
-from preftune.training.checkpoint import Learner, State
+from preftune.training.checkpoint import State
+from preftune.training.learner import Learner
 from preftune.training.loop import fit
 from preftune.training.optimizer import adamw
 
@@ -69,7 +70,7 @@ def train(
         stack.enter_context(signals.listening())
         resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
         if resuming:
-            run = with_recorded_budget(run, out, dist)
+            run = with_recorded_keys(run, out, dist)
         prepared = prepare(run, dist, load) if run.rollout is None else prepare_online(run, dist)
         state, record = new_state(prepared), None
         if state.weights.sharded:
@@ -91,15 +92,16 @@ def train(
 def new_state(prepared: Prepared) -> State:
     """The state before the first update."""
     models = prepared.training.models
-    reference, optim = models.reference.policy.module if models.reference else None, prepared.run.optim
-    learners = [Learner(model.weights, adamw(model.weights, optim)) for model in (models.policy, models.value) if model]
+    reference, run = models.reference.policy.module if models.reference else None, prepared.run
+    trained = [model.weights for model in (models.policy, models.value) if model]
+    learners = [Learner(weights, adamw(weights, run.optim, run.seed)) for weights in trained]
     return State(
         learners[0].weights,
         learners[0].optimizer,
         reference,
         oom=OomRetry(alone=not models.policy.weights.in_step),
         value=learners[1] if models.value else None,
-        root=Path(prepared.run.out).expanduser() / CHECKPOINTS,
+        root=Path(run.out).expanduser() / CHECKPOINTS,
     )
 
 

@@ -21,18 +21,12 @@ from preftune.model.weights import Weights, local
 from preftune.pack.oom import OomRetry
 from preftune.record.writer import CHECKPOINT_FILES
 from preftune.training import tensor_files
+from preftune.training.learner import Learner
+from preftune.training.optimizer import Moment, Optimizer
 from preftune.training.tensor_files import TensorFiles
 
 PREFIX = "step-"
 MAX_SPLITS = 64  # no pack can be cut in two so often
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What is trained, and what trains it."""
-
-    weights: Weights
-    optimizer: torch.optim.Optimizer
 
 
 @dataclass
@@ -43,7 +37,7 @@ class State:
     checkpoints."""
 
     weights: Weights
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     reference: torch.nn.Module | None = None
     step: int = 0
     skipped: int = 0
@@ -67,7 +61,7 @@ def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS
     path = root / f"{PREFIX}{state.step:08d}"
     tensors = {}
     for begin, learner in state.learners.items():
-        tensors |= {f"{begin}weights": learner.weights.state(), f"{begin}optimizer": _moments(learner)}
+        tensors |= {f"{begin}weights": learner.weights.state(), f"{begin}optimizer": learner.moments()}
     if state.reference is not None:
         tensors["reference"] = _parameters(state.reference)
     for name, part in tensors.items():
@@ -96,9 +90,7 @@ class _Numbers(Struct, forbid_unknown_fields=True):
 def assert_room(state: State, root: Path) -> None:
     """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
     needed = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
-    for learner in state.learners.values():
-        needed += sum(tensor.nbytes for tensor in learner.weights.state().values())
-        needed += 2 * sum(parameter.nbytes for parameter in learner.weights.trained().values())
+    needed += sum(learner.nbytes for learner in state.learners.values())
     free = files.free(root)
     if free < needed:  # a tensor that is cut among ranks says how many bytes it has in all
         raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
@@ -128,10 +120,13 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     """
     if damage := folders.verify(path):
         return damage
-    expected = {f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()}
+    like: dict[str, Mapping[str, Tensor]] = {
+        f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()
+    }
     if state.reference is not None:
-        expected["reference"] = _parameters(state.reference)
-    like = expected | {f"{begin}optimizer": learner.weights.trained() for begin, learner in state.learners.items()}
+        like["reference"] = _parameters(state.reference)
+    expected: dict[str, Mapping[str, Tensor | Moment]] = dict(like)
+    like |= {f"{begin}optimizer": learner.weights.trained() for begin, learner in state.learners.items()}
     try:
         listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
         names = {part: tensor_files.files_of(part, listed) for part in like}
@@ -143,22 +138,15 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     except Exception as error:  # safetensors has a class of its own
         return third_party_message(error)
     for begin, learner in state.learners.items():
-        expected[f"{begin}optimizer"] = _expected_moments(learner, tensors[f"{begin}optimizer"])
+        expected[f"{begin}optimizer"] = learner.expected_moments(tensors[f"{begin}optimizer"])
     differences = {part: _unlike(tensors[part], expected[part]) for part in expected}
     if part := next((part for part, difference in differences.items() if difference), ""):
         return f"{part}.safetensors: {differences[part]}"
     if problem := _wrong_number(numbers, path, steps, means):
         return f"state.json: {problem}"
-    for begin in state.learners:
-        moments = tensors[f"{begin}optimizer"].items()
-        if any(bool((local(tensor) < 0).any()) for name, tensor in moments if not name.endswith("/exp_avg")):
-            return f"{begin}optimizer.safetensors: a second moment or a count is negative"
     for begin, learner in state.learners.items():
         learner.weights.load_state(tensors[f"{begin}weights"])
-        for name, parameter in learner.weights.trained().items():
-            moments = _of_parameter(tensors[f"{begin}optimizer"], name)
-            # fused: the count is on the parameter's device, too
-            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+        learner.load_moments(tensors[f"{begin}optimizer"])
     if state.reference is not None:
         with torch.no_grad():
             for name, parameter in state.reference.named_parameters():
@@ -167,25 +155,17 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     return ""
 
 
-def _expected_moments(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with the names, shapes and types that the moments of a checkpoint need: of each parameter that has any
-    there, all."""
-    expected: dict[str, Tensor] = {}
-    for name, p in learner.weights.trained().items():
-        if _of_parameter(tensors, name):
-            expected |= {f"{name}/step": torch.zeros(()), f"{name}/exp_avg": p, f"{name}/exp_avg_sq": p}
-    return expected
-
-
-def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What of these tensors is not as expected in name, shape or type, or not finite; empty where all are."""
+def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor | Moment]) -> str:
+    """What of these tensors is not as expected in name, shape, type or sign, or not finite; empty where all are."""
     for name in sorted(tensors.keys() ^ expected.keys()):
         return f"{name} is {'missing' if name in expected else 'unknown'}"
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+        if tuple(tensor.shape) != tuple(expected[name].shape) or tensor.dtype != expected[name].dtype:
             return f"{name} has another shape or type than the model's"
-    broken = not_finite(tensors)
-    return broken and f"{broken} is not finite"
+    if broken := not_finite(tensors):
+        return f"{broken} is not finite"
+    positive = (name for name, moment in expected.items() if isinstance(moment, Moment) and not moment.signed)
+    return next((f"{name} is negative" for name in positive if bool((local(tensors[name]) < 0).any())), "")
 
 
 def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
@@ -199,18 +179,6 @@ def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name of a tensor that holds NaN or infinity, or an empty string."""
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(local(tensor)).all())), "")
-
-
-def _moments(learner: Learner) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in learner.weights.trained().items()
-        for key, value in learner.optimizer.state[parameter].items()
-    }
-
-
-def _of_parameter(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:

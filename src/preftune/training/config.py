@@ -8,9 +8,16 @@ from msgspec import Meta
 
 from preftune.table import Count, Table, about
 
-Decay = Annotated[float, Meta(ge=0, lt=1)]
-Schedule = Literal["constant", "linear", "cosine"]
-WARMUP = "Share of the steps in which the rate rises from 0."
+Share = Annotated[float, Meta(ge=0, lt=1)]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+WARMUP, DECAY = 0.1, 0.1  # shares of the steps, where nothing else is said
+SCHEDULES = {  # as transformers has them
+    "constant_with_warmup": 'schedule = "constant", with warmup or warmup_steps',
+    "cosine_with_min_lr": 'schedule = "cosine", with floor',
+    "cosine_warmup_with_min_lr": 'schedule = "cosine", with floor and warmup_steps',
+    "polynomial": 'schedule = "linear", with floor',
+    "warmup_stable_decay": 'schedule = "wsd", with decay',
+}
 
 
 class Optim(Table, frozen=True):
@@ -18,20 +25,52 @@ class Optim(Table, frozen=True):
 
     lr: Annotated[float, about("Highest learning rate.", also="learning_rate", gt=0, le=1)] = 1e-6
     schedule: Annotated[
-        Schedule, about("Course of the learning rate after the warm-up.", also="lr_scheduler_type lr_scheduler")
-    ] = "linear"
-    warmup: Annotated[float, about(WARMUP, also="warmup_ratio warmup_steps", ge=0, lt=1)] = 0.1
+        Schedule,
+        about(
+            "Course of the rate after the warm-up; wsd: constant, and linear to the floor at the end.",
+            also="lr_scheduler_type lr_scheduler", elsewhere=SCHEDULES,
+        ),
+    ] = "linear"  # fmt: skip
+    warmup: Annotated[
+        Share | None,
+        about("Share of the steps in which the rate rises from 0; 0.1 if `warmup_steps` is not given.",
+              also="warmup_ratio"),
+    ] = None  # fmt: skip
+    warmup_steps: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        about("Updates in which the rate rises from 0, instead of `warmup`.", also="num_warmup_steps"),
+    ] = None
+    floor: Annotated[
+        Share | None,
+        about("Share of the rate that is left at the end; 0 if not given. Not for constant.",
+              also="min_lr_rate min_lr_ratio min_lr lr_min_ratio cosine_min_lr_ratio lr_end"),
+    ] = None  # fmt: skip
+    decay: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        about("Share of the steps at the end in which the rate of wsd falls; 0.1 if not given.",
+              also="num_decay_steps decay_ratio wsd_decay_ratio"),
+    ] = None  # fmt: skip
     epochs: Annotated[
         Count | None,
         about("Passes over the rows; 1 if `steps` is not given either.", also="num_train_epochs"),
     ] = None
     steps: Annotated[Count | None, about("Updates, instead of `epochs`.", also="max_steps num_steps")] = None
     betas: Annotated[
-        tuple[Decay, Decay], about("Decay of the first and of the second moment.", also="adam_beta1 adam_beta2")
+        tuple[Share, Share], about("Decay of the first and of the second moment.", also="adam_beta1 adam_beta2")
     ] = (0.9, 0.999)
     eps: Annotated[float, about("Added to the root of the second moment.", also="adam_epsilon", gt=0)] = 1e-8
     weight_decay: Annotated[float, about("Decoupled weight decay, of matrices only.", ge=0)] = 0.0
     clip: Annotated[float, about("Largest norm of the gradient.", also="max_grad_norm grad_clip", gt=0)] = 1.0
+    state: Annotated[
+        Literal["float32", "int8"],
+        about("Type in which the moments are kept; int8 takes 2 bytes a weight in place of 8.",
+              also="optim_bits optimizer_bits"),
+    ] = "float32"  # fmt: skip
+    rounding: Annotated[
+        Literal["nearest", "stochastic"] | None,
+        about("Of weights after an update; stochastic, where they are in bfloat16, loses no update on average.",
+              also="bf16_stochastic_round stochastic_rounding"),
+    ] = None  # fmt: skip
 
 
 class Save(Table, frozen=True):

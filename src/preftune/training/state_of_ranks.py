@@ -5,14 +5,13 @@ Held by tests/laws/test_ranks_end.py and tests/training/test_tensor_files.py.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import torch
 
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
-from preftune.training.checkpoint import PREFIX, Learner, State, load
+from preftune.training.checkpoint import PREFIX, State, load
 
 
 def broadcast(state: State, dist: Distributed) -> None:
@@ -32,7 +31,7 @@ def broadcast(state: State, dist: Distributed) -> None:
         _read_rows(state, state.root / f"{PREFIX}{state.step:08d}", dist)
         return
     for learner in state.learners.values():
-        _broadcast_learner(learner, dist)
+        learner.broadcast(dist)
     dist.broadcast(p.detach() for p in (state.reference.parameters() if state.reference is not None else ()))
 
 
@@ -45,17 +44,6 @@ def _read_rows(state: State, path: Path, dist: Distributed) -> None:
                         code=CORRUPT)  # fmt: skip
     for learner in state.learners.values():
         learner.weights.share(dist)
-
-
-def _broadcast_learner(learner: Learner, dist: Distributed) -> None:
-    moments_of, parameters = learner.optimizer.state, list(learner.weights.trained().values())
-    has_moments = torch.tensor([int(dist.first and bool(moments_of.get(p))) for p in parameters])
-    for parameter in itertools.compress(parameters, dist.sum(has_moments).tolist()):
-        if not dist.first:
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            moments_of[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-        dist.broadcast(value for _, value in sorted(moments_of[parameter].items()))
-    dist.broadcast(p.detach() for p in learner.weights.module.parameters())
 
 
 def has_drifted(state: State, dist: Distributed) -> bool:

@@ -25,9 +25,10 @@ from preftune.record.schema import STEP
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.samples import Samples
 from preftune.tokens.groups import TokenGroup
-from preftune.training.checkpoint import Learner, State
+from preftune.training.checkpoint import State
 from preftune.training.config import Optim, Save
-from preftune.training.optimizer import learning_rate
+from preftune.training.learner import Learner
+from preftune.training.schedule import learning_rate
 from preftune.training.source import Source
 
 IN_A_ROW = 3  # updates that are not finite before a run gives up
@@ -117,9 +118,10 @@ def clipped_norm(learner: Learner, clip: float, dist: Distributed) -> float:
 
 
 def take_step(learner: Learner, rate: float, dist: Distributed) -> None:
-    """One step of AdamW at this rate, after which every rank has the weights that it computes with."""
-    for part in learner.optimizer.param_groups:
-        part["lr"] = rate
+    """One step of AdamW at this rate, times the `ratio` of a group that has one, after which every rank has the weights
+    that it computes with."""
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
     learner.optimizer.step()
     learner.weights.share(dist)
 

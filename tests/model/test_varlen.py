@@ -1,0 +1,197 @@
+"""Attention by one variable-length call, with a stand-in for the kernel: all around it is held to the definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from dense import dense
+from making import group, groups, tiny
+from torch import Tensor
+
+from preftune.model import attention, varlen
+from preftune.model.layout import Layout, Paths, Shape
+from preftune.model.policy import recompute_activations, wrap
+from preftune.pack.batch import collate
+
+PACKS = {
+    "pairs": groups(4, seed=5, prompt=(20, 90), response=(5, 40)),
+    "short": groups(9, seed=6, prompt=(1, 9), response=(1, 3), shared=1),
+    "ranking": [group(range(3, 90), *([8 + n, *range(20, 30 + 5 * n)] for n in range(7)), kind="ranking")],
+    "prefix": [group([3, 4, 5], [6, 7, 8, 9], [6, 7])],
+}
+
+
+def scores(q: Tensor, k: Tensor, shape: Shape) -> Tensor:
+    """(heads, queries, keys) of one sequence: ends aligned, causal, within the window; -inf where nothing is seen."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    last = len(k) - len(q) + torch.arange(len(q))[:, None]  # the key that is the query's own row
+    key = torch.arange(len(k))[None]
+    seen = (key <= last) & (last - key < (shape.window or len(k)))
+    return (torch.einsum("qhd,khd->hqk", q, k) * shape.scale).masked_fill(~seen, float("-inf"))
+
+
+def sequences(paths: Paths) -> list[tuple[slice, slice]]:
+    """The queries and keys of each sequence of a call."""
+    both = [[slice(a, b) for a, b in itertools.pairwise(cu.tolist())] for cu in (paths.cu_q, paths.cu_k)]
+    return list(zip(*both, strict=True))
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, paths: Paths, shape: Shape) -> tuple[Tensor, Tensor]:
+    """What FlashAttention gives: the queries that no sequence has are left as they were met."""
+    out, lse = torch.full_like(q, float("nan")), torch.full((q.shape[1], len(q)), float("nan"), dtype=torch.float64)
+    for rows, keys in sequences(paths):
+        S = scores(q[rows].double(), k[keys].double(), shape)
+        values = v[keys].double().repeat_interleave(q.shape[1] // v.shape[1], 1)
+        out[rows] = torch.einsum("hqk,khd->qhd", S.softmax(-1), values).to(q.dtype)
+        lse[:, rows] = S.logsumexp(-1)
+    return out, lse.to(torch.promote_types(q.dtype, torch.float32))
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, paths: Paths, shape: Shape
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What FlashAttention gives: probabilities from the lse, and the correction from the output, as they are given."""
+    dq, dk, dv = (torch.zeros_like(x, dtype=torch.float64) for x in (q, k, v))
+    repeat = q.shape[1] // k.shape[1]
+    for rows, keys in sequences(paths):
+        P = (scores(q[rows].double(), k[keys].double(), shape) - lse[:, rows, None].double()).exp()
+        wide_k, wide_v = (x[keys].double().repeat_interleave(repeat, 1) for x in (k, v))
+        delta = (dout[rows].double() * out[rows].double()).sum(-1).T[..., None]
+        dS = P * (torch.einsum("qhd,khd->hqk", dout[rows].double(), wide_v) - delta) * shape.scale
+        dq[rows] = torch.einsum("hqk,khd->qhd", dS, wide_k)
+        for total, by_head in ((dk, torch.einsum("hqk,qhd->khd", dS, q[rows].double())),
+                               (dv, torch.einsum("hqk,qhd->khd", P, dout[rows].double()))):  # fmt: skip
+            total[keys] = by_head.unflatten(1, (-1, repeat)).sum(2)
+    return dq.to(q), dk.to(k), dv.to(v)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The kernel's place taken; the list counts forward calls."""
+    calls: list[int] = []
+    monkeypatch.setattr(varlen, "flash_forward", lambda *args: calls.append(1) or forward(*args))
+    monkeypatch.setattr(varlen, "flash_backward", backward)
+    return calls
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("window", [None, 13])
+@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2, 6])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.usefixtures("stand_in")
+def test_paths_equal_the_mask(
+    pack: str, window: int | None, sunk: bool, key_heads: int, dtype: torch.dtype, allowed: float
+) -> None:
+    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, window=window)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, n, len(layout.end), 16).to(dtype).requires_grad_() for n in (6, key_heads, key_heads))
+    sinks = torch.randn(6).to(dtype).requires_grad_() if sunk else None
+    inputs = [q, k, v, *([] if sinks is None else [sinks])]
+    upstream = torch.randn(1, len(layout.end), 6, 16).to(dtype)
+    ways = []
+    for way in (varlen.AlongPaths.apply, dense):
+        out = way(q, k, v, sinks, layout, shape)
+        ways.append([out.detach(), *torch.autograd.grad(out, inputs, upstream.to(out.dtype))])
+    for ours, exact in zip(*ways, strict=True):
+        assert ours.dtype == dtype
+        assert ours.shape == exact.shape
+        assert float((ours.double() - exact).abs().max()) <= allowed * max(1.0, float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("multiple", [32, 1000])
+@pytest.mark.usefixtures("stand_in")
+def test_rows_of_the_fill_are_numbers(multiple: int) -> None:
+    """A row that no sequence of the call has would keep what was in memory; a NaN there times 0 is a NaN of weights."""
+    layout = Layout.of(collate(PACKS["pairs"], multiple=multiple))
+    assert len(layout.end) > layout.trie.tokens
+    q, k, v = (torch.randn(1, n, len(layout.end), 16, dtype=torch.float64, requires_grad=True) for n in (6, 2, 2))
+    out = varlen.AlongPaths.apply(q, k, v, None, layout, Shape(0.25))
+    rows = slice(layout.trie.tokens)
+    exact = dense(q, k, v, None, layout, Shape(0.25))
+    assert bool(out.detach().isfinite().all())
+    assert torch.allclose(out[:, rows], exact[:, rows], atol=1e-12)
+    upstream = torch.randn_like(exact)
+    upstream[:, layout.trie.tokens :] = 0
+    for ours, right in zip(torch.autograd.grad(out, [q, k, v], upstream),
+                           torch.autograd.grad(exact, [q, k, v], upstream), strict=True):  # fmt: skip
+        assert torch.allclose(ours, right, atol=1e-12)
+
+
+def test_gradients_of_shared_rows_are_summed_in_fp32_and_in_the_order_of_the_paths() -> None:
+    paths = Layout.of(collate(PACKS["ranking"])).varlen
+    assert int(paths.counts.max()) == 7
+    d_paths = torch.randn(len(paths.keys), 2, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = torch.zeros(len(paths.counts), 2, 8)
+    for place, row in enumerate(paths.keys.tolist()):
+        expected[row] += d_paths[place].float()
+    summed = varlen.sum_over_paths(d_paths, paths)
+    assert summed.dtype == torch.float32
+    assert torch.equal(summed, expected)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, stand_in: list[int]) -> list[int]:
+    """Models take the way that they would take in half precision on a GPU, where the stand-in counts calls."""
+    monkeypatch.setattr(varlen, "takes", lambda *_, **__: True)
+    right = attention.way_of
+    monkeypatch.setattr(
+        attention, "way_of", lambda _, *rest, **more: right(torch.device("cuda"), torch.bfloat16, *rest[1:], **more)
+    )
+    return stand_in
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt_oss"])
+def test_models_along_paths_give_what_they_give_in_blocks(
+    family: str, checkpointing: bool, as_on_a_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a layer that is computed again takes the output that it has kept."""
+    rows = groups(4, seed=11, prompt=(20, 40), response=(3, 30))
+    ways = []
+    for way in ("paths", "blocks"):
+        policy, _ = wrap(tiny(family), "trie")
+        if checkpointing:
+            recompute_activations(policy.module)
+        logp = policy.token_logp(collate(rows, multiple=64))
+        logp.sum().backward()
+        ways.append([logp.detach(), *(p.grad for p in policy.module.parameters() if p.grad is not None)])
+        if way == "paths":
+            assert len(as_on_a_gpu) == policy.module.config.num_hidden_layers
+        monkeypatch.undo()
+    for ours, right in zip(*ways, strict=True):
+        assert torch.allclose(ours, right, atol=1e-4 * max(1.0, float(right.abs().max())))
+
+
+def test_each_layer_takes_the_way_that_fits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    varlen.takes.cache_clear()
+    gpu, half, full = torch.device("cuda"), torch.bfloat16, Shape(0.1)
+    assert attention.way_of(torch.device("cpu"), half, (64, 64), full, sinks=False) == "blocks"
+    assert attention.way_of(gpu, half, (64, 64), full, sinks=False) == "paths"
+    assert attention.way_of(gpu, half, (64, 64), Shape(0.1, window=9), sinks=True) == "paths"
+    assert attention.way_of(gpu, half, (64, 64), Shape(0.1, softcap=50.0), sinks=False) == "flex"
+    assert attention.way_of(gpu, half, (192, 128), full, sinks=False) == "blocks"
+    assert attention.way_of(gpu, torch.float32, (64, 64), full, sinks=False) == "flex"
+    assert attention.way_of(gpu, torch.float64, (64, 64), full, sinks=False) == "blocks"
+    assert attention.way_of(gpu, half, (80, 80), full, sinks=False) == "paths"
+    assert attention.way_of(gpu, half, (20, 20), full, sinks=False) == "blocks"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    varlen.takes.cache_clear()
+    assert attention.way_of(gpu, half, (64, 64), full, sinks=False) == "flex"
+    varlen.takes.cache_clear()
+
+
+def test_the_kernel_has_the_arguments_that_it_is_called_with() -> None:
+    """On the meta device its shapes are worked out and nothing is computed."""
+    layout = Layout.of(collate(PACKS["pairs"]))
+    on_meta = layout.varlen._replace(**{name: getattr(layout.varlen, name).to("meta") for name in ("cu_q", "cu_k")})
+    q = torch.empty(len(layout.end), 6, 16, dtype=torch.bfloat16, device="meta")
+    k = torch.empty(len(layout.varlen.keys), 2, 16, dtype=torch.bfloat16, device="meta")
+    out, lse = varlen.flash_forward(q, k, k, on_meta, Shape(0.25, window=9))
+    assert (out.shape, lse.shape) == (q.shape, (6, len(q)))
+    grads = varlen.flash_backward(out, q, k, k, out, lse, on_meta, Shape(0.25))
+    assert [g.shape for g in grads] == [q.shape, k.shape, k.shape]
