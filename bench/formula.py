@@ -123,7 +123,7 @@ def measured(name: str, setup: Setup, tokens: int) -> tuple[int, int, PreTrained
             with torch.no_grad():
                 policy.read(batch)
         else:
-            optimizer = adamw(policy.weights, Optim())
+            optimizer = adamw(policy.weights, Optim(), 0)
             for _ in range(2):
                 for _ in range(2):
                     policy.read(batch).sum().backward()

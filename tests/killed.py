@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from preftune import folders
 
 
-def build(path: Path, ours: frozenset[str] = frozenset(), **content: str) -> Path:
+def build(path: Path, ours: re.Pattern[str] = folders.NONE, **content: str) -> Path:
     with folders.folder(path, ours) as folder:
         for name, text in content.items():
             folder.write(name, text)

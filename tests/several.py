@@ -12,6 +12,7 @@ from torch.multiprocessing import start_processes
 
 from preftune.distributed import Distributed, process_group
 from preftune.errors import UserError
+from preftune.files import read_lines
 
 PATIENCE = 60.0  # seconds, after which ranks are taken to wait for each other for ever
 Work = Callable[[Distributed], object]
@@ -37,6 +38,25 @@ def on_ranks(count: int, folder: Path, work: Work, meanwhile: Callable[[list], N
     told = [json.loads(file.read_text()) if file.exists() else None for file in files]
     assert not any(isinstance(one, dict) and "bug" in one for one in told), told
     return told
+
+
+def ends(told: list, code: int, text: str) -> None:
+    """Whether every rank ended with this code, and one of them with this text."""
+    assert [one["code"] for one in told] == [code] * len(told), told
+    speaking = [one["text"] for one in told if one["error"] != "PeerRankError"]
+    assert len(speaking) == 1, told
+    assert text in speaking[0]
+
+
+def after_steps(out: Path, steps: int, act: Callable[[list], None]) -> Callable[[list], None]:
+    def wait(processes: list) -> None:
+        deadline = time.monotonic() + 60
+        while len(read_lines(out / "metrics.jsonl")) < steps:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        act(processes)
+
+    return wait
 
 
 def _rank(index: int, folder: Path, count: int, work: Work) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,19 +22,23 @@ from torch.distributed.rendezvous import rendezvous
 
 from preftune.errors import BUG, STOPPED, PeerRankError, UserError, is_out_of_memory
 
-BUCKET = 2**24  # gradient numbers that are copied and summed in one call
+T = TypeVar("T")
+BUCKET = 2**22  # numbers that are copied and exchanged in one call: 16 MiB, as large as pays
 PATIENCE = timedelta(hours=2)  # how long a rank waits for another one; one that has exited is noticed at once
+EXCHANGE = timedelta(minutes=20)  # how long for its tensors, when both have come there: NCCL notices no exit by itself
 _group: Distributed | None = None  # the one that this process has joined; torch has one for each process, too
 _joins = itertools.count()
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """rank: number of this process among `world_size`; store: where the first rank that fails reports it."""
+    """rank: number of this process among `world_size`; store: where the first rank that fails reports it; control: the
+    group in which small numbers are exchanged, all of them on the host, before any large tensors are."""
 
     rank: int = 0
     world_size: int = 1
     store: Store | None = None
+    control: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -61,6 +66,16 @@ class Distributed:
         """Return when every rank has come this far."""
         self.max(0)
 
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """What the ranks of a machine do one after the other, so that it takes the memory of one."""
+        turns = self.max(int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
+        for _ in range(self.local):
+            self.barrier()
+        yield
+        for _ in range(turns - self.local):
+            self.barrier()
+
     def broadcast_int(self, number: int) -> int:
         """The number of rank 0; those of the others are ignored."""
         return int(self.sum(torch.tensor(number if self.first else 0, dtype=torch.int64)))
@@ -76,26 +91,44 @@ class Distributed:
             with _collective():
                 dist.broadcast(tensor, 0)
 
+    def scatter_sum(self, parts: torch.Tensor) -> torch.Tensor:
+        """Each rank gives (world_size, n), and gets (n,): the sum of the rows that have its number."""
+        summed = parts.new_empty(parts.shape[1])
+        with _collective():
+            dist.reduce_scatter(summed, [*parts])
+        return summed
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        """Each rank gives (n,), and gets (world_size, n): those of all ranks."""
+        parts = part.new_empty(self.world_size, len(part))
+        with _collective():
+            dist.all_gather([*parts], part)
+        return parts
+
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum each gradient over all ranks, in fp32 or wider. One that no rank has stays None, as in one process."""
         if self.world_size == 1:
             return
-        trained = [p for p in parameters if p.requires_grad]
-        used = self.sum(torch.tensor([p.grad is not None for p in trained], dtype=torch.int64)).tolist()
         pieces: list[torch.Tensor] = []
-        for parameter in itertools.compress(trained, used):
+        for parameter in self.with_gradient(p for p in parameters if p.requires_grad):
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = grad.contiguous()
             pieces += parameter.grad.view(-1).split(BUCKET)
-        for bucket in _buckets(pieces):
+        for bucket in buckets(pieces, len):
             flat = torch.cat([piece.to(torch.promote_types(piece.dtype, torch.float32)) for piece in bucket])
             for piece, summed in zip(bucket, self.sum(flat).split([len(piece) for piece in bucket]), strict=True):
                 piece.copy_(summed)
 
+    def with_gradient(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[torch.nn.Parameter]:
+        """Those of the parameters that have a gradient on any rank, in the same order on each."""
+        parameters = list(parameters)
+        used = self.sum(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64))
+        return itertools.compress(parameters, used.tolist())
+
     def _all_reduce(self, values: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.world_size > 1:
             with _collective():
-                dist.all_reduce(values, operation)
+                dist.all_reduce(values, operation, self.control if values.device.type == "cpu" else None)
         return values
 
 
@@ -111,15 +144,16 @@ def current() -> Distributed:
     return SINGLE_PROCESS
 
 
-def _buckets(pieces: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    bucket: list[torch.Tensor] = []
+def buckets(pieces: Iterable[T], numbers: Callable[[T], int]) -> Iterator[list[T]]:
+    """The pieces in lists of at most BUCKET numbers; a larger one has a list of its own."""
+    bucket: list[T] = []
     size = 0
     for piece in pieces:
-        if bucket and size + len(piece) > BUCKET:
+        if bucket and size + numbers(piece) > BUCKET:
             yield bucket
             bucket, size = [], 0
         bucket.append(piece)
-        size += len(piece)
+        size += numbers(piece)
     if bucket:
         yield bucket
 
@@ -169,10 +203,12 @@ def _join(location: str) -> Distributed:
     try:
         store, rank, world_size = next(iter(rendezvous(location, timeout=PATIENCE)))
         store = PrefixStore(prefix, store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=EXCHANGE)
+        control = dist.new_group(timeout=PATIENCE, backend="gloo")
+        assert isinstance(control, dist.ProcessGroup)  # every rank is in it
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other ranks: {_cause(error)}.", hint="Start them with torchrun.") from error
-    return Distributed(rank, world_size, store)
+    return Distributed(rank, world_size, store, control)
 
 
 def _cause(error: Exception) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from preftune.errors import UserError
 from preftune.files import digest, is_leftover, make, reported, sync, temporary_name
 
+NONE = re.compile(r"(?!)")  # no name
 MANIFEST, NEXT = "manifest.json", "manifest.next.json"  # the second one stands there while files are being replaced
 FORMAT = 1
 
@@ -24,6 +26,16 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def number(self) -> int:
+        """What stands in its temporary name: another process builds in the same folder by `built_elsewhere`."""
+        return int(self.path.name.removeprefix(".preftune-").removesuffix(".tmp"), 16)
+
+    @classmethod
+    def built_elsewhere(cls, path: Path, number: int) -> Folder:
+        """The folder of this number that another process builds for `path`."""
+        return cls(path.with_name(f".preftune-{number:016x}.tmp"))
 
     def write(self, name: str, content: str | bytes) -> None:
         with (self.path / name).open("wb") as stream:
@@ -40,7 +52,7 @@ class Folder:
 
 
 @contextlib.contextmanager
-def folder(path: Path, ours: frozenset[str] = frozenset()) -> Iterator[Folder]:
+def folder(path: Path, ours: re.Pattern[str] = NONE) -> Iterator[Folder]:
     """Build a folder that appears at `path` whole, or not at all. It gets a manifest, which `verify` reads.
 
     Where a folder is there, its files of before are replaced, and all others stay. ours: names that are replaced
@@ -68,7 +80,7 @@ def folder(path: Path, ours: frozenset[str] = frozenset()) -> Iterator[Folder]:
         sync(path.parent)
 
 
-def _replace_files(temporary: Path, path: Path, names: list[str], ours: frozenset[str]) -> None:
+def _replace_files(temporary: Path, path: Path, names: list[str], ours: re.Pattern[str]) -> None:
     """Put the files of a built folder in the place of those of before; one half replaced is not whole, but ours."""
     if obstacles := sorted({*names} & {*not_ours(path, ours)}):
         raise UserError("another has put this file there or changed it.", location=str(path / obstacles[0]),
@@ -96,12 +108,14 @@ def _manifests(path: Path) -> list[dict[str, Any]]:
     return manifests
 
 
-def not_ours(path: Path, ours: frozenset[str] = frozenset()) -> list[str]:
+def not_ours(path: Path, ours: re.Pattern[str] = NONE) -> list[str]:
     """Names of the files below a folder that `folder` did not write, or that were changed since."""
     manifests, names = _manifests(path), []
     for file in sorted(path.rglob("*")):
         name = str(file.relative_to(path))
-        if (file.is_dir() and not file.is_symlink()) or name in {MANIFEST, NEXT, *ours} or is_leftover(name):
+        if (file.is_dir() and not file.is_symlink()) or name in {MANIFEST, NEXT} or is_leftover(name):
+            continue
+        if ours.fullmatch(name):
             continue
         if not any(name in entries and not _difference(path, name, entries[name]) for entries in manifests):
             names.append(name)

@@ -29,6 +29,11 @@ def test_three_forms_one_run(tmp_path: Path, name: str, text: str) -> None:
     assert load(tmp_path / name).optim.lr == 1e-6
 
 
+def test_none_is_a_word_where_the_key_has_it_and_nothing_elsewhere() -> None:
+    run = load(None, ["ranks.shard=none", "optim.epochs=none"])
+    assert (run.ranks.shard, run.optim.epochs) == ("none", None)
+
+
 def test_words_win_and_a_new_choice_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(TOML)
     run = load(tmp_path / "r.toml", ["optim.lr=2e-6", "reference=moving", "objective=ipo", "objective.tau=0.2"])

@@ -23,6 +23,7 @@ from preftune.config.vary import combinations
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import UserError
 from preftune.model.adapter import AdapterWeights
+from preftune.model.config import Ranks
 from preftune.run.export import merge
 from preftune.run.online import prepare_online
 from preftune.run.score import score
@@ -113,6 +114,24 @@ def test_two_ranks_are_one(adapted: Callable[..., Run], tmp_path: Path) -> None:
     on_ranks(2, tmp_path / "meet", work)
     ours, theirs = learned(one), learned(tmp_path / "two")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+@pytest.mark.parametrize("shard", ["step", "layer"])
+def test_an_adapter_that_ranks_divide_is_that_of_one_process(
+    adapted: Callable[..., Run], tmp_path: Path, shard: str
+) -> None:
+    """Also of a step whose last row leaves a rank without a pack; and one process goes on with what two have saved."""
+    keys = {"batch__rows": 7, "batch__tokens": 60, "optim__lr": 1e-4, "save__every": 4}
+    one = learned(train(adapted(**keys, out=str(tmp_path / "one"))))
+    run = adapted(**keys, ranks__shard=shard)
+    assert on_ranks(2, tmp_path / "meet", lambda _: str(train(run))) == [run.out] * 2
+    two = learned(Path(run.out))
+    assert one.keys() == two.keys()
+    assert all(float((one[name] - two[name]).abs().max()) <= 2e-6 for name in one)
+    longer = changed(run, optim=changed(run.optim, epochs=3), ranks=Ranks())
+    out = train(longer, resume=True, allow_change=["optim.epochs"])
+    whole = train(adapted(**keys, optim__epochs=3, out=str(tmp_path / "whole")))
+    assert lines(out)[-1]["step"] == lines(whole)[-1]["step"]
 
 
 def test_it_goes_on_from_an_adapter_which_is_then_the_reference(adapted: Callable[..., Run], tmp_path: Path) -> None:

@@ -150,9 +150,12 @@ def test_each_prompt_is_drawn_to_once_an_epoch(online: Callable[..., Run]) -> No
 
 
 @pytest.mark.parametrize("objective", [o.RLOO(), o.PPO()], ids=lambda objective: objective.name)
-def test_two_ranks_make_the_run_of_one(objective: o.Formula, online: Callable[..., Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", ["none", "step"])
+def test_two_ranks_make_the_run_of_one(
+    objective: o.Formula, shard: str, online: Callable[..., Run], tmp_path: Path
+) -> None:
     alone = train(changed(online(objective), out=str(tmp_path / "alone")))
-    together = changed(online(objective), out=str(tmp_path / "together"))
+    together = changed(online(objective, ranks__shard=shard), out=str(tmp_path / "together"))
 
     def work(dist: Distributed) -> None:
         train(together)

@@ -188,3 +188,16 @@ def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None
     assert lost[0][0] == 0
     assert 0 < lost[0][1] < 18
     assert len({one[2] for one in (*first, *again, *lost)}) == 1
+
+
+def test_ranks_of_a_machine_take_turns(tmp_path: Path) -> None:
+    def work(dist: Distributed) -> None:
+        with dist.in_turn():
+            for name in ("begins", "ends"):
+                with (tmp_path / "log").open("a") as log:
+                    log.write(f"{dist.rank} {name}\n")
+
+    on_ranks(3, tmp_path / "on", work)
+    assert (tmp_path / "log").read_text().splitlines() == [
+        f"{n} {does}" for n in range(3) for does in ("begins", "ends")
+    ]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from recorded import events, lines, same, weights
-from several import on_ranks
+from several import after_steps, ends, on_ranks
 
 from preftune import files
 from preftune.config.load import dump
@@ -28,25 +28,6 @@ from preftune.forward.loss import Loss, LossOutput
 from preftune.model.policy import Policy
 from preftune.run.train import train
 from preftune.training import loop
-
-
-def ends(told: list, code: int, text: str) -> None:
-    """Whether every rank ended with this code, and one of them with this text."""
-    assert [one["code"] for one in told] == [code] * len(told), told
-    speaking = [one["text"] for one in told if one["error"] != "PeerRankError"]
-    assert len(speaking) == 1, told
-    assert text in speaking[0]
-
-
-def after_steps(out: Path, steps: int, act: Callable[[list], None]) -> Callable[[list], None]:
-    def wait(processes: list) -> None:
-        deadline = time.monotonic() + 60
-        while len(read_lines(out / "metrics.jsonl")) < steps:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        act(processes)
-
-    return wait
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from preftune.config.explain import choices
+from preftune.config.explain import choices, keys
 from preftune.config.mistakes import UNKNOWN_KEY, explained, located
 from preftune.config.run import Run
 from preftune.config.tree import Tree, flatten, tree_of
@@ -105,6 +105,7 @@ def put(tree: Tree, word: str) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"{name} is a single value and has no key {last}.", location=key)
     is_name = choice is not None and above and last == choice.tag  # "none" is a name there
+    is_name = is_name or any(each.name == key.strip() and '"none"' in each.type.split() for each in keys())
     tree[last] = text.strip() if is_name else _value(text.strip())
 
 

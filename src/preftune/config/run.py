@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from preftune.evaluate.config import Evaluate
-from preftune.model.config import Adapter, Model
+from preftune.model.config import Adapter, Model, Ranks
 from preftune.objective import DPO, Objective
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
@@ -79,6 +79,7 @@ class Run(Table, frozen=True):
     optim: Optim = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
+    ranks: Ranks = Ranks()
     track: Annotated[Track | None, about("Trackers that get the metrics besides the record.", identity=False)] = None
     seed: Annotated[int, about("Decides the order of rows, and what is drawn.", ge=0, le=2**63 - 1)] = 0
     out: Annotated[str, about(RECORD, also="output_dir logging_dir logging_steps", identity=False)] = "run"

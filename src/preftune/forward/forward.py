@@ -21,7 +21,7 @@ from torch import Tensor
 
 from preftune.distributed import Distributed
 from preftune.forward.loss import Loss, LossOutput
-from preftune.forward.scores import PackScores, gather_step, response_places, score_pack, score_step
+from preftune.forward.scores import PackScores, gather_step, idle_packs, response_places, score_pack, score_step
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses
@@ -64,7 +64,7 @@ def step_gradient(
     groups = models.with_reference(groups, step, oom, dist)
     backward = _two_passes if loss.needs_full_step else _one_pass
     gradient = backward(models, groups, step, loss, oom, dist)
-    dist.sum_gradients(models.policy.weights.trained().values())
+    models.policy.weights.sum_gradients(dist)
     return gradient
 
 
@@ -82,6 +82,7 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
             answer = scores.token_logp if loss.reads_tokens else scores.logp
             answer.backward((output.d_logp / len(rows)).to(answer))
             scored.append((pack, scores.detached()))
+        _pass_idle(models, groups, step, oom, dist)
         return scored
 
     with policy.cast_once():
@@ -112,10 +113,18 @@ def _two_passes(
             rows_of_pack = [place for i in pack for place in places[i]]
             _check_repeated(policy, total.responses, logp.detach(), rows_of_pack)
             logp.backward(output.d_logp[rows_of_pack].to(logp) / len(rows))
+        _pass_idle(models, groups, step, oom, dist)
 
     with policy.cast_once():
         oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     return StepGradient(output, 2 * total.tokens + (0 if mismatched is None else mismatched.tokens), total.shared)
+
+
+def _pass_idle(models: Models, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> None:
+    """The passes that this rank makes for the others, with a gradient of 0."""
+    for pack in idle_packs(models.policy, groups, step, oom, dist):
+        logp = score_pack(models.policy, models.collate(groups, pack), frozenset()).logp
+        logp.backward(torch.zeros_like(logp))
 
 
 def _check_repeated(policy: Policy, first: Responses, logp: Tensor, rows: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from preftune.model.policy import Policy
 from preftune.objective.responses import Responses
 from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
-from preftune.pack.plan import Pack, Step
+from preftune.pack.plan import Pack, Step, halved
 from preftune.tokens.groups import TokenGroup
 
 
@@ -128,6 +128,16 @@ def response_places(groups: Groups, step: Step) -> dict[int, range]:
     return places
 
 
+def idle_packs(policy: Policy, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> tuple[Pack, ...]:
+    """Packs that count for nothing, with which this rank makes as many passes as the one that has most; none unless
+    ranks wait for each other in every pass."""
+    if not policy.weights.in_step or not step.packs:
+        return ()
+    passes = [len(halved(step.packs_of_rank(rank), oom.splits)) for rank in range(dist.world_size)]
+    shortest = min(step.order, key=lambda i: groups[i].tokens)
+    return ((shortest,),) * (max(passes) - passes[dist.rank])
+
+
 def score_step(
     policy: Policy, batch_of: Callable[[Pack], Batch], groups: Groups, step: Step, reads: frozenset[str], oom: OomRetry,
     dist: Distributed,
@@ -136,7 +146,10 @@ def score_step(
 
     def score(packs: Sequence[Pack]) -> list[tuple[Pack, PackScores]]:
         with torch.no_grad():
-            return [(pack, score_pack(policy, batch_of(pack), reads)) for pack in packs]
+            scored = [(pack, score_pack(policy, batch_of(pack), reads)) for pack in packs]
+            for pack in idle_packs(policy, groups, step, oom, dist):
+                score_pack(policy, batch_of(pack), reads)
+        return scored
 
     scored = oom.run(groups, step.packs_of_rank(dist.rank), score)
     return gather_step(policy, groups, step, scored, reads, dist)

@@ -41,5 +41,5 @@ def value_gradient(
 
     with model.cast_once():
         loss = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
-    dist.sum_gradients(model.weights.trained().values())
+    model.weights.sum_gradients(dist)
     return float(dist.sum(torch.tensor(loss, dtype=torch.float64)))

@@ -88,3 +88,14 @@ class Adapter(Table, frozen=True):
         str | None, about("Go on from the adapter in this folder or of this hub name.", also="adapter_name_or_path",
                           location=True)
     ] = None  # fmt: skip
+
+
+SHARD = "What ranks divide: nothing; moments (step); weights and gradients too (layer). auto: the first that fits."
+
+
+class Ranks(Table, frozen=True):
+    """[ranks] Several processes that train one model, under torchrun."""
+
+    shard: Annotated[
+        Literal["auto", "none", "step", "layer"], about(SHARD, also="fsdp zero deepspeed", identity=False)
+    ] = "auto"

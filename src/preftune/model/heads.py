@@ -29,6 +29,8 @@ class Head(Protocol):
 
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor: ...  # (scored, width) -> (members,)
 
+    def of_pass(self, module: PreTrainedModel) -> Head: ...  # with the parameters that the module has just now
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageHead:
@@ -61,6 +63,11 @@ class LanguageHead:
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(scored, width) -> (members,), in nats, fp32 (fp64 for fp64 models)."""
         return head_logp(hidden, self, batch.target)[batch.member]
+
+    def of_pass(self, module: PreTrainedModel) -> LanguageHead:
+        layer = module.get_output_embeddings()
+        assert layer is not None
+        return replace(self, weight=layer.weight, bias=getattr(layer, "bias", None))
 
     def with_squares(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The log-probabilities, and log sum_v p_v^2 of each token's distribution without gradient, (members,) each."""
@@ -106,6 +113,10 @@ class ScalarHead:
     def __call__(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(scored, width) -> (members,), fp32 (fp64 for fp64 models); where ends are read a response is a member."""
         return self.values(hidden)[batch.member]
+
+    def of_pass(self, module: PreTrainedModel) -> ScalarHead:
+        layer = ScalarHead.of(module)
+        return replace(self, weight=layer.weight, bias=layer.bias)
 
     def values(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (...)."""

@@ -155,7 +155,8 @@ def _head(shapes: Shapes, setup: Setup, rows: int) -> float:
     if learns and rows * vocab * product <= KEEP.get(setup.device, KEEP_ELSEWHERE):
         logits = rows * vocab
         return hidden + copy + product * logits + max((slope if narrow else slope - 4) * logits, added * vocab)
-    logits = min(rows * vocab, max(CHUNK.get(setup.device, CHUNK_ELSEWHERE) // 4, LEAST[0] * vocab))
-    words = min(vocab, max(LEAST[1], CHUNK.get(setup.device, CHUNK_ELSEWHERE) // (4 * max(1, rows))))
+    chunk = CHUNK.get(setup.device, CHUNK_ELSEWHERE)
+    logits = min(rows * vocab, max(chunk // 4, LEAST[0] * vocab))
+    words = min(vocab, max(LEAST[1], chunk // (4 * max(1, rows))))
     before = (narrow or 4.0) if logits < rows * vocab else 0.0  # the chunk before is there until the next one is made
     return hidden + copy + (slope + narrow + before) * logits + added * words

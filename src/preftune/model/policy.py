@@ -66,8 +66,12 @@ class Policy:
 
     def read(self, batch: Batch) -> Tensor:
         """What the head answers, (members,)."""
+        return self.weights.through(self._read, batch)
+
+    def _read(self, batch: Batch) -> Tensor:
+        head = self.head.of_pass(self.module) if self.weights.in_step else self.head
         with self.autocast():
-            return self.head(self.hidden(batch)[batch.source], batch)
+            return head(self.hidden(batch)[batch.source], batch)
 
     def token_logp(self, batch: Batch) -> Tensor:
         """What a language head answers: the log-probability of every token of every response, (members,), in nats."""
@@ -76,9 +80,13 @@ class Policy:
     def token_logp_and_squares(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`token_logp`, and log sum_v p_v^2 of each token's distribution, (members,) each; the latter has no
         gradient."""
-        assert isinstance(self.head, LanguageHead)
+        return self.weights.through(self._read_with_squares, batch)
+
+    def _read_with_squares(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        head = self.head.of_pass(self.module) if self.weights.in_step else self.head
+        assert isinstance(head, LanguageHead)
         with self.autocast():
-            return self.head.with_squares(self.hidden(batch)[batch.source], batch)
+            return head.with_squares(self.hidden(batch)[batch.source], batch)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden state of every row of the trie, (rows, width); those of rows that no head reads may be zero."""
@@ -128,7 +136,7 @@ class Policy:
     def cast_once(self) -> Iterator[None]:
         """Within it weights are cast to the type of products once, and not once a pack: of 7B, 42 GB of memory traffic.
         Passes must ask for gradients, and nothing may change the weights. Backward passes run without autocast."""
-        if self.compute == torch.float32:
+        if self.compute == torch.float32 or self.weights.in_step:  # such weights are whole in a pass alone
             yield
             return
         kind = self.device.type

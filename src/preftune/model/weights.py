@@ -9,25 +9,35 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.distributed import Distributed
 from preftune.folders import Folder
+from preftune.pack.batch import Batch
 
 SAMPLED = 4096  # numbers of a tensor that stand for it
+T = TypeVar("T")
 THREADS = min(16, os.cpu_count() or 1)  # that hash tensors
 UNRELATED = ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype")  # to what it says
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor that is cut among ranks (model/shard.py); one that is not cut, as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @dataclass(frozen=True)
 class Weights(ABC):
-    """The weights of a module, all of them or some."""
+    """The weights of a module, all of them or some; their tensors may be cut among ranks (model/shard.py)."""
 
     module: PreTrainedModel
 
@@ -55,15 +65,44 @@ class Weights(ABC):
     def activate(self) -> None:
         """Let the module compute with these weights, where it holds others beside them. They stay until others do."""
 
-    @final
+    @property
+    def sharded(self) -> bool:
+        """Whether `trained` and `state` are cut among ranks: each has its rows of every tensor."""
+        return False
+
+    @property
+    def in_step(self) -> bool:
+        """Whether ranks exchange weights in every pass, so that each must make as many as the others."""
+        return False
+
+    def replicas(self) -> dict[str, Tensor]:
+        """Trained tensors that every rank has whole, and with the same bits."""
+        return {name: p.detach() for name, p in self.trained().items()}
+
+    def through(self, work: Callable[[Batch], T], batch: Batch) -> T:
+        """work(batch), in which the module's parameters are whole tensors."""
+        return work(batch)
+
+    def sum_gradients(self, dist: Distributed) -> None:
+        """After the backward passes of all ranks: put the sum of their gradients into what is `trained`."""
+        dist.sum_gradients(self.trained().values())
+
+    def share(self, dist: Distributed) -> None:  # noqa: B027  # whoever has all has nothing to do
+        """After an update, or a state that was read: let every rank have what the others changed."""
+
     def zero_grad(self) -> None:
+        """Forget all gradients."""
         for parameter in self.trained().values():
             parameter.grad = None
 
-    @final
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The module with whole tensors on rank 0, to be read there. Every rank must come here."""
+        yield
+
     def sampled(self) -> Tensor:
         """Some thousand numbers of each trained tensor, a copy on the host: the same ones at each call."""
-        tensors = [p.detach().flatten() for p in self.trained().values()]
+        tensors = [local(p.detach()).flatten() for p in self.trained().values()]
         return torch.cat([tensor[:: 1 + tensor.numel() // SAMPLED].cpu() for tensor in tensors]).clone()
 
     @final
@@ -75,7 +114,7 @@ class Weights(ABC):
                 return name
         with torch.no_grad():
             for name, tensor in state.items():
-                tensor.copy_(tensors[name])
+                local(tensor).copy_(local(tensors[name]))
         return ""
 
 

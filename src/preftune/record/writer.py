@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,17 +19,17 @@ from preftune.errors import CORRUPT, UserError
 from preftune.events import Evaluated, Event, Happened, PhaseDrawn, StepDone
 
 METRICS, EVALUATIONS, EVENTS, PHASES = "metrics.jsonl", "evaluations.jsonl", "events.jsonl", "phases.jsonl"
+CHECKPOINTS = "checkpoints"
 IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
 RUN_FILES = (
     METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json",
     "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html",
-    "start.safetensors", "start_draws.safetensors", "track.json", "checkpoints", "model", "value",
+    "start.safetensors", "start_draws.safetensors", "track.json", CHECKPOINTS, "model", "value",
     "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
-CHECKPOINT_FILES = frozenset(
-    {f"{begin}{name}.safetensors" for begin in ("", "value_") for name in ("weights", "optimizer")}
-    | {"reference.safetensors", "state.json"}
-)
+CHECKPOINT_FILES = re.compile(
+    r"((value_)?(weights|optimizer)|reference)(-\d{5}-of-\d{5})?\.safetensors|state\.json"
+)  # of one process, or one a rank
 SWEEP_PAGE = "compare.html"
 NEW_START = "Start it again with --force, or choose another `out`."
 COMPARED = ("preftune", "torch", "transformers", "machine", "device", "threads", "world_size")
@@ -47,7 +48,7 @@ class RecordWriter:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -118,7 +119,7 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     """
     holds_run = assert_writable(path, resume=resume, force=force)
     files.sweep_leftovers(path)
-    files.sweep_leftovers(path / "checkpoints")
+    files.sweep_leftovers(path / CHECKPOINTS)
     if not holds_run:
         return False
     if resume:
@@ -172,16 +173,19 @@ def assert_sweep_writable(out: Path, folders: Sequence[Path], *, resume: bool) -
 
 def foreign_files(path: Path) -> list[str]:
     """Files below model/ and checkpoints/ of a run's folder that are not the run's, or that another has changed."""
-    folders_of_run = ("model", "value", "checkpoints")
+    folders_of_run = ("model", "value", CHECKPOINTS)
     names = [name for name in folders_of_run if (path / name).is_symlink() or (path / name).is_file()]
     names += [f"{model}/{name}" for model in folders_of_run[:2] for name in folders.not_ours(path / model)]
-    for entry in sorted((path / "checkpoints").iterdir()) if (path / "checkpoints").is_dir() else ():
+    for entry in sorted((path / CHECKPOINTS).iterdir()) if (path / CHECKPOINTS).is_dir() else ():
         if not (entry.is_dir() and entry.name.startswith("step-")):
             names += [] if files.is_leftover(entry.name) else [f"checkpoints/{entry.name}"]
         else:
             inside = {str(file.relative_to(entry)) for file in entry.rglob("*") if not file.is_dir()}
-            known = CHECKPOINT_FILES | {folders.MANIFEST, folders.NEXT}
-            names += [f"checkpoints/{entry.name}/{name}" for name in sorted(inside - known)]
+            others = {name for name in inside if not CHECKPOINT_FILES.fullmatch(name)} - {
+                folders.MANIFEST,
+                folders.NEXT,
+            }
+            names += [f"checkpoints/{entry.name}/{name}" for name in sorted(others)]
     return names
 
 

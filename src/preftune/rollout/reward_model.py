@@ -5,12 +5,15 @@ Held by tests/rollout/test_reward_model.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from preftune.errors import UserError
+from preftune.record.reader import Record
 from preftune.rollout.scorers import Answered
 from preftune.rows.row import Demo, Message, Place, Prompt, Response, Row, Task, text_of
 from preftune.tokens.groups import TokenGroup
@@ -119,3 +122,11 @@ class _ThroughText:
         as_text = self._tokenized([Demo(prompt="", response=text_of(row.response), place=row.place)])
         text = as_text[0].responses[0][:-1] if as_text else np.empty(0, np.int32)
         return prompt.prompt, np.concatenate([text, end])
+
+
+def recorded_slope(model: Path) -> float | None:
+    """The calibration slope of a reward model that a run of this library has exported; None where none is recorded."""
+    if not (model.parent / "run.toml").is_file():
+        return None
+    slope = Record.open(model.parent).end.get("calibration_slope")
+    return slope if slope is not None and math.isfinite(slope) else None

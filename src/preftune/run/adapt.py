@@ -19,6 +19,7 @@ from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.put_adapter import begin_adapter, go_on
 from preftune.model.scalar import with_score
+from preftune.model.shard import ShardedByStep
 from preftune.model.verify import sample, verify_layout
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
@@ -115,13 +116,14 @@ def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence
 
 def as_started(policy: Policy) -> Policy:
     """What training began from: the same model in memory, asked without what its adapter has learned."""
-    assert isinstance(policy.weights, AdapterWeights)
-    start = policy.weights.as_started()
+    weights = policy.weights.inner if isinstance(policy.weights, ShardedByStep) else policy.weights
+    assert isinstance(weights, AdapterWeights)
+    start = weights.as_started()
     start.activate()
     head = policy.head
     if isinstance(head, LanguageHead):
         layer = policy.module.get_output_embeddings()
         assert layer is not None
         head = replace(head, weight=layer.weight, bias=getattr(layer, "bias", None), in_place=False)
-    policy.weights.activate()
+    weights.activate()
     return replace(policy, weights=start, head=head)

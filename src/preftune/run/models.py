@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, 
     fresh: an objective of scores may begin from a language model, which has no score yet. Raises UserError where the
     model cannot be used, or disagrees with its own forward pass.
     """
-    module, remarks = _load_module(run, dataset, device_of(run, dist.local), fresh)
+    device = device_of(run, dist.local)
+    with nullcontext() if device.type == "cpu" else dist.in_turn():  # weights go to a GPU by way of the host
+        module, remarks = _load_module(run, dataset, device, fresh)
     notes |= remarks
     if run.model.trainable is not None:
         notes["trainable"] = text, _ = train_only(module, run.model.trainable)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,6 @@ from preftune.model.scalar import load_reward_model, model_scores
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
-from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.config import Reward, Rollout, Value
@@ -38,7 +36,7 @@ from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
 from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online
-from preftune.rollout.reward_model import ModelScorer
+from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
@@ -48,6 +46,7 @@ from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable, with_adapter
 from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
+from preftune.run.shards import sharded
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
@@ -118,7 +117,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
     policy = load_policy(run, tasks.dataset, notes, dist)
-    run, packing = with_budget(run, policy, dist)
+    run, packing, shard = with_budget(run, policy, notes, dist)
     digests = {"model": policy.weights.digest()}
     policy = with_adapter(run, policy, digests["model"], tasks.dataset.train, notes)
     anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
@@ -130,7 +129,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
         digests["value"] = value.weights.digest()
     moving = run.reference if isinstance(run.reference, Moving) else None
     follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
-    models = Models(at_temperature(policy, temperature), follows, value)
+    models = Models(at_temperature(sharded(policy, shard), temperature), follows, value and sharded(value, shard))
     return Loaded(run, models, anchor, packing, digests)
 
 
@@ -238,11 +237,3 @@ def scorer_and_judge(
     judge, digests_of_judge = judge_of(judges[0])
     digests |= digests_of_judge
     return scorer, judge
-
-
-def recorded_slope(model: Path) -> float | None:
-    """The calibration slope of a reward model that a run of this library has exported; None where none is recorded."""
-    if not (model.parent / "run.toml").is_file():
-        return None
-    slope = Record.open(model.parent).end.get("calibration_slope")
-    return slope if slope is not None and math.isfinite(slope) else None

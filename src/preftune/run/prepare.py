@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from preftune.run.models import (
 )
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
 from preftune.run.precision import with_precision
+from preftune.run.shards import Shard, choose_shard, sharded
 from preftune.tokens.groups import TokenGroup
 from preftune.training.schedule import refuse_long_warmup
 from preftune.training.source import Offline
@@ -70,7 +72,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     run, dataset, notes = _matched(run, load, full_batch=False)
     run = with_precision(run, device_of(run, dist.local))
     policy = load_policy(run, dataset, notes, dist)
-    run, packing = with_budget(run, policy, dist)
+    run, packing, shard = with_budget(run, policy, notes, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads
@@ -88,7 +90,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     train, evaluated = filled[: len(used)], filled[len(used) :]
     by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
-    policy = with_adapter(run, policy, digests["model"], dataset.train, notes)
+    policy = sharded(with_adapter(run, policy, digests["model"], dataset.train, notes), shard)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,
@@ -117,7 +119,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     else:
         run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     policy = load_policy(run, dataset, notes, dist, fresh=False)
-    run, packing = with_budget(run, policy, dist, trains=False)
+    run, packing, _ = with_budget(run, policy, notes, dist, trains=False)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -131,8 +133,9 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
 def samples_to(
     run: Run, policy: Policy, dataset: Dataset, groups: Sequence[TokenGroup], packing: Packing, dist: Distributed
 ) -> Samples | None:
-    """The held-out prompts to which texts are drawn; None where there are none, or the model has no logits."""
-    if not isinstance(policy.head, LanguageHead):
+    """The held-out prompts to which texts are drawn; None where there are none, the model has no logits, or no rank has
+    it whole."""
+    if not isinstance(policy.head, LanguageHead) or policy.weights.in_step:
         return None
 
     def spell(ids: np.ndarray) -> str:
@@ -155,14 +158,17 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def with_budget(run: Run, policy: Policy, dist: Distributed, *, trains: bool = True) -> tuple[Run, Packing]:
-    """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
+def with_budget(
+    run: Run, policy: Policy, notes: Notes, dist: Distributed, *, trains: bool = True
+) -> tuple[Run, Packing, Shard]:
+    """The run with the tokens of a pack, which are the fewest that any rank has memory for; and what is divided."""
     learning = None if run.adapter else sum(p.numel() for p in policy.weights.trained().values())
     setup = setup_of(run, policy.module.num_parameters(), policy.device.type, trained=learning if trains else 0)
-    tokens = run.batch.tokens or pack_budget(policy.module, setup)
+    shard = choose_shard(run, policy, setup, notes, dist) if trains else "none"
+    tokens = run.batch.tokens or pack_budget(policy.module, changed(setup, shard=shard, gpus=dist.world_size))
     tokens = -dist.max(-tokens)
     run = replace(run, batch=replace(run.batch, tokens=tokens))
-    return run, Packing(tokens, attention_crossover(policy.module.config))
+    return run, Packing(tokens, attention_crossover(policy.module.config)), shard
 
 
 @signals.interruptible()

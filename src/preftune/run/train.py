@@ -9,29 +9,34 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from preftune import events, files, folders, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.tree import flatten, tree_of
-from preftune.distributed import process_group
+from preftune.distributed import Distributed, process_group
 from preftune.errors import NON_FINITE, UserError
 from preftune.model.as_made import given_back
+from preftune.pack.oom import OomRetry
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
 from preftune.record.trackers import assert_ready, guarded, tracking
-from preftune.record.writer import RecordWriter, claim
+from preftune.record.writer import CHECKPOINTS, RecordWriter, claim
 from preftune.report import page
 from preftune.run.dataset import Loader, load_dataset
 from preftune.run.online import prepare_online
 from preftune.run.prepare import Prepared, prepare
 from preftune.run.resume import begin_or_resume, with_recorded_keys
-from preftune.training import checkpoint
+from preftune.run.shards import refuse_separate_disks, refuse_shards
+from preftune.training import checkpoint, state_of_ranks
 from preftune.training.checkpoint import State
 from preftune.training.learner import Learner
 from preftune.training.loop import fit
 from preftune.training.optimizer import adamw
+
+MODEL, REPORT = "model", "report.html"
 
 
 def train(
@@ -55,6 +60,7 @@ def train(
     assert_ready(run.track)
     out = Path(run.out).expanduser()
     with process_group() as dist, given_back(run.model.path), ExitStack() as stack:
+        refuse_shards(run, dist)
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
             stack.enter_context(default_progress())
@@ -67,17 +73,18 @@ def train(
             run = with_recorded_keys(run, out, dist)
         prepared = prepare(run, dist, load) if run.rollout is None else prepare_online(run, dist)
         state, record = new_state(prepared), None
+        if state.weights.sharded:
+            refuse_separate_disks(out, dist)
         start = state.weights.sampled()
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
             stack.enter_context(events.listening(record))
             begin_or_resume(prepared, state, record, allow_change if resuming else None)
             stack.enter_context(tracking(run.track, settings(prepared.run), out, state.step))
-        checkpoint.broadcast(state, dist)
+        state_of_ranks.broadcast(state, dist)
         fit(prepared.training, state, record)
-        if record is not None:
-            tell_movement(state, start)
-            finish(prepared, state, record)
+        tell_movement(state, start, dist)
+        finish(prepared, state, record)
         dist.barrier()  # when this returns, on any rank, everything is written
     return out
 
@@ -88,7 +95,14 @@ def new_state(prepared: Prepared) -> State:
     reference, run = models.reference.policy.module if models.reference else None, prepared.run
     trained = [model.weights for model in (models.policy, models.value) if model]
     learners = [Learner(weights, adamw(weights, run.optim, run.seed)) for weights in trained]
-    return State(learners[0].weights, learners[0].optimizer, reference, value=learners[1] if models.value else None)
+    return State(
+        learners[0].weights,
+        learners[0].optimizer,
+        reference,
+        oom=OomRetry(alone=not models.policy.weights.in_step),
+        value=learners[1] if models.value else None,
+        root=Path(run.out).expanduser() / CHECKPOINTS,
+    )
 
 
 def settings(run: Run) -> dict[str, object]:
@@ -101,29 +115,46 @@ def name_of(sink: events.Sink) -> str:
     return getattr(sink, "__name__", type(sink).__name__)
 
 
-def tell_movement(state: State, start: Tensor) -> None:
-    """Record what share of the weights training has changed. start: a sample of them from before the first update."""
-    share = float((state.weights.sampled() != start).double().mean())
+def tell_movement(state: State, start: Tensor, dist: Distributed) -> None:
+    """Record what share of the weights training has changed. start: a sample of them, or of this rank's rows of them,
+    from before the first update."""
+    moved = state.weights.sampled() != start
+    changed, sampled = dist.sum(torch.tensor([int(moved.sum()), moved.numel()])).tolist()
+    share = changed / sampled
     events.emit(events.Happened(state.step, "weights_moved", f"{share:.2%} of the weights moved", {"share": share}))
 
 
-def finish(prepared: Prepared, state: State, record: RecordWriter) -> None:
-    """Export the model and write the page; what a run that was finished before has written already stays as it is."""
-    model, report = record.path / "model", record.path / "report.html"
-    record.sync()
+def finish(prepared: Prepared, state: State, record: RecordWriter | None) -> None:
+    """Export the model and write the page; what a run that was finished before has written already stays as it is.
+
+    record: None on ranks other than the first, which give it their rows of weights that are cut among ranks.
+    """
+    if record is not None:
+        record.sync()
+    unfinished = record is not None and (folders.lacks_files(record.path / MODEL) or record.finished_at() != state.step)
     with signals.interruptible():
-        if folders.lacks_files(model) or record.finished_at() != state.step:
+        if prepared.training.dist.broadcast_int(unfinished):
             events.emit(events.Note("writing the model and the page"))
-            if broken := checkpoint.not_finite(state.weights.module.state_dict()):
-                raise UserError(
-                    f"{broken} is not finite, so no model is exported.", location=str(model), code=NON_FINITE
-                )
-            with folders.folder(model) as folder:
-                state.weights.export(folder, prepared.tokenizer)
-            if state.value is not None:
-                with folders.folder(record.path / "value") as folder:
-                    state.value.weights.export(folder, prepared.tokenizer)
-            files.delete(report)
+            with ExitStack() as stack:
+                for learner in state.learners.values():
+                    stack.enter_context(learner.weights.whole())
+                if record is not None:
+                    export(prepared, state, record.path)
+        if record is None:
+            return
         events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
+        report = record.path / REPORT
         if not report.exists():
             files.write(report, page([Record.open(record.path)]))
+
+
+def export(prepared: Prepared, state: State, out: Path) -> None:
+    """Write what was trained. Raises UserError where a number of it is not finite."""
+    if broken := checkpoint.not_finite(state.weights.module.state_dict()):
+        raise UserError(f"{broken} is not finite, so no model is exported.", location=str(out / MODEL), code=NON_FINITE)
+    with folders.folder(out / MODEL) as folder:
+        state.weights.export(folder, prepared.tokenizer)
+    if state.value is not None:
+        with folders.folder(out / "value") as folder:
+            state.value.weights.export(folder, prepared.tokenizer)
+    files.delete(out / REPORT)

@@ -12,17 +12,18 @@ from typing import Annotated
 import msgspec
 import torch
 from msgspec import Meta, Struct
-from safetensors.torch import load_file
 from torch import Tensor
 
 from preftune import files, folders
-from preftune.distributed import Distributed
+from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import IO, NON_FINITE, UserError, third_party_message
-from preftune.model.weights import Weights
+from preftune.model.weights import Weights, local
 from preftune.pack.oom import OomRetry
 from preftune.record.writer import CHECKPOINT_FILES
+from preftune.training import tensor_files
 from preftune.training.learner import Learner
 from preftune.training.optimizer import Moment, Optimizer
+from preftune.training.tensor_files import TensorFiles
 
 PREFIX = "step-"
 MAX_SPLITS = 64  # no pack can be cut in two so often
@@ -32,7 +33,8 @@ MAX_SPLITS = 64  # no pack can be cut in two so often
 class State:
     """The one thing that changes in a run. step: updates done; skipped: updates in a row that were not finite;
     reference: the reference's model where it moves; ema: running means that the loss follows (`Loss.ema`); oom: how
-    often packs are cut in two because memory ran out; value: the value model of PPO."""
+    often packs are cut in two because memory ran out; value: the value model of PPO; root: the folder of all its
+    checkpoints."""
 
     weights: Weights
     optimizer: Optimizer
@@ -42,6 +44,7 @@ class State:
     ema: tuple[float | None, ...] = ()
     oom: OomRetry = field(default_factory=OomRetry)
     value: Learner | None = None
+    root: Path = Path()
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -49,10 +52,11 @@ class State:
         return {"": Learner(self.weights, self.optimizer)} | ({} if self.value is None else {"value_": self.value})
 
 
-def save(state: State, root: Path, keep: int) -> Path:
+def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS) -> Path:
     """Write the checkpoint of this step below `root`, then delete all but the newest `keep` valid ones.
 
-    Raises UserError, and deletes nothing, where a number is not finite.
+    dist: the ranks that write it, all of them where the weights are cut among them. Raises UserError, and deletes
+    nothing, where a number is not finite or any rank cannot write.
     """
     path = root / f"{PREFIX}{state.step:08d}"
     tensors = {}
@@ -61,14 +65,13 @@ def save(state: State, root: Path, keep: int) -> Path:
     if state.reference is not None:
         tensors["reference"] = _parameters(state.reference)
     for name, part in tensors.items():
-        if broken := not_finite(part):
-            raise UserError(f"the {name} are no longer finite ({broken}).", location=str(path), code=NON_FINITE,
-                            hint="The checkpoints of before are kept. Lower optim.lr.")  # fmt: skip
-    with folders.folder(path, CHECKPOINT_FILES) as folder:
-        for name, part in tensors.items():
-            folder.tensors(f"{name}.safetensors", part)
-        folder.json("state.json", msgspec.to_builtins(_Numbers(state.step, state.skipped, state.oom.splits, state.ema)))
-    valid = [folder for folder in _folders(root) if not folders.verify(folder)]
+        broken = not_finite(part)
+        if dist.max(int(bool(broken))):
+            raise UserError(f"the {name} are no longer finite ({broken or 'on another rank'}).", location=str(path),
+                            hint="The checkpoints of before are kept. Lower optim.lr.", code=NON_FINITE)  # fmt: skip
+    numbers = _Numbers(state.step, state.skipped, state.oom.splits, state.ema)
+    tensor_files.write(path, tensors, msgspec.to_builtins(numbers), dist)
+    valid = [folder for folder in _folders(root) if not folders.verify(folder)] if dist.first else []
     for old in valid[keep:]:
         if not set(folders.not_ours(old, CHECKPOINT_FILES)):
             files.delete(old)
@@ -89,7 +92,7 @@ def assert_room(state: State, root: Path) -> None:
     needed = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
     needed += sum(learner.nbytes for learner in state.learners.values())
     free = files.free(root)
-    if free < needed:
+    if free < needed:  # a tensor that is cut among ranks says how many bytes it has in all
         raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
                         location=str(root), hint="Make room, or choose another `out`.", code=IO)  # fmt: skip
 
@@ -102,31 +105,36 @@ def load_newest(state: State, root: Path, *, steps: int, means: int) -> tuple[Pa
     """
     passed_over = []
     for path in _folders(root):
-        reason = folders.verify(path) or _load(state, path, steps, means)
+        reason = load(state, path, steps, means)
         if not reason:
             return path, passed_over
         passed_over.append(f"{path.name}: {reason}")
     return None, passed_over
 
 
-def _load(state: State, path: Path, steps: int, means: int) -> str:
-    """Put a checkpoint's numbers into a state made for the same model, or return why it does not fit.
+def load(state: State, path: Path, steps: int, means: int) -> str:
+    """Put a checkpoint's numbers into a state made for the same model, or return why it is damaged or does not fit.
 
     A manifest says only that a file is as it was written, so every tensor and number is compared with what the model
     and its optimizer have.
     """
-    expected: dict[str, Mapping[str, Tensor | Moment]] = {
+    if damage := folders.verify(path):
+        return damage
+    like: dict[str, Mapping[str, Tensor]] = {
         f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()
     }
     if state.reference is not None:
-        expected["reference"] = _parameters(state.reference)
-    names = [f"{part}.safetensors" for part in (*expected, *(f"{begin}optimizer" for begin in state.learners))]
+        like["reference"] = _parameters(state.reference)
+    expected: dict[str, Mapping[str, Tensor | Moment]] = dict(like)
+    like |= {f"{begin}optimizer": learner.weights.trained() for begin, learner in state.learners.items()}
     try:
         listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
-        if absent := {*names, "state.json"} - listed:
-            return f"{min(absent)}: not in the manifest"
+        names = {part: tensor_files.files_of(part, listed) for part in like}
+        absent = [f"{part}.safetensors" for part in names if not names[part]]
+        if absent := min([*absent, *{"state.json"} - listed], default=""):
+            return f"{absent}: not in the manifest"
         numbers = msgspec.json.decode((path / "state.json").read_bytes(), type=_Numbers)
-        tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
+        tensors = {part: TensorFiles([path / name for name in names[part]]).read(like[part]) for part in like}
     except Exception as error:  # safetensors has a class of its own
         return third_party_message(error)
     for begin, learner in state.learners.items():
@@ -157,7 +165,7 @@ def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor | Momen
     if broken := not_finite(tensors):
         return f"{broken} is not finite"
     positive = (name for name, moment in expected.items() if isinstance(moment, Moment) and not moment.signed)
-    return next((f"{name} is negative" for name in positive if bool((tensors[name] < 0).any())), "")
+    return next((f"{name} is negative" for name in positive if bool((local(tensors[name]) < 0).any())), "")
 
 
 def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
@@ -170,39 +178,11 @@ def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name of a tensor that holds NaN or infinity, or an empty string."""
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(local(tensor)).all())), "")
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
-
-
-def broadcast(state: State, dist: Distributed) -> None:
-    """Give every rank the state of rank 0, which alone reads checkpoints."""
-    if dist.world_size == 1:
-        return
-    state.step, state.skipped = map(dist.broadcast_int, (state.step, state.skipped))
-    state.oom.splits = dist.broadcast_int(state.oom.splits)
-    ema = torch.full((dist.broadcast_int(len(state.ema)),), torch.nan, dtype=torch.float64)
-    for index, mean in enumerate(state.ema):
-        ema[index] = torch.nan if mean is None else mean
-    dist.broadcast([ema])
-    state.ema = tuple(None if mean != mean else mean for mean in ema.tolist())
-    if state.step == 0:  # before the first update all have loaded the same weights
-        return
-    for learner in state.learners.values():
-        learner.broadcast(dist)
-    dist.broadcast(p.detach() for p in (state.reference.parameters() if state.reference is not None else ()))
-
-
-def has_drifted(state: State, dist: Distributed) -> bool:
-    """Whether the trained weights of some rank are other bits than those of another, as they must never be."""
-    if dist.world_size == 1:
-        return False
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    trained = [p for learner in state.learners.values() for p in learner.weights.trained().values()]
-    bits = [p.detach().contiguous().view(words[p.element_size()]) for p in trained]
-    return not all(dist.all_equal(torch.stack([b.sum(dtype=torch.int64) for b in bits]).tolist()))
 
 
 def _folders(root: Path) -> list[Path]:

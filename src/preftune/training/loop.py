@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from preftune import events, signals
+from preftune.distributed import SINGLE_PROCESS
 from preftune.errors import CORRUPT, IO, UserError
 from preftune.evaluate.baseline import load_baseline, save_baseline
 from preftune.evaluate.evaluate import evaluate
 from preftune.forward.forward import dry_run
 from preftune.pack.plan import Phase, Step
 from preftune.record.writer import RecordWriter
-from preftune.training import checkpoint
+from preftune.training import checkpoint, state_of_ranks
 from preftune.training.checkpoint import State
 from preftune.training.update import Training, sync_pack_splits, update
 
@@ -132,14 +133,15 @@ def save_checkpoint(training: Training, state: State, record: RecordWriter | Non
     must: raise where the disk refuses it; otherwise the record says so, 0 is returned and training goes on, because the
     checkpoints of before are whole and the next one may succeed.
     """
-    if checkpoint.has_drifted(state, training.dist):
+    if state_of_ranks.has_drifted(state, training.dist):
         hint = "The machines compute different results; use identical hardware."
         raise UserError("the ranks no longer have the same weights.", hint=hint, code=CORRUPT)
-    step = state.step
+    step, ranks = state.step, training.dist if state.weights.sharded else SINGLE_PROCESS
     if record is not None:
         record.sync()
+    if record is not None or state.weights.sharded:
         try:
-            checkpoint.save(state, record.checkpoints, training.save.keep)
+            checkpoint.save(state, state.root, training.save.keep, ranks)
         except UserError as error:
             if must or error.code != IO:
                 raise

@@ -18,6 +18,7 @@ from preftune.evaluate.metrics import Metrics, score_metrics
 from preftune.forward.forward import Models, step_gradient
 from preftune.forward.loss import Loss
 from preftune.forward.value import value_gradient
+from preftune.model.weights import local
 from preftune.objective.rollouts import PPO
 from preftune.pack.plan import Pack, Packing, Phase, Step, halved
 from preftune.record.schema import STEP
@@ -38,8 +39,8 @@ class Training:
     """What stays the same during training; what changes is `State`.
 
     packing: how groups become packs, for their cost; starts_at_reference: the reference is the model that training
-    begins from; value_lr: highest learning rate of a value model; tasks: what held-out responses are drawn to; samples:
-    what texts are drawn to.
+    begins from; value_lr: highest learning rate of a value model; tasks: what held-out
+    responses are drawn to; samples: what texts are drawn to.
     """
 
     models: Models
@@ -64,7 +65,7 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
     splits, loss = state.oom.splits, training.loss.with_ema(state.ema)
     gradient = step_gradient(training.models, phase.groups, step, loss, state.oom, dist)
     sync_pack_splits(state, splits, phase.groups, step.packs, dist)
-    output, norms = gradient.output, {"": clipped_norm(state.learners[""], optim.clip)}
+    output, norms = gradient.output, {"": clipped_norm(state.learners[""], optim.clip, dist)}
     start_is_known = training.starts_at_reference and training.models.reference is None
     start = output.examples.responses.reference if start_is_known else None
     metrics = score_metrics(
@@ -72,12 +73,12 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
     )
     if state.value is not None:
         metrics["value_loss"] = _value_gradient(training, state, phase, step)
-        norms["value_"] = clipped_norm(state.value, optim.clip)
+        norms["value_"] = clipped_norm(state.value, optim.clip, dist)
     if all(map(math.isfinite, (*norms.values(), output.value))):
         for begin, learner in state.learners.items():
             if begin or phase.policy_learns:
-                take_step(learner, rate * (training.value_lr / optim.rate if begin else 1.0))
-        assert_finite(state)
+                take_step(learner, rate * (training.value_lr / optim.rate if begin else 1.0), dist)
+        assert_finite(state, dist)
         state.skipped = 0
         state.ema = loss.updated_ema(output.examples)
     else:
@@ -104,20 +105,25 @@ def _value_gradient(training: Training, state: State, phase: Phase, step: Step) 
     return value_gradient(model, objective, phase.groups, step, state.oom, training.dist)
 
 
-def clipped_norm(learner: Learner, clip: float) -> float:
-    """The norm of a gradient, which is then scaled to at most `clip`."""
-    parameters = list(learner.weights.trained().values())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def clipped_norm(learner: Learner, clip: float, dist: Distributed) -> float:
+    """The norm of a gradient, of all ranks' rows where it is cut, which is then scaled to at most `clip`."""
+    gradients = [local(p.grad) for p in learner.weights.trained().values() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if learner.weights.sharded:
+        norm = dist.sum(norm.double().cpu().square()).sqrt().to(norm)
     if norm > clip:  # a factor of 1 would still pass over every gradient
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        for gradient in gradients:
+            gradient.mul_((clip / (norm + 1e-6)).to(gradient))
     return float(norm)
 
 
-def take_step(learner: Learner, rate: float) -> None:
-    """One step of AdamW at this rate, times that of each group."""
+def take_step(learner: Learner, rate: float, dist: Distributed) -> None:
+    """One step of AdamW at this rate, times that of each group, after which every rank has the weights
+    that it computes with."""
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
     learner.optimizer.step()
+    learner.weights.share(dist)
 
 
 def sync_pack_splits(
@@ -134,14 +140,14 @@ def sync_pack_splits(
         events.emit(events.Happened(state.step, "out_of_memory", text))
 
 
-def assert_finite(state: State) -> None:
+def assert_finite(state: State, dist: Distributed) -> None:
     """Raise UserError where an update has left a weight that is not finite; no checkpoint is written of it.
 
     The moments are finite where the gradient's norm is, which is a sum of the squares that they average.
     """
-    trained = [p for learner in state.learners.values() for p in learner.weights.trained().values()]
-    largest = torch.nn.utils.get_total_norm(trained, float("inf"))
-    if math.isfinite(float(largest)):
+    trained = [local(p.detach()) for learner in state.learners.values() for p in learner.weights.trained().values()]
+    finite = math.isfinite(float(torch.nn.utils.get_total_norm([p for p in trained if p.numel()], float("inf"))))
+    if not (dist.max(int(not finite)) if state.weights.sharded else not finite):
         return
     text = "this update left weights that are not finite"
     events.emit(events.Happened(state.step + 1, "non_finite", text))

@@ -1,0 +1,119 @@
+"""What the ranks of a run divide among them, and what cannot be divided. Held by tests/laws/test_shards.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import torch
+
+from preftune.config.run import Run
+from preftune.distributed import Distributed
+from preftune.errors import UserError
+from preftune.model.budget import SMALLEST, available_memory
+from preftune.model.memory import Setup, expected
+from preftune.model.policy import Policy
+from preftune.model.quantized import QUANTIZED
+from preftune.model.shapes import shapes_of
+from preftune.model.shard import ShardedByStep
+from preftune.model.shard_layer import ShardedByLayer
+from preftune.reference.config import Moving
+from preftune.run.match_rows import Notes
+
+Shard = Literal["none", "step", "layer"]
+USABLE = 0.9  # of a rank's memory: fragments, and what others take
+
+
+def refuse_shards(run: Run, dist: Distributed) -> None:
+    """Raise UserError where the run asks for shards that cannot be, or that nothing would be divided by."""
+    shard = run.ranks.shard
+    if dist.world_size == 1 and shard != "auto":
+        raise UserError(f'"{shard}" has no effect: this is one process.', location="ranks.shard",
+                        hint="Start several with torchrun, or leave the key out.")  # fmt: skip
+    if shard in ("step", "layer") and run.model.weights in QUANTIZED:
+        raise UserError(f"a base in {run.model.weights} is not divided: each rank has it whole.",
+                        location="ranks.shard", hint="Leave the key out.")  # fmt: skip
+    if shard == "layer":
+        _refuse_layer(run)
+
+
+def _refuse_layer(run: Run) -> None:
+    if reason := whole_needed(run):
+        raise UserError(f"weights cannot be divided: {reason}.", location="ranks.shard", hint='Use shard = "step".')
+
+
+def whole_needed(run: Run) -> str:
+    """Why every rank of this run needs whole weights; empty where none does."""
+    if run.rollout is not None:
+        return "responses are drawn by whole models"
+    if isinstance(run.reference, Moving):
+        return "the reference that follows is a second whole model"
+    if not isinstance(run.model.path, str):
+        return "a model that is given loaded is given back whole"
+    if run.adapter is not None and run.model.weights not in ("auto", "float32"):
+        return "an adapter in float32 and a base in another type are not cut together"
+    return ""
+
+
+def refuse_separate_disks(out: Path, dist: Distributed) -> None:
+    """Raise UserError where a rank does not see the folder in which all of them will write their rows: now, and not at
+    the first checkpoint. Rank 0 holds the folder's lock by now."""
+    if not (out / ".lock").exists():
+        raise UserError(f"rank {dist.rank} does not see this folder, in which every rank writes.", location=str(out),
+                        hint='Name one on a disk that all machines share, or use shard = "none".')  # fmt: skip
+
+
+def choose_shard(run: Run, policy: Policy, setup: Setup, notes: Notes, dist: Distributed) -> Shard:
+    """What is divided: where that is open, the first of none, step and layer that every rank has memory for.
+
+    setup: of the run, with nothing divided.
+    """
+    if dist.world_size == 1:
+        return "none"
+    needs = bytes_of_a_rank(policy, setup, dist.world_size)
+    memory = -dist.max(-memory_of_a_rank(policy, dist))
+    shard = run.ranks.shard
+    if shard == "layer":
+        _refuse_layer(run)  # once more, now that its types are known
+    if shard == "auto":
+        quantized = run.model.weights in QUANTIZED
+        shard = "none" if quantized else first_that_fits(needs, memory, whole_needed(run))
+    sizes = ", ".join(f"{name} {needs[name] / 2**30:.3g}" for name in needs)
+    text = f"shard {shard}: a rank has {memory / 2**30:.3g} GiB, and training takes {sizes}"
+    notes["shard"] = (text, {"shard": shard, "memory": memory, "needs": dict(needs)})
+    if shard == "layer" and run.evaluate.samples:
+        notes["no_samples"] = ("no texts are drawn for the page: no rank has the whole model that draws", {})
+    return shard
+
+
+def first_that_fits(needs: Mapping[Shard, int], memory: int, whole: str) -> Shard:
+    """Where nothing does, what takes least. whole: why weights cannot be divided, if they cannot."""
+    if needs["none"] <= USABLE * memory:
+        return "none"
+    return "step" if whole or needs["step"] <= USABLE * memory else "layer"
+
+
+def bytes_of_a_rank(policy: Policy, setup: Setup, world_size: int, tokens: int = SMALLEST) -> dict[Shard, int]:
+    """What training takes on one of so many ranks, with packs of so many tokens, by what is divided."""
+    shapes, shards = shapes_of(policy.module), cast(tuple[Shard, ...], get_args(Shard))
+    return {shard: expected(shapes, replace(setup, shard=shard, gpus=world_size), tokens).total for shard in shards}
+
+
+def memory_of_a_rank(policy: Policy, dist: Distributed) -> int:
+    """Bytes that a rank has in all, its weights among them, which are loaded."""
+    if policy.device.type == "cuda":
+        free = torch.cuda.mem_get_info(policy.device)[0]
+    else:
+        free = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
+    return free + sum(p.nbytes for p in policy.module.parameters())
+
+
+def sharded(policy: Policy, shard: Shard) -> Policy:
+    """The policy with what it trains divided among ranks. By now its layout is checked and its reference has scored."""
+    if shard == "none":
+        return policy
+    weights = ShardedByStep.of(policy.weights) if shard == "step" else ShardedByLayer.of(policy.weights)
+    return replace(policy, weights=weights, head=policy.head.of_pass(policy.module))  # or it would keep a whole matrix

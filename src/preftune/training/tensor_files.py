@@ -1,0 +1,119 @@
+"""The tensors of a checkpoint: a file of one process that has them whole, or one a rank; any number of ranks read them.
+
+A rank's file `weights-00001-of-00002.safetensors` has its rows of every tensor under the tensor's name, in the order of
+ranks, so a whole tensor is its parts one after the other. Held by tests/training/test_tensor_files.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from preftune import files, folders
+from preftune.distributed import Distributed
+from preftune.errors import IO, UserError
+from preftune.model.shard import cut_tensor, rows_of
+from preftune.model.weights import local
+from preftune.record.writer import CHECKPOINT_FILES
+
+Parts = Mapping[str, Mapping[str, Tensor]]  # `weights`, `optimizer` and so on -> name -> tensor
+
+
+def file_name(part: str, rank: int, world_size: int) -> str:
+    """The file of a part of a checkpoint that a rank writes."""
+    return f"{part}.safetensors" if world_size == 1 else f"{part}-{rank + 1:05d}-of-{world_size:05d}.safetensors"
+
+
+def files_of(part: str, listed: Collection[str]) -> list[str]:
+    """Those of the listed files that hold a part of a checkpoint, in the order of ranks; empty where any is missing."""
+    if file_name(part, 0, 1) in listed:
+        return [file_name(part, 0, 1)]
+    first = re.compile(re.escape(part) + r"-00001-of-(\d{5})\.safetensors")
+    counts = [int(match[1]) for name in listed if (match := first.fullmatch(name))]
+    names = [file_name(part, rank, counts[0]) for rank in range(counts[0])] if len(counts) == 1 else []
+    return names if all(name in listed for name in names) else []
+
+
+def write(path: Path, parts: Parts, state: object, dist: Distributed) -> None:
+    """Write a folder that appears at `path` whole or not at all, of which each of these ranks writes its tensors.
+
+    state: what state.json says. Raises UserError on every rank where any cannot write.
+    """
+    with ExitStack() as stack:
+        folder = None
+        with _agreed(path, dist):
+            folder = stack.enter_context(folders.folder(path, CHECKPOINT_FILES)) if dist.first else None
+        number = dist.broadcast_int(folder.number - 2**63 if folder is not None else 0) + 2**63
+        with _agreed(path, dist), files.reported(path):
+            into = folder or folders.Folder.built_elsewhere(path, number)
+            for part, tensors in parts.items():
+                name = file_name(part, dist.rank, dist.world_size)
+                into.tensors(name, {key: local(tensor) for key, tensor in tensors.items()})
+                if folder is None:
+                    files.sync(into.path / name)  # a file of another machine is not on the disk when rank 0 says so
+            if folder is not None:
+                folder.json("state.json", state)
+        with _agreed(path, dist):
+            stack.close()
+
+
+@contextlib.contextmanager
+def _agreed(path: Path, dist: Distributed) -> Iterator[None]:
+    """Where any rank raises UserError within, all do."""
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    rank = dist.max(0 if problem is None else dist.rank + 1)
+    if problem is not None:
+        raise problem
+    if rank:
+        hint = "All ranks of a run with shards write into one folder: is it on a disk that every machine sees?"
+        raise UserError(f"rank {rank - 1} cannot write its part.", location=str(path), hint=hint, code=IO)
+
+
+class TensorFiles:
+    """A part of a checkpoint as it stands in the files of some ranks."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files = [safe_open(path, "pt") for path in paths]
+        self._names: list[str] = self._files[0].keys()
+
+    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every tensor by its name, cut among ranks where that of the same name in `like` is.
+
+        A moment `NAME/exp_avg` is cut as the parameter `NAME`; a number without axes is whole on every rank.
+        """
+        return {name: self._read(name, like.get(name.rpartition("/")[0] or name)) for name in self._names}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole tensor."""
+        shapes = [file.get_slice(name).get_shape() for file in self._files]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
+
+    def _read(self, name: str, like: Tensor | None) -> Tensor:
+        shape = self._shape(name)
+        if not shape or not isinstance(like, DTensor):
+            return self._rows(name, slice(0, shape[0])) if shape else self._files[0].get_tensor(name)
+        rows = rows_of(shape[0], like.device_mesh.get_local_rank(), like.device_mesh.size())
+        return cut_tensor(self._rows(name, rows), shape, like.device_mesh)
+
+    def _rows(self, name: str, rows: slice) -> Tensor:
+        before, parts = 0, []
+        for file in self._files:
+            tensor = file.get_slice(name)
+            count = tensor.get_shape()[0]
+            start, stop = max(rows.start - before, 0), min(rows.stop - before, count)
+            if start < stop:
+                parts.append(tensor[start:stop])
+            before += count
+        return torch.cat(parts) if parts else self._files[0].get_slice(name)[:0]
