@@ -16,6 +16,7 @@ from preftune.forward.examples import column_of, response_of_tokens
 from preftune.model.budget import attention_crossover, pack_budget
 from preftune.model.columns import fill_column
 from preftune.model.load import load_model
+from preftune.model.memory import Setup
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.scalar import load_scorer
 from preftune.objective import PPO
@@ -57,7 +58,7 @@ def main(model: str, prompts: str, out: str, *, count: int = 4, phases: int = 3,
     value = wrap(scorer, "auto")[0]
     value = replace(value, head=replace(value.head, reads="tokens"))  # a number a token, and not one a response
     policy, value = trainable(policy, checkpointing=False), trainable(value, checkpointing=False)
-    packing = Packing(pack_budget(policy.module, CPU, checkpointing=False), attention_crossover(policy.module.config))
+    packing = Packing(pack_budget(policy.module, Setup(device="cpu")), attention_crossover(policy.module.config))
     sampler, reward = Embedded(policy, 16, frozenset({end})), FunctionScorer(given_function(kind_words))
     learners = [(learner, adamw(learner.weights, optim)) for learner in (policy, value)]
 
