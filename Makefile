@@ -51,7 +51,7 @@ clean:
 PEERS ?= $(CURDIR)/.venv-peers/bin/python
 .PHONY: bench bench-peers
 bench: $(STAMP) $(PEERS)
-	for each in speed memory ukp reference scale startup limit head gpu rollout online table; do \
+	for each in speed memory adapter ukp reference scale startup limit head gpu rollout online table; do \
 		PEERS=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python bench/$$each.py || exit 1; done
 
 bench-peers: .venv-peers/.installed
@@ -60,7 +60,7 @@ $(CURDIR)/.venv-peers/bin/python: .venv-peers/.installed
 
 .venv-peers/.installed:
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install -q trl==1.16.0 torch==2.13.0 transformers==5.23.0 datasets
+	.venv-peers/bin/pip install -q trl==1.16.0 peft==0.21.2 torch==2.13.0 transformers==5.23.0 datasets
 	touch $@
 
 # Our objectives beside those of TRL and Liger (docs/peers.md), in the venv of the benchmarks, and the chat templates that

@@ -38,6 +38,9 @@ def lines() -> list[list[str]]:
             shown = joined(space["over"]["ours"]) if space else ""
             what = f"{NAMES[cell['regime']]}, vocabulary {cell['vocab']:,}, {dtype}"
             found.append([what, joined(cell["speed"]), shown])
+    for cell in (result("adapter") or {"cells": []})["cells"]:
+        what = f"{NAMES[cell['regime']]}, an adapter of rank {cell['rank']}, vocabulary {cell['vocab']:,}, float32"
+        found.append([what, joined(cell["speed"]), joined(cell["memory"])])
     if (ukp := result("ukp")) is not None:
         cell = ukp["cells"][0]
         found.append([f"UKP, one epoch of {cell['pairs']:,} pairs with its reference", joined(cell["speed"]), ""])
