@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer
 @pytest.mark.parametrize(("start", "right"), [(True, True), ("pissa", False), ("olora", False)])
 def test_the_reference_is_the_model_with_its_adapter_off(tmp_path: Path, start: object, right: bool) -> None:
     """Before the first update policy and reference are one model, so the loss is ln 2. peft takes what a PiSSA or OLoRA
-    adapter begins as out of the base, and TRL's reference is that base. Held for ours by tests/laws/test_adapters.py."""
+    adapter begins as out of the base, and TRL's reference is that base. For ours see tests/laws/test_adapters.py."""
     folder = save_model(tmp_path / "model")
     rows = [{"prompt": "w3 w4", "chosen": f" w{5 + i} w6", "rejected": f" w{40 + i} w50 w51"} for i in range(8)]
     args = DPOConfig(output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=8, learning_rate=1e-9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
 logging.set_verbosity_error()  # and problems of a model folder are our errors
+getLogger("bitsandbytes").setLevel("ERROR")  # peft imports it where it is, and it misses a kernel that is not used
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCORE = "score.weight"  # what a reward model has in place of an output layer
 LISTED = 3  # names of weights that a sentence gives
