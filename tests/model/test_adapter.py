@@ -189,7 +189,7 @@ def test_an_adapter_that_cannot_be_is_refused(table: Adapter, place: str, says: 
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["type", "json", "tensors", "other model", "missing"])
+@pytest.mark.parametrize("damage", ["type", "json", "list", "tensors", "cut off", "other model", "missing", "unknown"])
 def test_a_folder_that_holds_no_adapter_of_this_model_is_refused(tmp_path: Path, damage: str) -> None:
     save_model(tmp_path / "base")
     module = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -202,6 +202,12 @@ def test_a_folder_that_holds_no_adapter_of_this_model_is_refused(tmp_path: Path,
         config.write_text(json.dumps(settings | {"peft_type": "IA3"}))
     elif damage == "json":
         config.write_text("{")
+    elif damage == "list":
+        config.write_text("[]")
+    elif damage == "cut off":
+        tensors.write_bytes(tensors.read_bytes()[:200])
+    elif damage == "unknown":
+        config.write_text(json.dumps(settings | {"lora_of_tomorrow": True}))
     elif damage == "tensors":
         tensors.unlink()
     elif damage == "missing":

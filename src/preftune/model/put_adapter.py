@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from copy import deepcopy
+from dataclasses import fields
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -19,6 +21,7 @@ from preftune.model.config import Adapter
 
 LEARNS, START = "default", "start"  # names of the adapters within peft
 PISSA = "pissa_niter_16"  # a truncated decomposition: the whole one takes minutes for each matrix of a 7B model
+OF_TRAINING = ("inference_mode", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config")
 NAMED = 12  # names that an error gives
 
 
@@ -76,12 +79,10 @@ def load_adapter(
     """Put a stored adapter into its base under these names, the first of which is on. Raises UserError where it does
     not fit, or asks for what this library does not do."""
     location = f"{location}: {files.folder}"
-    settings = {key: value for key, value in files.settings.items() if key not in ("inference_mode", "lora_dropout")}
+    settings = _settings(files, location)
     try:
         tensors = load_file(files.folder / TENSORS)
         configs = [LoraConfig(**deepcopy(settings)) for _ in names]
-        for config in configs:
-            config.init_lora_weights = True
         if configs[0].bias != "none" or configs[0].trainable_token_indices:
             raise UserError("it trains biases or single tokens of the base, which is not supported.", location=location)
         with without_warnings(), torch.random.fork_rng(devices=[]):
@@ -89,7 +90,9 @@ def load_adapter(
             for name, config in zip(names[1:], configs[1:], strict=True):
                 around.add_adapter(name, config)
             results = [set_peft_model_state_dict(around, dict(tensors), adapter_name=name) for name in names]
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # peft, torch and safetensors raise many kinds; each means that it does not fit
         raise UserError(f"cannot be put into the model: {third_party_message(error)}", location=location,
                         hint="Is it the adapter of another model?") from error  # fmt: skip
     pairs = zip(names, results, strict=True)
@@ -101,6 +104,17 @@ def load_adapter(
     for config in configs:
         config.base_model_name_or_path, config.revision = files.base, files.revision
     return around
+
+
+def _settings(files: AdapterFiles, location: str) -> dict[str, Any]:
+    """What a stored adapter says of itself, without how it began and what is for training by others. Raises UserError
+    where it asks for what this version of peft does not know."""
+    known = {field.name for field in fields(LoraConfig)}
+    settings = {key: value for key, value in files.settings.items() if key not in OF_TRAINING}
+    if unknown := [key for key, value in settings.items() if key not in known and value]:
+        raise UserError(f"{unknown[0]} of {CONFIG} is unknown to the installed peft.", location=location,
+                        hint="Install the version that has written it, or a newer one.")  # fmt: skip
+    return {key: value for key, value in settings.items() if key in known}
 
 
 def _put_into(module: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
