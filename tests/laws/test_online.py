@@ -185,12 +185,12 @@ def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypa
     run = online(rollout__epochs=2)
     calls, right = 0, update.assert_finite
 
-    def dying(state: object) -> None:
+    def dying(*args: object) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise Killed
-        right(state)
+        right(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(update, "assert_finite", dying)
