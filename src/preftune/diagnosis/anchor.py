@@ -165,8 +165,8 @@ def stuck(record: Record) -> Finding | None:
         evidence=f"The loss went from {number(early, 4)} to {number(late, 4)} in {number(len(record.steps))} "
         f"steps.{start}{moved}",
         meaning="The model is practically the one that training began from.",
-        remedy="Raise optim.lr (large models usually take 5e-7 to 5e-6, adapters ten times that, small models 10 to 100 "
-        "times), "
+        remedy="Raise optim.lr (large models usually take 5e-7 to 5e-6, adapters ten times that, small models 10 to "
+        "100 times), "
         f"{anchor_hint(record, 'lower')}or train longer.",
     )
 
