@@ -24,6 +24,7 @@ from preftune.model.verify import sample, verify_layout
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
 
+TRIED = 4  # rows on which an adapter is tried
 VALUE = "value"  # name of the value model's adapter within peft
 
 
@@ -99,7 +100,8 @@ def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence
     if isinstance(policy.head, ScalarHead):
         policy = replace(policy, head=replace(policy.head, reads=before.head.reads))
     policy = trainable(policy, checkpointing=run.model.checkpointing)
-    batch = sample(groups, policy)
+    # the model was tried on long rows before; an adapter takes each token by itself, and few of them little memory
+    batch = policy.batch(sorted(sample(groups, policy).groups, key=lambda group: group.tokens)[:TRIED])
     with shaken(weights):
         policy, off = verify_layout(policy, batch, fall_back=run.model.layout == "auto")
         with torch.enable_grad():
