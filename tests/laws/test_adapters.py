@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from killed import Killed
+from making import save_model
 from msgspec import UNSET
 from msgspec.structs import replace as changed
 from recorded import events, lines
@@ -142,6 +144,16 @@ def test_it_goes_on_from_an_adapter_which_is_then_the_reference(adapted: Callabl
     assert after["chosen_logp"] == pytest.approx(before["chosen_logp"], abs=1e-4)
     assert after["loss"] == pytest.approx(0.693147, abs=2e-6)
     assert lines(second, "evaluations")[-1]["loss"] < after["loss"]
+
+
+def test_an_adapter_that_goes_on_with_another_base_names_it(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    first, other = train(adapted(out=str(tmp_path / "first"), optim__epochs=1)), save_model(tmp_path / "other", seed=7)
+    keys = {"adapter__rank": UNSET, "adapter__path": str(first / "model"), "model__path": str(other)}
+    second = train(adapted(out=str(tmp_path / "second"), optim__epochs=1, **keys))
+    settings = json.loads((second / "model" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(other.resolve())
+    (event,) = events(second, "adapter_base")
+    assert str(other) in event["text"]
 
 
 def test_a_stored_adapter_scores_and_merges_as_it_was_trained(adapted: Callable[..., Run], tmp_path: Path) -> None:

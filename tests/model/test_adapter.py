@@ -137,7 +137,7 @@ def test_what_is_exported_is_what_plain_peft_loads(tmp_path: Path, start: str, s
     again = base().requires_grad_(False)
     files = adapter_at(str(tmp_path / "adapter"), None, "adapter.path")
     assert files is not None
-    weights = go_on(again, files, Adapter(), digest="", location="adapter.path")
+    weights = go_on(again, files, Adapter(), base="here", revision=None, digest="", location="adapter.path")
     policy = replace(wrap(again, "auto")[0], weights=weights)
     for model in (policy, replace(policy, weights=weights.as_started())):  # it begins as what is stored
         with torch.no_grad():
@@ -216,7 +216,7 @@ def test_a_folder_that_holds_no_adapter_of_this_model_is_refused(tmp_path: Path,
 
     def put() -> None:
         files = adapter_at(str(tmp_path / "adapter"), None, "adapter.path")
-        go_on(other, files, Adapter(), digest="", location="adapter.path")  # type: ignore[arg-type]
+        go_on(other, files, Adapter(), base="here", revision=None, digest="", location="adapter.path")  # type: ignore[arg-type]
 
     with pytest.raises(UserError, match=r"adapter\.path"):
         put()

@@ -60,6 +60,9 @@ def refuse_adapter(adapter: Adapter, reference: Reference) -> None:
     if isinstance(reference, Moving):
         raise UserError("a moving reference cannot follow an adapter: the mean of two is not their product's.",
                         location="reference", hint="Use reference = \"stored\".")  # fmt: skip
+    if adapter.start == "orthogonal" and adapter.rank % 2:
+        raise UserError("has to be even for an orthogonal start.", location="adapter.rank",
+                        hint=f"Use {adapter.rank + 1}.")  # fmt: skip
     if adapter.kind == "dora" and adapter.start in ("pissa", "olora"):
         raise UserError(f"dora cannot begin as {adapter.start}.", location="adapter.start", hint='Use "zero".')
     if adapter.path is not None:

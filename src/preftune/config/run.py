@@ -46,7 +46,6 @@ def own_objective_given(objective: OwnObjective) -> dict[str, str]:
 
 
 OWN = FromPython("a callable that says what it `reads`", is_own_objective, own_objective_given)
-PEFT = ("lora", "peft", "peft_config", "use_peft", "finetuning_type")
 RECORD = "Folder of the record that this run writes, with the metrics of every step."
 
 
@@ -57,9 +56,7 @@ class Run(Table, frozen=True):
     """
 
     model: Model = Model()
-    adapter: Annotated[
-        Adapter | None, Meta(description="Train a low-rank adapter; the model's weights stay.", extra={"also": PEFT})
-    ] = None
+    adapter: Annotated[Adapter | None, Meta(description="Train a low-rank adapter; the model's weights stay.")] = None
     data: Data = Data()
     objective: Annotated[
         AnyObjective, Meta(extra={"presets": PRESETS, "elsewhere": NAMES, "also": ("loss_type",), "python": OWN})

@@ -44,7 +44,10 @@ class Model(Table, frozen=True):
         TokenizerPath | None,
         about(OTHER_TOKENIZER, also="tokeniser tokenizer_name processing_class", location=True, python=TOKENIZER),
     ] = None
-    weights: Annotated[Precision | Literal["nf4", "int8"], about(WEIGHTS, also="torch_dtype dtype")] = "auto"
+    weights: Annotated[
+        Precision | Literal["nf4", "int8"],
+        about(WEIGHTS, also="torch_dtype dtype load_in_4bit load_in_8bit quantization_config quantization_bit"),
+    ] = "auto"
     compute: Annotated[Precision, about(COMPUTE, also="bf16 mixed_precision")] = "auto"
     trainable: Annotated[
         tuple[str, ...] | None,
@@ -63,7 +66,11 @@ class Adapter(Table, frozen=True):
     """[adapter] Train a low-rank adapter (LoRA, arXiv 2106.09685) beside the model's weights, which stay."""
 
     kind: Annotated[
-        Literal["lora", "dora"], about("dora learns the size of each row apart (arXiv 2402.09353).", also="use_dora")
+        Literal["lora", "dora"],
+        about(
+            "dora learns the size of each row apart (arXiv 2402.09353).",
+            also="use_dora lora peft peft_config use_peft finetuning_type",
+        ),
     ] = "lora"
     rank: Annotated[Count, about("Rank of the adapter's matrices.", also="r lora_r lora_rank")] = 16
     alpha: Annotated[float, about("Scale of what the adapter adds; see scaling.", also="lora_alpha", gt=0)] = 32

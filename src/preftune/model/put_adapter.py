@@ -63,11 +63,14 @@ def begin_adapter(
 
 
 def go_on(
-    module: PreTrainedModel, files: AdapterFiles, table: Adapter, *, digest: str, location: str, name: str = LEARNS
-) -> AdapterWeights:
-    """Put a stored adapter into its base, to be trained further, and once more as what training begins from."""
+    module: PreTrainedModel, files: AdapterFiles, table: Adapter, *, base: str, revision: str | None, digest: str,
+    location: str, name: str = LEARNS,
+) -> AdapterWeights:  # fmt: skip
+    """Put a stored adapter into a model, to be trained further, and once more as what training begins from. base,
+    revision: name of this model, which is what the adapter is of from now on."""
     start = f"{name}_{START}"
     around = load_adapter(module, files, location, (name, start))
+    around.peft_config[name].base_model_name_or_path, around.peft_config[name].revision = base, revision
     bytes_of_adapter = (files.folder / TENSORS).read_bytes() + (files.folder / CONFIG).read_bytes()
     began = hashlib.sha256(digest.encode() + bytes_of_adapter).hexdigest()
     return _weights(around, began, (name,), (start,), table.ratio)
@@ -185,6 +188,8 @@ def _targets(module: PreTrainedModel, table: Adapter) -> tuple[list[str], list[s
         _refuse_rank(layers, table)
         return names, parameters
     experts = {name for name, p in module.named_parameters() if p.dim() == 3}
+    if not table.targets:
+        raise UserError("names no layer.", location="adapter.targets", hint='Use "all-linear".')
     names, parameters = [], []
     for target in table.targets:
         chosen = {name: part for name, part in layers.items() if _ends(name, target)}
@@ -217,8 +222,9 @@ def _saved_whole(module: PreTrainedModel, table: Adapter) -> list[str] | None:
     names = [name for name, part in module.named_modules() if any(True for _ in part.parameters())]
     for part in table.train_also:
         if not any(_ends(name, part) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
-            raise UserError(f"the model has no part {part}.", location="adapter.train_also",
+            known = sorted({last for name in names if (last := name.rpartition(".")[2]) and not last.isdigit()})
+            text = f"the model has no part {part} with weights that could be trained."
+            raise UserError(text, location="adapter.train_also",
                             hint=nearest(part, known) or f"It has {', '.join(known[:NAMED])}.")  # fmt: skip
     score = ["score"] if module.get_output_embeddings() is None else []
     return [*table.train_also, *score] or None

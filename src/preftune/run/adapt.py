@@ -12,6 +12,7 @@ from msgspec.structs import replace as replace_keys
 from preftune import signals
 from preftune.config.run import Run
 from preftune.errors import UserError
+from preftune.events import Note, emit
 from preftune.model.adapter import AdapterWeights, described, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import take_back
@@ -53,7 +54,12 @@ def gone_on(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes
                         hint="It is a folder or hub name with adapter_config.json.")  # fmt: skip
     digest = policy.weights.digest()
     take_back(policy.module, "eager")
-    weights = go_on(policy.module, files, run.adapter, digest=digest, location="adapter.path")
+    weights = go_on(policy.module, files, run.adapter, base=base_name(run), revision=run.model.revision, digest=digest,
+                    location="adapter.path")  # fmt: skip
+    if files.base and not _same_base(files.base, run):
+        text = f"the adapter was made for {files.base}, and goes on with {base_name(run) or 'a model given in Python'}"
+        notes["adapter_base"] = (text, {"made_for": files.base})
+        emit(Note(text))
     return verified(run, policy, weights, groups, notes)
 
 
@@ -72,7 +78,8 @@ def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[T
         own = begin_adapter(module, fresh, base=base_name(run), revision=run.model.revision, digest=weights.digest(),
                             seed=run.seed, name=VALUE)  # fmt: skip
     else:
-        own = go_on(module, files, run.adapter, digest=weights.digest(), location="value.path", name=VALUE)
+        own = go_on(module, files, run.adapter, base=base_name(run), revision=run.model.revision,
+                    digest=weights.digest(), location="value.path", name=VALUE)  # fmt: skip
     before = replace(policy, head=replace(ScalarHead.of(module), reads="tokens"))
     value = verified(run, before, own, groups, Notes())
     weights.activate()
