@@ -80,6 +80,22 @@ class Distributed:
         """The number of rank 0; those of the others are ignored."""
         return int(self.sum(torch.tensor(number if self.first else 0, dtype=torch.int64)))
 
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Where any rank raises UserError within, all raise it, after all have come to the end."""
+        problem = None
+        try:
+            yield
+        except UserError as error:
+            problem = error
+        if self.world_size == 1 or not (failed := self.max(0 if problem is None else self.rank + 1)):
+            if problem is not None:
+                raise problem
+            return
+        code = self.max(problem.code if problem is not None and self.rank == failed - 1 else 0)
+        text = self._text(str(problem) if self.rank == failed - 1 else "")
+        raise problem or UserError(f"rank {failed - 1}: {text}", code=code)
+
     def all_equal(self, numbers: Sequence[int]) -> list[bool]:
         """For each position, whether all ranks have the same number there. Every rank gives as many, below 2**63."""
         high, low = self.all_reduce_max(torch.tensor([numbers, [-number for number in numbers]]))
@@ -124,6 +140,12 @@ class Distributed:
         parameters = list(parameters)
         used = self.sum(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64))
         return itertools.compress(parameters, used.tolist())
+
+    def _text(self, text: str) -> str:
+        """The text of the one rank that gives any."""
+        given = text.encode()
+        padded = given.ljust(self.max(len(given)), b"\0")
+        return bytes(self.sum(torch.tensor([*padded], dtype=torch.int64)).tolist()).decode()
 
     def _all_reduce(self, values: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.world_size > 1:

@@ -21,7 +21,7 @@ from preftune import files
 from preftune.config.load import dump
 from preftune.config.run import Run
 from preftune.distributed import Distributed
-from preftune.errors import BUG, CORRUPT, NON_FINITE, STOPPED, UserError
+from preftune.errors import BUG, CORRUPT, IO, NON_FINITE, STOPPED, UserError
 from preftune.files import read_lines
 from preftune.forward import scores
 from preftune.forward.loss import Loss, LossOutput
@@ -200,6 +200,26 @@ def test_a_failing_disk_or_a_bug_on_one_rank_ends_all(
             raise UserError(str(error), code=BUG) from error
 
     ends(on_ranks(2, tmp_path / "a", work), BUG, "planted")
+
+
+def test_what_one_rank_finds_wrong_each_rank_can_say(tmp_path: Path) -> None:
+    """The first that fails is the one that speaks, and that may be any."""
+
+    def work(dist: Distributed) -> list[str]:
+        said = []
+        for failing in ([1], [0], [0, 1], []):
+            try:
+                with dist.agreed():
+                    if dist.rank in failing:
+                        raise UserError("the disk is fůll.", location="out", code=IO)
+            except UserError as error:
+                said.append(f"{error.code} {error}")
+        return said
+
+    own = f"{IO} out: the disk is fůll."
+    first, second = on_ranks(2, tmp_path / "a", work)
+    assert first == [f"{IO} rank 1: out: the disk is fůll.", own, own]
+    assert second == [own, f"{IO} rank 0: out: the disk is fůll.", own]
 
 
 def test_weights_that_are_not_those_of_the_others_are_never_saved(

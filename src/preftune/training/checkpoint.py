@@ -65,10 +65,11 @@ def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS
     if state.reference is not None:
         tensors["reference"] = _parameters(state.reference)
     for name, part in tensors.items():
-        broken = not_finite(part)
-        if dist.max(int(bool(broken))):
-            raise UserError(f"the {name} are no longer finite ({broken or 'on another rank'}).", location=str(path),
-                            hint="The checkpoints of before are kept. Lower optim.lr.", code=NON_FINITE)  # fmt: skip
+        with dist.agreed():
+            if broken := not_finite(part):
+                hint = "The checkpoints of before are kept. Lower optim.lr."
+                raise UserError(f"the {name} are no longer finite ({broken}).", location=str(path), hint=hint,
+                                code=NON_FINITE)  # fmt: skip
     numbers = _Numbers(state.step, state.skipped, state.oom.splits, state.ema)
     tensor_files.write(path, tensors, msgspec.to_builtins(numbers), dist)
     valid = [folder for folder in _folders(root) if not folders.verify(folder)] if dist.first else []

@@ -6,9 +6,8 @@ ranks, so a whole tensor is its parts one after the other. Held by tests/trainin
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,11 +48,15 @@ def write(path: Path, parts: Parts, state: object, dist: Distributed) -> None:
     """
     with ExitStack() as stack:
         folder = None
-        with _agreed(path, dist):
+        with dist.agreed():
             folder = stack.enter_context(folders.folder(path, CHECKPOINT_FILES)) if dist.first else None
         number = dist.broadcast_int(folder.number - 2**63 if folder is not None else 0) + 2**63
-        with _agreed(path, dist), files.reported(path):
+        with dist.agreed(), files.reported(path):
             into = folder or folders.Folder.built_elsewhere(path, number)
+            if not into.path.is_dir():
+                raise UserError("the folder that rank 0 has made is not here.", location=str(path.parent), code=IO,
+                                hint="All ranks of a divided run write into one folder: is it on a disk that every "
+                                "machine sees?")  # fmt: skip
             for part, tensors in parts.items():
                 name = file_name(part, dist.rank, dist.world_size)
                 into.tensors(name, {key: local(tensor) for key, tensor in tensors.items()})
@@ -61,24 +64,8 @@ def write(path: Path, parts: Parts, state: object, dist: Distributed) -> None:
                     files.sync(into.path / name)  # a file of another machine is not on the disk when rank 0 says so
             if folder is not None:
                 folder.json("state.json", state)
-        with _agreed(path, dist):
+        with dist.agreed():
             stack.close()
-
-
-@contextlib.contextmanager
-def _agreed(path: Path, dist: Distributed) -> Iterator[None]:
-    """Where any rank raises UserError within, all do."""
-    problem = None
-    try:
-        yield
-    except UserError as error:
-        problem = error
-    rank = dist.max(0 if problem is None else dist.rank + 1)
-    if problem is not None:
-        raise problem
-    if rank:
-        hint = "All ranks of a run with shards write into one folder: is it on a disk that every machine sees?"
-        raise UserError(f"rank {rank - 1} cannot write its part.", location=str(path), hint=hint, code=IO)
 
 
 class TensorFiles:
