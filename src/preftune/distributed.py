@@ -143,8 +143,8 @@ class Distributed:
 
     def _text(self, text: str) -> str:
         """The text of the one rank that gives any."""
-        given = text.encode()
-        padded = given.ljust(self.max(len(given)), b"\0")
+        encoded = text.encode()
+        padded = encoded.ljust(self.max(len(encoded)), b"\0")
         return bytes(self.sum(torch.tensor([*padded], dtype=torch.int64)).tolist()).decode()
 
     def _all_reduce(self, values: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:

@@ -107,6 +107,8 @@ def test_models_beside_the_policy_are_counted(check) -> None:
 ABSURD = {
     "--gpus 0 --gpu-memory 24": "--gpus: 0 GPUs make no sense. Give 1 to 1024.",
     "--gpus -8 --gpu-memory 24": "--gpus: -8 GPUs make no sense.",
+    "--gpus 1.5 --gpu-memory 24": "--gpus: 1.5 GPUs make no sense.",
+    "--gpus nan --gpu-memory 24": "--gpus: nan GPUs make no sense.",
     "--gpus 100000 --gpu-memory 24": "--gpus: 100000 GPUs make no sense.",
     "--gpus 8 --gpu-memory 0": "--gpu-memory: 0 GiB make no GPU. It is in GiB: give 1 to 4096, such as 24 or 80.",
     "--gpu-memory -24": "--gpu-memory: -24 GiB make no GPU.",
@@ -122,6 +124,57 @@ def test_absurd_flags_are_one_sentence(flags: str, check) -> None:
     assert code == 2
     assert ABSURD[flags] in output
     assert len(output.splitlines()) == 1
+
+
+REFUSED = {
+    "model.weights=nf4": "weights in nf4 cannot be trained",
+    'adapter.rank=4 adapter.targets=["nonsense"]': "the model has no layer nonsense",
+    'adapter.rank=4 adapter.train_also=["nonsense"]': "the model has no part nonsense",
+    "adapter.rank=100000": "is more than the smaller side",
+    "adapter.path=nowhere": "nowhere is no adapter",
+    "adapter.rank=4 ranks.shard=layer": "an adapter in float32 and a base in another type",
+    "adapter.rank=4 model.weights=nf4 ranks.shard=step": "a base in nf4 is not divided",
+    "reference=moving ranks.shard=layer": "the reference that follows is a second whole model",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_training_refuses_is_refused(words: str, check) -> None:
+    code, output = check(f"model.path=m {words} --gpus 8 --gpu-memory 80")
+    assert code == 2, output
+    assert REFUSED[words] in output
+
+
+def test_what_an_adapter_trains_is_counted(check) -> None:
+    """A head that is trained whole is copied, and has a gradient and moments; a base that begins as another adapter has
+    that one too."""
+    needed = {}
+    for words in ("", 'adapter.train_also=["lm_head"]', 'adapter.targets=["q_proj"]', "adapter.start=pissa"):
+        code, output = check(f"model.path=m adapter.rank=16 model.weights=bfloat16 {words} --gpu-memory 80")
+        assert code == 0, output
+        needed[words] = float(lines(output)[0].partition("none")[2].split()[0])
+    plain, head, few, begun = needed.values()
+    assert 16 * 152064 * 3584 / 2**30 * 0.7 < head - plain < 16 * 152064 * 3584 / 2**30 * 1.3
+    assert few < plain < begun
+
+
+def test_a_shard_that_is_named_is_the_one_that_is_counted(check) -> None:
+    for shard in ("none", "step", "layer"):
+        code, output = check(f"model.path=m ranks.shard={shard} --gpus 4 --gpu-memory 80")
+        assert code == 0
+        own = [line for line in lines(output) if ">" in line]
+        assert shard in own[-1]
+        assert ("does not fit" in own[-1]) == (shard != "layer")
+
+
+def test_nothing_that_has_to_be_whole_is_said_to_be_cut(check) -> None:
+    """Every GPU loads the model before it is cut, and torch cuts no layer of two types."""
+    code, output = check("model.path=moe --gpus 8 --gpu-memory 80")
+    assert code == 0
+    assert all("does not fit" in line for line in lines(output)[-4:] if " layer " in line)
+    assert sum(" layer " in line for line in lines(output)[-4:]) == 2
+    code, output = check("model.path=m --gpus 2 --gpu-memory 16")
+    assert not any(" layer " in line for line in lines(output) if "adapter of" in line)
 
 
 def test_flags_need_a_model(check) -> None:

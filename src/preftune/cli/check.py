@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_GPUS, MOST_MEMORY = 1024, 4096.0  # more of either is a slip
 
 
-def check(*words: str, gpus: int | None = None, gpu_memory: float | None = None) -> None:
+def check(*words: str, gpus: float | None = None, gpu_memory: float | None = None) -> None:
     """Read all data as training would, say what fits on which GPUs, and train nothing.
 
     `preftune check run.toml [key=value ...]`
@@ -58,7 +58,7 @@ def check(*words: str, gpus: int | None = None, gpu_memory: float | None = None)
     from preftune.cli.view_fits import fits
     from preftune.run.fits import what_fits
 
-    if cards := _gpus(gpus, gpu_memory):
+    if cards := _gpus(None if gpus is None else int(gpus), gpu_memory):
         with console.status("reading the config"):
             from preftune.model.load import load_config
 
@@ -115,10 +115,10 @@ def _check_groups(run: Run, rows: Rows, console: Console) -> int:
     return max(group.tokens for group in [*planned.dataset.train, *planned.dataset.held_out])
 
 
-def _refuse_absurd(gpus: int | None, gpu_memory: float | None) -> None:
+def _refuse_absurd(gpus: float | None, gpu_memory: float | None) -> None:
     """Raise UserError where a flag makes no sense."""
-    if gpus is not None and not 1 <= gpus <= MOST_GPUS:
-        raise UserError(f"{gpus} GPUs make no sense.", location="--gpus", hint=f"Give 1 to {MOST_GPUS}.")
+    if gpus is not None and gpus not in range(1, MOST_GPUS + 1):  # a float: else 1.5 would come here as 2
+        raise UserError(f"{gpus:g} GPUs make no sense.", location="--gpus", hint=f"Give 1 to {MOST_GPUS}.")
     if gpu_memory is not None and not (math.isfinite(gpu_memory) and 1 <= gpu_memory <= MOST_MEMORY):
         hint = f"It is in GiB: give 1 to {MOST_MEMORY:g}, such as 24 or 80."
         raise UserError(f"{gpu_memory:g} GiB make no GPU.", location="--gpu-memory", hint=hint)

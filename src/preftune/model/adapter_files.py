@@ -6,6 +6,7 @@ Held by tests/model/test_adapter.py.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ class AdapterFiles:
     settings: dict[str, Any]
     base: str
     revision: str | None
+
+    @property
+    def numbers(self) -> int:
+        """How many its tensors have."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / TENSORS, "numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
     @property
     def of_scores(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from preftune.model.memory import Setup, expected
+from preftune.model.memory import Setup, highest
 from preftune.model.shapes import Shapes, shapes_of
 
 LARGEST = {"cpu": 1024, "cuda": 8192}  # tokens; on a CPU larger packs gain about 1 % of time and take twice the memory
@@ -43,7 +43,7 @@ def largest_pack(shapes: Shapes, setup: Setup, memory: float, most: int) -> int:
     """Tokens of the largest pack with which training takes no more than `memory` bytes: `most`, or a multiple of
     MULTIPLE below; 0 where none fits."""
     sizes = [most, *range((most - 1) // MULTIPLE * MULTIPLE, 0, -MULTIPLE)]
-    return next((tokens for tokens in sizes if expected(shapes, setup, tokens).total <= memory), 0)
+    return next((tokens for tokens in sizes if highest(shapes, setup, tokens) <= memory), 0)
 
 
 def pack_budget(module: PreTrainedModel, setup: Setup) -> int:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import get_args
 
 from preftune.model.budget import LARGEST, SMALLEST, USABLE, largest_pack
-from preftune.model.memory import Setup, expected
+from preftune.model.memory import Setup, Shard, highest
 from preftune.model.shapes import Shapes
 
 RESERVED = 2**30  # bytes of a GPU that CUDA and the exchange between GPUs take
 LONGEST_ROW = 2**17  # tokens up to which the longest row that fits is looked for
 GOOD = 1024  # tokens of a pack from where on larger ones gain little
 RANK = 16
-Shard = Literal["none", "step", "layer"]
-SHARDS: tuple[Shard, ...] = ("none", "step", "layer")
+SHARDS: tuple[Shard, ...] = get_args(Shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +80,18 @@ def fit(
 ) -> Fit:
     """The first that fits in packs of a good size, or else at all: divided as little as possible of `shards`, and only
     then by recomputing activations."""
-    divided = [shard for shard in shards if shard == "none" or not way.setup.quantized] if gpus > 1 else ["none"]
+    divided = [shard for shard in way.setup.divisible if shard in shards] or ["none"] if gpus > 1 else ["none"]
     again = sorted({way.setup.checkpointing, way.setup.checkpointing or recompute})
     setups = [replace(way.setup, shard=shard, gpus=gpus, checkpointing=c) for c in again for shard in divided]
     packs = [largest_pack(shapes, setup, demand.usable, max(demand.longest, demand.most)) for setup in setups]
     wanted = (max(demand.longest, min(GOOD, demand.most)), demand.longest)
     fitting = next((i for least in wanted for i, tokens in enumerate(packs) if tokens >= least), None)
-    least = [expected(shapes, setup, demand.longest).total for setup in setups]
+    least = [highest(shapes, setup, demand.longest) for setup in setups]
     chosen = least.index(min(least)) if fitting is None else fitting
     setup, tokens = setups[chosen], packs[chosen] if fitting is not None else 0
     most = min(demand.positions, LONGEST_ROW)
     row = largest_pack(shapes, replace(setup, checkpointing=True), demand.usable, most)
-    return Fit(way, setup, tokens, expected(shapes, setup, tokens or demand.longest).total, row)
+    return Fit(way, setup, tokens, highest(shapes, setup, tokens or demand.longest), row)
 
 
 def ways(own: Way) -> list[Way]:
@@ -115,7 +114,9 @@ def _beside(setup: Setup, own: Setup) -> Setup:
     return replace(setup, copied=own.copied, frozen=own.frozen, value=own.value)
 
 
-def first_that_fits(shapes: Shapes, own: Way, gpus: int, demand: Demand) -> Fit | None:
+def first_that_fits(
+    shapes: Shapes, own: Way, gpus: int, demand: Demand, shards: Sequence[Shard] = SHARDS
+) -> Fit | None:
     """The least change with which the run fits on so many GPUs; None where there is none."""
-    fits = (fit(shapes, way, gpus, demand) for way in remedies(own))
+    fits = (fit(shapes, way, gpus, demand, shards=shards) for way in remedies(own))
     return next((chosen for chosen in fits if chosen.tokens), None)

@@ -13,15 +13,17 @@ Held by tests/model/test_memory.py, and against measured peaks by bench/formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from preftune.model.logp import CHUNK, CHUNK_ELSEWHERE, KEEP, KEEP_ELSEWHERE, LEAST
 from preftune.model.shapes import Shapes
 
+Shard = Literal["none", "step", "layer"]
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / 16384}
 """A weight; nf4's scales of 64 weights are 8-bit numbers, whose own scales of 256 are in fp32 (arXiv 2305.14314)."""
 MOMENTS = {"float32": 8.0, "int8": 2 * (1 + 4 / 256)}  # both of a number; 256 of 8 bits have a scale in fp32
+START = 512  # tokens of the packs in which a model that hardly fits scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,21 @@ class Setup:
     state: Literal["float32", "int8"] = "float32"
     rank: int = 0
     trained: int | None = None
-    shard: Literal["none", "step", "layer"] = "none"
+    shard: Shard = "none"
     gpus: int = 1
     checkpointing: bool = False
     copied: int = 0
     frozen: int = 0
     value: int = 0
     device: Literal["cuda", "cpu"] = "cuda"
+
+    @property
+    def divisible(self) -> tuple[Shard, ...]:
+        """What ranks can divide: of a base in few bits nothing; and torch cuts no layer whose parameters have two
+        types, as those of an adapter and its base."""
+        if self.quantized:
+            return ("none",)
+        return ("none", "step") if self.adapter and self.whole != self.learned else ("none", "step", "layer")
 
     @property
     def adapter(self) -> bool:
@@ -109,6 +119,16 @@ def expected(shapes: Shapes, setup: Setup, tokens: int) -> Expected:
         moments=round(moments + MOMENTS[setup.state] * setup.value),
         activations=round(_activations(shapes, setup, tokens)),
     )
+
+
+def highest(shapes: Shapes, setup: Setup, tokens: int) -> int:
+    """The most bytes that a run takes at any time. Before layers are cut each rank has loaded the whole model, which
+    scores the reference in small packs."""
+    training = expected(shapes, setup, tokens).total
+    if setup.shard != "layer":
+        return training
+    scoring = replace(setup, shard="none", trained=0, rank=0, value=0)
+    return max(training, expected(shapes, scoring, min(tokens, START)).total)
 
 
 def _base(shapes: Shapes, setup: Setup) -> float:

@@ -23,6 +23,7 @@ from preftune.model.scalar import with_score
 from preftune.model.shard import ShardedByStep
 from preftune.model.verify import sample, verify_layout
 from preftune.run.match_rows import Notes
+from preftune.run.models import stored_adapter
 from preftune.tokens.groups import TokenGroup
 
 TRIED = 4  # rows on which an adapter is tried
@@ -46,12 +47,9 @@ def adapted(run: Run, policy: Policy, digest: str, groups: Sequence[TokenGroup],
 
 def gone_on(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
     """The policy with the stored adapter that the run goes on from. Raises UserError where it does not fit."""
+    files = stored_adapter(run)
     assert run.adapter is not None
-    assert run.adapter.path is not None
-    files = adapter_at(run.adapter.path, None, "adapter.path")
-    if files is None:
-        raise UserError(f"{run.adapter.path} is no adapter.", location="adapter.path",
-                        hint="It is a folder or hub name with adapter_config.json.")  # fmt: skip
+    assert files is not None
     digest = policy.weights.digest()
     take_back(policy.module, "eager")
     weights = go_on(policy.module, files, run.adapter, base=base_name(run), revision=run.model.revision, digest=digest,

@@ -5,20 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from msgspec.structs import replace as replace_keys
+from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from preftune.config.drawing import reward_tables
 from preftune.config.run import Run
 from preftune.model.adapter_files import adapter_at
 from preftune.model.budget import LARGEST, SMALLEST, positions
+from preftune.model.config import Ranks
 from preftune.model.fits import Demand, Fit, Way, first_that_fits, fit, ways
 from preftune.model.load import load_config
 from preftune.model.memory import Setup
 from preftune.model.shapes import meta_module, shapes_of
 from preftune.model.trained import train_only
+from preftune.objective import of_scores
 from preftune.objective.rollouts import PPO
 from preftune.reference.config import Moving, Stored
 from preftune.rollout.config import Value
+from preftune.run.models import refuse_untrainable, stored_adapter
+from preftune.run.shards import refuse_undividable, shards_of
 
 SHOWN = 4  # numbers of GPUs in a table
 
@@ -42,10 +48,36 @@ class WhatFits(NamedTuple):
     remedy: Fit | None
 
 
-def setup_of(run: Run, parameters: int, device: str, *, trained: int | None = None) -> Setup:
-    """What decides a run's memory, but for reward models. parameters: of the policy, and so of its copies; trained: how
-    many of these are, where that is known and no adapter is; 0 where the run only scores."""
-    trains, model, copied, value = trained != 0, run.model, 0, 0
+class Learned(NamedTuple):
+    """How many numbers a run trains, and how many an adapter has beside them that stay."""
+
+    trained: int
+    fixed: int = 0
+
+
+def learned_by(run: Run, module: PreTrainedModel) -> Learned:
+    """What a run trains of a language model that stands on torch's meta device, to which an adapter is put as training
+    puts it. Raises UserError where the model has no such parts."""
+    if run.adapter is None:
+        if run.model.trainable is not None and not of_scores(run.objective):  # of which this module has no score
+            train_only(module, run.model.trainable)
+        return Learned(sum(p.numel() for p in module.parameters() if p.requires_grad))
+    if (stored := stored_adapter(run)) is not None:
+        numbers = stored.numbers
+        return Learned(numbers, numbers)  # once more, as what training begins from
+    from preftune.model.put_adapter import begin_adapter  # peft is imported where it is needed
+
+    table = replace_keys(run.adapter, start="zero")  # how it begins asks for numbers
+    sizes = {name: p.numel() for name, p in
+             begin_adapter(module, table, base="", revision=None, digest="", seed=0).trained().items()}  # fmt: skip
+    thin = sum(size for name, size in sizes.items() if "lora_" in name)
+    return Learned(sum(sizes.values()), thin if run.adapter.start in ("pissa", "olora") else 0)
+
+
+def setup_of(run: Run, parameters: int, device: str, learned: Learned) -> Setup:
+    """What decides a run's memory, but for reward models. parameters: of the policy, and so of its copies; learned: of
+    these, none where the run only scores."""
+    trains, model, copied, value = learned.trained != 0, run.model, 0, 0
     adapter = run.adapter if trains else None
     if trains and (
         isinstance(run.reference, Moving) or (run.rollout is not None and isinstance(run.reference, Stored))
@@ -63,10 +95,11 @@ def setup_of(run: Run, parameters: int, device: str, *, trained: int | None = No
         weights=usual_weights if model.weights == "auto" else model.weights,
         compute=compute,
         rank=0 if adapter is None else adapter.rank,
-        trained=None if adapter is not None else trained,
+        trained=learned.trained,
         state=run.optim.state,
         checkpointing=model.checkpointing,
         copied=copied,
+        frozen=learned.fixed,
         value=value,
         device="cuda" if device == "cuda" else "cpu",
     )
@@ -74,22 +107,23 @@ def setup_of(run: Run, parameters: int, device: str, *, trained: int | None = No
 
 def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) -> WhatFits:
     """What fits on GPUs of one size, from the model's config alone. longest: tokens of the longest row, where rows are
-    known. Raises UserError."""
+    known. Raises UserError, also where training would refuse the run."""
+    refuse_untrainable(run)
     module = meta_module(config)
-    if run.model.trainable is not None:
-        train_only(module, run.model.trainable)
-    shapes, trained = shapes_of(module), sum(p.numel() for p in module.parameters() if p.requires_grad)
+    shapes = shapes_of(module)
+    own = setup_of(run, shapes.parameters, "cuda", learned_by(run, module))
     scorers = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
-    own = replace(setup_of(run, shapes.parameters, "cuda", trained=trained),
-                  frozen=sum(_parameters(path, "reward.model") for path in scorers))  # fmt: skip
+    own = replace(own, frozen=own.frozen + sum(_parameters(path, "reward.model") for path in scorers))
+    refuse_undividable(replace_keys(run, model=replace_keys(run.model, weights=own.weights)))
     pack = run.batch.tokens or LARGEST["cuda"]
     least = run.batch.tokens or min(SMALLEST, pack)
     demand = Demand(gpus.memory, max(longest, least), pack, positions(config))
     way = Way(own, ())
-    table = [fit(shapes, each, count, demand, recompute=each is not way)
+    asked, others = shards_of(run), shards_of(replace_keys(run, adapter=None, ranks=Ranks()))
+    table = [fit(shapes, each, count, demand, recompute=each is not way, shards=asked if each is way else others)
              for count in counts(gpus.count) for each in ways(way)]  # fmt: skip
     own_fit = next(each for each in reversed(table) if each.way is way)
-    remedy = None if own_fit.tokens else first_that_fits(shapes, way, gpus.count, demand)
+    remedy = None if own_fit.tokens else first_that_fits(shapes, way, gpus.count, demand, others)
     return WhatFits(shapes.parameters, gpus, demand.longest, tuple(table), remedy)
 
 

@@ -16,7 +16,7 @@ from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model import load, scalar
-from preftune.model.adapter_files import adapter_at
+from preftune.model.adapter_files import AdapterFiles, adapter_at
 from preftune.model.attention import NAME
 from preftune.model.fuse import fused_parts
 from preftune.model.policy import Policy, trainable, wrap
@@ -105,15 +105,28 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
 
 
 def refuse_untrainable(run: Run) -> None:
-    """Raise UserError where the model that is to be trained is an adapter, or quantized and has none."""
+    """Raise UserError where the model that is to be trained is an adapter, or quantized and has none, or where the run
+    goes on from an adapter that is not there."""
     if run.adapter is None and run.model.weights in QUANTIZED:
         raise UserError(f"weights in {run.model.weights} cannot be trained.", location="model.weights",
                         hint="Train an adapter beside them, such as adapter.rank=16.")  # fmt: skip
+    stored_adapter(run)
     path, location = run.model.path, "model.path"
     if isinstance(path, str) and (adapter := adapter_at(path, run.model.revision, location)) is not None:
         raise UserError(f"{path} is an adapter, of {adapter.base or 'a model that it does not name'}.",
                         location=location, hint=f'Go on with it: model.path = "{adapter.base}" and adapter.path = '
                         f'"{path}"; or make one model of both: preftune export --merge.')  # fmt: skip
+
+
+def stored_adapter(run: Run) -> AdapterFiles | None:
+    """The adapter that a run goes on from; None where it begins anew, or has none. Raises UserError."""
+    if run.adapter is None or run.adapter.path is None:
+        return None
+    files = adapter_at(run.adapter.path, None, "adapter.path")
+    if files is None:
+        raise UserError(f"{run.adapter.path} is no adapter.", location="adapter.path",
+                        hint="It is a folder or hub name with adapter_config.json.")  # fmt: skip
+    return files
 
 
 def with_adapter(run: Run, policy: Policy, digest: str, groups: Sequence[TokenGroup], notes: Notes) -> Policy:

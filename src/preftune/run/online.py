@@ -40,7 +40,7 @@ from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
-from preftune.run.fits import setup_of
+from preftune.run.fits import Learned, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable, with_adapter
@@ -223,7 +223,7 @@ def scorer_and_judge(
                 f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
             )
             notes["reward_slope"] = (text, {"slope": slope})
-        budget = run.batch.tokens or pack_budget(model.module, setup_of(run, 0, model.device.type, trained=0))
+        budget = run.batch.tokens or pack_budget(model.module, setup_of(run, 0, model.device.type, Learned(0)))
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
 

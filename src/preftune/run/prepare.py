@@ -21,13 +21,14 @@ from preftune.forward.loss import Loss
 from preftune.model.budget import attention_crossover, pack_budget, positions
 from preftune.model.heads import LanguageHead
 from preftune.model.policy import Policy
+from preftune.model.shapes import meta_module
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Phase
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
-from preftune.run.fits import setup_of
+from preftune.run.fits import Learned, learned_by, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import (
@@ -162,8 +163,12 @@ def with_budget(
     run: Run, policy: Policy, notes: Notes, dist: Distributed, *, trains: bool = True
 ) -> tuple[Run, Packing, Shard]:
     """The run with the tokens of a pack, which are the fewest that any rank has memory for; and what is divided."""
-    learning = None if run.adapter else sum(p.numel() for p in policy.weights.trained().values())
-    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, trained=learning if trains else 0)
+    learned = Learned(0)
+    if trains and run.adapter is not None:
+        learned = learned_by(run, meta_module(policy.module.config))
+    elif trains:
+        learned = Learned(sum(p.numel() for p in policy.weights.trained().values()))
+    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, learned)
     shard = choose_shard(run, policy, setup, notes, dist) if trains else "none"
     tokens = run.batch.tokens or pack_budget(policy.module, changed(setup, shard=shard, gpus=dist.world_size))
     tokens = -dist.max(-tokens)

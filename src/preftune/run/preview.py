@@ -19,9 +19,9 @@ from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.rows.split import Rows
 from preftune.run.dataset import Dataset, tokenize_rows
-from preftune.run.fits import setup_of
+from preftune.run.fits import learned_by, setup_of
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import check_vocabulary, device_of
+from preftune.run.models import check_vocabulary, device_of, refuse_untrainable
 from preftune.run.plan_steps import plan_steps
 from preftune.run.precision import with_precision
 from preftune.training.schedule import refuse_long_warmup
@@ -46,6 +46,7 @@ class Preview:
 def preview(run: Run, rows: Rows) -> Preview:
     """Tokenize and plan as `train` would. Raises UserError."""
     run = resolve(run)
+    refuse_untrainable(run)
     device = device_of(run)
     run, dataset, notes = match_rows(run := with_precision(run, device), tokenize_rows(run, rows))
     if of_scores(run.objective):
@@ -56,6 +57,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     try_longest(module, [*dataset.train, *dataset.held_out])
     if run.model.trainable is not None and not of_scores(run.objective):  # of which the model here has no score
         notes["trainable"] = train_only(module, run.model.trainable)
+    shapes = shapes_of(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     budget = run.batch.tokens or LARGEST[device.type]
     plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
@@ -66,6 +68,5 @@ def preview(run: Run, rows: Rows) -> Preview:
                  for pack in step.packs]  # fmt: skip
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    memory = expected(shapes_of(module), setup_of(run, parameters, device.type, trained=trained), budget)
+    memory = expected(shapes, setup_of(run, parameters, device.type, learned_by(run, module)), budget)
     return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))

@@ -7,11 +7,14 @@ from typing import NamedTuple
 from preftune.config.drawing import reward_tables
 from preftune.config.run import Run
 from preftune.model.load import load_config
+from preftune.model.shapes import meta_module
 from preftune.rollout.config import Rollout
 from preftune.rollout.judges import judge_of
 from preftune.rollout.phase import updates_before
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rows.split import Rows
+from preftune.run.fits import learned_by
+from preftune.run.models import refuse_untrainable
 from preftune.run.online import plan_tasks
 from preftune.run.tasks import TaskSet, tasks_from
 from preftune.training.schedule import refuse_long_warmup
@@ -28,7 +31,10 @@ class TaskPreview(NamedTuple):
 
 def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
     """Make tasks of the rows, read what scores them, and plan, as `train` would. Raises UserError."""
+    refuse_untrainable(run)
     tasks = tasks_from(run, rollout, rows)
+    if run.adapter is not None:
+        learned_by(run, meta_module(tasks.dataset.config))  # refuses what the model does not have
     for reward in reward_tables(run):
         if reward.model and not reward.judge:
             load_config(reward.model, None, "reward.model")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 import torch
 
@@ -14,7 +13,8 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.model.budget import SMALLEST, available_memory
-from preftune.model.memory import Setup, expected
+from preftune.model.fits import SHARDS
+from preftune.model.memory import Setup, Shard, highest
 from preftune.model.policy import Policy
 from preftune.model.quantized import QUANTIZED
 from preftune.model.shapes import shapes_of
@@ -23,7 +23,6 @@ from preftune.model.shard_layer import ShardedByLayer
 from preftune.reference.config import Moving
 from preftune.run.match_rows import Notes
 
-Shard = Literal["none", "step", "layer"]
 USABLE = 0.9  # of a rank's memory: fragments, and what others take
 
 
@@ -33,15 +32,16 @@ def refuse_shards(run: Run, dist: Distributed) -> None:
     if dist.world_size == 1 and shard != "auto":
         raise UserError(f'"{shard}" has no effect: this is one process.', location="ranks.shard",
                         hint="Start several with torchrun, or leave the key out.")  # fmt: skip
+    refuse_undividable(run)
+
+
+def refuse_undividable(run: Run) -> None:
+    """Raise UserError where `ranks.shard` asks for what cannot be divided, on however many ranks."""
+    shard = run.ranks.shard
     if shard in ("step", "layer") and run.model.weights in QUANTIZED:
         raise UserError(f"a base in {run.model.weights} is not divided: each rank has it whole.",
                         location="ranks.shard", hint="Leave the key out.")  # fmt: skip
-    if shard == "layer":
-        _refuse_layer(run)
-
-
-def _refuse_layer(run: Run) -> None:
-    if reason := whole_needed(run):
+    if shard == "layer" and (reason := whole_needed(run)):
         raise UserError(f"weights cannot be divided: {reason}.", location="ranks.shard", hint='Use shard = "step".')
 
 
@@ -75,12 +75,10 @@ def choose_shard(run: Run, policy: Policy, setup: Setup, notes: Notes, dist: Dis
         return "none"
     needs = bytes_of_a_rank(policy, setup, dist.world_size)
     memory = -dist.max(-memory_of_a_rank(policy, dist))
+    refuse_undividable(run)  # once more, now that its types are known
     shard = run.ranks.shard
-    if shard == "layer":
-        _refuse_layer(run)  # once more, now that its types are known
     if shard == "auto":
-        quantized = run.model.weights in QUANTIZED
-        shard = "none" if quantized else first_that_fits(needs, memory, whole_needed(run))
+        shard = first_that_fits(needs, memory, [each for each in setup.divisible if each in shards_of(run)])
     sizes = ", ".join(f"{name} {needs[name] / 2**30:.3g}" for name in needs)
     text = f"shard {shard}: a rank has {memory / 2**30:.3g} GiB, and training takes {sizes}"
     notes["shard"] = (text, {"shard": shard, "memory": memory, "needs": dict(needs)})
@@ -89,17 +87,23 @@ def choose_shard(run: Run, policy: Policy, setup: Setup, notes: Notes, dist: Dis
     return shard
 
 
-def first_that_fits(needs: Mapping[Shard, int], memory: int, whole: str) -> Shard:
-    """Where nothing does, what takes least. whole: why weights cannot be divided, if they cannot."""
-    if needs["none"] <= USABLE * memory:
-        return "none"
-    return "step" if whole or needs["step"] <= USABLE * memory else "layer"
+def shards_of(run: Run) -> tuple[Shard, ...]:
+    """What `ranks.shard` lets ranks divide."""
+    if run.ranks.shard != "auto":
+        return (run.ranks.shard,)
+    return ("none", "step") if whole_needed(run) else ("none", "step", "layer")
+
+
+def first_that_fits(needs: Mapping[Shard, int], memory: int, shards: Sequence[Shard]) -> Shard:
+    """The first of these; where none does, what takes least."""
+    fitting: list[Shard] = [shard for shard in shards if needs[shard] <= USABLE * memory]
+    return fitting[0] if fitting else min(shards, key=lambda shard: needs[shard])
 
 
 def bytes_of_a_rank(policy: Policy, setup: Setup, world_size: int, tokens: int = SMALLEST) -> dict[Shard, int]:
     """What training takes on one of so many ranks, with packs of so many tokens, by what is divided."""
-    shapes, shards = shapes_of(policy.module), cast(tuple[Shard, ...], get_args(Shard))
-    return {shard: expected(shapes, replace(setup, shard=shard, gpus=world_size), tokens).total for shard in shards}
+    shapes = shapes_of(policy.module)
+    return {shard: highest(shapes, replace(setup, shard=shard, gpus=world_size), tokens) for shard in SHARDS}
 
 
 def memory_of_a_rank(policy: Policy, dist: Distributed) -> int:
