@@ -132,7 +132,6 @@ REFUSED = {
     'adapter.rank=4 adapter.train_also=["nonsense"]': "the model has no part nonsense",
     "adapter.rank=100000": "is more than the smaller side",
     "adapter.path=nowhere": "nowhere is no adapter",
-    "adapter.rank=4 ranks.shard=layer": "an adapter in float32 and a base in another type",
     "adapter.rank=4 model.weights=nf4 ranks.shard=step": "a base in nf4 is not divided",
     "reference=moving ranks.shard=layer": "the reference that follows is a second whole model",
 }
@@ -165,16 +164,6 @@ def test_a_shard_that_is_named_is_the_one_that_is_counted(check) -> None:
         own = [line for line in lines(output) if ">" in line]
         assert shard in own[-1]
         assert ("does not fit" in own[-1]) == (shard != "layer")
-
-
-def test_nothing_that_has_to_be_whole_is_said_to_be_cut(check) -> None:
-    """Every GPU loads the model before it is cut, and torch cuts no layer of two types."""
-    code, output = check("model.path=moe --gpus 8 --gpu-memory 80")
-    assert code == 0
-    assert all("does not fit" in line for line in lines(output)[-4:] if " layer " in line)
-    assert sum(" layer " in line for line in lines(output)[-4:]) == 2
-    code, output = check("model.path=m --gpus 2 --gpu-memory 16")
-    assert not any(" layer " in line for line in lines(output) if "adapter of" in line)
 
 
 def test_flags_need_a_model(check) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from msgspec import UNSET
 from msgspec.structs import replace as changed
 from recorded import events, lines
 from safetensors.torch import load_file
-from several import on_ranks
+from several import after_steps, on_ranks
 from transformers import AutoModelForCausalLM
 
 from preftune import objective as o
@@ -118,12 +119,19 @@ def test_two_ranks_are_one(adapted: Callable[..., Run], tmp_path: Path) -> None:
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
-@pytest.mark.parametrize("shard", ["step", "layer"])
+@pytest.mark.parametrize(
+    ("shard", "more"),
+    [
+        ("step", {}), ("layer", {}), ("layer", {"adapter__start": "pissa", "model__checkpointing": True}),
+        ("layer", {"adapter__kind": "dora", "adapter__train_also": ["lm_head"], "model__layout": "padded"}),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_an_adapter_that_ranks_divide_is_that_of_one_process(
-    adapted: Callable[..., Run], tmp_path: Path, shard: str
+    adapted: Callable[..., Run], tmp_path: Path, shard: str, more: dict[str, Any]
 ) -> None:
     """Also of a step whose last row leaves a rank without a pack; and one process goes on with what two have saved."""
-    keys = {"batch__rows": 7, "batch__tokens": 60, "optim__lr": 1e-4, "save__every": 4}
+    keys = {"batch__rows": 7, "batch__tokens": 60, "optim__lr": 1e-4, "save__every": 4, **more}
     one = learned(train(adapted(**keys, out=str(tmp_path / "one"))))
     run = adapted(**keys, ranks__shard=shard)
     assert on_ranks(2, tmp_path / "meet", lambda _: str(train(run))) == [run.out] * 2
@@ -134,6 +142,20 @@ def test_an_adapter_that_ranks_divide_is_that_of_one_process(
     out = train(longer, resume=True, allow_change=["optim.epochs"])
     whole = train(adapted(**keys, optim__epochs=3, out=str(tmp_path / "whole")))
     assert lines(out)[-1]["step"] == lines(whole)[-1]["step"]
+
+
+def test_a_base_of_another_type_is_cut_by_layers(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    """The usual one on a GPU: in bfloat16, under an adapter in fp32. Killed, it goes on to the same bits."""
+    keys = {"model__weights": "bfloat16", "optim__lr": 1e-4, "save__every": 1, "ranks__shard": "layer"}
+    whole, cut = (adapted(**keys, out=str(tmp_path / name)) for name in ("whole", "cut"))
+    on_ranks(2, tmp_path / "a", lambda _: str(train(whole)))
+    kill = after_steps(Path(cut.out), 2, lambda processes: processes[1].kill())
+    assert on_ranks(2, tmp_path / "b", lambda _: str(train(cut)), kill)[1] is None
+    assert len(lines(Path(cut.out))) < len(lines(Path(whole.out)))
+    on_ranks(2, tmp_path / "c", lambda _: str(train(cut, resume=True)))
+    assert_same(Path(whole.out), Path(cut.out))
+    one = learned(train(adapted(**keys | {"ranks__shard": "auto"}, out=str(tmp_path / "one"))))
+    assert all(float((tensor - one[name]).abs().max()) < 1e-4 for name, tensor in learned(Path(cut.out)).items())
 
 
 def test_it_goes_on_from_an_adapter_which_is_then_the_reference(adapted: Callable[..., Run], tmp_path: Path) -> None:

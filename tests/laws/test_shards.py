@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from making import tiny
+from making import save_model, tiny
 from recorded import events, lines, same, weights
 from several import after_steps, ends, on_ranks
 
@@ -21,6 +21,8 @@ from preftune.errors import IO, NON_FINITE, STOPPED, UserError
 from preftune.folders import Folder
 from preftune.model.config import Model
 from preftune.model.policy import Policy
+from preftune.model.weights import local
+from preftune.reference import fill
 from preftune.rollout.config import Rollout
 from preftune.run import shards
 from preftune.run import train as train_module
@@ -109,6 +111,44 @@ def test_any_number_of_ranks_takes_over(run_of: Callable[..., Run], tmp_path: Pa
             assert float((tensors[name] - value).abs().max()) <= 1e-6, (count, name)
 
 
+def test_no_rank_has_the_whole_model_when_a_first_row_is_scored(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the policy, nor a reference that is another model. What three ranks score is what one process does."""
+    other, right = save_model(tmp_path / "other", seed=7), fill.read_packs
+    keys = {**KEYS, "optim__epochs": 1, "reference": {"kind": "stored", "path": str(other), "store": "memory"}}
+
+    def work(dist: Distributed) -> float:
+        shares = [0.0]
+
+        def measured(policy: Policy, *what: Any) -> Any:
+            parameters = [*policy.module.parameters()]
+            shares.append(sum(local(p).numel() for p in parameters) / sum(p.numel() for p in parameters))
+            return right(policy, *what)
+
+        monkeypatch.setattr(fill, "read_packs", measured)
+        train(run_of(**keys, ranks__shard="layer", out=str(tmp_path / "cut")))
+        return max(shares)
+
+    shares = on_ranks(3, tmp_path / "on", work)
+    assert 0.3 < max(shares) < 0.36, shares
+    one = train(run_of(**keys, out=str(tmp_path / "one")))
+    for a, b in zip(lines(one), lines(tmp_path / "cut"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [{}, {"adapter__rank": 4}], ids=str)
+def test_a_reward_model_is_cut_by_layers(run_of: Callable[..., Run], tmp_path: Path, adapter: dict[str, int]) -> None:
+    reward = {"objective__name": "reward", "reference__kind": "none", "reference__store": msgspec.UNSET}
+    keys = {**KEYS, **reward, "optim__epochs": 1, **adapter}
+    one = train(run_of(**keys, out=str(tmp_path / "one")))
+    run = run_of(**keys, ranks__shard="layer", out=str(tmp_path / "cut"))
+    on_ranks(2, tmp_path / "on", lambda _: str(train(run)))
+    for a, b in zip(lines(one), lines(tmp_path / "cut"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    assert [event["off"] < 1e-4 for event in events(tmp_path / "cut", "layout")] == [True]
+
+
 def test_out_of_memory_halves_packs_where_ranks_do_not_wait_for_each_other(
     run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +162,9 @@ def test_out_of_memory_halves_packs_where_ranks_do_not_wait_for_each_other(
             return right(policy, batch)
 
         if run.batch.tokens == 5000:
-            monkeypatch.setattr(Policy, "token_logp", small)
+            monkeypatch.setattr(
+                train_module, "fit", lambda *state: (monkeypatch.setattr(Policy, "token_logp", small), fit(*state))
+            )
         return str(train(run, resume=True, allow_change=["batch.tokens"]))
 
     keys = {**KEYS, "batch__tokens": 5000, "data__evaluate": None, "optim__epochs": 1}
@@ -250,7 +292,7 @@ def test_what_is_divided_is_the_first_that_fits(
     """memory: of the rank that has least, of which nine tenths are taken. Where nothing fits, as much is divided as can
     be: what is free is no exact number."""
     monkeypatch.setattr(shards, "bytes_of_a_rank", lambda *_: {"none": 100, "step": 50, "layer": 20})
-    monkeypatch.setattr(shards, "memory_of_a_rank", lambda _, dist: 200 if dist.first else memory)
+    monkeypatch.setattr(shards, "memory_of_a_rank", lambda run, device, dist: 200 if dist.first else memory)
     run = run_of(optim__epochs=1, data__evaluate=None)
     on_ranks(2, tmp_path / "on", lambda _: str(train(run)))
     (event,) = events(Path(run.out), "shard")

@@ -128,18 +128,18 @@ def test_more_tokens_more_memory_and_recomputing_takes_less() -> None:
 
 def test_a_pack_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     module, setup = tiny(), Setup(device="cpu")
+    shapes = shapes_of(module)
     monkeypatch.setattr(budget, "available_memory", lambda: 2**40)
-    assert pack_budget(module, setup) == LARGEST["cpu"]
+    assert pack_budget(module, shapes, setup) == LARGEST["cpu"]
     monkeypatch.setattr(budget, "available_memory", lambda: 0)
-    assert pack_budget(module, setup) == SMALLEST
+    assert pack_budget(module, shapes, setup) == SMALLEST
     loaded = 4 * module.num_parameters()
-    enough = expected(shapes_of(module), setup, 768).total - loaded
+    enough = expected(shapes, setup, 768).total - loaded
     monkeypatch.setattr(budget, "available_memory", lambda: round(enough / budget.USABLE["cpu"]) + 10)
-    assert pack_budget(module, setup) == 768
-    assert largest_pack(shapes_of(module), setup, enough + loaded, 10_000) == 768
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    assert pack_budget(module, setup) == LARGEST["cpu"]  # what is not trained has no gradient, and keeps nothing
+    assert pack_budget(module, shapes, setup) == 768
+    assert largest_pack(shapes, setup, enough + loaded, 10_000) == 768
+    untrained = replace(setup, trained=0)
+    assert pack_budget(module, shapes, untrained) == LARGEST["cpu"]  # which has no gradient, and keeps nothing
 
 
 def test_a_quantized_matrix_counts_as_the_one_that_it_stands_for() -> None:

@@ -24,6 +24,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from preftune.folders import Folder
@@ -59,6 +60,9 @@ class AdapterWeights(Weights):
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if name in self.learned}
+
+    def beside(self) -> list[nn.Parameter]:
+        return [p for name, p in self.module.named_parameters() if is_adapter(name)]
 
     def rate(self, name: str) -> float:
         return self.rate_of_b if ".lora_B." in name else 1.0
@@ -169,6 +173,11 @@ def described(weights: AdapterWeights) -> str:
     return text
 
 
+def is_adapter(parameter: str) -> bool:
+    """Whether a parameter of this name is part of an adapter, or trained whole in place of one of the base."""
+    return "lora_" in parameter or ".modules_to_save." in parameter
+
+
 def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
     """Every layer with adapters, by name."""
     return {name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)}
@@ -177,7 +186,8 @@ def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
 def _size_of_base(layer: LoraLayer) -> float:
     base = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     assert isinstance(base, Tensor)
-    return float(base.detach().float().std())
+    whole = base.full_tensor() if isinstance(base, DTensor) else base
+    return float(whole.detach().float().std())
 
 
 @contextmanager

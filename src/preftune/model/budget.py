@@ -5,15 +5,15 @@ Held by tests/model/test_memory.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from preftune.model.memory import Setup, highest
-from preftune.model.shapes import Shapes, shapes_of
+from preftune.model.memory import Setup, expected
+from preftune.model.shapes import Shapes
+from preftune.model.weights import local
 
 LARGEST = {"cpu": 1024, "cuda": 8192}  # tokens; on a CPU larger packs gain about 1 % of time and take twice the memory
 SMALLEST, MULTIPLE = 512, 256
@@ -43,20 +43,16 @@ def largest_pack(shapes: Shapes, setup: Setup, memory: float, most: int) -> int:
     """Tokens of the largest pack with which training takes no more than `memory` bytes: `most`, or a multiple of
     MULTIPLE below; 0 where none fits."""
     sizes = [most, *range((most - 1) // MULTIPLE * MULTIPLE, 0, -MULTIPLE)]
-    return next((tokens for tokens in sizes if highest(shapes, setup, tokens) <= memory), 0)
+    return next((tokens for tokens in sizes if expected(shapes, setup, tokens).total <= memory), 0)
 
 
-def pack_budget(module: PreTrainedModel, setup: Setup) -> int:
-    """Tokens a pack may hold beside all that training adds to a module that is loaded already.
-
-    setup: of the run; where it has no adapter, the weights that are trained are those with a gradient.
-    """
+def pack_budget(module: PreTrainedModel, shapes: Shapes, setup: Setup) -> int:
+    """Tokens a pack may hold beside all that training adds to a module that is loaded already, perhaps as a part of the
+    one with these shapes."""
     free = torch.cuda.mem_get_info(module.device)[0] if module.device.type == "cuda" else available_memory()
-    if not setup.adapter and setup.trained is None:
-        setup = replace(setup, trained=sum(p.numel() for p in module.parameters() if p.requires_grad))
-    loaded = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    loaded = sum(local(tensor).nbytes for tensor in (*module.parameters(), *module.buffers()))
     memory = loaded + USABLE[setup.device] * free
-    return max(SMALLEST, largest_pack(shapes_of(module), setup, memory, LARGEST[setup.device]))
+    return max(SMALLEST, largest_pack(shapes, setup, memory, LARGEST[setup.device]))
 
 
 def available_memory() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from preftune.model.budget import LARGEST, SMALLEST, USABLE, largest_pack
-from preftune.model.memory import Setup, Shard, highest
+from preftune.model.memory import Setup, Shard, expected
 from preftune.model.shapes import Shapes
 
 RESERVED = 2**30  # bytes of a GPU that CUDA and the exchange between GPUs take
@@ -86,12 +86,12 @@ def fit(
     packs = [largest_pack(shapes, setup, demand.usable, max(demand.longest, demand.most)) for setup in setups]
     wanted = (max(demand.longest, min(GOOD, demand.most)), demand.longest)
     fitting = next((i for least in wanted for i, tokens in enumerate(packs) if tokens >= least), None)
-    least = [highest(shapes, setup, demand.longest) for setup in setups]
+    least = [expected(shapes, setup, demand.longest).total for setup in setups]
     chosen = least.index(min(least)) if fitting is None else fitting
     setup, tokens = setups[chosen], packs[chosen] if fitting is not None else 0
     most = min(demand.positions, LONGEST_ROW)
     row = largest_pack(shapes, replace(setup, checkpointing=True), demand.usable, most)
-    return Fit(way, setup, tokens, highest(shapes, setup, tokens or demand.longest), row)
+    return Fit(way, setup, tokens, expected(shapes, setup, tokens or demand.longest).total, row)
 
 
 def ways(own: Way) -> list[Way]:

@@ -92,13 +92,14 @@ class LanguageHead:
 class ScalarHead:
     """One number, weight @ h + bias: of a response ("ends"), or of the row that predicts each token ("tokens").
 
-    weight: (1, width); bias: (1,) or None. The product is in fp32 or wider whatever the model's type, because a score
-    is compared with others and bfloat16 has three digits.
+    weight: (1, width); bias: (1,) or None; of_module: whether they are the module's. The product is in fp32 or wider
+    whatever the model's type, because a score is compared with others and bfloat16 has three digits.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     reads: Reads = "ends"
+    of_module: bool = True
     answers: ClassVar[str] = "scores"
     unit: ClassVar[str] = "of a random score"
 
@@ -115,6 +116,8 @@ class ScalarHead:
         return self.values(hidden)[batch.member]
 
     def of_pass(self, module: PreTrainedModel) -> ScalarHead:
+        if not self.of_module:
+            return self
         layer = ScalarHead.of(module)
         return replace(self, weight=layer.weight, bias=layer.bias)
 
@@ -129,4 +132,5 @@ class ScalarHead:
         hidden state, and its answers are as large as the numbers of one."""
         width = self.weight.shape[1]
         signs = torch.randint(0, 2, (1, width), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        return replace(self, weight=(signs / width**0.5).to(self.weight), bias=None)
+        weight = (signs / width**0.5).to(self.weight.device, self.weight.dtype)
+        return replace(self, weight=weight, bias=None, of_module=False)

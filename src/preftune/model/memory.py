@@ -13,7 +13,7 @@ Held by tests/model/test_memory.py, and against measured peaks by bench/formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from preftune.model.logp import CHUNK, CHUNK_ELSEWHERE, KEEP, KEEP_ELSEWHERE, LEAST
@@ -23,7 +23,6 @@ Shard = Literal["none", "step", "layer"]
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / 16384}
 """A weight; nf4's scales of 64 weights are 8-bit numbers, whose own scales of 256 are in fp32 (arXiv 2305.14314)."""
 MOMENTS = {"float32": 8.0, "int8": 2 * (1 + 4 / 256)}  # both of a number; 256 of 8 bits have a scale in fp32
-START = 512  # tokens of the packs in which a model that hardly fits scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +50,8 @@ class Setup:
 
     @property
     def divisible(self) -> tuple[Shard, ...]:
-        """What ranks can divide: of a base in few bits nothing; and torch cuts no layer whose parameters have two
-        types, as those of an adapter and its base."""
-        if self.quantized:
-            return ("none",)
-        return ("none", "step") if self.adapter and self.whole != self.learned else ("none", "step", "layer")
+        """What ranks can divide: of a base in few bits nothing."""
+        return ("none",) if self.quantized else ("none", "step", "layer")
 
     @property
     def adapter(self) -> bool:
@@ -105,30 +101,20 @@ class Expected:
 def expected(shapes: Shapes, setup: Setup, tokens: int) -> Expected:
     """Memory of training with packs of `tokens`."""
     trained, whole_models = setup.trains(shapes), 0 if setup.adapter else setup.copied
-    weights = _base(shapes, setup) + (setup.learned * trained if setup.adapter else 0)
+    weights, beside = _base(shapes, setup), setup.learned * trained if setup.adapter else 0
     gradients, moments, others = setup.learned * trained, MOMENTS[setup.state] * trained, setup.frozen + setup.value
     if setup.shard != "none":
         moments /= setup.gpus
-    if setup.shard == "layer":  # the next layer is fetched while one works; embeddings and head stay
+    if setup.shard == "layer":  # the next layer is fetched while one works; an adapter is whole on each
         parts = setup.whole * (shapes.layer + shapes.embedding)
         weights = weights / setup.gpus + parts + setup.whole * shapes.layer
-        gradients = gradients / setup.gpus + (0 if setup.adapter else parts)
+        gradients = gradients if setup.adapter else gradients / setup.gpus + parts
     return Expected(
-        weights=round(weights + _copies(shapes, setup) + setup.whole * (others + whole_models)),
+        weights=round(weights + beside + _copies(shapes, setup) + setup.whole * (others + whole_models)),
         gradients=round(gradients + setup.whole * setup.value),
         moments=round(moments + MOMENTS[setup.state] * setup.value),
         activations=round(_activations(shapes, setup, tokens)),
     )
-
-
-def highest(shapes: Shapes, setup: Setup, tokens: int) -> int:
-    """The most bytes that a run takes at any time. Before layers are cut each rank has loaded the whole model, which
-    scores the reference in small packs."""
-    training = expected(shapes, setup, tokens).total
-    if setup.shard != "layer":
-        return training
-    scoring = replace(setup, shard="none", trained=0, rank=0, value=0)
-    return max(training, expected(shapes, scoring, min(tokens, START)).total)
 
 
 def _base(shapes: Shapes, setup: Setup) -> float:
@@ -138,9 +124,12 @@ def _base(shapes: Shapes, setup: Setup) -> float:
 
 
 def _copies(shapes: Shapes, setup: Setup) -> float:
-    """Bytes of the copies of weights that autocast makes for narrower products, which last as long as a pack."""
-    narrower = setup.weights == "float32" and setup.product < setup.whole
-    return setup.product * (shapes.parameters - shapes.embedding) if narrower else 0.0
+    """Bytes of the copies of weights that autocast makes for narrower products. They last as long as a step, or where
+    weights are cut by layers as long as what the backward pass keeps of a layer."""
+    if setup.weights != "float32" or setup.product >= setup.whole:
+        return 0.0
+    one_layer = setup.shard == "layer" and setup.checkpointing
+    return setup.product * (shapes.layer if one_layer else shapes.parameters - shapes.embedding)
 
 
 def _activations(shapes: Shapes, setup: Setup, tokens: int) -> float:

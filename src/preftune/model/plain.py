@@ -18,10 +18,14 @@ from preftune.pack.batch import Batch
 
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
     """(members,): as `Policy.read`, by the model's own forward pass, attention and parts, one response at a time."""
-    policy.weights.activate()
     module, answer = policy.module, _score if isinstance(policy.head, ScalarHead) else _logp
-    with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
+
+    def read(batch: Batch) -> Tensor:
+        policy.weights.activate()
         return torch.cat([answer(policy, _ids(policy, g.prompt, r), len(r)) for g in batch.groups for r in g.responses])
+
+    with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
+        return policy.weights.through(read, batch)
 
 
 def _ids(policy: Policy, prompt: np.ndarray, response: np.ndarray) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import UserError, nearest, third_party_message
-from preftune.model.adapter import AdapterWeights, lora_layers, without_warnings
+from preftune.model.adapter import AdapterWeights, is_adapter, lora_layers, without_warnings
 from preftune.model.adapter_files import CONFIG, TENSORS, AdapterFiles
 from preftune.model.config import Adapter
 
@@ -122,16 +122,12 @@ def _settings(files: AdapterFiles, location: str) -> dict[str, Any]:
 
 def _put_into(module: PreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
     """peft's model around a module, which may have other adapters, whose parameters go on learning or not as before."""
-    learn = {p: p.requires_grad for n, p in module.named_parameters() if _is_adapter(n)}
+    learn = {p: p.requires_grad for n, p in module.named_parameters() if is_adapter(n)}
     around = get_peft_model(module, config, adapter_name=name)
     assert isinstance(around, PeftModel)
     for parameter, learns in learn.items():
         parameter.requires_grad_(learns)
     return around
-
-
-def _is_adapter(parameter: str) -> bool:
-    return "lora_" in parameter or ".modules_to_save." in parameter
 
 
 def _weights(
@@ -141,7 +137,7 @@ def _weights(
     module, learned = around.get_base_model(), []
     assert isinstance(module, PreTrainedModel)
     for name, parameter in module.named_parameters():
-        adapters = [adapter for adapter in (*on, *start) if f".{adapter}." in name and _is_adapter(name)]
+        adapters = [adapter for adapter in (*on, *start) if f".{adapter}." in name and is_adapter(name)]
         if adapters:
             parameter.requires_grad_(adapters == [on[0]])
         if adapters == [on[0]]:

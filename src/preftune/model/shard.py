@@ -45,8 +45,8 @@ class ShardedByStep(Weights):
     @classmethod
     def of(cls, inner: Weights) -> ShardedByStep:
         """Weights that all ranks have whole. Raises UserError where a trained tensor has no rows."""
-        refuse_single_numbers(inner)
-        mesh = mesh_of(inner)
+        refuse_single_numbers(inner.state())
+        mesh = mesh_of(inner.module.device)
         return cls(
             inner.module, inner, mesh, {n: nn.Parameter(_part(p.detach(), mesh)) for n, p in inner.trained().items()}
         )
@@ -105,14 +105,14 @@ class ShardedByStep(Weights):
                     tensor.copy_(parts.reshape(-1)[: tensor.numel()].view_as(tensor))
 
 
-def mesh_of(weights: Weights) -> DeviceMesh:
-    """All ranks in a row."""
-    return init_device_mesh(weights.module.device.type, (torch.distributed.get_world_size(),))
+def mesh_of(device: torch.device) -> DeviceMesh:
+    """All ranks in a row, with devices of this type."""
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
 
 
-def refuse_single_numbers(weights: Weights) -> None:
-    """Raise UserError where a trained parameter is one number without an axis, which cannot be cut."""
-    if name := next((name for name, tensor in weights.state().items() if not tensor.dim()), ""):
+def refuse_single_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError where a tensor is one number without an axis, which cannot be cut."""
+    if name := next((name for name, tensor in tensors.items() if not tensor.dim()), ""):
         raise UserError(f"{name} is a single number, which cannot be divided among ranks.", location="ranks.shard",
                         hint='Use shard = "none".')  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.distributed import Distributed
 from preftune.folders import Folder
-from preftune.model.shard import mesh_of, refuse_single_numbers
+from preftune.model.shard import ShardedByStep, mesh_of, refuse_single_numbers
 from preftune.model.weights import Weights
 from preftune.pack.batch import Batch
 
@@ -33,27 +34,36 @@ PASS = "pass_of_weights"  # name of the method through which all work on the wei
 class ShardedByLayer(Weights):
     """Everything divided: a layer's weights are whole on a rank while it computes, and its gradients go back at once.
 
-    So ranks wait for each other in every layer, and each must take as many passes. inner: what is trained, its
-    module's parameters cut by torch's `fully_shard`.
+    So ranks wait for each other in every layer, and each must take as many passes. What stands beside a base that stays
+    is whole on every rank, and its moments and updates are divided as in `ShardedByStep`. inner: what is trained, its
+    module's other parameters cut by torch's `fully_shard`; began: digest of the model as it was whole.
     """
 
     inner: Weights
+    began: str
 
     @classmethod
-    def of(cls, inner: Weights) -> ShardedByLayer:
-        """Cut weights that all ranks have whole. Parts of the model are swapped and pruned before, not after. Raises
-        UserError where a tensor has no rows."""
-        refuse_single_numbers(inner)
-        module, mesh = inner.module, mesh_of(inner)
+    def of(cls, whole: Weights, device: torch.device | None = None, mesh: DeviceMesh | None = None) -> ShardedByLayer:
+        """Cut weights, and put this rank's on the device, if not the one where they are; it never holds more than a
+        layer of them, or embedding and head. Ranks need not do so at one time where they give a mesh.
+
+        whole: of a model whose parts are swapped and pruned already. Raises UserError where a tensor has no rows.
+        """
+        module, began, beside = whole.module, whole.digest(), set(whole.beside())
+        device = device or module.device
+        mesh = mesh or mesh_of(device)
+        refuse_single_numbers(dict(module.named_parameters()))
+        for parameter in beside:
+            parameter.data = parameter.data.to(device)
         for part in (*layers_of(module), module):
-            fully_shard(part, mesh=mesh)
+            fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=beside)
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # a sum, and not the mean
                 part.set_force_sum_reduction_for_comms(True)  # gloo has no product with a factor on the way
         setattr(module, PASS, MethodType(_pass, module))
         register_fsdp_forward_method(module, PASS)
-        return cls(module, inner)
+        return cls(module, ShardedByStep.of(whole) if beside else whole, began)
 
     @property
     def sharded(self) -> bool:
@@ -73,50 +83,49 @@ class ShardedByLayer(Weights):
         self.inner.activate()
 
     def digest(self) -> str:
-        """Every rank must ask."""
-        with self._gathered(on_all=True):
-            return self.inner.digest()
+        return self.began
 
     def state(self) -> dict[str, Tensor]:
         return self.inner.state()
 
     def replicas(self) -> dict[str, Tensor]:
-        return {}
+        return self.inner.replicas() if self.inner.sharded else {}
+
+    def sampled(self) -> Tensor:
+        return self.inner.sampled()
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
 
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Within `whole`."""
         self.inner.export(into, tokenizer)
 
     def through(self, work: Callable[[Batch], T], batch: Batch) -> T:
-        answer = getattr(self.module, PASS)(work, batch)
-        if not torch.is_grad_enabled():
-            self._reshard()
-        return answer
-
-    def _reshard(self) -> None:
-        """Let go of embedding and head, which otherwise stay whole until a backward pass."""
-        assert isinstance(self.module, FSDPModule)
-        self.module.reshard()
+        self.activate()
+        return getattr(self.module, PASS)(work, batch)
 
     def sum_gradients(self, dist: Distributed) -> None:
-        """Each backward pass has done so."""
+        """Each backward pass has done so for what is cut by layers."""
+        if self.inner.sharded:
+            self.inner.sum_gradients(dist)
+
+    def share(self, dist: Distributed) -> None:
+        self.inner.share(dist)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """One tensor is gathered at a time; rank 0 keeps them all, on the host."""
-        with self._gathered(on_all=False):
+        """One tensor is gathered at a time; rank 0 keeps them all, on the host. What stands beside a base is whole."""
+        if self.inner.sharded:
             yield
-
-    @contextmanager
-    def _gathered(self, *, on_all: bool) -> Iterator[None]:
-        self._reshard()
+            return
         places = [
             (part, name, p) for part in self.module.modules() for name, p in part._parameters.items() if p is not None
         ]
         tensors: dict[nn.Parameter, nn.Parameter] = {}
         for parameter in dict.fromkeys(p for _, _, p in places):
             tensor = parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
-            if on_all or self._first:
+            if torch.distributed.get_rank() == 0:
                 tensors[parameter] = nn.Parameter(tensor.cpu(), parameter.requires_grad)
         try:
             for part, name, parameter in places:
@@ -125,10 +134,6 @@ class ShardedByLayer(Weights):
         finally:
             for part, name, parameter in places:
                 part._parameters[name] = parameter
-
-    @property
-    def _first(self) -> bool:
-        return torch.distributed.get_rank() == 0
 
 
 def _pass(self: nn.Module, work: Callable[[Batch], T], batch: Batch) -> T:

@@ -36,7 +36,7 @@ def train_only(module: PreTrainedModel, patterns: Sequence[str]) -> tuple[str, d
         parameter.requires_grad_(bool(fitting))
         tied += [f"{name} is one matrix with {fitting[0]}" for name in aliases if fitting and name not in fitting]
     score = dict(module.named_parameters()).get(SCORE)
-    if score is not None and not score.requires_grad and not bool(score.any()):
+    if score is not None and not score.requires_grad and not score.is_meta and not bool(score.any()):
         raise UserError(f"{SCORE} is 0 and would stay so, and nothing could be learned.", location=KEY,
                         hint=f'Add "{SCORE}".')  # fmt: skip
     trained = [parameter for parameter in names if parameter.requires_grad]

@@ -161,7 +161,7 @@ def disagreement(policy: Policy, batch: Batch, plain: Tensor) -> Difference:
             with torch.set_grad_enabled(keeps_graph):
                 passes.append(Difference.between(policy.token_logp(batch).detach(), plain))
     except torch.OutOfMemoryError:
-        if not passes:
+        if not passes or policy.weights.in_step:
             raise  # else the training loop finds out how much fits
     except FAILURES as error:
         if policy.layout == "trie":

@@ -65,6 +65,10 @@ class Weights(ABC):
     def activate(self) -> None:
         """Let the module compute with these weights, where it holds others beside them. They stay until others do."""
 
+    def beside(self) -> list[nn.Parameter]:
+        """Parameters of the module that stand beside a base which stays as it is: few, so that every rank has them."""
+        return []
+
     @property
     def sharded(self) -> bool:
         """Whether `trained` and `state` are cut among ranks: each has its rows of every tensor."""

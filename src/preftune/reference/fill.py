@@ -77,19 +77,22 @@ def score_missing(
             wanted.setdefault(key_of(group.prompt, response), _single(group, response))
     keys = sorted(wanted)
     present = [key in store for key in keys]
-    _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)})
+    canaries = min(CANARIES, sum(present))
+    _idle(policy, wanted, dist.max(canaries) - canaries)
+    _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)}, canaries)
     lacked, senders = _who_has(keys, present, dist)
     missing = {key: wanted[key] for key in keys if key not in senders}
     packs = _packs(wanted, tokens)  # the same packs however much is stored, so that last digits repeat
     packs = [pack for pack in packs if any(key in missing for key in pack)]
     senders |= {key: number % dist.world_size for number, pack in enumerate(packs) for key in pack if key in missing}
-    computed = 0
+    idle, computed = -(-len(packs) // dist.world_size) - len(packs[dist.rank :: dist.world_size]), 0
     if missing and store.folder is not None:
         files.usable(store.folder, PRIVATE)
     try:
         for tokens_of_pack in _computed(policy, store, packs[dist.rank :: dist.world_size], wanted, missing):
             computed += tokens_of_pack
             signals.check()
+        _idle(policy, wanted, idle)
     finally:
         store.flush()
     _exchange(store, {key: senders[key] for key in lacked}, wanted, dist)
@@ -118,7 +121,7 @@ def _computed(
     missing: Mapping[Key, TokenGroup],
 ) -> Iterator[int]:
     """The tokens computed for each pack, after its missing entries are in the store."""
-    oom = OomRetry(hint=HINT)
+    oom = _retry(policy)
     flushed, scored, total = time.monotonic(), 0, sum(key in missing for pack in packs for key in pack)
     for pack in packs:
         scored_pack, tokens = read_packs(policy, [wanted[key] for key in pack], [tuple(range(len(pack)))], oom)
@@ -172,10 +175,20 @@ def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
     return packs
 
 
-def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup]) -> None:
+def _idle(policy: Policy, wanted: Mapping[Key, TokenGroup], passes: int) -> None:
+    """Passes that count for nothing, so that this rank makes as many as the others where they wait for each other."""
+    for _ in range(passes if policy.weights.in_step else 0):
+        read_packs(policy, [min(wanted.values(), key=lambda group: group.tokens)], [(0,)], _retry(policy))
+
+
+def _retry(policy: Policy) -> OomRetry:
+    return OomRetry(alone=not policy.weights.in_step, hint=HINT)
+
+
+def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], count: int) -> None:
     """Compute a few entries again, which nobody can foresee. Raises UserError where the store says something else."""
-    for key in secrets.SystemRandom().sample(sorted(present), min(CANARIES, len(present))):
-        computed, stored = read_packs(policy, [present[key]], [(0,)], OomRetry(hint=HINT))[0][0], store[key]
+    for key in secrets.SystemRandom().sample(sorted(present), count):
+        computed, stored = read_packs(policy, [present[key]], [(0,)], _retry(policy))[0][0], store[key]
         off = float(np.abs(computed - stored).max()) if computed.shape == stored.shape else float("inf")
         if not off <= policy.noise:
             raise UserError(

@@ -1,4 +1,7 @@
-"""The adapter of a run, put into a model whose reference is known by then. Held by tests/laws/test_adapters.py."""
+"""The adapter of a run: put into its model, tried, and left out where the reference is asked.
+
+Held by tests/laws/test_adapters.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import torch
 from msgspec.structs import replace as replace_keys
+from transformers import PreTrainedModel
 
 from preftune import signals
 from preftune.config.run import Run
@@ -21,7 +25,9 @@ from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.put_adapter import begin_adapter, go_on
 from preftune.model.scalar import with_score
 from preftune.model.shard import ShardedByStep
+from preftune.model.shard_layer import ShardedByLayer
 from preftune.model.verify import sample, verify_layout
+from preftune.model.weights import Weights, WholeModel
 from preftune.run.match_rows import Notes
 from preftune.run.models import stored_adapter
 from preftune.tokens.groups import TokenGroup
@@ -31,34 +37,20 @@ VALUE = "value"  # name of the value model's adapter within peft
 
 
 @signals.interruptible()
-def adapted(run: Run, policy: Policy, digest: str, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
-    """The policy with the run's adapter, which alone learns. It is tried on some rows with numbers that show.
-
-    policy: the model as the reference scored it; digest: of that. Raises UserError where the adapter cannot be, where
-    what the model says with it is not what peft's own layers say, or where a part of it gets no gradient.
-    """
+def put_adapter(run: Run, module: PreTrainedModel, notes: Notes) -> AdapterWeights:
+    """Put the run's adapter, a new one or the stored one that it goes on from, into a model that is not prepared for
+    training yet. Raises UserError where it cannot be."""
     assert run.adapter is not None
-    take_back(policy.module, "eager")  # parts that are fused would pass an adapter by
-    weights = begin_adapter(
-        policy.module, run.adapter, base=base_name(run), revision=run.model.revision, digest=digest, seed=run.seed
-    )
-    return verified(run, policy, weights, groups, notes)
-
-
-def gone_on(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
-    """The policy with the stored adapter that the run goes on from. Raises UserError where it does not fit."""
+    module.requires_grad_(False)
+    names = {"base": base_name(run), "revision": run.model.revision, "digest": WholeModel(module).digest()}
     files = stored_adapter(run)
-    assert run.adapter is not None
-    assert files is not None
-    digest = policy.weights.digest()
-    take_back(policy.module, "eager")
-    weights = go_on(policy.module, files, run.adapter, base=base_name(run), revision=run.model.revision, digest=digest,
-                    location="adapter.path")  # fmt: skip
+    if files is None:
+        return begin_adapter(module, run.adapter, **names, seed=run.seed)
     if files.base and not _same_base(files.base, run):
         text = f"the adapter was made for {files.base}, and goes on with {base_name(run) or 'a model given in Python'}"
         notes["adapter_base"] = (text, {"made_for": files.base})
         emit(Note(text))
-    return verified(run, policy, weights, groups, notes)
+    return go_on(module, files, run.adapter, **names, location="adapter.path")
 
 
 def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[TokenGroup]) -> Policy | None:
@@ -78,8 +70,10 @@ def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[T
     else:
         own = go_on(module, files, run.adapter, base=base_name(run), revision=run.model.revision,
                     digest=weights.digest(), location="value.path", name=VALUE)  # fmt: skip
-    before = replace(policy, head=replace(ScalarHead.of(module), reads="tokens"))
-    value = verified(run, before, own, groups, Notes())
+    value = replace(wrap(module, policy.layout, policy.compute)[0], weights=own)
+    value = trainable(replace(value, head=replace(ScalarHead.of(module), reads="tokens")),
+                      checkpointing=run.model.checkpointing)  # fmt: skip
+    value = tried(run, value, groups, Notes())
     weights.activate()
     return value
 
@@ -99,13 +93,11 @@ def named_model(path: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else path
 
 
-def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
-    """The policy of these weights in the layout that it had before, tried with an adapter that is shaken."""
-    policy = replace(wrap(weights.module, before.layout, before.compute)[0], weights=weights)
-    if isinstance(policy.head, ScalarHead):
-        policy = replace(policy, head=replace(policy.head, reads=before.head.reads))
-    policy = trainable(policy, checkpointing=run.model.checkpointing)
-    # the model was tried on long rows before; an adapter takes each token by itself, and few of them little memory
+def tried(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
+    """The policy, tried on some rows with an adapter whose numbers show. Raises UserError where what the model says
+    with it is not what peft's own layers say, or where a part of it gets no gradient."""
+    weights = adapter_of(policy.weights)
+    # the base is tried on long rows too; an adapter takes each token by itself, and few of them little memory
     batch = policy.batch(sorted(sample(groups, policy).groups, key=lambda group: group.tokens)[:TRIED])
     with shaken(weights):
         policy, off = verify_layout(policy, batch, fall_back=run.model.layout == "auto")
@@ -123,14 +115,20 @@ def verified(run: Run, before: Policy, weights: AdapterWeights, groups: Sequence
 
 def as_started(policy: Policy) -> Policy:
     """What training began from: the same model in memory, asked without what its adapter has learned."""
-    weights = policy.weights.inner if isinstance(policy.weights, ShardedByStep) else policy.weights
-    assert isinstance(weights, AdapterWeights)
-    start = weights.as_started()
+    start: Weights = adapter_of(policy.weights).as_started()
+    if isinstance(policy.weights, ShardedByLayer):
+        start = replace(policy.weights, inner=start)
     start.activate()
-    head = policy.head
+    head = policy.head.of_pass(policy.module)
     if isinstance(head, LanguageHead):
-        layer = policy.module.get_output_embeddings()
-        assert layer is not None
-        head = replace(head, weight=layer.weight, bias=getattr(layer, "bias", None), in_place=False)
-    weights.activate()
+        head = replace(head, in_place=False)
+    policy.weights.activate()
     return replace(policy, weights=start, head=head)
+
+
+def adapter_of(weights: Weights) -> AdapterWeights:
+    """The adapter that learns, also where ranks divide it or its base."""
+    while isinstance(weights, (ShardedByLayer, ShardedByStep)):
+        weights = weights.inner
+    assert isinstance(weights, AdapterWeights)
+    return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from preftune.model.config import Ranks
 from preftune.model.fits import Demand, Fit, Way, first_that_fits, fit, ways
 from preftune.model.load import load_config
 from preftune.model.memory import Setup
-from preftune.model.shapes import meta_module, shapes_of
+from preftune.model.scalar import with_score
+from preftune.model.shapes import Shapes, meta_module, shapes_of
 from preftune.model.trained import train_only
 from preftune.objective import of_scores
 from preftune.objective.rollouts import PPO
@@ -55,11 +57,21 @@ class Learned(NamedTuple):
     fixed: int = 0
 
 
+def needs_of(run: Run, config: PreTrainedConfig, device: str, *, trains: bool = True) -> tuple[Shapes, Setup]:
+    """What decides the memory of a run, from its model's config alone. Raises UserError where the model does not have
+    what the run trains."""
+    module = meta_module(deepcopy(config))  # a score is written into it
+    if of_scores(run.objective):
+        module = with_score(module, "model.path")
+    shapes = shapes_of(module)
+    return shapes, setup_of(run, shapes.parameters, device, learned_by(run, module) if trains else Learned(0))
+
+
 def learned_by(run: Run, module: PreTrainedModel) -> Learned:
-    """What a run trains of a language model that stands on torch's meta device, to which an adapter is put as training
-    puts it. Raises UserError where the model has no such parts."""
+    """What a run trains of a model that stands on torch's meta device, to which an adapter is put as training puts it.
+    Raises UserError where the model has no such parts."""
     if run.adapter is None:
-        if run.model.trainable is not None and not of_scores(run.objective):  # of which this module has no score
+        if run.model.trainable is not None:
             train_only(module, run.model.trainable)
         return Learned(sum(p.numel() for p in module.parameters() if p.requires_grad))
     if (stored := stored_adapter(run)) is not None:
@@ -109,9 +121,7 @@ def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) 
     """What fits on GPUs of one size, from the model's config alone. longest: tokens of the longest row, where rows are
     known. Raises UserError, also where training would refuse the run."""
     refuse_untrainable(run)
-    module = meta_module(config)
-    shapes = shapes_of(module)
-    own = setup_of(run, shapes.parameters, "cuda", learned_by(run, module))
+    shapes, own = needs_of(run, config, "cuda")
     scorers = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
     own = replace(own, frozen=own.frozen + sum(_parameters(path, "reward.model") for path in scorers))
     refuse_undividable(replace_keys(run, model=replace_keys(run.model, weights=own.weights)))
@@ -119,7 +129,7 @@ def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) 
     least = run.batch.tokens or min(SMALLEST, pack)
     demand = Demand(gpus.memory, max(longest, least), pack, positions(config))
     way = Way(own, ())
-    asked, others = shards_of(run), shards_of(replace_keys(run, adapter=None, ranks=Ranks()))
+    asked, others = shards_of(run), shards_of(replace_keys(run, ranks=Ranks()))
     table = [fit(shapes, each, count, demand, recompute=each is not way, shards=asked if each is way else others)
              for count in counts(gpus.count) for each in ways(way)]  # fmt: skip
     own_fit = next(each for each in reversed(table) if each.way is way)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from preftune import signals
 from preftune.config.run import Run
@@ -19,11 +21,15 @@ from preftune.model import load, scalar
 from preftune.model.adapter_files import AdapterFiles, adapter_at
 from preftune.model.attention import NAME
 from preftune.model.fuse import fused_parts
+from preftune.model.memory import Shard
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.probe import attention_of_family, not_followed
 from preftune.model.quantized import QUANTIZED
+from preftune.model.shard import mesh_of
+from preftune.model.shard_layer import ShardedByLayer
 from preftune.model.trained import train_only
-from preftune.model.verify import sample, verify_layout
+from preftune.model.verify import Difference, sample, verify_layout
+from preftune.model.weights import Weights, WholeModel
 from preftune.objective import of_scores
 from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
@@ -48,15 +54,39 @@ def device_of(run: Run, local_rank: int = 0) -> torch.device:
 
 
 @signals.interruptible()
-def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, fresh: bool = True) -> Policy:
-    """The model that is trained, in the layout that is right for it, which is tried on some training rows.
+def load_policy(
+    run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, fresh: bool = True, shard: Shard = "none"
+) -> Policy:
+    """The model that is trained, with the run's adapter, in the layout that is right for it, tried on some training
+    rows.
 
-    fresh: an objective of scores may begin from a language model, which has no score yet. Raises UserError where the
-    model cannot be used, or disagrees with its own forward pass.
+    fresh: an objective of scores may begin from a language model, which has no score yet; shard: what ranks divide, by
+    layers from here on. Raises UserError where the model cannot be used, or disagrees with its own forward pass.
     """
-    device = device_of(run, dist.local)
-    with nullcontext() if device.type == "cpu" else dist.in_turn():  # weights go to a GPU by way of the host
-        module, remarks = _load_module(run, dataset, device, fresh)
+    device, mesh = device_of(run, dist.local), None
+    if shard == "layer":
+        device, mesh = torch.device("cpu"), mesh_of(device)
+    with in_turn_on(device, mesh, dist):
+        policy, reason = _load_policy(run, dataset, notes, device, fresh)
+        if mesh is not None:
+            policy = by_layer(policy, device_of(run, dist.local), mesh)
+    wanted = policy.layout
+    policy, off = verified(run, policy, dataset.train, notes)
+    measured = f"{off.worst:.1e} {policy.head.unit} off plain forward passes, rounding may give {policy.noise:.1e}"
+    if policy.layout != wanted:
+        reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
+            else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
+    parts = fused_parts(policy.module)
+    fused = ", ".join(f"{taken} of {met} {kind}s" for kind, (taken, met) in sorted(parts.items()))
+    text = f"layout {policy.layout}: {reason}" + ("" if off.reason else f"; {measured}")
+    text += f"; fused: {fused}" if fused else ""
+    notes["layout"] = (text, {"layout": policy.layout, "off": off.worst, "fused": parts})
+    return policy
+
+
+def _load_policy(run: Run, dataset: Dataset, notes: Notes, device: torch.device, fresh: bool) -> tuple[Policy, str]:
+    """The policy before it is tried, and why it has its layout."""
+    module, remarks = _load_module(run, dataset, device, fresh)
     notes |= remarks
     if run.model.trainable is not None:
         notes["trainable"] = text, _ = train_only(module, run.model.trainable)
@@ -65,26 +95,37 @@ def load_policy(run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, 
         sentences = not_followed(module)
     if sentences:
         notes["not_followed"] = ("; ".join(sentences), {"sentences": sentences})
+    weights: Weights = WholeModel(module)
+    if run.adapter is not None:
+        from preftune.run.adapt import put_adapter  # peft is imported where it is needed
+
+        weights = put_adapter(run, module, notes)
     policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
     check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
-    if run.adapter is not None:
-        module.requires_grad_(False)
-    wanted, policy = policy.layout, trainable(policy, checkpointing=run.model.checkpointing)
-    policy, off = verify_layout(policy, sample(dataset.train, policy), fall_back=run.model.layout == "auto")
-    measured = f"{off.worst:.1e} {policy.head.unit} off plain forward passes, rounding may give {policy.noise:.1e}"
-    if policy.layout != wanted:
-        reason = f"one padded row a response, because sharing prefixes is not possible: {off.reason}" if off.reason \
-            else "one padded row a response, because sharing prefixes changes what this model says"  # fmt: skip
-    parts = fused_parts(module)
-    fused = ", ".join(f"{taken} of {met} {kind}s" for kind, (taken, met) in sorted(parts.items()))
-    text = f"layout {policy.layout}: {reason}" + ("" if off.reason else f"; {measured}")
-    text += f"; fused: {fused}" if fused else ""
-    notes["layout"] = (text, {"layout": policy.layout, "off": off.worst, "fused": parts})
-    if run.adapter is not None and run.adapter.path is not None:
-        from preftune.run.adapt import gone_on
+    return trainable(replace(policy, weights=weights), checkpointing=run.model.checkpointing), reason
 
-        policy = gone_on(run, policy, dataset.train, notes)
-    return policy
+
+def verified(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> tuple[Policy, Difference]:
+    """The policy in a layout that agrees with its own forward pass, without its adapter and with it; and how far off
+    the given layout is. Raises UserError where no layout agrees."""
+    fall_back = run.model.layout == "auto"
+    if run.adapter is None:
+        return verify_layout(policy, sample(groups, policy), fall_back=fall_back)
+    from preftune.run.adapt import as_started, tried
+
+    started, off = verify_layout(as_started(policy), sample(groups, policy), fall_back=fall_back)
+    return tried(run, replace(policy, layout=started.layout, noise=started.noise), groups, notes), off
+
+
+def in_turn_on(device: torch.device, mesh: DeviceMesh | None, dist: Distributed) -> AbstractContextManager[None]:
+    """Ranks one after the other where a whole model is on the host only until a GPU has it, or it is cut."""
+    return nullcontext() if device.type == "cpu" and mesh is None else dist.in_turn()
+
+
+def by_layer(policy: Policy, device: torch.device, mesh: DeviceMesh) -> Policy:
+    """The policy with its layers cut among ranks, each of which has its part on the device."""
+    weights = ShardedByLayer.of(policy.weights, device, mesh)
+    return replace(policy, weights=weights, head=policy.head.of_pass(policy.module))  # or it would keep a whole matrix
 
 
 def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) -> load.Loaded:
@@ -129,15 +170,6 @@ def stored_adapter(run: Run) -> AdapterFiles | None:
     return files
 
 
-def with_adapter(run: Run, policy: Policy, digest: str, groups: Sequence[TokenGroup], notes: Notes) -> Policy:
-    """The policy as it is trained: with the run's adapter, if it has one that is not in the model already."""
-    if run.adapter is None or run.adapter.path is not None:
-        return policy
-    from preftune.run.adapt import adapted  # peft is imported where it is needed
-
-    return adapted(run, policy, digest, groups, notes)
-
-
 def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:
     """Raise UserError where a row has a token beyond the `vocab` ones of the model. model: what it is called."""
     for group in groups:
@@ -151,30 +183,36 @@ def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "mod
 
 
 def load_reference_model(
-    run: Run, policy: Policy, groups: Sequence[TokenGroup], *, copied: bool = False
+    run: Run, policy: Policy, groups: Sequence[TokenGroup], dist: Distributed, *, copied: bool = False
 ) -> Policy | None:
-    """The model that the reference is, which may be the policy itself unless it is to be `copied`, since it is asked
-    after updates too; None where there is no reference."""
+    """The model that the reference is, cut by layers where the policy is; that may be the policy's own, unless it is to
+    be `copied`, since it is asked after updates too. None where there is no reference."""
     kind = run.reference
     if kind is None or isinstance(kind, NoReference):
         return None
     path = kind.path if isinstance(kind, Stored) else None
     if path is None and isinstance(kind, Stored):
-        if not copied:
-            return policy
         if run.adapter is not None:
             return start_model(run, policy)
-    module, _ = load.load_model(
-        path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
-        revision=None if path else run.model.revision,
-        weights=run.model.weights,
-        compute=run.model.compute,
-        device=policy.device,
-        location="reference.path",
-    )
-    model = wrap(module, run.model.layout, policy.compute)[0]
-    check_vocabulary(model.vocab, groups, "reference")  # it may have more or fewer rows of padding than the policy
-    module.requires_grad_(False)
+        if not copied:
+            return policy
+    device, mesh = policy.device, None
+    if policy.weights.in_step:
+        device, mesh = torch.device("cpu"), mesh_of(device)
+    with in_turn_on(device, mesh, dist):
+        module, _ = load.load_model(
+            path or (run.model.path if isinstance(run.model.path, str) else copy.deepcopy(run.model.path)),
+            revision=None if path else run.model.revision,
+            weights=run.model.weights,
+            compute=run.model.compute,
+            device=device,
+            location="reference.path",
+        )
+        model = wrap(module, run.model.layout, policy.compute)[0]
+        check_vocabulary(model.vocab, groups, "reference")  # it may have more or fewer rows of padding than the policy
+        module.requires_grad_(False)
+        if mesh is not None:
+            model = by_layer(model, policy.device, mesh)
     model, _ = verify_layout(model, sample(groups, model), fall_back=run.model.layout == "auto")
     return model
 

@@ -26,6 +26,7 @@ from preftune.model.heads import LanguageHead
 from preftune.model.policy import Policy
 from preftune.model.quantized import QUANTIZED
 from preftune.model.scalar import load_reward_model, model_scores
+from preftune.model.shapes import shapes_of
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
@@ -40,13 +41,13 @@ from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
-from preftune.run.fits import Learned, setup_of
+from preftune.run.fits import Learned, needs_of, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable, with_adapter
+from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable
 from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
-from preftune.run.shards import sharded
+from preftune.run.shards import choose_shard, divided
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
@@ -116,11 +117,12 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     """The models of the run, each tried before it is believed."""
     temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
+    shapes, setup = needs_of(run, tasks.dataset.config, (device := device_of(run, dist.local)).type)
+    shard = choose_shard(run, shapes, setup, device, notes, dist)
     policy = load_policy(run, tasks.dataset, notes, dist)
-    run, packing, shard = with_budget(run, policy, notes, dist)
+    run, packing = with_budget(run, policy, shapes, changed(setup, shard=shard, gpus=dist.world_size), dist)
     digests = {"model": policy.weights.digest()}
-    policy = with_adapter(run, policy, digests["model"], tasks.dataset.train, notes)
-    anchor = load_reference_model(run, policy, tasks.dataset.train, copied=True)
+    anchor = load_reference_model(run, policy, tasks.dataset.train, dist, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
         anchor = at_temperature(anchor, temperature)
@@ -129,7 +131,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
         digests["value"] = value.weights.digest()
     moving = run.reference if isinstance(run.reference, Moving) else None
     follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
-    models = Models(at_temperature(sharded(policy, shard), temperature), follows, value and sharded(value, shard))
+    models = Models(at_temperature(divided(policy, shard), temperature), follows, value and divided(value, shard))
     return Loaded(run, models, anchor, packing, digests)
 
 
@@ -223,7 +225,8 @@ def scorer_and_judge(
                 f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
             )
             notes["reward_slope"] = (text, {"slope": slope})
-        budget = run.batch.tokens or pack_budget(model.module, setup_of(run, 0, model.device.type, Learned(0)))
+        setup = setup_of(run, 0, model.device.type, Learned(0))
+        budget = run.batch.tokens or pack_budget(model.module, shapes_of(model.module), setup)
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,
                            positions(model.module.config))  # fmt: skip
 

@@ -20,15 +20,16 @@ from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.model.budget import attention_crossover, pack_budget, positions
 from preftune.model.heads import LanguageHead
+from preftune.model.memory import Setup
 from preftune.model.policy import Policy
-from preftune.model.shapes import meta_module
+from preftune.model.shapes import Shapes
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Phase
 from preftune.reference.config import Moving
 from preftune.reference.moving import MovingReference
 from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
-from preftune.run.fits import Learned, learned_by, setup_of
+from preftune.run.fits import needs_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import (
@@ -38,11 +39,10 @@ from preftune.run.models import (
     load_reference_model,
     refuse_untrainable,
     start_model,
-    with_adapter,
 )
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
 from preftune.run.precision import with_precision
-from preftune.run.shards import Shard, choose_shard, sharded
+from preftune.run.shards import choose_shard, divided
 from preftune.tokens.groups import TokenGroup
 from preftune.training.schedule import refuse_long_warmup
 from preftune.training.source import Offline
@@ -71,9 +71,11 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     """
     refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
-    run = with_precision(run, device_of(run, dist.local))
-    policy = load_policy(run, dataset, notes, dist)
-    run, packing, shard = with_budget(run, policy, notes, dist)
+    run = with_precision(run, device := device_of(run, dist.local))
+    shapes, setup = needs_of(run, dataset.config, device.type)
+    shard = choose_shard(run, shapes, setup, device, notes, dist)
+    policy = load_policy(run, dataset, notes, dist, shard=shard)
+    run, packing = with_budget(run, policy, shapes, changed(setup, shard=shard, gpus=dist.world_size), dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads
@@ -83,7 +85,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
         dataset.held_out, packing, dataset.max_tokens, mismatched=mismatched, world_size=dist.world_size
     )
     refuse_long_warmup(run.optim, len(plan.steps))
-    reference, digests = _reference(run, dataset, policy)
+    reference, digests = _reference(run, dataset, policy, dist)
     assert_same_on_all_ranks(identity(run, digests), dist)
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})
     needed = [*(groups[i] for i in used), *held_out.groups]  # a short run needs few of its rows
@@ -91,7 +93,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     train, evaluated = filled[: len(used)], filled[len(used) :]
     by_index = dict(zip(used, train, strict=True))
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
-    policy = sharded(with_adapter(run, policy, digests["model"], dataset.train, notes), shard)
+    policy = divided(policy, shard)
     training = Training(
         models=_models(run, policy, reference),
         loss=loss,
@@ -111,7 +113,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
     """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
     asks about rows of every kind. Raises UserError."""
-    run = with_precision(run, device_of(run, dist.local))
+    run = with_precision(run, device := device_of(run, dist.local))
     if of_scores(run.objective):
         dataset, notes = load_dataset(run), {}
         groups = [replace(group, columns={}) for group in dataset.train]
@@ -119,13 +121,17 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
         emit(Note("loading the model"))
     else:
         run, dataset, notes = _matched(run, load_dataset, full_batch=True)
-    policy = load_policy(run, dataset, notes, dist, fresh=False)
-    run, packing, _ = with_budget(run, policy, notes, dist, trains=False)
+    if run.adapter is not None and run.adapter.path is None:
+        run = replace(run, adapter=None)  # as it begins it changes nothing
+    shapes, setup = needs_of(run, dataset.config, device.type, trains=False)
+    shard = choose_shard(run, shapes, setup, device, notes, dist)
+    policy = load_policy(run, dataset, notes, dist, fresh=False, shard=shard)
+    run, packing = with_budget(run, policy, shapes, changed(setup, shard=shard, gpus=dist.world_size), dist)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
     )
-    reference, digests = _reference(run, dataset, policy)
+    reference, digests = _reference(run, dataset, policy, dist)
     assert_same_on_all_ranks(identity(run, digests), dist)
     groups = fill_reference(run, reference, digests.get("reference", ""), rows.groups, notes, dist)
     return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)
@@ -159,28 +165,19 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def with_budget(
-    run: Run, policy: Policy, notes: Notes, dist: Distributed, *, trains: bool = True
-) -> tuple[Run, Packing, Shard]:
-    """The run with the tokens of a pack, which are the fewest that any rank has memory for; and what is divided."""
-    learned = Learned(0)
-    if trains and run.adapter is not None:
-        learned = learned_by(run, meta_module(policy.module.config))
-    elif trains:
-        learned = Learned(sum(p.numel() for p in policy.weights.trained().values()))
-    setup = setup_of(run, policy.module.num_parameters(), policy.device.type, learned)
-    shard = choose_shard(run, policy, setup, notes, dist) if trains else "none"
-    tokens = run.batch.tokens or pack_budget(policy.module, changed(setup, shard=shard, gpus=dist.world_size))
+def with_budget(run: Run, policy: Policy, shapes: Shapes, setup: Setup, dist: Distributed) -> tuple[Run, Packing]:
+    """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
+    tokens = run.batch.tokens or pack_budget(policy.module, shapes, setup)
     tokens = -dist.max(-tokens)
     run = replace(run, batch=replace(run.batch, tokens=tokens))
-    return run, Packing(tokens, attention_crossover(policy.module.config)), shard
+    return run, Packing(tokens, attention_crossover(policy.module.config))
 
 
 @signals.interruptible()
-def _reference(run: Run, dataset: Dataset, policy: Policy) -> tuple[Policy | None, dict[str, str]]:
+def _reference(run: Run, dataset: Dataset, policy: Policy, dist: Distributed) -> tuple[Policy | None, dict[str, str]]:
     """The reference's model, if there is one, and the digests of all that decides the result."""
     digests = {**dataset.digests, "model": policy.weights.digest()}
-    reference = load_reference_model(run, policy, [*dataset.train, *dataset.held_out])
+    reference = load_reference_model(run, policy, [*dataset.train, *dataset.held_out], dist)
     if reference is not None:
         digests["reference"] = digests["model"] if reference is policy else reference.weights.digest()
     return reference, digests

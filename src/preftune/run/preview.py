@@ -8,18 +8,17 @@ import numpy as np
 
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.model import scalar
 from preftune.model.budget import LARGEST, attention_crossover
 from preftune.model.memory import Expected, expected
 from preftune.model.probe import try_longest
-from preftune.model.shapes import meta_module, shapes_of
+from preftune.model.shapes import meta_module
 from preftune.model.trained import train_only
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.rows.split import Rows
 from preftune.run.dataset import Dataset, tokenize_rows
-from preftune.run.fits import learned_by, setup_of
+from preftune.run.fits import needs_of
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import check_vocabulary, device_of, refuse_untrainable
 from preftune.run.plan_steps import plan_steps
@@ -49,16 +48,13 @@ def preview(run: Run, rows: Rows) -> Preview:
     refuse_untrainable(run)
     device = device_of(run)
     run, dataset, notes = match_rows(run := with_precision(run, device), tokenize_rows(run, rows))
-    if of_scores(run.objective):
-        scalar.refuse_without_score(dataset.config, "model.path")
     module = meta_module(dataset.config)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])
     try_longest(module, [*dataset.train, *dataset.held_out])
     if run.model.trainable is not None and not of_scores(run.objective):  # of which the model here has no score
         notes["trainable"] = train_only(module, run.model.trainable)
-    shapes = shapes_of(module)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
+    shapes, setup = needs_of(run, dataset.config, device.type)
     budget = run.batch.tokens or LARGEST[device.type]
     plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
     refuse_long_warmup(run.optim, len(plan.steps))
@@ -68,5 +64,5 @@ def preview(run: Run, rows: Rows) -> Preview:
                  for pack in step.packs]  # fmt: skip
         counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
     tokens, naive = np.mean(counts, axis=0)
-    memory = expected(shapes, setup_of(run, parameters, device.type, learned_by(run, module)), budget)
-    return Preview(run, dataset, notes, plan, parameters, memory, float(tokens), float(naive))
+    memory = expected(shapes, setup, budget)
+    return Preview(run, dataset, notes, plan, shapes.parameters, memory, float(tokens), float(naive))

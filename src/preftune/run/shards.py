@@ -14,12 +14,11 @@ from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.model.budget import SMALLEST, available_memory
 from preftune.model.fits import SHARDS
-from preftune.model.memory import Setup, Shard, highest
+from preftune.model.memory import Setup, Shard, expected
 from preftune.model.policy import Policy
 from preftune.model.quantized import QUANTIZED
-from preftune.model.shapes import shapes_of
+from preftune.model.shapes import Shapes
 from preftune.model.shard import ShardedByStep
-from preftune.model.shard_layer import ShardedByLayer
 from preftune.reference.config import Moving
 from preftune.run.match_rows import Notes
 
@@ -53,8 +52,6 @@ def whole_needed(run: Run) -> str:
         return "the reference that follows is a second whole model"
     if not isinstance(run.model.path, str):
         return "a model that is given loaded is given back whole"
-    if run.adapter is not None and run.model.weights not in ("auto", "float32"):
-        return "an adapter in float32 and a base in another type are not cut together"
     return ""
 
 
@@ -66,15 +63,18 @@ def refuse_separate_disks(out: Path, dist: Distributed) -> None:
                         hint='Name one on a disk that all machines share, or use shard = "none".')  # fmt: skip
 
 
-def choose_shard(run: Run, policy: Policy, setup: Setup, notes: Notes, dist: Distributed) -> Shard:
-    """What is divided: where that is open, the first of none, step and layer that every rank has memory for.
+def choose_shard(
+    run: Run, shapes: Shapes, setup: Setup, device: torch.device, notes: Notes, dist: Distributed
+) -> Shard:
+    """What is divided, before anything is loaded: where that is open, the first of none, step and layer that every rank
+    has memory for.
 
     setup: of the run, with nothing divided.
     """
     if dist.world_size == 1:
         return "none"
-    needs = bytes_of_a_rank(policy, setup, dist.world_size)
-    memory = -dist.max(-memory_of_a_rank(policy, dist))
+    needs = bytes_of_a_rank(shapes, setup, dist.world_size)
+    memory = -dist.max(-memory_of_a_rank(run, device, dist))
     refuse_undividable(run)  # once more, now that its types are known
     shard = run.ranks.shard
     if shard == "auto":
@@ -100,24 +100,23 @@ def first_that_fits(needs: Mapping[Shard, int], memory: int, shards: Sequence[Sh
     return fitting[0] if fitting else min(shards, key=lambda shard: needs[shard])
 
 
-def bytes_of_a_rank(policy: Policy, setup: Setup, world_size: int, tokens: int = SMALLEST) -> dict[Shard, int]:
+def bytes_of_a_rank(shapes: Shapes, setup: Setup, world_size: int, tokens: int = SMALLEST) -> dict[Shard, int]:
     """What training takes on one of so many ranks, with packs of so many tokens, by what is divided."""
-    shapes = shapes_of(policy.module)
-    return {shard: highest(shapes, replace(setup, shard=shard, gpus=world_size), tokens) for shard in SHARDS}
+    setups = {shard: replace(setup, shard=shard, gpus=world_size) for shard in SHARDS}
+    return {shard: expected(shapes, setups[shard], tokens).total for shard in SHARDS}
 
 
-def memory_of_a_rank(policy: Policy, dist: Distributed) -> int:
-    """Bytes that a rank has in all, its weights among them, which are loaded."""
-    if policy.device.type == "cuda":
-        free = torch.cuda.mem_get_info(policy.device)[0]
+def memory_of_a_rank(run: Run, device: torch.device, dist: Distributed) -> int:
+    """Bytes that a rank has for the run, also those that a model given loaded takes already."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
     else:
         free = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
-    return free + sum(p.nbytes for p in policy.module.parameters())
+    path = run.model.path
+    return free + (0 if isinstance(path, str) else sum(p.nbytes for p in path.parameters()))
 
 
-def sharded(policy: Policy, shard: Shard) -> Policy:
-    """The policy with what it trains divided among ranks. By now its layout is checked and its reference has scored."""
-    if shard == "none":
-        return policy
-    weights = ShardedByStep.of(policy.weights) if shard == "step" else ShardedByLayer.of(policy.weights)
-    return replace(policy, weights=weights, head=policy.head.of_pass(policy.module))  # or it would keep a whole matrix
+def divided(policy: Policy, shard: Shard) -> Policy:
+    """The policy with the moments and updates of what it trains divided among ranks, where that is asked; one that is
+    cut by layers was so when it was loaded."""
+    return replace(policy, weights=ShardedByStep.of(policy.weights)) if shard == "step" else policy

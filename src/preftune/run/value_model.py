@@ -13,10 +13,10 @@ from preftune.model.heads import ScalarHead
 from preftune.model.load import DTYPES
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.scalar import load_scorer
-from preftune.model.verify import sample, verify_layout
+from preftune.model.weights import Weights, WholeModel
 from preftune.rollout.config import Value
 from preftune.run.match_rows import Notes
-from preftune.run.models import with_adapter
+from preftune.run.models import verified
 from preftune.run.tasks import TaskSet
 
 
@@ -35,12 +35,16 @@ def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> 
     loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
                          weights=run.model.weights, compute=run.model.compute, device=policy.device,
                          location="value.path", fresh=True)  # fmt: skip
+    weights: Weights = WholeModel(loaded.module)
+    if run.adapter is not None:
+        from preftune.run.adapt import put_adapter
+
+        run = replace(run, adapter=replace(run.adapter, path=None))  # a new one
+        weights = put_adapter(run, loaded.module, Notes())
     model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
     assert isinstance(model.head, ScalarHead)
-    model = trainable(changed(model, head=changed(model.head, reads="tokens")), checkpointing=run.model.checkpointing)
-    model, _ = verify_layout(model, sample(tasks.dataset.train, model), fall_back=run.model.layout == "auto")
+    model = trainable(changed(model, weights=weights, head=changed(model.head, reads="tokens")),
+                      checkpointing=run.model.checkpointing)  # fmt: skip
+    model, _ = verified(run, model, tasks.dataset.train, Notes())
     notes["value"] = (f"value model {path or run.model.path}, layout {model.layout}: {reason}", {})
-    if run.adapter is None:
-        return model
-    new_adapter = replace(run, adapter=replace(run.adapter, path=None))
-    return with_adapter(new_adapter, model, model.weights.digest(), tasks.dataset.train, Notes())
+    return model
