@@ -18,13 +18,13 @@ test-all: $(STAMP)
 	$(ALONE) $(BIN)/pytest -n $(WORKERS)
 
 check: $(STAMP)
-	$(BIN)/ruff check src tests docs bench
-	$(BIN)/ruff format --check src tests docs bench
+	$(BIN)/ruff check src tests docs bench examples
+	$(BIN)/ruff format --check src tests docs bench examples
 	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix src tests docs bench
-	$(BIN)/ruff format src tests docs bench
+	$(BIN)/ruff check --fix src tests docs bench examples
+	$(BIN)/ruff format src tests docs bench examples
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

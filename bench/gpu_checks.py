@@ -134,21 +134,21 @@ def one_head(device: torch.device, size: Size, weight: torch.dtype, *, trained: 
 
     begin = forget(device)
     spent = milliseconds(work, device, 3)
-    return {**off._asdict(), "ms": spent, "MiB": peak(device) - begin,
+    return {**off._asdict(), "ms": spent, "MiB": peak(device, begin),
             "TFLOP/s of the least": (6 if trained else 4) * rows * width * vocab / spent / 1e9}  # fmt: skip
 
 
 def forget(device: torch.device) -> float:
     """Begin a new peak; MiB that are taken now."""
     if device.type != "cuda":
-        return 0.0
+        return 0.0  # and `peak` gives nothing
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device) / 2**20
 
 
-def peak(device: torch.device) -> float:
-    """MiB; the allocator's highest since `forget`."""
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+def peak(device: torch.device, begin: float = 0.0) -> float | None:
+    """MiB above `begin`; the allocator's highest since `forget`. None where it cannot be measured so."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 - begin if device.type == "cuda" else None
 
 
 def flexible(device: torch.device, size: Size) -> Numbers:

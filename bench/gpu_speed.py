@@ -86,7 +86,7 @@ def one_pack(policy: Policy, rows: Sequence[TokenGroup], device: torch.device, m
     flops, begin = least_flops(policy, batch.tokens, len(batch.target)), forget(device)
     spent = milliseconds(lambda: passes(policy, rows), device, 3)
     waits = milliseconds(lambda: policy.batch(rows), device, 3)
-    return {"tokens": batch.tokens, "ms": spent, "collate ms": waits, "MiB": peak(device) - begin,
+    return {"tokens": batch.tokens, "ms": spent, "collate ms": waits, "MiB": peak(device, begin),
             "share of the peak": flops / spent / 1e9 / most}  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from preftune.model.budget import attention_crossover, pack_budget
 from preftune.model.load import load_model
 from preftune.model.memory import Setup
 from preftune.model.policy import Policy, trainable, wrap
+from preftune.model.shapes import shapes_of
 from preftune.objective import DPO
 from preftune.objective.responses import Pairs, Responses
 from preftune.pack.batch import Batch, collate
@@ -43,7 +44,7 @@ def main(model: str, pairs: str, out: str, *, rows: int = 8, seed: int = 0) -> N
     policy = trainable(wrap(module, "auto")[0], checkpointing=False)
 
     # the plan: every update and every forward pass of the run, before the first
-    packing = Packing(pack_budget(module, Setup(device="cpu")), attention_crossover(module.config))
+    packing = Packing(pack_budget(module, shapes_of(module), Setup(device="cpu")), attention_crossover(module.config))
     plan = plan_of(groups, packing, rows, optim, seed)
 
     # the reference: the policy before its first update; its log-probabilities are a column of the groups

@@ -19,6 +19,7 @@ from preftune.model.load import load_model
 from preftune.model.memory import Setup
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.scalar import load_scorer
+from preftune.model.shapes import shapes_of
 from preftune.objective import PPO
 from preftune.objective.responses import Draws, Rollouts, Values
 from preftune.pack.oom import OomRetry
@@ -58,7 +59,8 @@ def main(model: str, prompts: str, out: str, *, count: int = 4, phases: int = 3,
     value = wrap(scorer, "auto")[0]
     value = replace(value, head=replace(value.head, reads="tokens"))  # a number a token, and not one a response
     policy, value = trainable(policy, checkpointing=False), trainable(value, checkpointing=False)
-    packing = Packing(pack_budget(policy.module, Setup(device="cpu")), attention_crossover(policy.module.config))
+    budget = pack_budget(policy.module, shapes_of(policy.module), Setup(device="cpu"))
+    packing = Packing(budget, attention_crossover(policy.module.config))
     sampler, reward = Embedded(policy, 16, frozenset({end})), FunctionScorer(given_function(kind_words))
     learners = [(learner, adamw(learner.weights, optim)) for learner in (policy, value)]
 

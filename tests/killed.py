@@ -1,16 +1,17 @@
-"""Folders for tests, and a process that is killed at a chosen call to the disk."""
+"""Folders for tests, and a process that is killed at a chosen call, of the disk or another."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from preftune import folders
+from preftune.training import update
 
 
 def build(path: Path, ours: re.Pattern[str] = folders.NONE, **content: str) -> Path:
@@ -28,9 +29,15 @@ class Killed(BaseException):
     pass
 
 
+Functions = Sequence[tuple[object, str]]  # each by the module or class that has it, and its name
+DISK: Functions = [(Path, "replace"), (Path, "rename"), (Path, "unlink"), (os, "fsync"), (os, "unlink"), (os, "rmdir")]
+AN_UPDATE: Functions = [(update, "assert_finite")]
+
+
 @contextmanager
-def killed_at(call: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The process dies at this call, from 1, of all that change the disk; nothing is cleaned up."""
+def killed_at(call: int, monkeypatch: pytest.MonkeyPatch, functions: Functions = DISK) -> Iterator[None]:
+    """The process dies at this call, from 1, of all that change the disk, or of these functions; nothing is cleaned
+    up."""
     count = 0
     with monkeypatch.context() as patch:
 
@@ -46,7 +53,6 @@ def killed_at(call: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
             patch.setattr(owner, name, counted)
 
-        for owner, names in ((Path, ("replace", "rename", "unlink")), (os, ("fsync", "unlink", "rmdir"))):
-            for name in names:
-                dying(name, owner)
+        for owner, name in functions:
+            dying(name, owner)
         yield

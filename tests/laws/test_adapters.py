@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from killed import Killed
+from killed import AN_UPDATE, Killed, killed_at
 from making import save_model
 from msgspec import UNSET
 from msgspec.structs import replace as changed
@@ -32,7 +32,6 @@ from preftune.run.online import prepare_online
 from preftune.run.score import score
 from preftune.run.sweep import sweep
 from preftune.run.train import train
-from preftune.training import update
 
 
 @pytest.fixture
@@ -67,20 +66,9 @@ def test_it_begins_at_the_reference_learns_and_resumes_to_the_same_bits(
     steps, held = lines(whole), lines(whole, "evaluations")
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=2e-6)  # of a PiSSA run too, in which others begin elsewhere
     assert held[-1]["loss"] < 0.68
-    run, calls = adapted(save__every=1, **keys), 0
-
-    def dies(*args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise Killed
-        right(*args)
-
-    right = update.assert_finite
-    with monkeypatch.context() as patch:
-        patch.setattr(update, "assert_finite", dies)
-        with pytest.raises(Killed):
-            train(run)
+    run = adapted(save__every=1, **keys)
+    with killed_at(5, monkeypatch, AN_UPDATE), pytest.raises(Killed):
+        train(run)
     assert_same(train(run, resume=True), whole)
 
 
@@ -229,20 +217,9 @@ def online(adapted: Callable[..., Run]) -> Callable[..., Run]:
 def test_a_run_that_draws_resumes_to_the_same_bits(
     objective: o.Formula, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, calls = train(changed(online(objective), out=str(tmp_path / "whole"))), 0
-    right = update.assert_finite
-
-    def dies(*args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise Killed
-        right(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(update, "assert_finite", dies)
-        with pytest.raises(Killed):
-            train(online(objective))
+    whole = train(changed(online(objective), out=str(tmp_path / "whole")))
+    with killed_at(3, monkeypatch, AN_UPDATE), pytest.raises(Killed):
+        train(online(objective))
     out = train(online(objective), resume=True)
     assert_same(out, whole)
     (check,) = events(whole, "start_check")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed import Killed
+from killed import AN_UPDATE, Killed, killed_at
 from msgspec.structs import replace as changed
 from safetensors.torch import load_file
 from several import on_ranks
@@ -25,7 +25,6 @@ from preftune.rollout.config import Value
 from preftune.rollout.embedded import Embedded
 from preftune.run.online import prepare_online
 from preftune.run.train import new_state, train
-from preftune.training import update
 from preftune.training.loop import fit
 
 CLOCKS = {"seconds", "seconds_draw", "seconds_score", "time"}
@@ -91,26 +90,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     objective: o.Formula, where: str, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(changed(online(objective, rollout__epochs=2), out=str(tmp_path / "whole")))
-    run, calls = online(objective, rollout__epochs=2), 0
-    owner, name, fatal = {
-        "draw": (Embedded, "draw", 2),
-        "file": (numbers, "write", 2),
-        "first update": (update, "assert_finite", 5),  # the phase is written, and its line is after the checkpoint
-        "update": (update, "assert_finite", 6),
+    run = online(objective, rollout__epochs=2)
+    call, functions = {
+        "draw": (2, [(Embedded, "draw")]),
+        "file": (2, [(numbers, "write")]),
+        "first update": (5, AN_UPDATE),  # the phase is written, and its line is after the checkpoint
+        "update": (6, AN_UPDATE),
     }[where]
-    right = getattr(owner, name)
-
-    def dying(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == fatal:
-            raise Killed
-        return right(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, dying)
-        with pytest.raises(Killed):
-            train(run)
+    with killed_at(call, monkeypatch, functions), pytest.raises(Killed):
+        train(run)
     out = train(run, resume=True)
     assert_same(whole, out)
 
@@ -183,19 +171,8 @@ def test_more_ranks_than_prompts(online: Callable[..., Run], tmp_path: Path) -> 
 
 def test_a_missing_or_damaged_phase_is_told(online: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = online(rollout__epochs=2)
-    calls, right = 0, update.assert_finite
-
-    def dying(*args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise Killed
-        right(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(update, "assert_finite", dying)
-        with pytest.raises(Killed):
-            train(run)
+    with killed_at(3, monkeypatch, AN_UPDATE), pytest.raises(Killed):
+        train(run)
     path = numbers.path_of(Path(run.out), 0)
     other = changed(run, rollout=changed(run.rollout, responses=4))
     with pytest.raises(UserError, match="other prompts, or under other keys"):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from preftune import folders
 from preftune.errors import UserError
-from preftune.model.adapter import AdapterWeights, lora_layers, shaken
+from preftune.model.adapter import AdapterWeights, described, lora_layers, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import as_made, take_back
 from preftune.model.config import Adapter
@@ -157,6 +157,21 @@ def test_two_adapters_on_a_base_do_not_touch_each_other() -> None:
         replace(policy, weights=other).read(batch)
         assert torch.equal(policy.read(batch), first)
     assert all(p.requires_grad for p in (*policy.weights.trained().values(), *other.trained().values()))
+
+
+@pytest.mark.parametrize(
+    ("tied", "part", "says"),
+    [
+        (True, "lm_head", "trained whole: lm_head, and embedding and output layer, which are one matrix"),
+        (False, "lm_head", "trained whole: lm_head"),
+        (True, "norm", "trained whole: input_layernorm, norm, post_attention_layernorm"),  # as peft reads a name
+    ],
+)
+def test_what_is_trained_whole_is_said(tied: bool, part: str, says: str) -> None:
+    module = tiny("llama", tie_word_embeddings=tied)
+    weights = begin_adapter(module, Adapter(rank=4, train_also=(part,)), base="", revision=None, digest="", seed=0)
+    assert says in described(weights)
+    assert ("one matrix" in described(weights)) == ("one matrix" in says)
 
 
 def test_plain_products_are_fused_and_others_are_peft_s() -> None:

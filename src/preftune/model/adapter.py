@@ -25,7 +25,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.folders import Folder
 from preftune.model.adapter_files import CONFIG, TENSORS
@@ -157,7 +157,7 @@ def shaken(weights: AdapterWeights) -> Iterator[None]:
 
 
 def described(weights: AdapterWeights) -> str:
-    """How much of a model learns, and which experts do not."""
+    """How much of a model learns, what of it whole, and which experts do not."""
     parameters = dict(weights.module.named_parameters())
     learned = sum(p.numel() for p in weights.trained().values())
     base = sum(p.numel() for name, p in parameters.items() if "lora_" not in name and name not in weights.learned)
@@ -168,9 +168,22 @@ def described(weights: AdapterWeights) -> str:
         {name.rpartition(".")[2] for name, p in parameters.items() if p.dim() == 3 and "lora_" not in name}
         if not any(isinstance(part, ParamWrapper) for part in weights.module.modules()) else set()
     )  # fmt: skip
+    wholes = {name.partition(".modules_to_save.")[0] for name in weights.trained() if ".modules_to_save." in name}
+    if wholes:
+        text += f"; trained whole: {', '.join(sorted({name.rpartition('.')[2] for name in wholes}))}"
+    if _unties(weights.module):
+        text += ", and embedding and output layer, which are one matrix in the base, are two from here on"
     if experts:
         text += f"; the experts have no adapter: name {', '.join(experts)} in adapter.targets"
     return text
+
+
+def _unties(module: PreTrainedModel) -> bool:
+    """Whether embedding and output layer are one matrix in the base, of which a copy is trained for one or for both."""
+    sides = [module.get_input_embeddings(), module.get_output_embeddings()]
+    bases = [side.original_module if isinstance(side, AuxiliaryTrainingWrapper) else side for side in sides]
+    first, last = (getattr(base, "weight", None) for base in bases)
+    return first is not None and first is last and bases != sides
 
 
 def is_adapter(parameter: str) -> bool:
