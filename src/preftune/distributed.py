@@ -187,8 +187,29 @@ def _collective() -> Iterator[None]:
     except RuntimeError as error:  # what torch raises where the other end of a connection is gone
         if is_out_of_memory(error):
             raise
-        hint = "What was saved is whole: go on with --resume."
-        raise UserError(f"another rank has exited ({_cause(error)}).", hint=hint, code=STOPPED) from error
+        raise _rank_gone(error) from error
+
+
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """Work of a model in which torch exchanges tensors by itself: where that fails because another rank has exited, the
+    error says so, and no fault of the model is seen in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_exchange(error):
+            raise
+        raise _rank_gone(error) from error
+
+
+def _is_of_exchange(error: Exception) -> bool:
+    """Whether torch raised it in an exchange: NCCL and the store have a class of their own, gloo names its source."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def _rank_gone(error: Exception) -> UserError:
+    hint = "What was saved is whole: go on with --resume."
+    return UserError(f"another rank has exited ({_cause(error)}).", hint=hint, code=STOPPED)
 
 
 def launched_by_torchrun() -> bool:
@@ -209,7 +230,8 @@ def process_group(location: str = "env://") -> Iterator[Distributed]:
         return
     _group = group = _join(location)
     try:
-        yield group
+        with exchanging():  # a backward pass may be in one, too
+            yield group
     except Exception as error:
         _report_failure(group, error.code if isinstance(error, UserError) else BUG)
         raise

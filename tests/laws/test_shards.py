@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import IO, NON_FINITE, STOPPED, UserError
 from preftune.folders import Folder
+from preftune.forward import forward
+from preftune.model import verify
 from preftune.model.config import Model
 from preftune.model.policy import Policy
 from preftune.model.weights import local
@@ -85,6 +89,35 @@ def test_killed_on_one_rank_a_run_goes_on_to_the_same_bits(
     assert len(lines(Path(cut.out))) < 21
     on_ranks(2, tmp_path / "c", lambda _: str(train(cut, resume=True)))
     assert same(Path(whole.out), Path(cut.out))
+
+
+PASSES = {"tried": (verify, "plain_logp", 1), "scored": (fill, "read_packs", 2), "learned": (forward, "score_pack", 3)}
+
+
+@pytest.mark.parametrize("where", PASSES)
+def test_a_rank_that_is_gone_is_no_fault_of_the_model(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The other one waits for it within a layer, where torch exchanges tensors by itself."""
+    owner, name, call = PASSES[where]
+    right, calls = getattr(owner, name), 0
+
+    def counted(*what: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return right(*what)
+
+    def work(dist: Distributed) -> str:
+        if dist.rank == 1:
+            monkeypatch.setattr(owner, name, counted)
+        return str(train(run_of(**KEYS, ranks__shard="layer", reference__store="memory")))
+
+    told = on_ranks(2, tmp_path / "on", work)
+    assert told[1] is None
+    assert (told[0]["error"], told[0]["code"]) == ("UserError", STOPPED)
+    assert "another rank has exited" in told[0]["text"]
 
 
 @pytest.mark.parametrize(("before", "after"), [("step", "layer"), ("layer", "none"), ("none", "step")])

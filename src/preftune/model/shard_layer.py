@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from preftune.distributed import Distributed
+from preftune.distributed import Distributed, exchanging
 from preftune.folders import Folder
 from preftune.model.shard import ShardedByStep, mesh_of, refuse_single_numbers
 from preftune.model.weights import Weights
@@ -103,7 +103,8 @@ class ShardedByLayer(Weights):
 
     def through(self, work: Callable[[Batch], T], batch: Batch) -> T:
         self.activate()
-        return getattr(self.module, PASS)(work, batch)
+        with exchanging():
+            return getattr(self.module, PASS)(work, batch)
 
     def sum_gradients(self, dist: Distributed) -> None:
         """Each backward pass has done so for what is cut by layers."""
