@@ -25,8 +25,12 @@ from preftune.config.tree import tree_of
 from preftune.config.vary import combinations
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import UserError
+from preftune.model import load, scalar
 from preftune.model.adapter import AdapterWeights
 from preftune.model.config import Ranks
+from preftune.rollout.config import Reward
+from preftune.run import fits
+from preftune.run import online as online_module
 from preftune.run.export import merge
 from preftune.run.online import prepare_online
 from preftune.run.score import score
@@ -247,6 +251,38 @@ def test_policy_reference_and_value_model_stand_on_one_base(online: Callable[...
     assert isinstance(value.weights, AdapterWeights)
     assert not policy.weights.trained().keys() & value.weights.trained().keys()
     assert "score.modules_to_save.value.weight" in value.weights.trained()
+
+
+@pytest.mark.parametrize("objective", [o.RLOO(), o.PPO()], ids=lambda objective: objective.name)
+def test_a_reward_model_on_the_same_base_is_no_second_model(
+    objective: o.Formula, adapted: Callable[..., Run], online: Callable[..., Run], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It gives the scores that it gives by itself, and a run with it resumes to the same bits."""
+    scored = {"objective__name": "reward", "reference__kind": "none", "reference__store": UNSET}
+    reward = train(adapted(**scored, optim__epochs=1, out=str(tmp_path / "reward")))
+    run = changed(online(objective), reward=(Reward(model=str(reward / "model")),))
+    loaded, right = [], load.load_model
+
+    def counted(path: object, **keys: Any) -> load.Loaded:
+        loaded.append(path)
+        return right(path, **keys)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        for module in (load, scalar):
+            patch.setattr(module, "load_model", counted)
+        whole = train(changed(run, out=str(tmp_path / "whole")))
+    assert len(loaded) == 1
+    assert "adapter on the policy's base" in events(whole, "reward_model")[0]["text"]
+    with killed_at(3, monkeypatch, AN_UPDATE), pytest.raises(Killed):
+        train(run)
+    assert_same(train(run, resume=True), whole)
+    with monkeypatch.context() as patch:
+        for module in (online_module, fits):
+            patch.setattr(module, "stands_on_base", lambda *_: False)
+        apart = train(changed(run, out=str(tmp_path / "apart")))
+    ours, theirs = (([line["score"] for line in lines(out, "phases")]) for out in (whole, apart))
+    assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_sweep_over_ranks_scores_the_reference_once(adapted: Callable[..., Run], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -71,9 +71,24 @@ def go_on(
     start = f"{name}_{START}"
     around = load_adapter(module, files, location, (name, start))
     around.peft_config[name].base_model_name_or_path, around.peft_config[name].revision = base, revision
+    return _weights(around, _digest_with(files, digest), (name,), (start,), table.ratio)
+
+
+def put_beside(
+    module: PreTrainedModel, files: AdapterFiles, *, digest: str, location: str, name: str
+) -> AdapterWeights:
+    """Put a stored adapter that does not learn into a model, beside others. digest: of the model without any."""
+    around = load_adapter(module, files, location, (name,))
+    weights = _weights(around, _digest_with(files, digest), (name,), (), 1.0)
+    for parameter in weights.trained().values():
+        parameter.requires_grad_(False)
+    return replace(weights, learned=frozenset())
+
+
+def _digest_with(files: AdapterFiles, digest: str) -> str:
+    """Of a model of this digest with a stored adapter."""
     bytes_of_adapter = (files.folder / TENSORS).read_bytes() + (files.folder / CONFIG).read_bytes()
-    began = hashlib.sha256(digest.encode() + bytes_of_adapter).hexdigest()
-    return _weights(around, began, (name,), (start,), table.ratio)
+    return hashlib.sha256(digest.encode() + bytes_of_adapter).hexdigest()
 
 
 def load_adapter(

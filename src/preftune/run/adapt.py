@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from msgspec.structs import replace as replace_keys
@@ -17,23 +16,23 @@ from preftune import signals
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.events import Note, emit
-from preftune.model.adapter import AdapterWeights, described, shaken
+from preftune.model.adapter import AdapterWeights, described, lora_layers, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import take_back
 from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.policy import Policy, trainable, wrap
-from preftune.model.put_adapter import begin_adapter, go_on
+from preftune.model.put_adapter import begin_adapter, go_on, put_beside
 from preftune.model.scalar import with_score
 from preftune.model.shard import ShardedByStep
 from preftune.model.shard_layer import ShardedByLayer
 from preftune.model.verify import sample, verify_layout
 from preftune.model.weights import Weights, WholeModel
 from preftune.run.match_rows import Notes
-from preftune.run.models import stored_adapter
+from preftune.run.models import base_name, same_base, stands_on_base, stored_adapter
 from preftune.tokens.groups import TokenGroup
 
 TRIED = 4  # rows on which an adapter is tried
-VALUE = "value"  # name of the value model's adapter within peft
+VALUE, REWARD = "value", "reward"  # names of adapters within peft, beside that of the policy
 
 
 @signals.interruptible()
@@ -46,7 +45,7 @@ def put_adapter(run: Run, module: PreTrainedModel, notes: Notes) -> AdapterWeigh
     files = stored_adapter(run)
     if files is None:
         return begin_adapter(module, run.adapter, **names, seed=run.seed)
-    if files.base and not _same_base(files.base, run):
+    if files.base and not same_base(run, files):
         text = f"the adapter was made for {files.base}, and goes on with {base_name(run) or 'a model given in Python'}"
         notes["adapter_base"] = (text, {"made_for": files.base})
         emit(Note(text))
@@ -58,9 +57,9 @@ def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[T
     reward model at `path`; None where something else is there."""
     assert run.adapter is not None
     weights = policy.weights
-    files = None if path is None else adapter_at(path, None, "value.path")
-    if path is not None and (files is None or not files.of_scores or not _same_base(files.base, run)):
+    if path is not None and not stands_on_base(run, path, "value.path"):
         return None
+    files = None if path is None else adapter_at(path, None, "value.path")
     take_back(policy.module, "eager")
     module = with_score(policy.module, "value.path")
     if files is None:
@@ -78,19 +77,19 @@ def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[T
     return value
 
 
-def _same_base(base: str, run: Run) -> bool:
-    """Whether an adapter is of the model of this run, by its name."""
-    return bool(base) and base_name(run) == named_model(base)
-
-
-def base_name(run: Run) -> str:
-    """The name of the run's model, which finds it from everywhere; empty where it was given loaded."""
-    return named_model(run.model.path) if isinstance(run.model.path, str) else ""
-
-
-def named_model(path: str) -> str:
-    folder = Path(path).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else path
+def reward_on_base(run: Run, policy: Policy, path: str, groups: Sequence[TokenGroup]) -> Policy:
+    """The reward model that is an adapter of the policy's base, on that base in memory (`stands_on_base`)."""
+    weights, files = policy.weights, adapter_at(path, None, "reward.model")
+    assert files is not None
+    names = {name for layer in lora_layers(policy.module).values() for name in layer.lora_A}
+    take_back(policy.module, "eager")
+    module = with_score(policy.module, "reward.model")
+    own = put_beside(module, files, digest=weights.digest(), location="reward.model", name=f"{REWARD}_{len(names)}")
+    reward = replace(wrap(module, policy.layout, policy.compute)[0], weights=own)
+    reward = trainable(reward, checkpointing=run.model.checkpointing)  # what was taken back, of layers that are shared
+    reward, _ = verify_layout(reward, sample(groups, reward), fall_back=run.model.layout == "auto")
+    weights.activate()
+    return reward
 
 
 def tried(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> Policy:

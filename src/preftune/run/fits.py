@@ -12,7 +12,6 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from preftune.config.drawing import reward_tables
 from preftune.config.run import Run
-from preftune.model.adapter_files import adapter_at
 from preftune.model.budget import LARGEST, SMALLEST, positions
 from preftune.model.config import Ranks
 from preftune.model.fits import Demand, Fit, Way, first_that_fits, fit, ways
@@ -25,7 +24,7 @@ from preftune.objective import of_scores
 from preftune.objective.rollouts import PPO
 from preftune.reference.config import Moving, Stored
 from preftune.rollout.config import Value
-from preftune.run.models import refuse_untrainable, stored_adapter
+from preftune.run.models import refuse_untrainable, stands_on_base, stored_adapter
 from preftune.run.shards import refuse_undividable, shards_of
 
 SHOWN = 4  # numbers of GPUs in a table
@@ -98,7 +97,7 @@ def setup_of(run: Run, parameters: int, device: str, learned: Learned) -> Setup:
     if trains and isinstance(run.objective, PPO):
         path = (run.value or Value()).path or next((r.model for r in reward_tables(run) if r.model), None)
         value = parameters if path is None else _parameters(path, "value.path")
-        on_base = adapter is not None and (path is None or adapter_at(path, None, "value.path") is not None)
+        on_base = adapter is not None and (path is None or stands_on_base(run, path, "value.path"))
         value = 0 if on_base else value  # a second adapter, as small as the first
     usual = "bfloat16" if device == "cuda" else "float32"
     compute = usual if model.compute == "auto" else model.compute
@@ -123,7 +122,8 @@ def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) 
     refuse_untrainable(run)
     shapes, own = needs_of(run, config, "cuda")
     scorers = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
-    own = replace(own, frozen=own.frozen + sum(_parameters(path, "reward.model") for path in scorers))
+    apart = [path for path in scorers if not stands_on_base(run, path, "reward.model")]
+    own = replace(own, frozen=own.frozen + sum(_parameters(path, "reward.model") for path in apart))
     refuse_undividable(replace_keys(run, model=replace_keys(run.model, weights=own.weights)))
     pack = run.batch.tokens or LARGEST["cuda"]
     least = run.batch.tokens or min(SMALLEST, pack)

@@ -170,6 +170,27 @@ def stored_adapter(run: Run) -> AdapterFiles | None:
     return files
 
 
+def stands_on_base(run: Run, path: str, location: str) -> bool:
+    """Whether a model with a score is an adapter of the base on which the run trains another, so that one is enough."""
+    files = None if run.adapter is None else adapter_at(path, None, location)
+    return files is not None and files.of_scores and same_base(run, files)
+
+
+def same_base(run: Run, files: AdapterFiles) -> bool:
+    """Whether an adapter is of the model of this run, by its name."""
+    return bool(files.base) and base_name(run) == named_model(files.base)
+
+
+def base_name(run: Run) -> str:
+    """The name of the run's model, which finds it from everywhere; empty where it was given loaded."""
+    return named_model(run.model.path) if isinstance(run.model.path, str) else ""
+
+
+def named_model(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else path
+
+
 def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:
     """Raise UserError where a row has a token beyond the `vocab` ones of the model. model: what it is called."""
     for group in groups:

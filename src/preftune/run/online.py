@@ -44,7 +44,7 @@ from preftune.rollout.tasks import Task
 from preftune.run.fits import Learned, needs_of, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable
+from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable, stands_on_base
 from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.shards import choose_shard, divided
@@ -80,8 +80,11 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
     digests = dict(tasks.dataset.digests)
-    scorer, judge = scorer_and_judge(run, tasks, device, digests, notes)  # what fails early first
+    paths = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
+    on_base = any(stands_on_base(run, path, "reward.model") for path in paths)
+    scoring = None if on_base else scorer_and_judge(run, tasks, device, digests, notes)  # what fails early first
     run, models, anchor, packing, digests_of_models = _load(run, tasks, notes, dist)
+    scorer, judge = scoring or scorer_and_judge(run, tasks, device, digests, notes, models.policy)
     digests |= digests_of_models
     decides = identity(run, digests)
     assert_same_on_all_ranks(decides, dist)
@@ -205,20 +208,26 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
 
 @signals.interruptible()
 def scorer_and_judge(
-    run: Run, tasks: TaskSet, device: torch.device, digests: dict[str, str], notes: Notes
+    run: Run, tasks: TaskSet, device: torch.device, digests: dict[str, str], notes: Notes, policy: Policy | None = None
 ) -> tuple[SummedScorer, PairwiseJudge | None]:
-    """What scores the run's responses, or judges them two by two; digests and notes of it are added."""
+    """What scores the run's responses, or judges them two by two; digests and notes of it are added. policy: on whose
+    base a reward model may stand."""
 
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
         emit(Note("loading the reward model"))
-        weights = run.model.compute if run.model.weights in QUANTIZED else run.model.weights
-        model = load_reward_model(reward.model, weights=weights, compute=run.model.compute,
-                                  device=device, layout=run.model.layout)  # fmt: skip
-        tokenizer = load_tokenizer(tokenizer_source(reward.model, None))
-        if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
-            rows = tasks.dataset.train
-            model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
+        tokenizer, rows = load_tokenizer(tokenizer_source(reward.model, None)), tasks.dataset.train
+        if policy is not None and stands_on_base(run, reward.model, "reward.model"):
+            from preftune.run.adapt import reward_on_base  # peft is imported where it is needed
+
+            model = reward_on_base(run, policy, reward.model, rows)
+            notes["reward_model"] = ("the reward model is an adapter on the policy's base in memory", {})
+        else:
+            weights = run.model.compute if run.model.weights in QUANTIZED else run.model.weights
+            model = load_reward_model(reward.model, weights=weights, compute=run.model.compute,
+                                      device=device, layout=run.model.layout)  # fmt: skip
+            if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
+                model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
         digests[f"reward.model {reward.name}"] = model.weights.digest()
         if (slope := recorded_slope(Path(reward.model).expanduser())) is not None:
             text = (
