@@ -35,7 +35,7 @@ def main(spec: dict) -> dict:
     from preftune import events
     from preftune.config.load import load
     from preftune.events import StepDone
-    from preftune.run import models
+    from preftune.run import reference_model
     from preftune.run.train import train
 
     torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def main(spec: dict) -> dict:
     empty = warmed(spec["model"]) if spec.get("memory") else began
     forget()
     steps, scoring = Steps(spec.get("cuda", False)), {"cpu": 0.0}
-    score_missing = models.score_missing
+    score_missing = reference_model.score_missing
 
     def timed(*args, **named):
         before = time.process_time()
@@ -53,7 +53,7 @@ def main(spec: dict) -> dict:
         steps.begin()
         return reference_pass
 
-    models.score_missing = timed
+    reference_model.score_missing = timed
     if spec.get("unfused"):
         from preftune.model import fuse
 

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from preftune.errors import BUG, STOPPED, PeerRankError, UserError, is_out_of_memory
+from preftune.errors import BUG, PeerRankError, UserError
+from preftune.lost_rank import cause_of, collective, exchanging
 
 T = TypeVar("T")
 BUCKET = 2**22  # numbers that are copied and exchanged in one call: 16 MiB, as large as pays
@@ -104,20 +105,20 @@ class Distributed:
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite the tensors of all ranks with those of rank 0."""
         for tensor in tensors if self.world_size > 1 else ():
-            with _collective():
+            with collective():
                 dist.broadcast(tensor, 0)
 
     def scatter_sum(self, parts: torch.Tensor) -> torch.Tensor:
         """Each rank gives (world_size, n), and gets (n,): the sum of the rows that have its number."""
         summed = parts.new_empty(parts.shape[1])
-        with _collective():
+        with collective():
             dist.reduce_scatter(summed, [*parts])
         return summed
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
         """Each rank gives (n,), and gets (world_size, n): those of all ranks."""
         parts = part.new_empty(self.world_size, len(part))
-        with _collective():
+        with collective():
             dist.all_gather([*parts], part)
         return parts
 
@@ -149,7 +150,7 @@ class Distributed:
 
     def _all_reduce(self, values: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.world_size > 1:
-            with _collective():
+            with collective():
                 dist.all_reduce(values, operation, self.control if values.device.type == "cpu" else None)
         return values
 
@@ -178,38 +179,6 @@ def buckets(pieces: Iterable[T], numbers: Callable[[T], int]) -> Iterator[list[T
         size += numbers(piece)
     if bucket:
         yield bucket
-
-
-@contextlib.contextmanager
-def _collective() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # what torch raises where the other end of a connection is gone
-        if is_out_of_memory(error):
-            raise
-        raise _rank_gone(error) from error
-
-
-@contextlib.contextmanager
-def exchanging() -> Iterator[None]:
-    """Work of a model in which torch exchanges tensors by itself: where that fails because another rank has exited, the
-    error says so, and no fault of the model is seen in it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_of_exchange(error):
-            raise
-        raise _rank_gone(error) from error
-
-
-def _is_of_exchange(error: Exception) -> bool:
-    """Whether torch raised it in an exchange: NCCL and the store have a class of their own, gloo names its source."""
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
-
-
-def _rank_gone(error: Exception) -> UserError:
-    hint = "What was saved is whole: go on with --resume."
-    return UserError(f"another rank has exited ({_cause(error)}).", hint=hint, code=STOPPED)
 
 
 def launched_by_torchrun() -> bool:
@@ -251,13 +220,8 @@ def _join(location: str) -> Distributed:
         control = dist.new_group(timeout=PATIENCE, backend="gloo")
         assert isinstance(control, dist.ProcessGroup)  # every rank is in it
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot meet the other ranks: {_cause(error)}.", hint="Start them with torchrun.") from error
+        raise UserError(f"cannot meet the other ranks: {cause_of(error)}.", hint="Start them with torchrun.") from error
     return Distributed(rank, world_size, store, control)
-
-
-def _cause(error: Exception) -> str:
-    """The first sentence of torch's message, without the place in its source."""
-    return str(error).split("] ", 1)[-1].split(". ")[0][:100]
 
 
 def _report_failure(group: Distributed, code: int) -> None:

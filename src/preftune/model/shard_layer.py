@@ -19,8 +19,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from preftune.distributed import Distributed, exchanging
+from preftune.distributed import Distributed
 from preftune.folders import Folder
+from preftune.lost_rank import exchanging
 from preftune.model.shard import ShardedByStep, mesh_of, refuse_single_numbers
 from preftune.model.weights import Weights
 from preftune.pack.batch import Batch

@@ -44,9 +44,10 @@ from preftune.rollout.tasks import Task
 from preftune.run.fits import Learned, needs_of, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, load_reference_model, refuse_untrainable, stands_on_base
+from preftune.run.models import device_of, load_policy, refuse_untrainable, stands_on_base
 from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
+from preftune.run.reference_model import load_reference_model
 from preftune.run.shards import choose_shard, divided
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model

@@ -32,16 +32,10 @@ from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.fits import needs_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import (
-    device_of,
-    fill_reference,
-    load_policy,
-    load_reference_model,
-    refuse_untrainable,
-    start_model,
-)
+from preftune.run.models import device_of, load_policy, refuse_untrainable
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
 from preftune.run.precision import with_precision
+from preftune.run.reference_model import fill_reference, load_reference_model, start_model
 from preftune.run.shards import choose_shard, divided
 from preftune.tokens.groups import TokenGroup
 from preftune.training.schedule import refuse_long_warmup
