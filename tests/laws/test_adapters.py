@@ -285,6 +285,19 @@ def test_a_reward_model_on_the_same_base_is_no_second_model(
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", [o.RLOO(), o.PPO()], ids=lambda objective: objective.name)
+def test_a_reward_model_that_cannot_be_read_is_named_by_its_key(
+    objective: o.Formula, adapted: Callable[..., Run], online: Callable[..., Run], tmp_path: Path
+) -> None:
+    scored = {"objective__name": "reward", "reference__kind": "none", "reference__store": UNSET}
+    reward = train(adapted(**scored, optim__epochs=1, out=str(tmp_path / "reward"))) / "model"
+    tensors = reward / "adapter_model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:1000])
+    for path in (reward, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=rf"^reward\.model: {path}"):
+            train(changed(online(objective), reward=(Reward(model=str(path)),)))
+
+
 def test_a_sweep_over_ranks_scores_the_reference_once(adapted: Callable[..., Run], tmp_path: Path) -> None:
     outs = sweep(combinations(tree_of(adapted()), ["adapter.rank=2,4"]), tmp_path / "sweep")
     assert [events(out, "reference")[0]["scored"] for out in outs][1:] == [0]

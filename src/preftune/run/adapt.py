@@ -52,23 +52,25 @@ def put_adapter(run: Run, module: PreTrainedModel, notes: Notes) -> AdapterWeigh
     return go_on(module, files, run.adapter, **names, location="adapter.path")
 
 
-def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[TokenGroup]) -> Policy | None:
+def value_on_base(
+    run: Run, policy: Policy, path: str | None, groups: Sequence[TokenGroup], location: str
+) -> Policy | None:
     """A value model on the policy's own base: a second adapter, and a score of its own. It begins from the adapter of a
-    reward model at `path`; None where something else is there."""
+    reward model at `path`; None where something else is there. location: the key that names the path."""
     assert run.adapter is not None
     weights = policy.weights
-    if path is not None and not stands_on_base(run, path, "value.path"):
+    if path is not None and not stands_on_base(run, path, location):
         return None
-    files = None if path is None else adapter_at(path, None, "value.path")
+    files = None if path is None else adapter_at(path, None, location)
     take_back(policy.module, "eager")
-    module = with_score(policy.module, "value.path")
+    module = with_score(policy.module, location)
     if files is None:
         fresh = replace_keys(run.adapter, path=None)
         own = begin_adapter(module, fresh, base=base_name(run), revision=run.model.revision, digest=weights.digest(),
                             seed=run.seed, name=VALUE)  # fmt: skip
     else:
         own = go_on(module, files, run.adapter, base=base_name(run), revision=run.model.revision,
-                    digest=weights.digest(), location="value.path", name=VALUE)  # fmt: skip
+                    digest=weights.digest(), location=location, name=VALUE)  # fmt: skip
     value = replace(wrap(module, policy.layout, policy.compute)[0], weights=own)
     value = trainable(replace(value, head=replace(ScalarHead.of(module), reads="tokens")),
                       checkpointing=run.model.checkpointing)  # fmt: skip
@@ -77,8 +79,9 @@ def value_on_base(run: Run, policy: Policy, path: str | None, groups: Sequence[T
     return value
 
 
-def reward_on_base(run: Run, policy: Policy, path: str, groups: Sequence[TokenGroup]) -> Policy:
-    """The reward model that is an adapter of the policy's base, on that base in memory (`stands_on_base`)."""
+def reward_on_base(run: Run, policy: Policy, path: str) -> Policy:
+    """The reward model that is an adapter of the policy's base, on that base in memory (`stands_on_base`). It is to be
+    compared with its own forward pass before it is believed."""
     weights, files = policy.weights, adapter_at(path, None, "reward.model")
     assert files is not None
     names = {name for layer in lora_layers(policy.module).values() for name in layer.lora_A}
@@ -87,7 +90,6 @@ def reward_on_base(run: Run, policy: Policy, path: str, groups: Sequence[TokenGr
     own = put_beside(module, files, digest=weights.digest(), location="reward.model", name=f"{REWARD}_{len(names)}")
     reward = replace(wrap(module, policy.layout, policy.compute)[0], weights=own)
     reward = trainable(reward, checkpointing=run.model.checkpointing)  # what was taken back, of layers that are shared
-    reward, _ = verify_layout(reward, sample(groups, reward), fall_back=run.model.layout == "auto")
     weights.activate()
     return reward
 

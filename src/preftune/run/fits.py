@@ -124,7 +124,7 @@ def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) 
     scorers = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
     apart = [path for path in scorers if not stands_on_base(run, path, "reward.model")]
     own = replace(own, frozen=own.frozen + sum(_parameters(path, "reward.model") for path in apart))
-    refuse_undividable(replace_keys(run, model=replace_keys(run.model, weights=own.weights)))
+    refuse_undividable(run)
     pack = run.batch.tokens or LARGEST["cuda"]
     least = run.batch.tokens or min(SMALLEST, pack)
     demand = Demand(gpus.memory, max(longest, least), pack, positions(config))

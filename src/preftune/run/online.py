@@ -217,18 +217,19 @@ def scorer_and_judge(
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
         emit(Note("loading the reward model"))
-        tokenizer, rows = load_tokenizer(tokenizer_source(reward.model, None)), tasks.dataset.train
         if policy is not None and stands_on_base(run, reward.model, "reward.model"):
             from preftune.run.adapt import reward_on_base  # peft is imported where it is needed
 
-            model = reward_on_base(run, policy, reward.model, rows)
+            model = reward_on_base(run, policy, reward.model)
             notes["reward_model"] = ("the reward model is an adapter on the policy's base in memory", {})
         else:
             weights = run.model.compute if run.model.weights in QUANTIZED else run.model.weights
             model = load_reward_model(reward.model, weights=weights, compute=run.model.compute,
                                       device=device, layout=run.model.layout)  # fmt: skip
-            if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
-                model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
+        tokenizer = load_tokenizer(tokenizer_source(reward.model, None))
+        if tokenizer_digest(tokenizer) == tasks.dataset.digests["tokenizer"]:
+            rows = tasks.dataset.train
+            model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
         digests[f"reward.model {reward.name}"] = model.weights.digest()
         if (slope := recorded_slope(Path(reward.model).expanduser())) is not None:
             text = (

@@ -75,7 +75,7 @@ def choose_shard(
         return "none"
     needs = bytes_of_a_rank(shapes, setup, dist.world_size)
     memory = -dist.max(-memory_of_a_rank(run, device, dist))
-    refuse_undividable(run)  # once more, now that its types are known
+    refuse_undividable(run)  # for `score`, which nobody has asked yet
     shard = run.ranks.shard
     if shard == "auto":
         shard = first_that_fits(needs, memory, [each for each in setup.divisible if each in shards_of(run)])

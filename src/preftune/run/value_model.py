@@ -23,23 +23,24 @@ from preftune.run.tasks import TaskSet
 @signals.interruptible()
 def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
     """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
-    path = (run.value or Value()).path
-    if path is None:
-        path = next((reward.model for reward in reward_tables(run) if reward.model), None)
+    path, location = (run.value or Value()).path, "value.path"
+    if path is None and (path := next((reward.model for reward in reward_tables(run) if reward.model), None)):
+        location = "reward.model"
     if run.adapter is not None:
         from preftune.run.adapt import value_on_base  # peft is imported where it is needed
 
-        if (shared := value_on_base(run, policy, path, tasks.dataset.train)) is not None:
+        if (shared := value_on_base(run, policy, path, tasks.dataset.train, location)) is not None:
             notes["value"] = ("the value model is a second adapter on the policy's base, with a score of its own", {})
             return shared
     loaded = load_scorer(path or run.model.path, revision=None if path else run.model.revision,
                          weights=run.model.weights, compute=run.model.compute, device=policy.device,
-                         location="value.path", fresh=True)  # fmt: skip
+                         location=location, fresh=True)  # fmt: skip
     weights: Weights = WholeModel(loaded.module)
     if run.adapter is not None:
         from preftune.run.adapt import put_adapter
 
-        run = replace(run, adapter=replace(run.adapter, path=None))  # a new one
+        base = run.model if path is None else replace(run.model, path=path, revision=None)
+        run = replace(run, model=base, adapter=replace(run.adapter, path=None))  # a new one, of this base
         weights = put_adapter(run, loaded.module, Notes())
     model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
     assert isinstance(model.head, ScalarHead)
