@@ -20,6 +20,7 @@ PHASES: tuple[Numbers, ...] = tuple(
 )
 REWARDS: dict[str, object] = {"reward": [{"function": "a:f", "weight": 1.0}, {"verify": "exact", "weight": 0.0}]}
 LEARNED: dict[str, object] = {"reward": [{"function": "a:f", "weight": 1.0}, {"verify": "exact", "weight": 0.5}]}
+TWICE: dict[str, object] = {"reward": [{"verify": "exact", "weight": 1.0}, {"verify": "exact", "weight": 0.0}]}
 RLOO: dict[str, object] = {"objective": {"name": "rloo", "beta": 0.5}}
 ONLINE = Record(path=Path("run"), run=RLOO | REWARDS, steps=STEPS, evaluations=(START, END), phases=PHASES)
 OFFLINE = replace(ONLINE, run={"objective": {"name": "dpo", "beta": 0.1}}, phases=(), evaluations=(START, END))
@@ -42,9 +43,16 @@ def sloped(slope: float) -> Record:
 
 
 FALLS = {"reward verify exact": (0.9, 0.2)}
+SECOND_FALLS = {"reward verify exact (2)": (0.9, 0.2)}
 CASES: list[tuple[str, str, Record, Record]] = [
     ("online.hacked", "serious", phases(**FALLS), phases(**{"reward verify exact": (0.5, 0.6)})),
     ("online.hacked", "serious", phases(**FALLS), phases(replace(ONLINE, run=RLOO | LEARNED), **FALLS)),
+    (
+        "online.hacked",
+        "serious",
+        phases(replace(ONLINE, run=RLOO | TWICE), **SECOND_FALLS),
+        phases(replace(ONLINE, run=RLOO | TWICE), **FALLS),
+    ),
     ("online.sampler", "warn", phases(sampler_off=(0.06, 0.06)), phases(sampler_off=(0.04, 0.04))),
     ("online.ended", "warn", phases(ended=(1.0, 0.8)), phases(ended=(1.0, 0.92))),
     ("online.ended", "serious", phases(ended=(1.0, 0.4)), ONLINE),

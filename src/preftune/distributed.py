@@ -160,11 +160,7 @@ SINGLE_PROCESS = Distributed()
 
 def current() -> Distributed:
     """The group that this process is in; SINGLE_PROCESS where it is in none."""
-    if _group is not None:
-        return _group
-    if dist.is_initialized():  # by the caller of this library
-        return Distributed(dist.get_rank(), dist.get_world_size())
-    return SINGLE_PROCESS
+    return SINGLE_PROCESS if _group is None else _group
 
 
 def buckets(pieces: Iterable[T], numbers: Callable[[T], int]) -> Iterator[list[T]]:
@@ -189,15 +185,17 @@ def launched_by_torchrun() -> bool:
 
 @contextlib.contextmanager
 def process_group(location: str = "env://") -> Iterator[Distributed]:
-    """Join the group that torchrun describes; SINGLE_PROCESS without torchrun, and `current()` inside another block.
+    """Join the group that torchrun describes, or one that the caller of this library has initialized; SINGLE_PROCESS
+    without either, and `current()` inside another block.
 
     The first rank that fails raises its error; the others raise PeerRankError with its code.
     """
     global _group
-    if dist.is_initialized() or (location == "env://" and not launched_by_torchrun()):
+    of_caller = dist.is_initialized()
+    if _group is not None or not (of_caller or location != "env://" or launched_by_torchrun()):
         yield current()
         return
-    _group = group = _join(location)
+    _group = group = _of_caller() if of_caller else _join(location)
     try:
         with exchanging():  # a backward pass may be in one, too
             yield group
@@ -206,7 +204,7 @@ def process_group(location: str = "env://") -> Iterator[Distributed]:
         raise
     finally:
         _group = None
-        dist.destroy_process_group()
+        dist.destroy_process_group(group.control if of_caller else None)
 
 
 def _join(location: str) -> Distributed:
@@ -217,11 +215,20 @@ def _join(location: str) -> Distributed:
         store, rank, world_size = next(iter(rendezvous(location, timeout=PATIENCE)))
         store = PrefixStore(prefix, store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=EXCHANGE)
-        control = dist.new_group(timeout=PATIENCE, backend="gloo")
-        assert isinstance(control, dist.ProcessGroup)  # every rank is in it
+        return Distributed(rank, world_size, store, _control())
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other ranks: {cause_of(error)}.", hint="Start them with torchrun.") from error
-    return Distributed(rank, world_size, store, control)
+
+
+def _of_caller() -> Distributed:
+    return Distributed(dist.get_rank(), dist.get_world_size(), None, _control())
+
+
+def _control() -> dist.ProcessGroup:
+    """A group of all ranks for numbers on the host, which NCCL does not take."""
+    group = dist.new_group(timeout=PATIENCE, backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+    return group
 
 
 def _report_failure(group: Distributed, code: int) -> None:

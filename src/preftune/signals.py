@@ -75,6 +75,15 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def interruptible_together(dist: Distributed) -> Iterator[None]:
+    """`interruptible` for ranks that each do a part: where one is stopped, all are, after the others' parts."""
+    with dist.agreed(), contextlib.suppress(Stopped), interruptible():
+        yield
+    if name := agreed(dist):
+        raise Stopped(name)
+
+
+@contextlib.contextmanager
 def deferred(*, condition: bool) -> Iterator[None]:
     """In this block, where the condition holds, only `agreed` says that a run is to stop."""
     stop = _stops[-1] if condition and _stops else Stop()

@@ -30,6 +30,7 @@ def test_the_reference_follows_from_the_objective() -> None:
     [
         (["reference=none"], "needs a reference"),
         (["objective=simpo", "reference=stored"], "uses no reference"),
+        (["model.weights=bfloat16", "reference=moving", "reference.alpha=0.6"], "lost to rounding"),
         (["optim.steps=3", "optim.epochs=2"], "both given"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +15,17 @@ import torch
 from killed import AN_UPDATE, Killed, killed_at
 from msgspec.structs import replace as changed
 from safetensors.torch import load_file
-from several import on_ranks
+from several import ends, on_ranks
 
 from preftune import objective as o
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
-from preftune.errors import UserError
+from preftune.errors import STOPPED, UserError
 from preftune.files import read_lines
+from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.plan import Phase
+from preftune.record.reader import Record
+from preftune.reference.config import Moving
 from preftune.rollout import numbers
 from preftune.rollout.config import Value
 from preftune.rollout.embedded import Embedded
@@ -80,6 +86,8 @@ def test_every_objective_learns_from_draws(objective: o.Formula, online: Callabl
     assert all(np.isfinite(line["loss"]) for line in metrics)
     assert any(line["grad_norm"] > 0 for line in metrics)
     assert all(line["responses"] in (9, 12) for line in phases)
+    if isinstance(objective, RolloutFormula):  # its derivative is by each token, and none of a response
+        assert metrics[0]["chosen_incentive"] is None
     assert (metrics[0]["value_loss"] is not None) == isinstance(objective, o.PPO)
     assert (out / "value").exists() == isinstance(objective, o.PPO)
 
@@ -204,9 +212,63 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
         (online(rollout__responses=1), "needs 2 or more"),
         (online(rollout__labels="soft"), "no effect"),
         (changed(run, value=Value()), "only ppo"),
+        (changed(run, objective=o.Sum((o.DPO(), o.DRO()))), "dpo .* dro .* one kind of label"),
+        (changed(run, objective=o.Sum((o.DRO(), o.DPO()))), "dpo .* dro .* one kind of label"),
     ):
         with pytest.raises(UserError, match=sentence):
             train(broken)
+
+
+def test_a_row_counts_by_its_weight(online: Callable[..., Run]) -> None:
+    run = online()
+    rows = [{**row, "weight": 1.0 + (i == 3)} for i, row in enumerate(run.data.train)]  # type: ignore[arg-type]
+    source = prepare_online(changed(run, data=changed(run.data, train=rows)), SINGLE_PROCESS).training.source
+    weights = [group.weight for phase in itertools.islice(source.phases(0), 2) for group in phase.groups]
+    assert sorted(weights) == [1.0] * 6 + [2.0]
+
+
+def test_long_prompts_refuse_no_run(online: Callable[..., Run]) -> None:
+    """As long rows do not: they say nothing against the file."""
+    run = online(optim__steps=1, data__max_tokens=20)
+    long = [{"prompt": " ".join(f"w{i}" for i in range(3, 30))}] * 6
+    out = train(changed(run, data=changed(run.data, train=[*run.data.train, *long])))  # type: ignore[misc]
+    assert Record.open(out).data.train.skipped == {"prompt.too_long": 6}
+
+
+def test_a_signal_stops_all_ranks_while_they_draw(
+    online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that it comes to ends at once; the other ends its draws, and both save what was updated."""
+    keys = {"save__every": 100, "evaluate__samples": 0}
+    whole = changed(online(**keys), out=str(tmp_path / "whole"))
+    on_ranks(2, tmp_path / "a", lambda _: str(train(whole)))
+    cut, right = online(**keys), Embedded.draw
+
+    def work(dist: Distributed) -> None:
+        calls: list[int] = []
+
+        def draw(self: Embedded, *asked: object) -> object:
+            calls.append(dist.rank)
+            if len(calls) == 3 and dist.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return right(self, *asked)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Embedded, "draw", draw)
+        train(cut)
+
+    ends(on_ranks(2, tmp_path / "b", work), STOPPED, "stopped by SIGTERM")
+    assert [path.name for path in (Path(cut.out) / "checkpoints").iterdir()] == ["step-00000004"]
+    on_ranks(2, tmp_path / "c", lambda _: str(train(cut, resume=True)))
+    assert_same(Path(whole.out), Path(cut.out))
+
+
+def test_no_ceiling_is_told_under_a_reference_that_moves(online: Callable[..., Run]) -> None:
+    """It would be that of another reference: its draws are made once."""
+    keys = {"data__holdout": 0.3, "optim__steps": 2}
+    for reference, told in (({}, True), ({"reference": Moving(alpha=1.0, update_every=1)}, False)):
+        run = online(o.DPO(), **keys, out=f"{online().out}{told}")
+        record = Record.open(train(changed(run, **reference)))
+        assert all(("ceiling" in line) == told for line in record.evaluations)
 
 
 def test_a_phase_that_does_not_fit_is_drawn_half_by_half(

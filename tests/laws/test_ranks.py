@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from making import group, groups, save_model, tiny
 from recorded import lines, weights
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from steps import one_step
 from preftune import distributed as ranks_module
 from preftune import objective as o
 from preftune.config.run import Run
-from preftune.distributed import SINGLE_PROCESS, Distributed
+from preftune.distributed import SINGLE_PROCESS, Distributed, current, process_group
 from preftune.files import read_lines
 from preftune.model.policy import wrap
 from preftune.pack import plan
@@ -188,6 +189,20 @@ def test_ranks_without_a_disk_in_common_hold_every_entry(tmp_path: Path) -> None
     assert lost[0][0] == 0
     assert 0 < lost[0][1] < 18
     assert len({one[2] for one in (*first, *again, *lost)}) == 1
+
+
+def test_a_group_of_the_caller_is_worked_in_and_stays(tmp_path: Path) -> None:
+    """It may be one of NCCL alone, which exchanges nothing on the host: a group of gloo is made beside it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with process_group() as joined:
+            assert (joined.rank, joined.world_size) == (0, 1)
+            assert joined.control is not None
+            assert current() is joined
+        assert current() is SINGLE_PROCESS
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_ranks_of_a_machine_take_turns(tmp_path: Path) -> None:

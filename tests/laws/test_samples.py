@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 from making import group
+from several import on_ranks
 
 from preftune.config.run import Run
+from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.events import StepDone
 from preftune.files import read_lines
 from preftune.record.reader import Record
+from preftune.rollout.embedded import Embedded
 from preftune.rollout.samples import chosen_prompts, end_tokens_of, repeated
 from preftune.run import prepare
 from preftune.run.train import train
+from preftune.signals import Stopped
 
 DRAWN = {"tokens", "ended", "repeated", "start_mean_logp"}
 
@@ -80,6 +86,35 @@ def test_a_start_that_cannot_be_loaded_again_ends_no_run(
     assert record.end["ended"] is not None
     assert "kl" not in record.end
     assert "no_start" in {event.kind for event in record.events}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_rank_cannot_draw_none_does_and_the_run_goes_on(
+    rank: int, run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, right = run_of(optim__epochs=1), Embedded.draw
+
+    def work(dist: Distributed) -> None:
+        def draw(self: Embedded, *asked: object) -> object:
+            if dist.rank == rank:
+                raise UserError("the model cannot draw: no.")
+            return right(self, *asked)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Embedded, "draw", draw)
+        train(run)
+
+    assert on_ranks(2, tmp_path / "ranks", work) == [None, None]
+    told = [event.text for event in Record.open(Path(run.out)).events if event.kind == "no_samples"]
+    assert told
+    assert all("the model cannot draw" in text for text in told)
+
+
+def test_a_signal_while_samples_are_drawn_ends_the_run(
+    run_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Embedded, "draw", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(run_of(optim__epochs=1))
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '[{"a": 1}]'])

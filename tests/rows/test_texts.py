@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from preftune.rows.account import Account, Texts
@@ -33,6 +35,16 @@ def test_cuts_pile_up_at_the_greatest_length(cut) -> None:
     assert texts.piled["rejected"] > 0.3
     assert texts.unclosed["rejected"] > 0.8
     assert texts.piled["chosen"] == texts.unclosed["chosen"] == 0
+
+
+def test_many_texts_are_gone_through_once_each() -> None:
+    """At 100,000 rows a comparison of each with all would take hours."""
+    rows = [pair(i, f"{SENTENCES[i % 40]} {i}", SENTENCES[i % 40]) for i in range(20_000)]
+    began = time.process_time()
+    few = texts_of(rows[:2000])
+    spent = time.process_time() - began
+    assert texts_of(rows).piled == few.piled
+    assert time.process_time() - began < 60 * spent
 
 
 @pytest.mark.parametrize("answers", [("A", "B"), ("1999", "2004"), ("Paris", "Milan"), ("x = 1", "y = 2")])

@@ -10,11 +10,14 @@ from making import groups, tiny
 from steps import one_step
 
 from preftune import objective as o
+from preftune.distributed import SINGLE_PROCESS
 from preftune.model.policy import trainable, wrap
 from preftune.model.weights import WholeModel
 from preftune.pack.plan import Packing
 from preftune.training.config import Optim
+from preftune.training.learner import Learner
 from preftune.training.optimizer import FusedAdamW, Optimizer, RoundedAdamW, adamw
+from preftune.training.update import clipped_norm
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 256}
 RATE, UPDATES = 3e-4, 30
@@ -117,3 +120,13 @@ def test_matrices_take_two_bytes_a_weight_and_vectors_stay_in_fp32() -> None:
         }
         size = sum(moment.nbytes for moment in moments.values()) / p.numel()
         assert size == pytest.approx(2 + 2 * 4 / min(256, p.shape[-1]) if p.dim() > 1 else 8, rel=0.01)
+
+
+def test_the_norm_of_gradients_in_bfloat16_has_more_digits_than_they() -> None:
+    policy = trainable(wrap(tiny(dtype=torch.bfloat16), "auto")[0], checkpointing=False)
+    gradients = []
+    for number, parameter in enumerate(policy.weights.trained().values()):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).bfloat16()
+        gradients.append(parameter.grad.double().flatten())
+    norm = clipped_norm(Learner(policy.weights, adamw(policy.weights, Optim(lr=1e-3))), 1e9, SINGLE_PROCESS)
+    assert norm == pytest.approx(float(torch.cat(gradients).norm()), rel=1e-6)

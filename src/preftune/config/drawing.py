@@ -25,7 +25,7 @@ def refuse_contradictions(run: Run) -> None:
                 raise without_effect("nothing is drawn without a [rollout] table", name)
         return
     _refuse_objective(formulas, online=online)
-    _refuse_rollout(run.rollout, formulas[0], online=online)
+    _refuse_rollout(run.rollout, formulas, online=online)
     _refuse_reward(run, run.rollout)
     if run.value is not None and not isinstance(run.objective, PPO):
         raise without_effect("only ppo has a value model", "value")
@@ -34,6 +34,10 @@ def refuse_contradictions(run: Run) -> None:
 
 
 def _refuse_objective(formulas: list[Formula], *, online: bool) -> None:
+    if len(kinds := sorted({"ratings" if part.kind == "ratings" else "orders" for part in formulas})) > 1:
+        names = [next(p.name for p in formulas if (p.kind == "ratings") == (kind == "ratings")) for kind in kinds]
+        raise UserError(f"{names[0]} reads the order of the drawn responses and {names[1]} which of them are good; a "
+                        "phase has one kind of label.", location="objective", hint="Use one of the two.")  # fmt: skip
     for part in formulas:
         if part.kind not in JUDGED and not online:
             raise UserError(f"{part.name} does not learn from scores of drawn responses.", location="rollout",
@@ -43,15 +47,17 @@ def _refuse_objective(formulas: list[Formula], *, online: bool) -> None:
                             hint="Use it on rows, without [rollout].")  # fmt: skip
 
 
-def _refuse_rollout(rollout: Rollout, part: Formula, *, online: bool) -> None:
-    least = part.least_responses if isinstance(part, RolloutFormula) else 2
-    if rollout.responses < least:
-        raise UserError(f"{part.name} compares the responses to a prompt, and needs {least} or more.",
-                        location="rollout.responses")  # fmt: skip
-    if rollout.labels is not None and (online or "votes" not in part.reads):
-        raise without_effect(f"{part.name} reads no labels", "rollout.labels")
-    if rollout.labels is not None and part.kind != "pairs":
-        raise without_effect(f"{part.name} is an objective of {part.kind}", "rollout.labels")
+def _refuse_rollout(rollout: Rollout, formulas: list[Formula], *, online: bool) -> None:
+    for part in formulas:
+        least = part.least_responses if isinstance(part, RolloutFormula) else 2
+        if rollout.responses < least:
+            raise UserError(f"{part.name} compares the responses to a prompt, and needs {least} or more.",
+                            location="rollout.responses")  # fmt: skip
+    names = " and ".join(part.name for part in formulas)
+    if rollout.labels is not None and (online or not any("votes" in part.reads for part in formulas)):
+        raise without_effect(f"{names} reads no labels", "rollout.labels")
+    if rollout.labels is not None and not any(part.kind == "pairs" for part in formulas):
+        raise without_effect(f"{names} is an objective of {formulas[0].kind}", "rollout.labels")
 
 
 def _refuse_reward(run: Run, rollout: Rollout) -> None:

@@ -8,6 +8,7 @@ from preftune.config.drawing import without_effect
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.objective import of_scores
+from preftune.reference.config import Moving
 from preftune.training.config import DECAY, LR, LR_OF_ADAPTER, WARMUP, Optim
 
 TYPICAL = 0.02  # size of a weight of a language model
@@ -25,6 +26,7 @@ def with_optim(run: Run) -> Run:
     each other."""
     optim = run.optim
     _refuse_schedule(optim)
+    _refuse_moving(run)
     changes: dict[str, object] = {"rounding": _rounding(run)}
     if optim.lr is None:
         changes["lr"] = LR if run.adapter is None else LR_OF_ADAPTER
@@ -46,6 +48,13 @@ def _refuse_schedule(optim: Optim) -> None:
     decay = DECAY if optim.decay is None else optim.decay
     if optim.schedule == "wsd" and (optim.warmup or 0.0) + decay > 1:
         raise UserError("the warm-up and the decay are longer than the run.", location="optim.decay", hint="Lower it.")
+
+
+def _refuse_moving(run: Run) -> None:
+    if isinstance(run.reference, Moving) and run.reference.alpha < 1 and run.model.weights == "bfloat16":
+        message = "a part of the policy's movement is lost to rounding where the reference has bfloat16 weights."
+        hint = 'Set model.weights = "float32", or reference.alpha = 1, which copies the policy.'
+        raise UserError(message, location="reference.alpha", hint=hint)
 
 
 def _rounding(run: Run) -> str:

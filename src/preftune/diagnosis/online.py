@@ -8,6 +8,7 @@ import math
 from preftune.diagnosis.finding import Finding, number, share
 from preftune.record.parse import Numbers
 from preftune.record.reader import Record
+from preftune.record.schema import numbered
 from preftune.record.statistics import mean
 
 FEW = 4  # phases below which a course cannot be told
@@ -37,12 +38,11 @@ def _finite(phase: Numbers, key: str) -> float | None:
 def reward_without_gain(record: Record) -> Finding | None:
     """A reward that the run learned from rose, and one that it only measured fell."""
     score = _ends(record, "score")
-    measured = [f"reward {name_of(table)}" for table in record.rewards if table.get("weight") == 0]
-    fell = [
-        (name, ends)
-        for name in measured
-        if (ends := _ends(record, name)) is not None and ends[1] < ends[0] - _noise(record, name)
-    ]
+    fell = []
+    for name, table in zip(numbered([_name_of(table) for table in record.rewards]), record.rewards, strict=True):
+        ends = _ends(record, f"reward {name}") if table.get("weight") == 0 else None
+        if ends is not None and ends[1] < ends[0] - _noise(record, f"reward {name}"):
+            fell.append((name, ends))
     if score is None or not fell or score[1] <= score[0]:
         return None
     name, (before, after) = fell[0]
@@ -50,15 +50,15 @@ def reward_without_gain(record: Record) -> Finding | None:
         code="online.hacked",
         severity="serious",
         title="The reward rises and what it stands for falls",
-        evidence=f"The score rose from {number(score[0])} to {number(score[1])}, while {name.removeprefix('reward_')}, "
-        f"which is only measured, fell from {number(before)} to {number(after)}.",
+        evidence=f"The score rose from {number(score[0])} to {number(score[1])}, while {name}, which "
+        f"is only measured, fell from {number(before)} to {number(after)}.",
         meaning="The policy has found responses that the reward likes and the other measure does not: the reward is no "
         "longer a stand-in for what is wanted.",
         remedy="Take an earlier checkpoint, raise objective.beta, or train the reward model on draws of this policy.",
     )
 
 
-def name_of(reward: dict[str, object]) -> str:
+def _name_of(reward: dict[str, object]) -> str:
     """How a record names what a table of [reward] gives (`Reward.name`)."""
     verify = reward.get("verify")
     return str(reward.get("function") or (f"verify {verify}" if verify else reward.get("model")))

@@ -8,6 +8,7 @@ from preftune.diagnosis.finding import Finding, number, share
 from preftune.diagnosis.objective_facts import imitates, is_sft
 from preftune.record.reader import HeldOutRow, Record
 from preftune.record.statistics import FEWEST_PROMPTS, mean
+from preftune.rows.account import TOO_LONG
 
 # What a language model samples has about -0.3 to -1.5 nats a token under itself, good human text about -2 to -2.5.
 # Below -3 (perplexity 20) it would practically never write the response.
@@ -15,7 +16,6 @@ UNLIKELY = -3.0
 SKIPPED, MANY_SKIPPED = 0.05, 0.2  # a run refuses more than 5 % unusable rows by default
 CUT = 0.1  # a response without its end teaches the model not to stop
 USUAL_TOKENS = 1024  # the longest row where data.max_tokens is not set and the model has that many positions
-TOO_LONG = {"too_long", "prompt.too_long"}
 SEEN = 0.1  # of the held-out rows, those whose prompt is trained on too
 UNUSUAL_END = -5.0  # nats; a model ends its own responses with a probability far above e^-5 = 0.7 %
 UNLEARNED_END = -0.1
@@ -60,7 +60,7 @@ def rows_skipped(record: Record) -> Finding | None:
         meaning="The rows that are left may differ from those that were collected: rows that are too long, for "
         "example, are not skipped at random.",
         remedy="Look at the reasons in the data section, and correct the file where rows are damaged."
-        + (f" Where rows are too long, {_longer_rows(record)}." if TOO_LONG & train.skipped.keys() else ""),
+        + (f" Where rows are too long, {_longer_rows(record)}." if train.skipped.keys() & {*TOO_LONG} else ""),
     )
 
 

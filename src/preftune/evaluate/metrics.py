@@ -66,7 +66,7 @@ def score_metrics(
             put(f"{side}_{name}", values, weight)
         if start is not None and not scores:
             put(f"{side}_logp_change", one_side.logp - start[index], weight)
-        if d_logp is not None:
+        if d_logp is not None and examples.token_logp is None:  # else it is by each token
             put(f"{side}_incentive", d_logp[index], weight)
     if len(examples.pair_index[0]) and examples.token_logp is None:  # else nothing ranks pairs
         weight = uneven_weight(examples)

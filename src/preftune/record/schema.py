@@ -7,6 +7,9 @@ over the step's examples unless their meaning says otherwise; a value that a kin
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 
@@ -199,3 +202,13 @@ WORD: dict[str, Metric] = {
     "label_z": Metric("", "the z of the label in place of the margin: what the data say themselves"),
     "p": Metric("", "two-sided p value of z, after Holm over all tokens looked at"),
 }
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """How a record names rewards of these names: the second of equal ones ends with (2)."""
+    counts: Counter[str] = Counter()
+    unequal = []
+    for name in names:
+        counts[name] += 1
+        unequal.append(f"{name} ({counts[name]})" if counts[name] > 1 else name)
+    return unequal

@@ -30,7 +30,7 @@ def draw(
     sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], weights: np.ndarray, dist: Distributed
 ) -> Numbers:
     """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
-    with signals.interruptible():
+    with signals.interruptible_together(dist):
         drawn = _drawn(sampler, tasks[dist.rank :: dist.world_size], count, seed)
     return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
 

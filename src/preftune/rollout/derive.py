@@ -33,7 +33,7 @@ def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[To
         ranks = (1,) * count if scores is None else tuple(1 + sum(other > own for other in scores) for own in scores)
         groups.append(
             TokenGroup(prompt=task.ids, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
-                       ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
+                       weight=task.weight, ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
         )  # fmt: skip
     return groups
 

@@ -68,9 +68,10 @@ class HeldOutTasks:
         if reference is not None:
             kl = self._log_ratio(reference, numbers, dist).reshape(-1, self.count)
             metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl)}
-            best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
-            if best.effective >= FEWEST * len(self.tasks):
-                metrics["ceiling"] = best.reward
+            if models.reference is None:  # from one that moves, draws would have to be made anew
+                best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
+                if best.effective >= FEWEST * len(self.tasks):
+                    metrics["ceiling"] = best.reward
         return metrics
 
     def _scored(self, numbers: Numbers, dist: Distributed) -> Numbers:

@@ -29,6 +29,7 @@ from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import NO_WEIGHTS, error_over_prompts
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.tasks import Task
+from preftune.signals import Stopped
 from preftune.tokens.groups import TokenGroup
 
 Spell = Callable[[np.ndarray], str]
@@ -83,6 +84,8 @@ class Samples:
         try:
             drawn = draw(self.sampler, self.tasks, COUNT, seed, NO_WEIGHTS, self.dist)
             likeliest = draw(replace(self.sampler, greedy=True), self.tasks, 1, seed, NO_WEIGHTS, self.dist)
+        except Stopped:
+            raise
         except UserError as error:
             emit(Happened(step, "no_samples", f"no samples are drawn: {error.problems[0].message}"))
             return {}

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from preftune import signals
 from preftune.errors import Problem, UserError
+from preftune.record.schema import numbered
 from preftune.rollout.config import Reward
 from preftune.rollout.functions import TIME_LIMIT, Function, call, given_function, load_function
 from preftune.rollout.tasks import Task
@@ -220,9 +221,7 @@ def scorer_of(
         )
     parts: list[Part] = []
     digests = {}
-    for reward in rewards:
-        repeated = sum(part.name.split(" (")[0] == reward.name for part in parts)
-        name = f"{reward.name} ({repeated + 1})" if repeated else reward.name
+    for reward, name in zip(rewards, numbered([reward.name for reward in rewards]), strict=True):
         if reward.function is not None:
             function = load_function(reward.function, "reward.function")
             digests[f"reward {name}"] = function.digest

@@ -48,7 +48,8 @@ def _piled(texts: Sequence[str]) -> float:
     shares = [0.0]
     for measure in measures:
         sizes = [measure(text) for text in texts]
-        longest = [text for text, size in zip(texts, sizes, strict=True) if size == max(sizes)]
+        most = max(sizes)
+        longest = [text for text, size in zip(texts, sizes, strict=True) if size == most]
         open_ended = sum(_unclosed(text) and len(text.split()) >= SENTENCE for text in longest)
         if 2 * open_ended > len(longest):
             shares.append(open_ended / len(texts))

@@ -14,7 +14,7 @@ from preftune.model.budget import positions
 from preftune.model.load import load_config
 from preftune.rollout.config import Rollout
 from preftune.rollout.tasks import Task, Tasks, tasks_of
-from preftune.rows.account import Account, Counts, by_reason, refuse_too_many
+from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
 from preftune.rows.row import Demo, Message, text_of
 from preftune.rows.split import Rows, read_rows
 from preftune.run.dataset import MAX_TOKENS, Dataset, tokenizer_of
@@ -119,7 +119,7 @@ def _refuse_skipped(rows: Rows, parts: dict[str, Tasks], allowed: float) -> None
     """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
     for name, reading in rows.readings.items():
         of_source = [tasks for part, tasks in parts.items() if part == name or part not in rows.readings]
-        skipped = [problem for tasks in of_source for problem in tasks.skipped if problem.reason != "too_long"]
+        skipped = [problem for tasks in of_source for problem in tasks.skipped if problem.reason not in TOO_LONG]
         if skipped:
             refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
 
