@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from preftune.errors import UserError
     from preftune.evaluate.config import Evaluate
     from preftune.model.config import Adapter, Model
+    from preftune.model.unload import unload
     from preftune.objective import DPO, dpo_loss
     from preftune.pack.config import Batch
     from preftune.record.config import Track
@@ -35,6 +36,7 @@ _MODULES = {
     "errors": ["UserError"],
     "evaluate.config": ["Evaluate"],
     "model.config": ["Adapter", "Model"],
+    "model.unload": ["unload"],
     "objective": ["DPO", "dpo_loss"],
     "pack.config": ["Batch"],
     "record.config": ["Track"],
@@ -51,7 +53,7 @@ _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() f
 __all__ = [
     "DPO", "Adapter", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward",
     "Rollout", "Run", "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective",
-    "page", "score", "train",
+    "page", "score", "train", "unload",
 ]  # fmt: skip
 
 

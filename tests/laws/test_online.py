@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,14 @@ from several import ends, on_ranks
 from preftune import objective as o
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
-from preftune.errors import STOPPED, UserError
+from preftune.errors import STOPPED, USAGE, UserError
 from preftune.files import read_lines
 from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.plan import Phase
 from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.rollout import numbers
-from preftune.rollout.config import Value
+from preftune.rollout.config import Reward, Value
 from preftune.rollout.embedded import Embedded
 from preftune.run.online import prepare_online
 from preftune.run.train import new_state, train
@@ -260,6 +261,73 @@ def test_a_signal_stops_all_ranks_while_they_draw(
     assert [path.name for path in (Path(cut.out) / "checkpoints").iterdir()] == ["step-00000004"]
     on_ranks(2, tmp_path / "c", lambda _: str(train(cut, resume=True)))
     assert_same(Path(whole.out), Path(cut.out))
+
+
+CALLS: list[str] = []
+ACTS: dict[int, Callable[[], object]] = {}  # what the reward does at which of its calls
+
+
+def failing(prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
+    """As `words`."""
+    CALLS.append(prompt)
+    ACTS.get(len(CALLS), list)()
+    return words(prompt, responses, answer)
+
+
+def fail() -> None:
+    raise ConnectionError
+
+
+def hang() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+
+def acting(run: Run, **acts: Callable[[], object]) -> Path:
+    """Do the run whose reward does this at call `_N`."""
+    CALLS.clear()
+    ACTS.clear()
+    ACTS.update({int(name[1:]): act for name, act in acts.items()})
+    return train(run, resume=Path(run.out).exists())
+
+
+def test_what_was_updated_is_kept_where_a_reward_fails_or_a_signal_comes_while_it_works(
+    online: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = changed(online(save__every=100), reward=failing)
+    whole = acting(changed(run, out=str(tmp_path / "whole")))
+    for act, text in ((fail, "raised ConnectionError"), (hang, "stopped by SIGTERM")):
+        cut, began = changed(run, out=str(tmp_path / act.__name__)), time.monotonic()
+        with pytest.raises(UserError, match=text):
+            acting(cut, _10=act)  # in the third phase
+        assert time.monotonic() - began < 25
+        assert [path.name for path in Path(cut.out, "checkpoints").iterdir()] == ["step-00000004"]
+        assert_same(whole, acting(cut))
+
+
+def test_where_a_reward_fails_on_one_rank_all_keep_what_was_updated(online: Callable[..., Run], tmp_path: Path) -> None:
+    run = changed(online(save__every=100), reward=failing)
+
+    def work(dist: Distributed) -> None:
+        acting(run, **({"_5": fail} if dist.rank else {}))
+
+    told = on_ranks(2, tmp_path / "ranks", work)
+    assert [one["code"] for one in told] == [USAGE, USAGE]
+    assert any("raised ConnectionError" in one["text"] for one in told), told
+    assert [path.name for path in (Path(run.out) / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_another_source_of_a_reward_may_be_allowed_by_its_key(online: Callable[..., Run], tmp_path: Path) -> None:
+    """After an error in a function, a mended one is the usual next step."""
+    source = tmp_path / "rewards.py"
+    source.write_text("def words(prompt, responses, answer):\n    return [len(text) / 9 for text in responses]\n")
+    run = changed(online(optim__steps=2), reward=Reward(function=f"{source}:words"))
+    train(run)
+    source.write_text(source.read_text().replace("9", "8"))
+    longer = changed(run, optim=changed(run.optim, steps=4))
+    with pytest.raises(UserError, match="another run is in this folder"):
+        train(longer, resume=True, allow_change=["optim.steps"])
+    assert len(lines(train(longer, resume=True, allow_change=["optim.steps", "reward.function"]), "metrics")) == 4
 
 
 def test_no_ceiling_is_told_under_a_reference_that_moves(online: Callable[..., Run]) -> None:

@@ -6,6 +6,7 @@ prune the last layer. Held by tests/model/test_as_made.py.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,18 +47,26 @@ def as_made(module: PreTrainedModel, attention: str) -> Iterator[None]:
 
 @contextmanager
 def given_back(model: object) -> Iterator[None]:
-    """A loaded model of the caller's, which is prepared meanwhile, is afterwards as its maker gave it, with the
-    attention and the frozen parameters that it came with; names of models pass through."""
+    """A loaded model of the caller's, which is prepared meanwhile, is afterwards as its maker gave it, in the mode and
+    with the attention and the frozen parameters that it came with, beside the adapter of a run that did not fail; names
+    of models pass through."""
     if not isinstance(model, PreTrainedModel):
         yield
         return
     attention, trained = str(model.config._attn_implementation), {p: p.requires_grad for p in model.parameters()}
+    of_caller, training, failed = any("lora_" in name for name, _ in model.named_parameters()), model.training, True
     try:
         yield
+        failed = False
     finally:
         take_back(model, attention)
+        if "peft" in sys.modules and not of_caller:
+            from preftune.model.unload import leave_tuned, unload
+
+            unload(model) if failed else leave_tuned(model)
         for parameter, learns in trained.items():
             parameter.requires_grad_(learns)
+        model.train(training)
 
 
 def take_back(module: PreTrainedModel, attention: str) -> Preparation:

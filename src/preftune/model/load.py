@@ -48,9 +48,13 @@ def load_model(
     logits (`scalar.load_scorer`). known: names of weights in its files that the caller reads. Raises UserError.
     """
     left_out: list[str] = []
+    remarks: dict[str, tuple[str, dict[str, object]]] = {}
     if isinstance(path, PreTrainedModel):
         module = path
         _refuse_loaded(module, weights, location, scores=scores)
+        if other := {str(p.dtype).partition(".")[2] for p in module.parameters()} - {weights}:
+            text = f"the weights of the loaded model are in {', '.join(sorted(other))}, and become {weights} in place"
+            remarks["loaded_type"] = (text, {})
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
@@ -63,7 +67,6 @@ def load_model(
     broken = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if broken:
         raise UserError(f"{broken} holds NaN or infinity.", location=location)
-    remarks: dict[str, tuple[str, dict[str, object]]] = {}
     if left_out:
         text = (
             f"{len(left_out)} weights of the model's files are no part of the language model that is trained, and the "
@@ -86,7 +89,8 @@ def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scor
         raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
     if any("lora_" in name for name, _ in module.named_parameters()):
         raise UserError("this model has an adapter already.", location=location,
-                        hint="Save the adapter and name it in adapter.path, or unload or merge it.")  # fmt: skip
+                        hint="Take it out by preftune.unload(model); adapter.path goes on from one that was "
+                        "saved.")  # fmt: skip
     if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
         raise UserError("a loaded model cannot be quantized, or have been.", location=location,
                         hint="Give the folder or the name of the model.")  # fmt: skip

@@ -19,7 +19,8 @@ from preftune.model.adapter import AdapterWeights, is_adapter, lora_layers, with
 from preftune.model.adapter_files import CONFIG, TENSORS, AdapterFiles
 from preftune.model.config import Adapter
 
-LEARNS, START = "default", "start"  # names of the adapters within peft
+LEARNS = "default"  # name of the adapter within peft
+START, BEFORE = "start", "before"  # what names end with of an adapter that is a part of it, and of what it goes on from
 PISSA = "pissa_niter_16"  # a truncated decomposition: the whole one takes minutes for each matrix of a 7B model
 OF_TRAINING = ("inference_mode", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config")
 NAMED = 12  # names that an error gives
@@ -68,7 +69,7 @@ def go_on(
 ) -> AdapterWeights:  # fmt: skip
     """Put a stored adapter into a model, to be trained further, and once more as what training begins from. base,
     revision: name of this model, which is what the adapter is of from now on."""
-    start = f"{name}_{START}"
+    start = f"{name}_{BEFORE}"
     around = load_adapter(module, files, location, (name, start))
     around.peft_config[name].base_model_name_or_path, around.peft_config[name].revision = base, revision
     return _weights(around, _digest_with(files, digest), (name,), (start,), table.ratio)
@@ -170,7 +171,7 @@ def _begin_in_directions_of_the_base(around: PeftModel, start: str, name: str) -
     fixed_name, fixed = f"{name}_{START}", deepcopy(around.peft_config[name])
     assert isinstance(fixed, LoraConfig)
     fixed.modules_to_save = None
-    around.add_adapter(fixed_name, fixed)
+    PeftModel.add_adapter(around, fixed_name, fixed)  # its heir for scores would give this one a score as well
     for part in lora_layers(around).values():
         weight = part.get_base_layer().get_parameter("weight")
         before = weight.data.clone()

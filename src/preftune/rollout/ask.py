@@ -5,7 +5,8 @@ Held by tests/laws/test_online.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,22 @@ from preftune.rollout.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class NotScoredError(UserError):
+    """A reward or a judge gave no scores, which all ranks are told: what was updated before is whole."""
+
+
+@contextmanager
+def _asking(dist: Distributed) -> Iterator[None]:
+    """In this block, which may last, a signal ends the work at once, and no rank waits for one that failed."""
+    try:
+        with signals.interruptible_together(dist):
+            yield
+    except signals.Stopped:
+        raise
+    except UserError as error:
+        raise NotScoredError(error.problems, code=error.code) from error
 
 
 def draw(
@@ -59,10 +76,11 @@ def score(
     count = len(numbers.lengths) // len(tasks)
     own_tasks, answered = answered_by(dist, tasks, numbers, tokenizer)
     table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
-    if answered and scorer.parts:
-        scores = scorer.scores(answered)
-        columns = np.column_stack([scores.total, *(scores.by_name[part.name] for part in scorer.parts)])
-        table[own_tasks] = torch.from_numpy(columns).view(len(answered), count, -1)
+    with _asking(dist):
+        if answered and scorer.parts:
+            scores = scorer.scores(answered)
+            columns = np.column_stack([scores.total, *(scores.by_name[part.name] for part in scorer.parts)])
+            table[own_tasks] = torch.from_numpy(columns).view(len(answered), count, -1)
     total, *each = dist.sum(table).flatten(0, 1).T.numpy()
     by_reward = np.column_stack(each) if each else np.empty((len(total), 0))
     return replace(numbers, score=total.copy(), scores=by_reward)
@@ -75,8 +93,9 @@ def with_votes(
     count = len(numbers.lengths) // len(tasks)
     own_tasks, answered = answered_by(dist, tasks, numbers, tokenizer)
     table = torch.zeros(len(tasks), count, count, dtype=torch.float64)
-    for i, said in zip(own_tasks, judged(judge, answered) if answered else (), strict=True):
-        table[i] = torch.from_numpy(preferred(said))
+    with _asking(dist):
+        for i, said in zip(own_tasks, judged(judge, answered) if answered else (), strict=True):
+            table[i] = torch.from_numpy(preferred(said))
     votes = dist.sum(table).flatten(0, 1).numpy()
     return replace(numbers, preferred=votes, score=(votes.sum(1) - 0.5) / max(1, count - 1))
 

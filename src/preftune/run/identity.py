@@ -33,16 +33,19 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
     """
     before = json.loads(path.read_text())
     known = sorted(before.keys() | now.keys())
-    if unknown := next((key for key in allowed if key not in known), None):
+    may_differ = {key for key in known if any(_covers(name, key) for name in allowed)}
+    if unknown := next((name for name in allowed if not any(_covers(name, key) for key in known)), None):
         raise UserError(f'Unknown key "{unknown}".', location="--allow-change", hint=nearest(unknown, known))
     changes = {
         key: f"{_show(before.get(key))} -> {_show(now.get(key))}" for key in known if before.get(key) != now.get(key)
     }
-    refused = [Problem(f"was {change}.", location=key) for key, change in changes.items() if key not in allowed]
+    refused = [Problem(f"was {change}.", location=key) for key, change in changes.items() if key not in may_differ]
     if refused:
         first = Problem("another run is in this folder:", location=str(path.parent))
         names = shlex.quote(",".join(changes))
         hint = f"Set it back, start a new run in another `out`, or allow the change: --allow-change {names}"
+        if "model" in changes and str(now.get("model.path")).endswith("given in Python)"):
+            hint = "Load the model afresh: a run has changed the weights of this one."
         raise UserError([first, *refused, Problem(hint)])
     return [f"{key} {change}" for key, change in changes.items()]
 
@@ -58,6 +61,13 @@ def assert_same_on_all_ranks(now: Mapping[str, Any], dist: Distributed) -> None:
     if different:
         hint = "Give each machine the same files and words."
         raise UserError(f"not the same on every rank: {', '.join(different)}.", hint=hint)
+
+
+def _covers(name: str, key: str) -> bool:
+    """Whether a key of the configuration stands for this part of an identity: the code of a reward has its own there,
+    `reward rewards.py:name`."""
+    of_code, _, rest = key.partition(" ")
+    return key == name or key.startswith(f"{name}.") or (bool(rest) and of_code in (name, name.partition(".")[0]))
 
 
 def _show(value: object) -> str:

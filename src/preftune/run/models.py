@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 
 from preftune import signals
 from preftune.config.run import Run
@@ -132,6 +133,9 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
         compute=run.model.compute,
     )  # fmt: skip
     loaded.module.config.pad_token_id = dataset.tokenizer.pad_token_id
+    if isinstance(path, PreTrainedModel) and loaded.module is not path and run.adapter is None:
+        text = "the layers of the loaded model become those of a reward model: it is no language model any more"
+        loaded = loaded._replace(remarks={**loaded.remarks, "loaded_trunk": (text, {})})
     if fresh and (bias := scalar.without_bias(loaded.module)):
         text = f"the constant {bias:.3g} of its score is left out: only differences of scores mean something"
         return loaded._replace(remarks={**loaded.remarks, "score_bias": (text, {"bias": bias})})
@@ -171,12 +175,14 @@ def stands_on_base(run: Run, path: str, location: str) -> bool:
 
 def same_base(run: Run, files: AdapterFiles) -> bool:
     """Whether an adapter is of the model of this run, by its name."""
-    return bool(files.base) and base_name(run) == named_model(files.base)
+    by_name = isinstance(run.model.path, str)  # a loaded one may have changed since
+    return by_name and bool(files.base) and base_name(run) == named_model(files.base)
 
 
 def base_name(run: Run) -> str:
-    """The name of the run's model, which finds it from everywhere; empty where it was given loaded."""
-    return named_model(run.model.path) if isinstance(run.model.path, str) else ""
+    """The name of the run's model, which finds it from everywhere; of a loaded one what it says of itself, or empty."""
+    path = run.model.path if isinstance(run.model.path, str) else str(run.model.path.name_or_path)
+    return named_model(path) if path else ""
 
 
 def named_model(path: str) -> str:

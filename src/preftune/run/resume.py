@@ -83,6 +83,9 @@ def restore(
     training = prepared.training
     means = len(parts(training.loss.objective))
     newest, passed_over = checkpoint.load_newest(state, record.checkpoints, steps=training.source.steps, means=means)
+    if newest is None and passed_over and changes:
+        raise UserError(f"no checkpoint is of a run with these changes ({'; '.join(changes)}): {passed_over[0]}.",
+                        location=str(record.path), hint="Set it back, or start anew in another `out`.")  # fmt: skip
     if newest is None and passed_over:
         raise UserError(f"no checkpoint is whole: {'; '.join(passed_over)}.", location=str(record.checkpoints),
                         hint="Start again with --force, or take another `out`.", code=CORRUPT)  # fmt: skip

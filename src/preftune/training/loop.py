@@ -10,6 +10,7 @@ from preftune.evaluate.evaluate import evaluate
 from preftune.forward.forward import dry_run
 from preftune.pack.plan import Phase, Step
 from preftune.record.writer import RecordWriter
+from preftune.rollout.ask import NotScoredError
 from preftune.training import checkpoint, state_of_ranks
 from preftune.training.checkpoint import State
 from preftune.training.update import Training, sync_pack_splits, update
@@ -21,7 +22,7 @@ def fit(training: Training, state: State, record: RecordWriter | None) -> None:
     """Every step that is left. record: None on ranks other than the first.
 
     Evaluates and saves when due. A signal to stop takes effect between two packs, or with several ranks between two
-    steps; the last update before it is saved.
+    steps; the last update before it is saved, as it is where a reward fails.
     """
     saved, begun = state.step, False
     with signals.deferred(condition=training.dist.world_size > 1):
@@ -39,7 +40,7 @@ def fit(training: Training, state: State, record: RecordWriter | None) -> None:
                     if stop:
                         raise signals.Stopped(stop)
                     evaluate_if_due(training, state, record)
-        except signals.Stopped:
+        except (signals.Stopped, NotScoredError):
             if state.step > saved:
                 save_checkpoint(training, state, record)
             raise
