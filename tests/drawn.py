@@ -57,6 +57,8 @@ CASES: list[tuple[str, str, Record, Record]] = [
     ("online.ended", "warn", phases(ended=(1.0, 0.8)), phases(ended=(1.0, 0.92))),
     ("online.ended", "serious", phases(ended=(1.0, 0.4)), ONLINE),
     ("online.collapse", "warn", phases(distinct=(1.0, 0.3)), phases(distinct=(1.0, 0.6))),
+    ("online.flat", "serious", phases(alike=(0.95, 0.95)), phases(alike=(0.8, 0.8))),
+    ("online.flat", "warn", phases(alike=(0.2, 1.0)), phases(alike=(0.2, 0.85))),
     ("online.ceiling", "warn", ended(ONLINE, score=1.6), ended(ONLINE, score=1.85)),
     ("online.ceiling", "serious", ended(ONLINE, score=0.6), ended(ONLINE, score=1.6, score_error=0.2)),
     ("online.length", "warn", phases(tokens=(20.0, 34.0)), phases(tokens=(20.0, 28.0))),

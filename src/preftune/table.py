@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, StructMeta, inspect
+
+from preftune.errors import UserError, nearest
 
 DEFAULTS = {"also": (), "identity": True, "location": False, "python": None, "elsewhere": {}}
+T = TypeVar("T", bound=Struct)
 Count = Annotated[int, Meta(ge=1)]
 
 
-class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Keyed(StructMeta):
+    """Answers a key that a table made in Python does not have with the right one, as files are answered."""
+
+    def __call__(cls: type[T], *values: Any, **keys: Any) -> T:  # pyright: ignore[reportGeneralTypeIssues]
+        try:
+            return super().__call__(*values, **keys)  # type: ignore[misc]
+        except TypeError:
+            if unknown := next((key for key in keys if key not in cls.__struct_fields__), None):
+                raise UserError(f"{cls.__name__} has no {unknown}.", hint=_right_key(cls, unknown)) from None
+            raise
+
+
+def _right_key(table: type[Struct], unknown: str) -> str:
+    """The key that another library calls so, or one that is spelled alike, or all that there are."""
+    facts = inspect.type_info(table)
+    assert isinstance(facts, inspect.StructType)
+    for field in facts.fields:
+        kind = field.type
+        while isinstance(kind, inspect.Metadata):
+            if unknown.lower() in (kind.extra or {}).get("also", ()):
+                return f"Here it is {field.name}."
+            kind = kind.type
+    names = table.__struct_fields__
+    return nearest(unknown, names) or (f"It has {', '.join(names)}." if names else "It has no keys.")
+
+
+class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, metaclass=Keyed):
     """A table of the configuration file."""
 
 

@@ -14,9 +14,11 @@ from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.model.config import Model
 from preftune.objective import DPO
+from preftune.pack.config import Batch
 from preftune.reference.config import NoReference, Stored
+from preftune.rollout.config import Reward
 from preftune.rows.config import Data
-from preftune.training.config import Optim
+from preftune.training.config import Optim, Save
 
 
 def test_the_reference_follows_from_the_objective() -> None:
@@ -51,7 +53,15 @@ FROM_PYTHON = {
     "a type": (lambda: Run(optim=Optim(lr="x")), "optim.lr: must be a number, got text"),  # type: ignore[arg-type]
     "no name": (lambda: Run(objective="dop"), 'objective.name: "dop" is not one of them. Did you mean "dpo"'),
     "no table": (lambda: Run(optim=3), "optim: must be a table"),  # type: ignore[arg-type]
-    "a function": (lambda: Run(out=print), "a run holds text, numbers, lists and tables; it has <built-in"),  # type: ignore[arg-type]
+    "a function": (lambda: Run(out=print), "out: is of type builtin_function_or_method"),  # type: ignore[arg-type]
+    "an object in a list": (
+        lambda: Run(reward=(Reward(verify="exact"), Reward(model=object()))),
+        "reward.model: is of type object",
+    ),  # type: ignore[arg-type]
+    "a key of another library": (lambda: Optim(learning_rate=1e-4), "Optim has no learning_rate. Here it is lr."),  # type: ignore[call-arg]
+    "a key of an objective": (lambda: DPO(label_smoothing=0.1), "DPO has no label_smoothing. Here it is flip."),  # type: ignore[call-arg]
+    "a slip": (lambda: Batch(row=4), 'Batch has no row. Did you mean "rows"?'),  # type: ignore[call-arg]
+    "no such key": (lambda: Save(model="x"), "Save has no model. It has every, keep."),  # type: ignore[call-arg]
     "a class": (lambda: Run(objective=DPO), "objective: is the class DPO. Write DPO(...)."),
     "all splits": (
         lambda: Run(data=Data(train=Counter())),

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from preftune.config.run import Run
 from preftune.distributed import Distributed
+from preftune.errors import USAGE, UserError
 from preftune.files import read_lines
 from preftune.model.weights import WholeModel
 from preftune.run.train import train
@@ -77,6 +78,14 @@ def test_what_is_frozen_stays_and_is_in_the_export_and_in_no_checkpoint(
     assert {name.rpartition("/")[0] for name in moments} == changed
     assert json.loads((out / "identity.json").read_text())["model.trainable"] == PARTLY["model__trainable"]
     assert events(out, "trainable")[0]["parameters"] == len(changed)
+
+
+def test_other_weights_than_a_run_began_with_are_no_damage(run_of: Callable[..., Run]) -> None:
+    train(run_of(**PARTLY, save__every=4))
+    other = run_of(model__trainable=["model.layers.1.*"], optim__epochs=4)
+    with pytest.raises(UserError, match=r"no checkpoint is of a run with these changes.*Set it back") as caught:
+        train(other, resume=True, allow_change=["model.trainable", "optim.epochs"])
+    assert caught.value.code == USAGE
 
 
 def test_a_run_in_bfloat16_learns_as_one_in_fp32_does(run_of: Callable[..., Run], tmp_path: Path) -> None:

@@ -220,6 +220,17 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
             train(broken)
 
 
+def test_rewards_of_python_are_added_and_measured_by_name(online: Callable[..., Run]) -> None:
+    rewards = [words, Reward(verify="exact"), Reward(function=words, weight=0.0)]  # type: ignore[arg-type]
+    run = changed(online(optim__steps=2), reward=rewards)
+    rows = [{**row, "answer": "w3"} for row in run.data.train]  # type: ignore[arg-type]
+    (line,) = lines(train(changed(run, data=changed(run.data, train=rows))), "phases")
+    assert (
+        line["reward words"] == line["reward words (2)"] == pytest.approx(line["score"] - line["reward verify exact"])
+    )
+    assert Record.open(Path(run.out)).rewards[2]["function"] == "words"
+
+
 def test_a_row_counts_by_its_weight(online: Callable[..., Run]) -> None:
     run = online()
     rows = [{**row, "weight": 1.0 + (i == 3)} for i, row in enumerate(run.data.train)]  # type: ignore[arg-type]

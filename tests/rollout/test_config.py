@@ -79,3 +79,9 @@ def test_a_callable_is_recorded_by_name_and_source() -> None:
     assert isinstance(recorded, dict)
     assert recorded["function"].endswith("short")
     assert len(recorded["source"]) == 64
+    several = [short, Reward(verify="exact"), Reward(function=short, weight=0.5)]  # type: ignore[arg-type]
+    assert OWN_REWARD.accepts(several)
+    first, second, third = OWN_REWARD.recorded(several)  # type: ignore[misc]
+    assert first == recorded
+    assert second["verify"] == "exact"
+    assert (third["function"], third["source"], third["weight"], third["verify"]) == (*recorded.values(), 0.5, None)

@@ -164,7 +164,9 @@ def test_the_scorer_of_a_configuration(tmp_path_factory: pytest.TempPathFactory)
     assert list(result.by_name) == [f"{file}:short", "verify number", "verify regex", "verify regex (2)"]
     assert result.total.tolist() == [-3.5 + 1 + 1 + 1, -3 + 0 - 1 + 0 + 1]
     assert list(summed.digests) == [f"reward {file}:short"]
-    assert scorer_of(lambda prompt, responses, answer: [7], no_model).score([task("a")]).tolist() == [7]
+    assert scorer_of([Reward(function=lambda prompt, responses, answer: [7])], no_model).score(
+        [task("a")]
+    ).tolist() == [7]
 
 
 def test_tasks_without_a_usable_answer_are_refused_before_a_run() -> None:

@@ -73,8 +73,9 @@ def _refuse_reward(run: Run, rollout: Rollout) -> None:
 
 
 def reward_tables(run: Run) -> tuple[Reward, ...]:
-    """The tables of [reward]; none where it is a callable."""
-    return (run.reward,) if isinstance(run.reward, Reward) else run.reward if isinstance(run.reward, tuple) else ()
+    """The tables of [reward], where a callable given in Python is one, too."""
+    rewards = run.reward if isinstance(run.reward, list | tuple) else () if run.reward is None else (run.reward,)
+    return tuple(reward if isinstance(reward, Reward) else Reward(function=reward) for reward in rewards)
 
 
 def without_effect(why: str, key: str) -> UserError:

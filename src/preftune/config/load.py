@@ -19,6 +19,7 @@ from preftune.config.tree import Tree, flatten, tree_of
 from preftune.errors import Problem, UserError, nearest
 
 DEEPEST = 32  # levels of keys and lists
+ROWS = (".jsonl", ".parquet", ".gz", ".csv", ".arrow")  # endings of files of rows
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -32,6 +33,9 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Run:
 
 def parse(path: Path) -> Tree:
     """The tree of a configuration file in any of the three forms. Raises UserError."""
+    if path.suffix in ROWS:
+        hint = f"Write data.train={path}; a configuration is a TOML, YAML or JSON file."
+        raise UserError("holds rows, and no configuration.", location=str(path), hint=hint)
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:

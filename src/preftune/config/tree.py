@@ -32,7 +32,14 @@ def tree_of(run: Run) -> Tree:
     Raises UserError where a key holds what it cannot.
     """
     texts = {name: from_python()[name].recorded(value) for name, value in python_values(run).items()}
-    return msgspec.to_builtins(with_values(run, texts), enc_hook=_plain)
+    plain = with_values(run, texts)
+    try:
+        return msgspec.to_builtins(plain, enc_hook=_plain)
+    except _NotPlainError as error:
+        (value,) = error.args
+        message = f"is of type {type(value).__name__}, and a run holds text, numbers, lists and tables."
+        hint = f"Write {value.__name__}(...)." if isinstance(value, type) else ""
+        raise UserError(message, location=_place_of(value, plain), hint=hint) from None
 
 
 def python_values(run: Run) -> dict[str, Any]:
@@ -65,4 +72,22 @@ def _plain(value: object) -> object:
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise UserError(f"a run holds text, numbers, lists and tables; it has {value!r:.60}.")
+    raise _NotPlainError(value)
+
+
+class _NotPlainError(Exception):
+    """A value that no file can hold."""
+
+
+def _place_of(value: object, holder: object, above: str = "") -> str:
+    """The dotted key at which a table, or what it holds, has this very object."""
+    if holder is value:
+        return above[:-1]
+    if isinstance(holder, list | tuple):
+        entries: list[tuple[str, object]] = [(above, entry) for entry in holder]
+    elif isinstance(holder, dict):
+        entries = [(f"{above}{key}.", entry) for key, entry in holder.items()]
+    else:
+        names = holder.__struct_fields__ if isinstance(holder, Struct) else ()
+        entries = [(f"{above}{name}.", getattr(holder, name)) for name in names]
+    return next((place for inner, entry in entries if (place := _place_of(value, entry, inner))), "")

@@ -20,6 +20,7 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
     online.sampler_off,
     online.does_not_end,
     online.collapsed,
+    online.says_nothing,
     online.below_ceiling,
     online.grows_longer,
     online.value_blind,
@@ -61,6 +62,8 @@ TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, p
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "online.hacked": ("online.length", "online.ceiling"),
     "online.ended": ("online.length",),
+    "online.collapse": ("online.flat",),
+    "online.flat": ("online.ceiling",),
     "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
     "end.wrong": ("end.unlearned",),
     "shift.seen": ("reward.too_easy", *OF_LENGTH),

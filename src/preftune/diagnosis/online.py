@@ -15,6 +15,7 @@ FEW = 4  # phases below which a course cannot be told
 SHORT = 0.1  # of the way from start to ceiling that is missing
 LONGER = 1.5  # tokens of a response at the end over those at the start
 ENDED = 0.9
+ALIKE = 0.9  # share of the prompts whose responses all have one score
 OFF = 0.05  # nats a token between sampler and policy
 COLLAPSED = 0.5  # share of the responses to a prompt that are its own
 UNEXPLAINED = 0.05  # of the variance of the returns
@@ -70,6 +71,25 @@ def _noise(record: Record, name: str) -> float:
     jumps = [(after - before) ** 2 / 2 for before, after in itertools.pairwise(values)]
     tenth = max(1, len(record.phases) // 10)
     return 2 * math.sqrt((mean(jumps) or 0.0) * 2 / tenth)
+
+
+def says_nothing(record: Record) -> Finding | None:
+    """The responses to a prompt have one score."""
+    ends = _ends(record, "alike") or _only(record, "alike")
+    if ends is None or ends[1] < ALIKE:
+        return None
+    from_start = ends[0] >= ALIKE
+    return Finding(
+        code="online.flat",
+        severity="serious" if from_start else "warn",
+        title="The reward tells no responses apart",
+        evidence=f"In the last phases all responses to a prompt had one score at {share(ends[1])} of the prompts, at "
+        f"{share(ends[0])} in the first.",
+        meaning="What is learned from a prompt is the difference of its scores, so these draws are made for nothing, "
+        f"and the KL alone moves the policy.{'' if from_start else ' Where every task is solved, that is the end.'}",
+        remedy="Look at some scores in preftune score. Take a reward with more than two values, tasks that are solved "
+        "now and then, or more responses a prompt (rollout.responses).",
+    )
 
 
 def below_ceiling(record: Record) -> Finding | None:

@@ -177,5 +177,7 @@ def nothing_held_out(record: Record) -> Finding | None:
         title=title,
         evidence=evidence,
         meaning=meaning,
-        remedy="Name held-out rows in data.evaluate, or hold rows out with data.holdout = 0.1.",
+        remedy="Raise data.holdout, or name rows of more prompts in data.evaluate."
+        if record.setting("data.holdout")
+        else "Name held-out rows in data.evaluate, or hold rows out with data.holdout = 0.1.",
     )

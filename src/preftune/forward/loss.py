@@ -13,6 +13,7 @@ from math import nan
 import torch
 from torch import Tensor
 
+from preftune.errors import UserError
 from preftune.forward.examples import Examples, RankingsAs
 from preftune.objective import loss_of, parts
 from preftune.objective.base import EmaFormula, ObjectiveTable
@@ -83,6 +84,9 @@ class Loss:
         else:
             leaf = responses.logp.clone().requires_grad_()
             total = self.total(replace(examples, responses=replace(responses, logp=leaf)))
+        if not total.requires_grad:
+            raise UserError("the objective's values do not depend on log-probabilities.", location="objective",
+                            hint="Make them of the tensors that it is given, without detach() or numpy.")  # fmt: skip
         (d_logp,) = torch.autograd.grad(total, [leaf])
         return LossOutput(float(total.detach()), d_logp, examples)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from msgspec import Struct
 
 from preftune.objective.responses import Comparisons, Demos, Pairs, Rankings, Ratings, Responses, Rollouts
+from preftune.table import Keyed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ READS = {
 }
 
 
-class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
+class ObjectiveTable(Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", metaclass=Keyed):
     """[objective] A formula and its constants.
 
     paper: arXiv id and equation; formula: one line, in the paper's letters (u is a log-ratio, h the margin of two, s an

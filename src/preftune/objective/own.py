@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
-from preftune.errors import UserError, nearest
+from preftune.errors import UserError, nearest, third_party_message
 from preftune.objective.base import READS, Formula, RowKind
 
 if TYPE_CHECKING:
@@ -53,8 +53,18 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
         return {"name": self.name, "source": self.source}
 
     def __call__(self, examples: Any) -> Tensor:
-        """(examples,) one value an example. Raises UserError where the function returns another shape."""
-        values = self.function(examples)
+        """(examples,) one value an example. Raises UserError where the function fails, or returns something else."""
+        from torch import Tensor
+
+        try:
+            values = self.function(examples)
+        except Exception as error:
+            says = f"reads {', '.join(sorted(self.reads))}" if self.reads else "reads nothing beyond log-probabilities"
+            text = f"{self.name} raised {type(error).__name__}: {third_party_message(error)}"
+            raise UserError(text, location="objective", hint=f"It says that it {says}.") from error
+        if not isinstance(values, Tensor):
+            raise UserError(f"{self.name} returned {type(values).__name__} in place of a tensor.", location="objective",
+                            hint="Return one value an example, made of their log-probabilities.")  # fmt: skip
         if values.shape != examples.weight.shape:
             message = f"{self.name} returned the shape {tuple(values.shape)} for {len(examples.weight)} examples."
             raise UserError(message, location="objective", hint="Return one value for each, without a mean or sum.")

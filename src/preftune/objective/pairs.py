@@ -9,12 +9,15 @@ from msgspec import Meta
 from preftune.objective.base import PairFormula
 from preftune.objective.maths import logistic
 from preftune.objective.responses import Pairs
+from preftune.table import about
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Beta = Annotated[float, Meta(gt=0, description="Strength of the anchor: reward is beta times the log-ratio.")]
-Flip = Annotated[float, Meta(ge=0, lt=0.5, description="Share of the labels taken to be the wrong way round.")]
+Flip = Annotated[
+    float, about("Share of the labels taken to be the wrong way round.", also="label_smoothing", ge=0, lt=0.5)
+]
 
 
 class DPO(PairFormula, frozen=True, tag="dpo"):

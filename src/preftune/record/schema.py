@@ -141,6 +141,7 @@ PHASE: dict[str, Metric] = {
     "responses": Metric("responses", "responses drawn"),
     "score": Metric("score", "mean score of the responses"),
     "score_spread": Metric("score", "standard deviation of the scores of a prompt's responses, averaged"),
+    "alike": Metric("share", "prompts whose responses all have one score, from which nothing is learned but the KL"),
     "kl": Metric("nats", "mean log-ratio to the reference of the responses: the KL of policy and reference"),
     "kl_error": Metric("nats", "standard error of that mean, over prompts"),
     "tokens": Metric("tokens", "mean tokens of a response"),

@@ -52,9 +52,8 @@ def terminal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def default_progress() -> Iterator[None]:
-    """What a call from Python shows: nothing where the caller has a sink, or where nobody can watch."""
-    watched = _can_be_live(Console(stderr=True))
-    with terminal() if watched and not anyone_listens() else contextlib.nullcontext():
+    """What a call from Python shows: nothing where the caller has a sink."""
+    with contextlib.nullcontext() if anyone_listens() else terminal():
         yield
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from msgspec import Meta
+from msgspec import Meta, to_builtins
+from msgspec.structs import replace
 
 from preftune.table import Count, FromPython, Table, about
 
@@ -94,7 +95,7 @@ class Reward(Table, frozen=True):
         if len(named) != 1:
             problem = f"has {' and '.join(named)}" if named else "names nothing that scores"
             raise ValueError(f"a reward {problem}; it needs one of {', '.join(SOURCES)}")
-        if self.function is not None and not FUNCTION.fullmatch(self.function):
+        if isinstance(self.function, str) and not FUNCTION.fullmatch(self.function):
             raise ValueError(f'function is "{self.function}", which is no rewards.py:name or module:name')
         if self.judge is not None and not (FUNCTION.fullmatch(self.judge) or URL.fullmatch(self.judge)):
             raise ValueError(f'judge is "{self.judge}", which is no address, judges.py:name or module:name')
@@ -108,24 +109,39 @@ class Reward(Table, frozen=True):
     @property
     def name(self) -> str:
         """How the record names its score."""
+        if callable(self.function):
+            return getattr(self.function, "__qualname__", type(self.function).__name__)
         return self.judge or self.function or (self.verify and f"verify {self.verify}") or str(self.model)
 
 
 def is_own_reward(value: object) -> bool:
-    """Whether it is a function of the user's own."""
+    """Whether it is a function of the user's own, or a table or a list that holds one."""
+    if isinstance(value, list | tuple):
+        return any(map(is_own_reward, value))
+    if isinstance(value, Reward):
+        return callable(value.function)
     return callable(value) and not isinstance(value, type)
 
 
-def own_reward_given(function: Function) -> Mapping[str, str]:
-    """What a record says in place of it: its name and a digest of its source."""
+def own_reward_given(value: object) -> object:
+    """What a record says in place of it: the keys of its tables, and of each function its name and a digest of its
+    source."""
     from preftune.rollout.functions import given_function
 
-    named = given_function(function)
-    return {"function": named.name, "source": named.digest}
+    if isinstance(value, list | tuple):
+        return [own_reward_given(each) for each in value]
+    table = value if isinstance(value, Reward) else Reward(function=value)  # type: ignore[arg-type]
+    if not callable(table.function):
+        return to_builtins(table)
+    named = given_function(table.function)
+    keys = {} if table is not value else to_builtins(replace(table, function=None, verify="exact")) | {"verify": None}
+    return keys | {"function": named.name, "source": named.digest}
 
 
 OWN_REWARD = FromPython(
-    "a callable (prompt, responses, answer) -> one score a response", is_own_reward, own_reward_given
+    "a callable (prompt, responses, answer) -> one score a response, or a list of those and of Reward(...)",
+    is_own_reward,
+    own_reward_given,
 )
 Rewards: TypeAlias = Reward | tuple[Reward, ...]  # what a file may hold
 

@@ -206,24 +206,18 @@ class SummedScorer:
             ])  # fmt: skip
 
 
-def scorer_of(
-    rewards: Sequence[Reward] | Callable[..., object], load_model: Callable[[Reward], Scorer]
-) -> SummedScorer:
-    """The scorer of the tables of [reward], or of a callable given in Python.
+def scorer_of(rewards: Sequence[Reward], load_model: Callable[[Reward], Scorer]) -> SummedScorer:
+    """The scorer of the tables of [reward].
 
     load_model: gives the scorer of a table that names a reward model. Raises UserError for a function or pattern that
     cannot be used.
     """
-    if callable(rewards):
-        function = given_function(rewards)
-        return SummedScorer(
-            [Part(function.name, FunctionScorer(function))], {f"reward {function.name}": function.digest}
-        )
     parts: list[Part] = []
     digests = {}
     for reward, name in zip(rewards, numbered([reward.name for reward in rewards]), strict=True):
         if reward.function is not None:
-            function = load_function(reward.function, "reward.function")
+            named = reward.function
+            function = given_function(named) if callable(named) else load_function(named, "reward.function")
             digests[f"reward {name}"] = function.digest
             scorer: Scorer = FunctionScorer(function, reward.time_limit or TIME_LIMIT)
         elif reward.verify is not None:

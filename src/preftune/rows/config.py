@@ -54,7 +54,8 @@ class Data(Table, frozen=True):
     ] = None
     template_options: Annotated[dict[str, Any], about(OPTIONS)] = field(default_factory=dict)
     max_tokens: Annotated[
-        Annotated[int, Meta(ge=2)] | None, about(MAX_TOKENS, also="max_length max_seq_length cutoff_len")
+        Annotated[int, Meta(ge=2)] | None,
+        about(MAX_TOKENS, also="max_length max_prompt_length max_seq_length cutoff_len"),
     ] = None
     rankings: Annotated[Literal["all", "best"], about(RANKINGS)] = "all"
     too_long: Annotated[Literal["skip", "cut"], about(TOO_LONG, also="truncation_mode")] = "skip"

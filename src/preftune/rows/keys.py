@@ -1,8 +1,8 @@
 """What a key that nothing reads means: one account for rows, messages and the parts of their content.
 
-By the words of its name and by its value, a key may mean a judgement, another side, a picture, a tool, a thought or a
-part of what was asked. Then a row would teach something else without it, so it is refused by name; every other key is
-told. A key that holds nothing, or only what the row's texts hold already, changes nothing.
+By the words of its name and by its value, a key may mean a judgement, another side, a picture, a tool, a thought, an
+option of the template or a part of what was asked. Then a row would teach something else without it, so it is refused
+by name; every other key is told. A key that holds nothing, or only what the row's texts hold already, changes nothing.
 Held by tests/rows/test_keys.py.
 """
 
@@ -24,6 +24,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+OPTION = "kwarg"  # of chat_template_kwargs, which change the prompt even where they are false
 PICTURE = _words("image picture photo video audio speech pixel img")
 TOOL = _words("tool function")
 THOUGHT = _words("thought thinking think reasoning cot scratchpad")
@@ -73,6 +74,8 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
     """
     above, _, name = key.rpartition(".")
     words = words_of(name)
+    if OPTION in words and value not in ({}, ""):
+        return "an option of the chat template"
     if words & PICTURE or words & TOOL or words & THOUGHT:
         kind = "a picture or a sound" if words & PICTURE else "a tool" if words & TOOL else "a thought"
         is_option = isinstance(value, bool) and not words & PICTURE  # such as OpenAI's parallel_tool_calls
@@ -110,6 +113,8 @@ def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn
         if "a judgement" in meanings.values():
             says = "If it says how good the response is, set"
             hints.append(f"{says} data.columns.{first}=label (true or false) or =score (a number).")
+        if "an option of the chat template" in meanings.values():
+            hints.append("Options for all rows are data.template_options.")
         nothing = ", ".join(f'"{key}": ""' for key in meanings if not re.search(r"[.[]", key))
         hints.append(f"What may be left out is named so: data.columns={{{nothing}}}.")
     message = f"{named} is not read here, and leaving it out would change what the row means."

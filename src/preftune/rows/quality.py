@@ -10,7 +10,7 @@ from itertools import pairwise
 from preftune.errors import Problem
 from preftune.rows.account import Tally
 from preftune.rows.parse import SkippedRow
-from preftune.rows.row import Pair, Place, Ranking, Rating, Row, Task, responses, text_of, words_of
+from preftune.rows.row import Demo, Pair, Place, Ranking, Rating, Row, Task, responses, text_of, words_of
 
 UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"
 INVISIBLE = dict.fromkeys(map(ord, UNSEEN))
@@ -102,6 +102,9 @@ def _remark_on_text(row: Row, tally: Tally) -> None:
     if is_blank(prompt):
         tally.add("prompt.empty", "the prompt is empty", row.place)
     roles = [] if isinstance(row.prompt, str) else [*(turn.role for turn in row.prompt), "assistant"]
+    if isinstance(row, Demo) and "assistant" in roles[:-1]:
+        message = "the assistant has several turns, of which the last is learned from and the others are prompt"
+        tally.add("demo.turns", message, row.place)
     if any(role == following != "tool" for role, following in pairwise(roles)):
         tally.add("turn.order", "one speaker has two turns in a row", row.place)
     texts = [text_of(response) for response in responses(row)]

@@ -243,7 +243,7 @@ def scorer_and_judge(
 
     judges = [reward for reward in reward_tables(run) if reward.judge]
     scoring = [reward for reward in reward_tables(run) if not reward.judge]
-    scorer = scorer_of(scoring if reward_tables(run) else run.reward, load_model)
+    scorer = scorer_of(scoring, load_model)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     digests |= scorer.digests
     if not judges:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from preftune import signals
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
+from preftune.errors import UserError
 from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
@@ -110,6 +111,9 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
     run = with_precision(run, device := device_of(run, dist.local))
     if of_scores(run.objective):
         dataset, notes = load_dataset(run), {}
+        if tasks := [group for group in dataset.train if not group.responses]:
+            raise UserError(f"{len(tasks)} rows have no response that could be scored.", location=str(tasks[0].place),
+                            hint="preftune draw writes responses to prompts.")  # fmt: skip
         groups = [replace(group, columns={}) for group in dataset.train]
         dataset = replace(dataset, train=groups)
         emit(Note("loading the model"))

@@ -52,4 +52,4 @@ def _scorer(run: Run) -> SummedScorer:
         if reward.judge and "://" not in reward.judge:
             judge_of(reward)
     without_model = [reward for reward in tables if reward.function or reward.verify]
-    return scorer_of(run.reward if callable(run.reward) else without_model, lambda reward: _scorer(run))
+    return scorer_of(without_model, lambda reward: _scorer(run))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, zeros
 
+from preftune.errors import UserError
 from preftune.model.weights import Weights
 from preftune.training.config import Optim
 from preftune.training.rounding import (
@@ -145,6 +146,9 @@ Optimizer = FusedAdamW | RoundedAdamW
 def adamw(weights: Weights, optim: Optim, seed: int = 0) -> Optimizer:
     """AdamW over the trainable parameters; weight decay on matrices only. seed: of random rounding."""
     kinds: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    if not weights.trained():
+        raise UserError("nothing of this model learns: all its parameters are frozen.", location="model.path",
+                        hint="Set requires_grad of those that are to learn.")  # fmt: skip
     for name, parameter in weights.trained().items():
         kinds.setdefault((parameter.dim() < 2, weights.rate(name)), []).append(parameter)
     groups = [
