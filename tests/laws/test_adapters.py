@@ -25,6 +25,7 @@ from preftune.config.tree import tree_of
 from preftune.config.vary import combinations
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import UserError
+from preftune.events import listening
 from preftune.model import load, scalar
 from preftune.model.adapter import AdapterWeights
 from preftune.model.config import Ranks
@@ -86,6 +87,13 @@ def test_it_learns_on_a_base_of_few_bits(adapted: Callable[..., Run], tmp_path: 
     assert held[-1]["loss"] < 0.68
     (event,) = events(out, "quantized")
     assert weights in event["text"]
+    told: list[str] = []
+    with listening(lambda event: told.append(str(event))):
+        merged = merge(str(out), tmp_path / "merged")
+        score(adapted(model__path=str(out / "model"), adapter__rank=UNSET))
+        score(adapted(model__path=str(out / "model"), adapter__rank=UNSET, model__weights=weights))
+    assert (merged.quantized, merged.mean < 1e-4 < merged.off_quantized) == (weights, True)
+    assert sum("which is another model" in text for text in told) == 1
     with pytest.raises(UserError, match="cannot be trained"):
         train(changed(adapted(model__weights=weights, out=str(tmp_path / "full")), adapter=None))
     with pytest.raises(UserError, match=r"adapter\.start"):

@@ -12,7 +12,7 @@ import pytest
 
 from preftune.errors import UserError
 from preftune.rows.read import read
-from preftune.rows.row import Rating, Row
+from preftune.rows.row import Demo, Place, Rating, Row, Task
 
 ROWS: list[dict[str, object]] = [
     {"id": k, "prompt": f"p{k}", "completion": "b", "label": k % 2 == 0, "score": k / 4, "token_weights": [[0, 1, 0.5]]}
@@ -98,3 +98,11 @@ def test_a_row_that_contains_itself_is_an_error() -> None:
     row["x"] = row
     with pytest.raises(UserError, match="rows:1: nested too deeply"):
         read([row])
+
+
+@pytest.mark.parametrize("answer", [5, 5.5, True])
+def test_an_answer_that_is_no_text_is_one_for_a_verifier_and_no_response(answer: float) -> None:
+    (row,) = read([{"prompt": "2 + 3?", "answer": answer}]).rows
+    assert row == Task(prompt="2 + 3?", place=Place("rows", 1), answer=json.dumps(answer))
+    (row,) = read([{"prompt": "2 + 3?", "answer": "5"}]).rows
+    assert isinstance(row, Demo)

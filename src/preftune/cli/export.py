@@ -38,3 +38,5 @@ def export(
 
         off = merged(adapter, into, weights)
     print(f"{into}: off base and adapter by {off.mean:.1e} {off.unit} on average, {off.worst:.1e} at worst")
+    if off.quantized:
+        print(f"  and off the model that was tuned, whose base is in {off.quantized}, by {off.off_quantized:.1e}")

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.folders import Folder
-from preftune.model.adapter_files import CONFIG, TENSORS
+from preftune.model.adapter_files import BASE, CONFIG, TENSORS
 from preftune.model.quantized import QuantizedLinear
 from preftune.model.weights import Weights
 
@@ -115,6 +115,8 @@ class AdapterWeights(Weights):
         config.init_lora_weights = True
         into.tensors(TENSORS, tensors)
         into.json(CONFIG, _settings(config))
+        if kinds := {part.kind for part in self.module.modules() if isinstance(part, QuantizedLinear)}:
+            into.json(BASE, {"weights": kinds.pop()})
         tokenizer.save_pretrained(into.path)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:

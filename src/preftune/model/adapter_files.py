@@ -5,6 +5,7 @@ Held by tests/model/test_adapter.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import UserError, third_party_message
+from preftune.events import Note, emit
 from preftune.trust import refuse_unnamed
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base.json"  # beside them where the base was quantized: peft's file has no key for it
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,21 @@ class AdapterFiles:
     def of_scores(self) -> bool:
         """Whether it is of a model with a score in place of logits."""
         return self.settings.get("task_type") == "SEQ_CLS"
+
+    @property
+    def quantized(self) -> str:
+        """The kind of a quantized base on which it has learned; empty where that was in a type, or nobody says."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return str(json.loads((self.folder / BASE).read_text(encoding="utf-8")).get("weights") or "")
+        return ""
+
+    def tell_base(self, weights: str) -> None:
+        """Say that a base of these weights is not the one on which it has learned, where that is so."""
+        if self.quantized not in ("", weights):
+            text = (
+                f"the adapter {self.folder} has learned on a base in {self.quantized}, and is on one in {weights} here"
+            )
+            emit(Note(f'{text}, which is another model; model.weights = "{self.quantized}" takes its own'))
 
     @property
     def has_tokenizer(self) -> bool:

@@ -58,6 +58,8 @@ def load_model(
         for parameter in module.parameters():  # but not the buffers: rotary angles stay in fp32
             parameter.data = parameter.data.to(DTYPES[weights])
     else:
+        if (adapter := adapter_at(path, revision, location)) is not None:
+            adapter.tell_base(weights)
         options = loading(weights, DTYPES[compute], device) if weights in QUANTIZED else {"dtype": DTYPES[weights]}
         module, left_out = _from_pretrained(path, revision, options, location, scores=scores)
         left_out = [name for name in left_out if name not in known]

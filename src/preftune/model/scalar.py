@@ -40,6 +40,7 @@ def load_scorer(
     if isinstance(path, str) and (adapter := adapter_at(path, revision, location)) is not None and adapter.of_scores:
         from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
 
+        adapter.tell_base(weights)
         base = load_scorer(base_of(adapter, location), revision=adapter.revision, weights=weights, device=device,
                            location=location, fresh=True, compute=compute)  # fmt: skip
         load_adapter(base.module, adapter, location)

@@ -54,6 +54,8 @@ class Format(Struct, frozen=True):
         filled = {}
         for slot, keys in self.slots.items():
             present = [key for key in keys.split("|") if value.get(key) is not None]
+            if slot == "response" and isinstance(value.get("answer"), int | float):  # a task's, for a verifier
+                present = [key for key in present if key != "answer"]
             if present:
                 filled[slot] = next((key for key in present if value[key] != ""), present[0])
         return filled
@@ -153,18 +155,24 @@ FORMATS = (
 
 def fitting(value: Mapping[str, object]) -> Format | None:
     """The format of a record: null is absent, and so is a blank response, if there is a format without it."""
-    return _fitting_shape(tuple((key, entry == "") for key, entry in value.items() if entry is not None))
+    return _fitting_shape(tuple((key, _like(entry)) for key, entry in value.items() if entry is not None))
+
+
+def _like(entry: object) -> str | int:
+    """A value that stands for all that decide the form of a record as this one does: blank, a number, and any other."""
+    return "" if entry == "" else 0 if isinstance(entry, int | float) else "text"
 
 
 @lru_cache(1024)
-def _fitting_shape(shape: tuple[tuple[str, bool], ...]) -> Format | None:
-    """The format of all records with these keys. shape: the keys that are not null, and whether each is blank."""
-    value = {key: "" if blank else "text" for key, blank in shape}
+def _fitting_shape(shape: tuple[tuple[str, str | int], ...]) -> Format | None:
+    """The format of all records with these keys. shape: the keys that are not null, each with what its value is
+    like."""
+    value = dict(shape)
     bare = not any(may_be_response(key) for key in value if key not in PROMPT.split("|"))
     filled = [
         (form, keys) for form in FORMATS if len(keys := form.keys(value)) == len(form.slots) and (bare or not form.bare)
     ]
-    full = (form for form, keys in filled if all(value[key] for slot, key in keys.items() if slot != "prompt"))
+    full = (form for form, keys in filled if all(value[key] != "" for slot, key in keys.items() if slot != "prompt"))
     return next(full, filled[0][0] if filled else None)
 
 

@@ -45,6 +45,7 @@ def put_adapter(run: Run, module: PreTrainedModel, notes: Notes) -> AdapterWeigh
     files = stored_adapter(run)
     if files is None:
         return begin_adapter(module, run.adapter, **names, seed=run.seed)
+    files.tell_base(run.model.weights)
     if files.base and not same_base(run, files):
         text = f"the adapter was made for {files.base}, and goes on with {base_name(run) or 'a model given in Python'}"
         notes["adapter_base"] = (text, {"made_for": files.base})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from preftune import folders
 from preftune.errors import UserError
 from preftune.events import Note, emit
-from preftune.model.adapter_files import adapter_at, base_of, tokenizer_source
+from preftune.model.adapter_files import AdapterFiles, adapter_at, base_of, tokenizer_source
 from preftune.model.as_made import take_back
 from preftune.model.budget import positions
 from preftune.model.load import DTYPES, load_model
@@ -25,15 +27,24 @@ from preftune.rows.row import Place
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 ROWS, TOKENS = 8, 64  # of random tokens, on which the merged model is compared with the two
 
 
 class Merged(NamedTuple):
-    """How far the merged model is off base and adapter, in nats a token or of a score: on average, and at worst."""
+    """How far the merged model is off base and adapter, in nats a token or of a score: on average, and at worst.
+
+    quantized: kind of the base on which the adapter has learned, where that is quantized; off_quantized: how far the
+    merged model is off that one with the adapter, on average.
+    """
 
     mean: float
     worst: float
     unit: str
+    quantized: str = ""
+    off_quantized: float = 0.0
 
 
 def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
@@ -49,27 +60,42 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     if into.exists() and any(into.iterdir()):
         raise UserError("this folder is not empty.", location=str(into), hint="Name another one.")
     from preftune.model.adapter import without_warnings
-    from preftune.model.put_adapter import load_adapter
 
     emit(Note("loading base and adapter"))
-    base, load = base_of(files, "ADAPTER"), partial(load_scorer, fresh=True) if files.of_scores else load_model
-    module = load(base, revision=files.revision, weights="float32", device=torch.device("cpu"),
-                  location="ADAPTER").module  # fmt: skip
-    around = load_adapter(module, files, "ADAPTER")
-    policy = wrap(module, "padded")[0]
-    batch = _random_rows(policy)
-    before = plain_logp(policy, batch)
+    tuned = _said(_loaded(files, files.quantized)) if files.quantized else None
+    around = _loaded(files, "float32")
+    before, module = _said(around), around.get_base_model()
+    assert isinstance(module, PreTrainedModel)
     emit(Note("merging"))
     take_back(module, "eager")
     with without_warnings():
         around.merge_and_unload()
     module.to(DTYPES[weights])  # pyright: ignore[reportArgumentType]
     policy = wrap(module, "padded")[0]
-    off = (plain_logp(policy, batch).double() - before.double()).abs()
+    merged = plain_logp(policy, _random_rows(policy)).double()
+    off, off_quantized = (merged - before).abs(), 0.0 if tuned is None else float((merged - tuned).abs().mean())
     tokenizer = load_tokenizer(tokenizer_source(path, None))
     with folders.folder(into) as folder:
         WholeModel(policy.module).export(folder, tokenizer)
-    return Merged(float(off.mean()), float(off.max()), policy.head.unit)
+    return Merged(float(off.mean()), float(off.max()), policy.head.unit, files.quantized, off_quantized)
+
+
+def _loaded(files: AdapterFiles, weights: str) -> PeftModel:
+    """An adapter on its base in these weights."""
+    from preftune.model.put_adapter import load_adapter
+
+    load = partial(load_scorer, fresh=True) if files.of_scores else load_model
+    loaded = load(base_of(files, "ADAPTER"), revision=files.revision, weights=weights, device=torch.device("cpu"),
+                  location="ADAPTER")  # fmt: skip
+    return load_adapter(loaded.module, files, "ADAPTER")
+
+
+def _said(around: PeftModel) -> Tensor:
+    """What base and adapter say of some random tokens, before either is prepared."""
+    module = around.get_base_model()
+    assert isinstance(module, PreTrainedModel)
+    policy = wrap(module, "padded")[0]
+    return plain_logp(policy, _random_rows(policy)).double()
 
 
 def _random_rows(policy: Policy) -> Batch:
