@@ -26,6 +26,9 @@ def refuse_contradictions(run: Run) -> None:
         return
     _refuse_objective(formulas, online=online)
     _refuse_rollout(run.rollout, formulas, online=online)
+    if run.rollout.server is not None and run.adapter is None:
+        raise UserError("a server gets new weights as an adapter, and this run trains the whole model.",
+                        location="rollout.server", hint="Train an adapter, such as adapter.rank=16.")  # fmt: skip
     _refuse_reward(run, run.rollout)
     if run.value is not None and not isinstance(run.objective, PPO):
         raise without_effect("only ppo has a value model", "value")

@@ -24,7 +24,7 @@ IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the 
 RUN_FILES = (
     METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json",
     "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html",
-    "start.safetensors", "start_draws.safetensors", "track.json", CHECKPOINTS, "model", "value",
+    "start.safetensors", "start_draws.safetensors", "track.json", CHECKPOINTS, "model", "value", "served",
     "tensorboard", "wandb",
 )  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
 CHECKPOINT_FILES = re.compile(

@@ -33,6 +33,12 @@ LABELS = (
 )
 
 
+SERVER = (
+    "Address of a vLLM server that draws for a run with an adapter, in place of its own process; it reads the run's "
+    "folder."
+)
+
+
 class Rollout(Table, frozen=True):
     """[rollout] Responses are drawn from the policy, scored and learned from, phase by phase."""
 
@@ -46,6 +52,11 @@ class Rollout(Table, frozen=True):
     epochs: Annotated[int, about(EPOCHS, also="num_iterations ppo_epochs num_ppo_epochs", ge=1)] = 1
     temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
     labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
+    server: Annotated[str | None, about(SERVER, also="vllm_server_base_url vllm_server_host", identity=False)] = None
+
+    def __post_init__(self) -> None:
+        if self.server is not None and not URL.fullmatch(self.server):
+            raise ValueError(f'server is "{self.server}", which is no address such as http://127.0.0.1:8000')
 
     @property
     def phase_tasks(self) -> int:

@@ -4,7 +4,7 @@ Prompts and responses travel as token ids. The server's defaults (top_p and the 
 generation_config.json) are overruled, so that a token is drawn from the policy itself. New weights reach it as a LoRA
 folder that it can read (`load_adapter`; it is started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its
 weight-transfer calls are not used: they carry the weights by NCCL or CUDA IPC through vLLM's own classes, which would
-have to be installed here; so a server draws for adapters, and not for a whole model that is trained.
+have to be installed here; so a server draws for runs with an adapter, and not for a whole model that is trained.
 The server's log-probabilities are those at temperature 1, unless it runs with --logprobs-mode processed_logprobs, and
 are computed in its own precision: what learns from them compares them with its own.
 Held by tests/rollout/test_server.py.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ from preftune.tokens.tokenizer import PROBES, backend
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LOCATION = "--server"
 AT_ONCE = 64  # prompts that the server works on at the same time
 PATIENCE = 1800.0  # seconds for the responses to one prompt
 OWN_DISTRIBUTION = {  # nothing but the temperature changes what the model says
@@ -38,33 +37,32 @@ OWN_DISTRIBUTION = {  # nothing but the temperature changes what the model says
 
 
 class Server:
-    """A sampler that asks a vLLM server. end_tokens: ids of which each ends a response; vocab: number of token ids.
+    """A sampler that asks a vLLM server for its first model. end_tokens: ids of which each ends a response; vocab:
+    number of token ids; location: the key that names it; patience: seconds for one answer.
 
-    model: its name there, None for the first that the server lists. The environment's VLLM_API_KEY is sent along.
-    Raises UserError where no such server answers.
+    The environment's VLLM_API_KEY is sent along. Raises UserError where no such server answers.
     """
 
     def __init__(
         self, url: str, max_tokens: int, end_tokens: frozenset[int], temperature: float, vocab: int, *,
-        model: str | None = None, patience: float = PATIENCE,
+        location: str = "--server", patience: float = PATIENCE,
     ) -> None:  # fmt: skip
-        self._url = url.rstrip("/").removesuffix("/v1")
+        self._url, self._location = url.rstrip("/").removesuffix("/v1"), location
         self._max_tokens, self._end_tokens, self._temperature = max_tokens, end_tokens, temperature
         self._vocab, self._patience, self._key = vocab, patience, os.environ.get("VLLM_API_KEY", "")
-        self._model = model or self._first_model()
-        self._adapter = ""
+        self._model, self._adapter = self._models()[0], ""
 
-    def _ask(self, path: str, body: dict[str, object] | None, hint: str = "") -> dict[str, Any]:
-        return ask_json(self._url + path, body, time_limit=self._patience, location=LOCATION, key=self._key, hint=hint)
+    def _ask(self, path: str, body: dict[str, object] | None) -> dict[str, Any]:
+        return ask_json(self._url + path, body, time_limit=self._patience, location=self._location, key=self._key)
 
-    def _first_model(self) -> str:
+    def _models(self) -> list[str]:
+        """Names of its model and of the adapters that it has loaded."""
         listed = self._ask("/v1/models", None).get("data")
-        names = (
-            [str(entry.get("id")) for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        )
+        entries = listed if isinstance(listed, list) else []
+        names = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
         if not names:
-            raise UserError(f"{self._url} lists no model.", location=LOCATION)
-        return names[0]
+            raise UserError(f"{self._url} lists no model.", location=self._location)
+        return names
 
     def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise UserError where the server's tokenizer gives other ids than the policy's."""
@@ -73,7 +71,7 @@ class Server:
             server_ids = self._ask("/tokenize", body).get("tokens")
             if server_ids != backend(tokenizer).encode(probe, add_special_tokens=False).ids:
                 message = f"the server's model {self._model} has another tokenizer: {probe!r} differs."
-                raise UserError(message, location=LOCATION, hint="Serve the policy's own model.")
+                raise UserError(message, location=self._location, hint="Serve the policy's own model.")
 
     def load_adapter(self, folder: Path) -> None:
         """Draw from the adapter in this folder from here on. Raises UserError where the server cannot load it.
@@ -87,14 +85,18 @@ class Server:
         name = f"preftune-{digest.hexdigest()[:16]}"
         if name == self._adapter:
             return
-        hint = "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it reads the same folder."
-        body = {"lora_name": name, "lora_path": str(folder.resolve())}
-        ask(f"{self._url}/v1/load_lora_adapter", body, time_limit=self._patience, location=LOCATION, key=self._key,
-            hint=hint)  # fmt: skip
+        if name not in self._models():  # a run that goes on finds what it has loaded before
+            self._load(name, folder)
         before, self._adapter = self._adapter, name
         if before:
             ask(f"{self._url}/v1/unload_lora_adapter", {"lora_name": before}, time_limit=self._patience,
-                location=LOCATION, key=self._key)  # fmt: skip
+                location=self._location, key=self._key)  # fmt: skip
+
+    def _load(self, name: str, folder: Path) -> None:
+        hint = "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it reads the same folder."
+        body = {"lora_name": name, "lora_path": str(folder.resolve())}
+        ask(f"{self._url}/v1/load_lora_adapter", body, time_limit=self._patience, location=self._location,
+            key=self._key, hint=hint)  # fmt: skip
 
     def draw(self, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]:
         """`count` responses to each prompt. Raises UserError where the server fails or answers something else."""
@@ -118,11 +120,11 @@ class Server:
         choices = answer.get("choices")
         if not isinstance(choices, list) or len(choices) != count:
             size = len(choices) if isinstance(choices, list) else 0
-            raise _wrong(f"gives {size} responses where {count} were asked for.")
+            raise self._wrong(f"gives {size} responses where {count} were asked for.")
         try:
             responses = [self._response(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
         except (KeyError, TypeError, AttributeError) as error:
-            raise _wrong("answers in another form than vLLM's.") from error
+            raise self._wrong("answers in another form than vLLM's.") from error
         ids, logp, ended = zip(*responses, strict=True)
         return Drawn(ids=ids, logp=logp, ended=ended)
 
@@ -130,24 +132,41 @@ class Server:
         """ids, logp and whether it ended."""
         ids, numbers = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if not ids:
-            raise _wrong("tells no token ids.", "vLLM does from version 0.10.2 on (return_token_ids).")
+            raise self._wrong("tells no token ids.", "vLLM does from version 0.10.2 on (return_token_ids).")
         if not numbers or any(number is None for number in numbers):
-            raise _wrong("tells no log-probability of its tokens.")
+            raise self._wrong("tells no log-probability of its tokens.")
         if len(ids) != len(numbers) or len(ids) > self._max_tokens:
-            raise _wrong(
+            raise self._wrong(
                 f"gives {len(ids)} tokens and {len(numbers)} log-probabilities, of at most {self._max_tokens}."
             )
         if highest := max((i for i in ids if not 0 <= i < self._vocab), default=0):
-            raise _wrong(f"gives the token id {highest}, and the policy has {self._vocab}.", "Is it another model?")
+            raise self._wrong(
+                f"gives the token id {highest}, and the policy has {self._vocab}.", "Is it another model?"
+            )
         logp = np.array(numbers, np.float32)
         if not (np.isfinite(logp).all() and (logp <= 1e-3).all()):
-            raise _wrong("gives a log-probability that is none.")
+            raise self._wrong("gives a log-probability that is none.")
         ended = choice["finish_reason"] == "stop"
         if choice["finish_reason"] not in ("stop", "length") or ended != (ids[-1] in self._end_tokens):
             hint = "Start it with --generation-config vllm, so that it has no end tokens of its own."
-            raise _wrong(f"ends a response with the token {ids[-1]} and calls it {choice['finish_reason']!r}.", hint)
+            raise self._wrong(
+                f"ends a response with the token {ids[-1]} and calls it {choice['finish_reason']!r}.", hint
+            )
         return np.array(ids, np.int32), logp, ended
 
+    def _wrong(self, message: str, hint: str = "") -> UserError:
+        return UserError(f"the server {message}", location=self._location, hint=hint)
 
-def _wrong(message: str, hint: str = "") -> UserError:
-    return UserError(f"the server {message}", location=LOCATION, hint=hint)
+
+class ServedAdapter:
+    """A sampler whose server has the adapter of now before each draw. export: writes it to a folder, which the server
+    reads, too."""
+
+    def __init__(self, server: Server, folder: Path, export: Callable[[Path], None]) -> None:
+        self._server, self._folder, self._export = server, folder, export
+
+    def draw(self, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]:
+        """`count` responses to each prompt. Raises UserError where the server fails, or cannot load the adapter."""
+        self._export(self._folder)
+        self._server.load_adapter(self._folder)
+        return self._server.draw(prompts, count, seed)

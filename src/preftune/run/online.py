@@ -48,6 +48,7 @@ from preftune.run.models import device_of, load_policy, refuse_untrainable, stan
 from preftune.run.precision import with_precision
 from preftune.run.prepare import Prepared, with_budget
 from preftune.run.reference_model import load_reference_model
+from preftune.run.served import served
 from preftune.run.shards import choose_shard, divided
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
@@ -89,6 +90,8 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     digests |= digests_of_models
     decides = identity(run, digests)
     assert_same_on_all_ranks(decides, dist)
+    embedded = Embedded(models.policy, rollout.max_tokens, tasks.end_tokens)
+    sampler = embedded if rollout.server is None else served(run, rollout.server, tasks, embedded, dist)
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
@@ -99,7 +102,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         objective=run.objective,
         models=models,
         anchor=anchor if models.reference is None else None,
-        sampler=Embedded(models.policy, rollout.max_tokens, tasks.end_tokens),
+        sampler=sampler,
         scorer=scorer,
         judge=judge,
         tokenizer=tasks.dataset.tokenizer,
@@ -110,7 +113,9 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
     )
     refuse_long_warmup(run.optim, source.steps)
-    training = _training(run, tasks, source, notes, starts_at_reference=digests.get("reference") == digests["model"])
+    training = _training(
+        run, tasks, source, embedded, notes, starts_at_reference=digests.get("reference") == digests["model"]
+    )
     for text, _ in notes.values():
         emit(Note(text))
     return Prepared(run, training, tasks.dataset, digests, notes)
@@ -139,10 +144,11 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     return Loaded(run, models, anchor, packing, digests)
 
 
-def _training(run: Run, tasks: TaskSet, source: Online, notes: Notes, *, starts_at_reference: bool) -> Training:
-    """The pieces of the loop."""
-    sampler, held_out = source.sampler, None
-    assert isinstance(sampler, Embedded)
+def _training(
+    run: Run, tasks: TaskSet, source: Online, sampler: Embedded, notes: Notes, *, starts_at_reference: bool
+) -> Training:
+    """The pieces of the loop. sampler: draws to held-out prompts, in this process."""
+    held_out = None
     if tasks.held_out and source.judge is None:  # a judge compares two responses, and gives no score to follow
         if len(tasks.held_out) > MEASURED:
             notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
