@@ -41,7 +41,8 @@ def install() -> bool:
         return False
     module, structs = ModuleType("msgspec"), ModuleType("msgspec.structs")
     structs.replace = dataclasses.replace  # type: ignore[attr-defined]
-    contents = {"Struct": Struct, "Meta": Meta, "field": dataclasses.field, "structs": structs, "UNSET": None}
+    contents = {"Struct": Struct, "Meta": Meta, "field": dataclasses.field, "structs": structs, "UNSET": None,
+                "StructMeta": type, "inspect": SimpleNamespace()}  # fmt: skip
     vars(module).update(contents)
     sys.modules |= {"msgspec": module, "msgspec.structs": structs}
     return True

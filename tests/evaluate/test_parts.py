@@ -10,7 +10,8 @@ import torch
 from making import group
 
 from preftune.evaluate.words import deciding_words
-from preftune.forward.parts import common_start, outside_fork, part_sums
+from preftune.forward.parts import outside_fork, part_sums
+from preftune.pack.trie import common_prefix
 
 
 def test_parts_of_a_pair() -> None:
@@ -29,8 +30,8 @@ def test_parts_of_rows_that_do_not_fork() -> None:
     assert parts.shape == (6, 3)
     assert parts[:3].tolist() == [[-2, -3, 0], [-5, -7, -5], [-7, 0, -6]]
     assert parts[:, 0].tolist() == [-2, -5, -7, -8, -10, -11]
-    assert common_start(np.array([1, 2]), np.array([1, 2, 3])) == 2
-    assert common_start(np.array([4]), np.array([5])) == 0
+    assert common_prefix(np.array([1, 2]), np.array([1, 2, 3])) == 2
+    assert common_prefix(np.array([4]), np.array([5])) == 0
 
 
 def test_what_neither_response_has_at_the_fork() -> None:

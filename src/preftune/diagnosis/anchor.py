@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from preftune.diagnosis.finding import Finding, number, share
-from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft, says_scores
+from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft, last_resort, says_scores
 from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.statistics import estimate, mean
 
@@ -143,7 +143,7 @@ def drifted(record: Record) -> Finding | None:
         "abilities are likely to be damaged: it may repeat itself or not end.",
         remedy="Lower optim.lr"
         + ("" if rise_wanted else f"; {ADD[0].lower()}{ADD[1:]}")
-        + f"; train for fewer steps{_last_resort(record)}.",
+        + f"; train for fewer steps{last_resort(record)}.",
     )
 
 
@@ -224,8 +224,3 @@ def few_steps(record: Record) -> Finding | None:
         meaning="In so few steps little is learned, and checks that compare the first steps with the last say nothing.",
         remedy="Train for more epochs (optim.epochs), or take smaller steps (batch.rows), before you judge the result.",
     )
-
-
-def _last_resort(record: Record) -> str:
-    hint = anchor_hint(record, "raise").rstrip(", ")
-    return f"; as a last resort {hint}" if hint else ""

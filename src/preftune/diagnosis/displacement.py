@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from preftune.diagnosis.finding import SURE, Finding, number, share
-from preftune.diagnosis.objective_facts import ADD, anchor_hint, imitates, is_sft
+from preftune.diagnosis.objective_facts import ADD, imitates, is_sft, last_resort
 from preftune.record.reader import Record
 from preftune.record.statistics import mean
 
@@ -60,15 +60,10 @@ def chosen_falls(record: Record) -> Finding | None:
         meaning="The margin grew because rejected fell faster than chosen, not because chosen rose. The probability "
         "that both lost went to responses that are in no pair, and nothing in the data says that those are good.",
         remedy=f'{WEIGH if imitates(record) else ADD}, bound the margin (objective = "ipo"), lower optim.lr or stop '
-        f"earlier{_last_resort(record)}. After SFT on the chosen responses a small fall is usual. Pairs whose two "
+        f"earlier{last_resort(record)}. After SFT on the chosen responses a small fall is usual. Pairs whose two "
         "responses mean the same to the model drive the effect most.",
         p=measured.p_below(0.0) if tested and measured is not None else None,
     )
-
-
-def _last_resort(record: Record) -> str:
-    hint = anchor_hint(record, "raise").rstrip(", ")
-    return f"; as a last resort {hint}" if hint else ""
 
 
 def _where(record: Record) -> str:

@@ -68,3 +68,9 @@ def anchor_hint(record: Record, verb: str) -> str:
             if key in part.keys:
                 return f"{verb} {key} in objective.parts, " if in_sum else f"{verb} objective.{key}, "
     return ""
+
+
+def last_resort(record: Record) -> str:
+    """`; as a last resort raise objective.beta`, at the end of a list of remedies; or empty."""
+    hint = anchor_hint(record, "raise").rstrip(", ")
+    return f"; as a last resort {hint}" if hint else ""

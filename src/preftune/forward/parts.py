@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune.pack.trie import common_prefix
 from preftune.tokens.groups import TokenGroup
 
 
@@ -16,7 +17,7 @@ def part_sums(groups: Sequence[TokenGroup], token_values: Tensor) -> Tensor:
     which have the same numbers in both, and the token at which they part."""
     bounds, start = [], 0
     for group in groups:
-        shared = common_start(*group.responses) if group.kind == "pair" else 0
+        shared = common_prefix(*group.responses) if group.kind == "pair" else 0
         for response in group.responses:
             fork = start + shared
             start += len(response)
@@ -31,14 +32,7 @@ def outside_fork(group: TokenGroup, fork_logp: np.ndarray) -> float:
 
     fork_logp: (2,) log-probabilities of those two tokens, `part_sums`' last column. What comes before is the same.
     """
-    fork, weights = common_start(*group.responses), group.column("weight")
+    fork, weights = common_prefix(*group.responses), group.column("weight")
     if fork >= min(map(len, group.responses)) or any(w[fork] != 1 for w in weights or ()):
         return float("nan")
     return max(0.0, 1.0 - float(np.exp(fork_logp).sum()))  # rounding aside, the two are no more than all
-
-
-def common_start(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two responses begin with in common."""
-    size = min(len(first), len(second))
-    differ = np.flatnonzero(first[:size] != second[:size])
-    return int(differ[0]) if len(differ) else size

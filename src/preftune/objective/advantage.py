@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 STD_FLOOR = 1e-8  # added to a standard deviation before it divides
 
 
-def with_missing_end(draws: Draws, missing_end: float) -> Draws:
-    """The draws with a number, usually negative, added to the score of each response that was cut."""
-    return replace(draws, score=draws.score + missing_end * ~draws.ended)
-
-
 def is_last(response: Tensor) -> Tensor:
     """(members,) -> (members,) bool: whether a token is the last one of its response."""
     import torch

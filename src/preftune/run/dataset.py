@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import Problem, UserError
 from preftune.events import Note, emit
 from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import positions
@@ -80,9 +80,8 @@ def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
 
 def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     """Rows that were read, in token ids. Raises UserError where too many are unusable, or none is left."""
-    path, tokenizer = run.model.path, tokenizer_of(run)
-    config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
-    max_tokens = _max_tokens(run.data, config)
+    tokenizer, config = tokenizer_of(run), config_of(run)
+    max_tokens = limit_of(run.data, config) or min(MAX_TOKENS, positions(config))
     parts = {"train": rows.train, "evaluate": rows.evaluate}
     tokenized = {
         part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long,
@@ -90,7 +89,7 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
         for part, part_rows in parts.items()
         if part_rows
     }  # fmt: skip
-    _refuse_skipped(rows, tokenized, run.data)
+    refuse_skipped(rows, tokenized, run.data.max_skipped)
     for part, result in tokenized.items():
         if not result.groups:
             reasons = ", ".join(f"{len(skipped)} x {reason}" for reason, skipped in by_reason(result.skipped).items())
@@ -99,7 +98,7 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     groups = {part: result.groups for part, result in tokenized.items()}
     account = Account(
         train=_counts("train", tokenized, rows),
-        evaluate=_counts("evaluate", tokenized, rows),
+        evaluate=_counts("evaluate", tokenized, rows) if "evaluate" in tokenized else None,
         max_tokens=max_tokens,
         files={part: reading.files for part, reading in rows.readings.items()},
     )
@@ -110,35 +109,53 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     return Dataset(groups["train"], held_out, account, tokenizer, config, max_tokens, digests, tokenized)
 
 
-def _refuse_skipped(rows: Rows, tokenized: Mapping[str, Tokenized], data: Data) -> None:
-    """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
-    for part, reading in rows.readings.items():
-        of_source = [result for name, result in tokenized.items() if name == part or name not in rows.readings]
-        skipped = [problem for result in of_source for problem in result.skipped if problem.reason not in TOO_LONG]
-        if skipped:
-            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], data.max_skipped)
+def config_of(run: Run) -> PreTrainedConfig:
+    """The configuration of a run's model, before it is loaded."""
+    path = run.model.path
+    return load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
 
 
-def _counts(part: str, tokenized: Mapping[str, Tokenized], rows: Rows) -> Counts | None:
-    if part not in tokenized:
-        return None
-    result, reading = tokenized[part], rows.readings.get(part)
-    skipped_before = reading.skipped if reading else []
-    notes = [*(reading.notes if reading else []), *result.notes]
-    part_rows = rows.train if part == "train" else rows.evaluate
-    return Counts(
-        read=len(part_rows) + len(skipped_before),
-        kept=len(result.groups),
-        cut=result.cut,
-        kinds=dict(Counter(group.kind for group in result.groups)),
-        skipped={reason: len(rows) for reason, rows in by_reason([*skipped_before, *result.skipped]).items()},
-        notes=tuple(map(str, notes)),
-    )
-
-
-def _max_tokens(data: Data, config: PreTrainedConfig) -> int:
-    """Tokens that a prompt with a response may have. Raises UserError where the model has fewer positions."""
+def limit_of(data: Data, config: PreTrainedConfig) -> int | None:
+    """data.max_tokens. Raises UserError where the model has fewer positions."""
     limit = positions(config)
     if data.max_tokens is not None and data.max_tokens > limit:
         raise UserError(f"the model has {limit} positions.", location="data.max_tokens", hint=f"Use {limit} or less.")
-    return data.max_tokens or min(MAX_TOKENS, limit)
+    return data.max_tokens
+
+
+class Left(Protocol):
+    """What became of the rows of a part. skipped: one problem for each row left out; notes: what is odd."""
+
+    @property
+    def skipped(self) -> Sequence[Problem]: ...
+
+    @property
+    def notes(self) -> Sequence[Problem]: ...
+
+
+def refuse_skipped(rows: Rows, parts: Mapping[str, Left], allowed: float) -> None:
+    """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
+    for part, reading in rows.readings.items():
+        of_source = [result for name, result in parts.items() if name == part or name not in rows.readings]
+        skipped = [problem for result in of_source for problem in result.skipped if problem.reason not in TOO_LONG]
+        if skipped:
+            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
+
+
+def counts_of(part: str, result: Left, rows: Rows, kinds: Mapping[str, int], cut: int = 0) -> Counts:
+    """The account of a part. kinds: how many groups of each kind there are; cut: responses that were cut."""
+    reading = rows.readings.get(part)
+    skipped_before, notes = (reading.skipped, reading.notes) if reading else ([], [])
+    return Counts(
+        read=len(rows.train if part == "train" else rows.evaluate) + len(skipped_before),
+        kept=sum(kinds.values()),
+        cut=cut,
+        kinds=dict(kinds),
+        skipped={reason: len(rows) for reason, rows in by_reason([*skipped_before, *result.skipped]).items()},
+        notes=tuple(map(str, [*notes, *result.notes])),
+    )
+
+
+def _counts(part: str, tokenized: Mapping[str, Tokenized], rows: Rows) -> Counts:
+    result = tokenized[part]
+    return counts_of(part, result, rows, Counter(group.kind for group in result.groups), result.cut)

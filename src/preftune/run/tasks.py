@@ -11,13 +11,20 @@ from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model.budget import positions
-from preftune.model.load import load_config
 from preftune.rollout.config import Rollout
 from preftune.rollout.tasks import Task, Tasks, tasks_of
-from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
+from preftune.rows.account import Account
 from preftune.rows.row import Demo, Message, text_of
 from preftune.rows.split import Rows, read_rows
-from preftune.run.dataset import MAX_TOKENS, Dataset, tokenizer_of
+from preftune.run.dataset import (
+    MAX_TOKENS,
+    Dataset,
+    config_of,
+    counts_of,
+    limit_of,
+    refuse_skipped,
+    tokenizer_of,
+)
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenize import tokenize
 from preftune.tokens.tokenizer import tokenizer_digest
@@ -55,16 +62,18 @@ def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout
 
     Raises UserError where too many are unusable, or none is left.
     """
-    path, tokenizer = run.model.path, tokenizer_of(run)
-    config = load_config(path, run.model.revision, "model.path") if isinstance(path, str) else path.config
-    max_tokens = _max_tokens(run, rollout, positions(config), limit_key)
+    tokenizer, config = tokenizer_of(run), config_of(run)
+    max_tokens = limit_of(run.data, config) or min(MAX_TOKENS + rollout.max_tokens, positions(config))
+    if max_tokens <= rollout.max_tokens:
+        raise UserError(f"a response of {rollout.max_tokens} tokens leaves no room for a prompt in {max_tokens}.",
+                        location=limit_key, hint="Lower it.")  # fmt: skip
     longest = max_tokens - rollout.max_tokens
     parts = {
         name: tasks_of(part, tokenizer, longest, run.data.template_options)
         for name, part in (("train", rows.train), ("evaluate", rows.evaluate))
         if part
     }
-    _refuse_skipped(rows, parts, run.data.max_skipped)
+    refuse_skipped(rows, parts, run.data.max_skipped)
     for name, tasks in parts.items():
         if not tasks.tasks:
             raise UserError("no prompt is left.", location=f"data.{name}",
@@ -72,8 +81,8 @@ def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout
     train = parts["train"].tasks
     held_out = parts["evaluate"].tasks if "evaluate" in parts else []
     account = Account(
-        train=_counts(parts["train"], rows, "train"),
-        evaluate=_counts(parts["evaluate"], rows, "evaluate") if "evaluate" in parts else None,
+        train=counts_of("train", parts["train"], rows, {"task": len(train)}),
+        evaluate=counts_of("evaluate", parts["evaluate"], rows, {"task": len(held_out)}) if held_out else None,
         max_tokens=max_tokens,
         files={name: reading.files for name, reading in rows.readings.items()},
     )
@@ -101,37 +110,3 @@ def _made_up(task: Task) -> TokenGroup:
     ids = task.ids[:PROBED]
     return TokenGroup(prompt=task.ids, responses=(ids, np.ascontiguousarray(ids[::-1])), kind="ranking",
                       place=task.place, id=task.id, ranks=(1, 2))  # fmt: skip
-
-
-def _max_tokens(run: Run, rollout: Rollout, limit: int, limit_key: str) -> int:
-    """Tokens of a prompt with a response. Raises UserError where no prompt would fit."""
-    limit_of_run = run.data.max_tokens
-    if limit_of_run is not None and limit_of_run > limit:
-        raise UserError(f"the model has {limit} positions.", location="data.max_tokens", hint=f"Use {limit} or less.")
-    tokens = limit_of_run or min(MAX_TOKENS + rollout.max_tokens, limit)
-    if tokens <= rollout.max_tokens:
-        raise UserError(f"a response of {rollout.max_tokens} tokens leaves no room for a prompt in {tokens}.",
-                        location=limit_key, hint="Lower it.")  # fmt: skip
-    return tokens
-
-
-def _refuse_skipped(rows: Rows, parts: dict[str, Tasks], allowed: float) -> None:
-    """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
-    for name, reading in rows.readings.items():
-        of_source = [tasks for part, tasks in parts.items() if part == name or part not in rows.readings]
-        skipped = [problem for tasks in of_source for problem in tasks.skipped if problem.reason not in TOO_LONG]
-        if skipped:
-            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
-
-
-def _counts(tasks: Tasks, rows: Rows, part: str) -> Counts:
-    reading = rows.readings.get(part)
-    before = reading.skipped if reading else []
-    part_rows = rows.train if part == "train" else rows.evaluate
-    return Counts(
-        read=len(part_rows) + len(before),
-        kept=len(tasks.tasks),
-        kinds={"task": len(tasks.tasks)},
-        skipped={reason: len(problems) for reason, problems in by_reason([*before, *tasks.skipped]).items()},
-        notes=tuple(map(str, [*(reading.notes if reading else []), *tasks.notes])),
-    )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from preftune.demo.enumerated import Enumerated, enumerated
 from preftune.frontier.measure import Frontier
-from preftune.objective.responses import Draws, Responses
+from preftune.objective.responses import Draws
 
 COUNT_REWARDS = (1.0, -0.5, 0.3, 0.2)  # reward of each symbol and of the end token; the noise comes on top
 
@@ -120,13 +120,6 @@ class World:
             group=members.group_of if group is None else group, score=score[members.group_of, members.at],
             ended=self.ended[members.at],
         )  # fmt: skip
-
-    def responses(self, logp: Tensor, at: Tensor, score: Tensor | None = None) -> Responses:
-        """Responses `at`, (groups, n), as an objective sees them, group after group. logp: (groups, responses)."""
-        reference = self.ref_logp.gather(1, at).reshape(-1)
-        scores = (self.reward if score is None else score).gather(1, at).reshape(-1)
-        tokens = self.tokens[at].reshape(-1)
-        return Responses(logp.gather(1, at).reshape(-1), tokens, reference, scores, -0.1 * tokens)
 
     def run(self, index: int) -> World:
         """One of the runs alone."""

@@ -17,7 +17,6 @@ from preftune.errors import UserError
 from preftune.model.weights import Weights
 from preftune.training.config import Optim
 from preftune.training.rounding import (
-    BLOCK,
     FIRST_MOMENT,
     SECOND_MOMENT,
     Stream,
@@ -29,7 +28,6 @@ from preftune.training.rounding import (
 CHUNK = {"cpu": 2**16, "cuda": 2**24}  # numbers that are gone through at a time: on a CPU they stay in its cache
 CODES = {"exp_avg": FIRST_MOMENT, "exp_avg_sq": SECOND_MOMENT}
 SCALES = "_scales"  # what the name of a moment's scales ends with
-BYTES = {"float32": 8.0, "int8": 2 + 8 / BLOCK}  # of the moments of a weight of a large matrix, by optim.state
 
 
 @dataclass(frozen=True, slots=True)
