@@ -10,6 +10,7 @@ import pytest
 from preftune import folders
 from preftune.config.run import Run
 from preftune.errors import UserError
+from preftune.events import listening
 from preftune.files import read_lines
 from preftune.run.train import train
 
@@ -67,6 +68,11 @@ def test_a_changed_file_that_a_longer_run_would_replace_is_named_before_it_train
     with pytest.raises(UserError, match=r"config\.json: another has changed this file"):
         train(run_of(**{**KEYS, "optim__epochs": 2}), resume=True, allow_change=["optim.epochs"])
     assert (out / "metrics.jsonl").read_bytes() == before
+    assert (out / "model" / "config.json").read_text() == "{}"
+    told: list[str] = []
+    with listening(lambda event: told.append(str(event))):
+        train(run_of(**KEYS), resume=True)
+    assert any("config.json since this run wrote it" in text for text in told)
     assert (out / "model" / "config.json").read_text() == "{}"
 
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from making import save_model
+from making import save_model, tiny
 from recorded import lines, same
+from transformers import AutoTokenizer
 
 from preftune import events
 from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
+from preftune.model.config import Model
 from preftune.run import dataset
 from preftune.run import train as run_train
 from preftune.run.sweep import sweep
@@ -74,6 +76,14 @@ def test_what_the_last_run_would_refuse_shows_before_the_first(run_of: Callable[
     with pytest.raises(UserError, match="needs a score"):
         sweep(runs, tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_loaded_model_is_no_start_for_several_runs(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    variants = combinations(tree_of(run_of(optim__epochs=1)), ["objective.beta=0.1,0.2"])
+    own = Model(path=tiny(), tokenizer=AutoTokenizer.from_pretrained(variants[0].run.model.path))
+    loaded = [each._replace(run=msgspec.structs.replace(each.run, model=own)) for each in variants]
+    with pytest.raises(UserError, match="that the one before has tuned"):
+        sweep(loaded, tmp_path / "s")
 
 
 def test_a_sweep_without_reference_and_with(run_of: Callable[..., Run], tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_the_pass_scores_each_distinct_response_once_and_resumes(tmp_path: Path)
     assert (again.scored, again.reused) == (2, 12)
 
 
+def test_an_entry_of_another_length_is_none(tmp_path: Path) -> None:
+    """Its checksum may be right: somebody has written it."""
+    made = groups(3, seed=1)
+    policy, store, _ = scored(tmp_path, made)
+    key = key_of(made[0].prompt, made[0].responses[0])
+    store.put(key, store[key][:-1])
+    again = score_missing(policy, store, made, tokens=200)
+    assert (again.scored, again.damaged) == (1, 1)
+    assert len(store[key]) == len(made[0].responses[0])
+
+
 def test_a_pack_that_does_not_fit_is_scored_half_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, right, sizes = groups(6, seed=1), Policy.read, []
     _, whole, _ = scored(tmp_path / "whole", made)

@@ -76,7 +76,7 @@ def score_missing(
         for response in group.responses:
             wanted.setdefault(key_of(group.prompt, response), _single(group, response))
     keys = sorted(wanted)
-    present = [key in store for key in keys]
+    present = [store.has(key, len(wanted[key].responses[0])) for key in keys]
     canaries = min(CANARIES, sum(present))
     _idle(policy, wanted, dist.max(canaries) - canaries)
     _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)}, canaries)

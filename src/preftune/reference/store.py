@@ -59,6 +59,13 @@ class Store:
     def __contains__(self, key: Key) -> bool:
         return key in self._entries
 
+    def has(self, key: Key, tokens: int) -> bool:
+        """Whether there is an entry for a response of so many tokens; one of another length is none."""
+        if key in self._entries and len(self._entries[key]) != tokens:
+            del self._entries[key]
+            self.damaged += 1
+        return key in self._entries
+
     def __getitem__(self, key: Key) -> np.ndarray:
         """(tokens of the response,) fp32, of an entry that is there."""
         return self._entries[key]

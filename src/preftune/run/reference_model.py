@@ -92,6 +92,8 @@ def _pass_note(result: ReferencePass, store: Store) -> tuple[str, dict[str, obje
         f"{result.scored} responses scored by the reference, {result.reused} taken from the store; "
         f"{result.tokens_computed} tokens computed where one pass a response needs {result.tokens_naive}"
     )
+    if result.damaged:
+        text += f"; {result.damaged} entries or files of the store are damaged, and were scored again"
     details: dict[str, object] = {name: getattr(result, name) for name in result.__slots__}
     return text, details | {"store": MEMORY if store.folder is None else str(store.folder)}
 

@@ -92,9 +92,12 @@ def restore(
     if changes and state.step == training.source.steps:
         raise UserError(f"this run is done, and would not become another one: {', '.join(changes)}.",
                         location=str(record.path), hint="Set it back, or start anew in another `out`.")  # fmt: skip
-    if state.step < training.source.steps and (altered := altered_export(record.path)):
+    altered = altered_export(record.path)
+    if altered is not None and state.step < training.source.steps:
         raise UserError("another has changed this file, which the end of this run replaces.", location=str(altered),
                         hint="Move it away, and go on with --resume.")  # fmt: skip
+    if altered is not None:
+        emit(Note(f"another has changed {altered} since this run wrote it; it stays as it is"))
     record.rewind(state.step if newest is not None else -1)
     text = f"resumed at step {state.step}" + (f"; changed: {', '.join(changes)}" if changes else "")
     record(Happened(state.step, "resumed", text, {"passed_over": passed_over}))

@@ -28,7 +28,7 @@ USABLE = 0.9  # of a rank's memory: fragments, and what others take
 def refuse_shards(run: Run, dist: Distributed) -> None:
     """Raise UserError where the run asks for shards that cannot be, or that nothing would be divided by."""
     shard = run.ranks.shard
-    if dist.world_size == 1 and shard != "auto":
+    if dist.world_size == 1 and shard not in ("auto", "none"):
         raise UserError(f'"{shard}" has no effect: this is one process.', location="ranks.shard",
                         hint="Start several with torchrun, or leave the key out.")  # fmt: skip
     refuse_undividable(run)

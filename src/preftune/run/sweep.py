@@ -11,6 +11,7 @@ from preftune import events, files, signals
 from preftune.config.resolve import resolve
 from preftune.config.vary import Variant
 from preftune.distributed import process_group
+from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
@@ -35,6 +36,9 @@ def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> li
         with signals.interruptible():
             for variant in variants:  # a run that is refused is refused before the first
                 run = resolve(variant.run)
+                if not isinstance(run.model.path, str):
+                    message = "each run would begin from the model that the one before has tuned."
+                    raise UserError(message, location="model.path", hint="Name it, so that each run loads it anew.")
                 if run.rollout is None:
                     match_rows(run, load(run))
                 else:
