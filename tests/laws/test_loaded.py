@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import preftune
@@ -81,6 +81,20 @@ def test_it_is_the_tuned_policy_and_then_its_base_again(
     assert torch.equal(logits(model), logits(base))
     assert model.state_dict().keys() == base.state_dict().keys()
     train(replace(run, out=str(tmp_path / "second")))
+
+
+def test_the_layers_of_a_deleted_adapter_are_refused_and_taken_out(adapted: Callable[..., Run], world: Path) -> None:
+    """transformers leaves them, and what it then saves loads as random weights (findings/)."""
+    run = replace(adapted(), adapter=None)
+    model = run.model.path
+    assert isinstance(model, PreTrainedModel)
+    model.add_adapter(LoraConfig(r=4, target_modules="all-linear"))
+    model.delete_adapter("default")
+    with pytest.raises(preftune.UserError, match=r"preftune\.unload"):
+        train(run)
+    preftune.unload(model)
+    assert model.state_dict().keys() == loaded(world).state_dict().keys()
+    assert torch.equal(logits(model), logits(loaded(world)))
 
 
 def test_one_that_failed_leaves_nothing(adapted: Callable[..., Run], world: Path) -> None:

@@ -89,8 +89,8 @@ def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scor
     """Raise UserError where a model that is loaded already is no model to begin from."""
     if not scores and module.get_output_embeddings() is None:
         raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
-    if any("lora_" in name for name, _ in module.named_parameters()):
-        raise UserError("this model has an adapter already.", location=location,
+    if any("lora_" in name or ".base_layer." in name for name, _ in module.named_parameters()):
+        raise UserError("this model has an adapter, or the layers of one that was deleted.", location=location,
                         hint="Take it out by preftune.unload(model); adapter.path goes on from one that was "
                         "saved.")  # fmt: skip
     if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
