@@ -358,5 +358,5 @@ def test_a_model_given_in_python_keeps_its_adapter_and_is_not_adapted_twice(
     name = next(name for name in learned(out) if "lora_B" in name)
     inside = name.removeprefix("base_model.model.").replace("lora_B.", "lora_B.default.")
     assert torch.equal(dict(module.named_parameters())[inside], learned(out)[name])
-    with pytest.raises(UserError, match="adapter already"):
+    with pytest.raises(UserError, match="has an adapter"):
         train(changed(run, out=str(tmp_path / "again")))

@@ -41,15 +41,15 @@ from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
-from preftune.run.fits import Learned, needs_of, setup_of
+from preftune.run.fits import Learned, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy, refuse_untrainable, stands_on_base
+from preftune.run.models import device_of, refuse_untrainable, stands_on_base
 from preftune.run.precision import with_precision
-from preftune.run.prepare import Prepared, with_budget
+from preftune.run.prepare import Prepared, load_fitting
 from preftune.run.reference_model import load_reference_model
 from preftune.run.served import served
-from preftune.run.shards import choose_shard, divided
+from preftune.run.shards import divided
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
@@ -126,10 +126,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     """The models of the run, each tried before it is believed."""
     temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
-    shapes, setup = needs_of(run, tasks.dataset.config, (device := device_of(run, dist.local)).type)
-    shard = choose_shard(run, shapes, setup, device, notes, dist)
-    policy = load_policy(run, tasks.dataset, notes, dist)
-    run, packing = with_budget(run, policy, shapes, changed(setup, shard=shard, gpus=dist.world_size), dist)
+    run, policy, shard, packing = load_fitting(run, tasks.dataset, notes, dist)
     digests = {"model": policy.weights.digest()}
     anchor = load_reference_model(run, policy, tasks.dataset.train, dist, copied=True)
     if anchor is not None:

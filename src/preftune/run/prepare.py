@@ -21,9 +21,8 @@ from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.model.budget import attention_crossover, pack_budget, positions
 from preftune.model.heads import LanguageHead
-from preftune.model.memory import Setup
+from preftune.model.memory import Shard
 from preftune.model.policy import Policy
-from preftune.model.shapes import Shapes
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Phase
 from preftune.reference.config import Moving
@@ -66,11 +65,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     """
     refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
-    run = with_precision(run, device := device_of(run, dist.local))
-    shapes, setup = needs_of(run, dataset.config, device.type)
-    shard = choose_shard(run, shapes, setup, device, notes, dist)
-    policy = load_policy(run, dataset, notes, dist, shard=shard)
-    run, packing = with_budget(run, policy, shapes, changed(setup, shard=shard, gpus=dist.world_size), dist)
+    run, policy, shard, packing = load_fitting(with_precision(run, device_of(run, dist.local)), dataset, notes, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads
@@ -108,7 +103,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
 def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
     """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
     asks about rows of every kind. Raises UserError."""
-    run = with_precision(run, device := device_of(run, dist.local))
+    run = with_precision(run, device_of(run, dist.local))
     if of_scores(run.objective):
         dataset, notes = load_dataset(run), {}
         if tasks := [group for group in dataset.train if not group.responses]:
@@ -121,10 +116,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
         run, dataset, notes = _matched(run, load_dataset, full_batch=True)
     if run.adapter is not None and run.adapter.path is None:
         run = replace(run, adapter=None)  # as it begins it changes nothing
-    shapes, setup = needs_of(run, dataset.config, device.type, trains=False)
-    shard = choose_shard(run, shapes, setup, device, notes, dist)
-    policy = load_policy(run, dataset, notes, dist, fresh=False, shard=shard)
-    run, packing = with_budget(run, policy, shapes, changed(setup, shard=shard, gpus=dist.world_size), dist)
+    run, policy, _, packing = load_fitting(run, dataset, notes, dist, trains=False)
     loss = Loss(run.objective, run.data.rankings)
     rows = held_out_step(
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
@@ -163,12 +155,19 @@ def _matched(run: Run, load: Loader, *, full_batch: bool) -> tuple[Run, Dataset,
     return run, dataset, notes
 
 
-def with_budget(run: Run, policy: Policy, shapes: Shapes, setup: Setup, dist: Distributed) -> tuple[Run, Packing]:
-    """The run with the tokens of a pack, which are the fewest that any rank has memory for."""
-    tokens = run.batch.tokens or pack_budget(policy.module, shapes, setup)
-    tokens = -dist.max(-tokens)
+def load_fitting(
+    run: Run, dataset: Dataset, notes: Notes, dist: Distributed, *, trains: bool = True
+) -> tuple[Run, Policy, Shard, Packing]:
+    """The policy, tried; what ranks divide of it, which fits their memory; and the run and its packing with the tokens
+    of a pack, which are the fewest that any rank has memory for. trains: or else it is only asked."""
+    device = device_of(run, dist.local)
+    shapes, setup = needs_of(run, dataset.config, device.type, trains=trains)
+    shard = choose_shard(run, shapes, setup, device, notes, dist)
+    policy = load_policy(run, dataset, notes, dist, fresh=trains, shard=shard)
+    setup = changed(setup, shard=shard, gpus=dist.world_size)
+    tokens = -dist.max(-(run.batch.tokens or pack_budget(policy.module, shapes, setup)))
     run = replace(run, batch=replace(run.batch, tokens=tokens))
-    return run, Packing(tokens, attention_crossover(policy.module.config))
+    return run, policy, shard, Packing(tokens, attention_crossover(policy.module.config))
 
 
 @signals.interruptible()
