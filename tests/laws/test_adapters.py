@@ -77,6 +77,13 @@ def test_it_begins_at_the_reference_learns_and_resumes_to_the_same_bits(
     assert_same(train(run, resume=True), whole)
 
 
+@pytest.mark.parametrize("part", ["lm_head", "embed_tokens"])
+def test_parts_that_the_policy_learns_whole_are_not_the_value_models(part: str, online: Callable[..., Run]) -> None:
+    out = train(online(o.PPO(), adapter__train_also=[part]))
+    assert any(part in name for name in learned(out))
+    assert not any(part in name for name in learned(out, "value"))
+
+
 @pytest.mark.filterwarnings("ignore")  # of bitsandbytes and torch, about each other
 @pytest.mark.parametrize("weights", ["nf4", "int8"])
 def test_it_learns_on_a_base_of_few_bits(adapted: Callable[..., Run], tmp_path: Path, weights: str) -> None:

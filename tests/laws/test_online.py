@@ -213,6 +213,11 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
         (online(rollout__responses=1), "needs 2 or more"),
         (online(rollout__labels="soft"), "no effect"),
         (changed(run, value=Value()), "only ppo"),
+        (changed(run, reward=[]), "nothing scores"),
+        (changed(run, reward=[Reward(function=words, weight=0.0)]), "no reward has a weight"),  # type: ignore[arg-type]
+        (changed(run, reward=[words, {"verify": "exact"}]), "reward: holds a dict"),
+        (changed(run, reward=[[words]]), "reward: holds a list"),
+        (changed(run, reward=[words, Reward]), "reward: holds a"),
         (changed(run, objective=o.Sum((o.DPO(), o.DRO()))), "dpo .* dro .* one kind of label"),
         (changed(run, objective=o.Sum((o.DRO(), o.DPO()))), "dpo .* dro .* one kind of label"),
     ):

@@ -51,8 +51,7 @@ class Vllm:
             self.models[body["lora_name"]] = str(copy)
             return 200, "Success"
         if path == "/v1/unload_lora_adapter":
-            del self.models[body["lora_name"]]
-            return 200, "Success"
+            return (200, "Success") if self.models.pop(body["lora_name"], "") else (404, "gone")
         with self.lock:
             return 200, {"choices": [*self._choices(body)]}
 
@@ -85,9 +84,10 @@ def served(run_of: Callable[..., Run], server: StandIn) -> Callable[..., Run]:
     return make
 
 
-def test_it_draws_from_the_newest_weights(served: Callable[..., Run], server: StandIn) -> None:
+@pytest.mark.parametrize("objective", [o.RLOO(), o.PPO()], ids=lambda objective: objective.name)
+def test_it_draws_from_the_newest_weights(objective: o.Formula, served: Callable[..., Run], server: StandIn) -> None:
     """Each phase has an adapter of its own, and the policy says of the draws what the server said."""
-    out = train(served())
+    out = train(replace(served(), objective=objective))
     loaded = [body["lora_name"] for body in server.bodies("/v1/load_lora_adapter")]
     assert len(set(loaded)) == len(loaded) == 3
     asked = [name for name, _ in itertools.groupby(body["model"] for body in server.bodies("/v1/completions"))]

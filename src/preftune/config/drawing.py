@@ -64,12 +64,15 @@ def _refuse_rollout(rollout: Rollout, formulas: list[Formula], *, online: bool) 
 
 
 def _refuse_reward(run: Run, rollout: Rollout) -> None:
-    if run.reward is None:
+    if not reward_tables(run):
         raise UserError("nothing scores what is drawn.", location="reward",
                         hint="Give it a [reward] table with model, function or verify.")  # fmt: skip
     judges = [reward for reward in reward_tables(run) if reward.judge]
     if judges and len(reward_tables(run)) > 1:
         raise UserError("a judge stands alone, since it gives no score.", location="reward", hint="Remove the others.")
+    if not judges and not any(reward.weight for reward in reward_tables(run)):
+        raise UserError("no reward has a weight, so nothing is learned from any.", location="reward.weight",
+                        hint="Give one of them a weight.")  # fmt: skip
     if bool(judges) != (rollout.labels == "judge"):
         raise UserError('a judge and rollout.labels = "judge" need each other.', location="reward",
                         hint="Give both or neither.")  # fmt: skip

@@ -75,9 +75,10 @@ def _noise(record: Record, name: str) -> float:
 
 def says_nothing(record: Record) -> Finding | None:
     """The responses to a prompt have one score."""
-    ends = _ends(record, "alike") or _only(record, "alike")
-    if ends is None or ends[1] < ALIKE:
-        return None
+    ends, distinct = _ends(record, "alike") or _only(record, "alike"), _ends(record, "distinct")
+    late = mean(_finite(phase, "alike") for phase in record.phases[-max(2, len(record.phases) // 4) :])
+    if ends is None or late is None or late < ALIKE or (distinct is not None and distinct[1] < ALIKE * distinct[0]):
+        return None  # draws that have become the same have one score for that reason
     from_start = ends[0] >= ALIKE
     return Finding(
         code="online.flat",

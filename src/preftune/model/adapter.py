@@ -108,9 +108,7 @@ class AdapterWeights(Weights):
             fixed = self._tensors(self.on[1])
             for name in fixed:
                 tensors[name] = torch.cat([tensors[name], fixed[name]], 0 if ".lora_A." in name else 1)
-            grows = 2**0.5 if config.use_rslora else 2  # so that the scale stays
-            config.lora_alpha *= grows  # pyright: ignore[reportAttributeAccessIssue]  peft takes any number
-            config.r *= 2
+            doubled(config)
         config.inference_mode = True
         config.init_lora_weights = True
         into.tensors(TENSORS, tensors)
@@ -122,7 +120,12 @@ class AdapterWeights(Weights):
     def _tensors(self, name: str) -> dict[str, Tensor]:
         with without_warnings():
             tensors = get_peft_model_state_dict(self.around, adapter_name=name, save_embedding_layers=False)
-        return {key: value.detach().cpu() for key, value in tensors.items()}
+        others = adapters_in(self.module) - {name}  # peft leaves out those of its own model around this one alone
+        return {
+            key: value.detach().cpu()
+            for key, value in tensors.items()
+            if not any(f".{other}." in key for other in others)
+        }  # fmt: skip
 
 
 def _settings(config: LoraConfig) -> dict[str, object]:
@@ -191,6 +194,17 @@ def _unties(module: PreTrainedModel) -> bool:
 def is_adapter(parameter: str) -> bool:
     """Whether a parameter of this name is part of an adapter, or trained whole in place of one of the base."""
     return "lora_" in parameter or ".modules_to_save." in parameter
+
+
+def adapters_in(module: nn.Module) -> set[str]:
+    """Names of all adapters within peft."""
+    return {name for part in lora_layers(module).values() for name in part.lora_A}
+
+
+def doubled(config: LoraConfig) -> None:
+    """Let a config speak of an adapter of twice its rank, with the same scale."""
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # pyright: ignore[reportAttributeAccessIssue]  any number
+    config.r *= 2
 
 
 def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:

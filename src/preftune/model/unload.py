@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from peft.functional import delete_adapter
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
-from preftune.model.adapter import lora_layers
+from preftune.model.adapter import adapters_in, doubled, lora_layers
 from preftune.model.put_adapter import LEARNS, START
 
-TUNED = (LEARNS, f"{LEARNS}_{START}")  # the adapter of a policy, and what it began as
+FIXED = f"{LEARNS}_{START}"  # what the adapter of a policy began as, where that is taken out of it
 
 
 def unload(model: PreTrainedModel) -> None:
@@ -31,15 +34,23 @@ def leave_tuned(model: PreTrainedModel) -> None:
     if LEARNS not in configs:
         unload(model)
         return
-    for name in {name for part in lora_layers(model).values() for name in part.lora_A} - {*TUNED}:
+    if FIXED in configs:
+        for layer in lora_layers(model).values():
+            _join(layer)
+        doubled(configs[LEARNS])
+    for name in adapters_in(model) - {LEARNS}:
         delete_adapter(model, name, "lora_")
         configs.pop(name, None)  # one of a model with a score is not among them
-    names = [name for name in TUNED if name in configs]
     for part in model.modules():
-        if isinstance(part, BaseTunerLayer):
-            part.enable_adapters(True)
-            part.set_adapter(names)
-        elif isinstance(part, AuxiliaryTrainingWrapper):
+        if isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper):
             part.enable_adapters(True)
             part.set_adapter([LEARNS])
     model._hf_peft_config_loaded = True
+
+
+def _join(layer: LoraLayer) -> None:
+    """Make one adapter of twice the rank of the one that has learned and of what it began as, as in the export."""
+    for side, axis in ((layer.lora_A, 0), (layer.lora_B, 1)):
+        both = [side[name].get_parameter("weight").data for name in (LEARNS, FIXED)]
+        side[LEARNS].register_parameter("weight", nn.Parameter(torch.cat(both, axis), requires_grad=False))
+    layer.r[LEARNS] *= 2

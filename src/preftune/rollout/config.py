@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from msgspec import Meta, to_builtins
 from msgspec.structs import replace
 
+from preftune.errors import UserError
 from preftune.table import Count, FromPython, Table, about
 
 if TYPE_CHECKING:
@@ -134,12 +135,19 @@ def is_own_reward(value: object) -> bool:
     return callable(value) and not isinstance(value, type)
 
 
+def _is_reward(value: object) -> bool:
+    return isinstance(value, Reward) or is_own_reward(value)
+
+
 def own_reward_given(value: object) -> object:
     """What a record says in place of it: the keys of its tables, and of each function its name and a digest of its
     source."""
     from preftune.rollout.functions import given_function
 
     if isinstance(value, list | tuple):
+        if wrong := [each for each in value if isinstance(each, list | tuple) or not _is_reward(each)]:
+            raise UserError(f"holds a {type(wrong[0]).__name__}.", location="reward",
+                            hint="It is a list of functions and of Reward(...).")  # fmt: skip
         return [own_reward_given(each) for each in value]
     table = value if isinstance(value, Reward) else Reward(function=value)  # type: ignore[arg-type]
     if not callable(table.function):

@@ -16,7 +16,7 @@ from preftune import signals
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.events import Note, emit
-from preftune.model.adapter import AdapterWeights, described, lora_layers, shaken
+from preftune.model.adapter import AdapterWeights, adapters_in, described, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import take_back
 from preftune.model.heads import LanguageHead, ScalarHead
@@ -66,7 +66,7 @@ def value_on_base(
     take_back(policy.module, "eager")
     module = with_score(policy.module, location)
     if files is None:
-        fresh = replace_keys(run.adapter, path=None)
+        fresh = replace_keys(run.adapter, path=None, train_also=())  # parts that the policy learns whole are its own
         own = begin_adapter(module, fresh, base=base_name(run), revision=run.model.revision, digest=weights.digest(),
                             seed=run.seed, name=VALUE)  # fmt: skip
     else:
@@ -85,7 +85,7 @@ def reward_on_base(run: Run, policy: Policy, path: str) -> Policy:
     compared with its own forward pass before it is believed."""
     weights, files = policy.weights, adapter_at(path, None, "reward.model")
     assert files is not None
-    names = {name for layer in lora_layers(policy.module).values() for name in layer.lora_A}
+    names = adapters_in(policy.module)
     take_back(policy.module, "eager")
     module = with_score(policy.module, "reward.model")
     own = put_beside(module, files, digest=weights.digest(), location="reward.model", name=f"{REWARD}_{len(names)}")

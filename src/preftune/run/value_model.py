@@ -40,7 +40,8 @@ def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> 
         from preftune.run.adapt import put_adapter
 
         base = run.model if path is None else replace(run.model, path=path, revision=None)
-        run = replace(run, model=base, adapter=replace(run.adapter, path=None))  # a new one, of this base
+        fresh = replace(run.adapter, path=None, train_also=())  # a new one, of this base
+        run = replace(run, model=base, adapter=fresh)
         weights = put_adapter(run, loaded.module, Notes())
     model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
     assert isinstance(model.head, ScalarHead)
