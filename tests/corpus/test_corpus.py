@@ -217,6 +217,7 @@ ROWS = [
     refused("weight 0", file(row(weight=0)), '"weight" is 0', "above 0"),
     refused("preferred 2", file(row(preferred=2)), '"preferred" is 2', "between 0 and 1"),
     refused("no known keys", '{"foo": 1, "bar": 2}\n', "no known form", "foo, bar"),
+    refused("text alone", '{"text": "a story"}\n', "no known form", "Text to imitate", '"completion": the text'),
     refused(
         "ranks and responses", '{"prompt": "a", "responses": ["b", "c"], "ranks": [1]}\n', "1 entries for 2 responses"
     ),

@@ -186,6 +186,8 @@ def detect_format(value: Mapping[str, object]) -> Format:
     hints = list(filter(None, [_hints(value, missing)]))
     if not near.keys(value) and not hints:
         hint = 'Pairs need "prompt", "chosen" and "rejected".'
+        if "text" in value:
+            hint = 'Text to imitate, for objective = "nll", is {"prompt": "", "completion": the text}.'
         raise MalformedRow(f"its keys are no known form of preferences: {seen}.", hint, "row.unknown")
     named = ", ".join(" or ".join(f'"{name}"' for name in names) for names in missing)
     needed = ", ".join(keys.split("|")[0] for keys in near.slots.values())
