@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from making import tiny
@@ -11,7 +13,7 @@ from preftune import DPO, Data, Model, Run, UserError
 from preftune.config.load import dump
 from preftune.config.resolve import resolve
 from preftune.objective.responses import Pairs
-from preftune.run.identity import identity
+from preftune.run.identity import compare, identity
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 40
 
@@ -81,3 +83,17 @@ def test_the_identity_of_a_run_is_what_decides_its_result() -> None:
     assert not known.keys() & left_out
     assert {"objective.name", "reference.kind", "optim.lr", "seed", "batch.tokens"} <= known.keys()
     assert (known["objective.beta"], known["optim.betas"], known["model"]) == (0.2, [0.9, 0.999], "1")
+
+
+def test_a_change_is_shown_where_it_is(tmp_path: Path) -> None:
+    """Of long values too, such as a list of rewards that differ in a weight."""
+    before = {"reward": [{"function": "rewards.py:short", "weight": 0.0}], "data.train": "a" * 64, "seed": 0}
+    now = {"reward": [{"function": "rewards.py:short", "weight": 1.0}], "data.train": "b" * 64, "seed": 1}
+    (tmp_path / "identity.json").write_text(json.dumps(before))
+    with pytest.raises(UserError) as raised:
+        compare(tmp_path / "identity.json", now, [])
+    for line in (
+        "reward: was ...t': 0.0}]... -> ...t': 1.0}]....", f"data.train: was {'a' * 16}... -> {'b' * 16}....",
+        "seed: was 0 -> 1.",
+    ):  # fmt: skip
+        assert line in str(raised.value)

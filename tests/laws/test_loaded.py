@@ -4,13 +4,16 @@ nothing else; its base again when it is asked for."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from msgspec.structs import replace
+from packaging.version import parse
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import preftune
 from preftune import objective as o
@@ -26,6 +29,9 @@ def lengths(prompt: str, responses: Sequence[str], answer: str | None) -> list[f
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # what peft says when it loads
+takes_peft = pytest.mark.skipif(
+    parse(version("peft")) < parse(MIN_PEFT_VERSION), reason=f"transformers asks for peft {MIN_PEFT_VERSION}"
+)
 DRAWN = {"rollout__responses": 3, "rollout__max_tokens": 4, "optim__steps": 2, "optim__epochs": None}
 
 
@@ -72,10 +78,6 @@ def test_it_is_the_tuned_policy_and_then_its_base_again(
     assert torch.allclose(logits(ours.module), logits(exported), atol=1e-5)  # and it refuses tensors of others
     assert not torch.allclose(logits(model), logits(base), atol=1e-4)
     assert not any(".value." in name for name, _ in model.named_parameters())
-    assert model.active_adapters() == ["default"]
-    model.save_pretrained(tmp_path / "saved")
-    again = PeftModel.from_pretrained(loaded(world), tmp_path / "saved")
-    assert torch.allclose(logits(again), logits(model), atol=1e-5)
     with pytest.raises(preftune.UserError, match=r"preftune\.unload"):
         train(replace(run, out=str(tmp_path / "second")))
     assert torch.allclose(logits(model), logits(exported), atol=1e-5)  # a refused run takes nothing out
@@ -85,6 +87,23 @@ def test_it_is_the_tuned_policy_and_then_its_base_again(
     train(replace(run, out=str(tmp_path / "second")))
 
 
+@takes_peft
+@pytest.mark.parametrize("start", ["zero", "pissa", "olora"])
+@pytest.mark.parametrize("objective", [o.DPO(), o.PPO()], ids=lambda objective: objective.name)
+def test_transformers_saves_its_adapter(
+    objective: object, start: str, adapted: Callable[..., Run], world: Path, tmp_path: Path
+) -> None:
+    run = adapted(objective, adapter__start=start)
+    model = run.model.path
+    assert isinstance(model, PreTrainedModel)
+    train(run)
+    assert model.active_adapters() == ["default"]
+    model.save_pretrained(tmp_path / "saved")
+    again = PeftModel.from_pretrained(loaded(world), tmp_path / "saved")
+    assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+@takes_peft
 def test_the_layers_of_a_deleted_adapter_are_refused_and_taken_out(adapted: Callable[..., Run], world: Path) -> None:
     """transformers leaves them, and what it then saves loads as random weights (findings/)."""
     run = replace(adapted(), adapter=None)

@@ -17,6 +17,12 @@ from preftune.config.tree import flatten, tree_of
 from preftune.distributed import Distributed
 from preftune.errors import Problem, UserError, nearest
 
+LONGEST, SHOWN, CONTEXT = (
+    40,
+    16,
+    4,
+)  # characters of a value: shown whole, shown of a longer one, of those before a change
+
 
 def identity(run: Run, digests: Mapping[str, str]) -> dict[str, Any]:
     """Every key of the run that decides its result, and the digests of data, template, tokenizer and models."""
@@ -36,9 +42,7 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
     may_differ = {key for key in known if any(_covers(name, key) for name in allowed)}
     if unknown := next((name for name in allowed if not any(_covers(name, key) for key in known)), None):
         raise UserError(f'Unknown key "{unknown}".', location="--allow-change", hint=nearest(unknown, known))
-    changes = {
-        key: f"{_show(before.get(key))} -> {_show(now.get(key))}" for key in known if before.get(key) != now.get(key)
-    }
+    changes = {key: _change(before.get(key), now.get(key)) for key in known if before.get(key) != now.get(key)}
     refused = [Problem(f"was {change}.", location=key) for key, change in changes.items() if key not in may_differ]
     if refused:
         first = Problem("another run is in this folder:", location=str(path.parent))
@@ -70,6 +74,10 @@ def _covers(name: str, key: str) -> bool:
     return key == name or key.startswith(f"{name}.") or (bool(rest) and of_code in (name, name.partition(".")[0]))
 
 
-def _show(value: object) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else text[:16] + "..."
+def _change(before: object, now: object) -> str:
+    """Both values, long ones from a little before where they part."""
+    texts = ["nothing" if value is None else str(value) for value in (before, now)]
+    alike = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = alike - CONTEXT if alike > SHOWN else 0
+    cut = (f"{'...' if start else ''}{text[start : start + SHOWN]}..." for text in texts)
+    return " -> ".join(text if len(text) <= LONGEST else part for text, part in zip(texts, cut, strict=True))
