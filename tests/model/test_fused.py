@@ -84,7 +84,8 @@ EXPECTED = {
 
 def swapped(model: nn.Module) -> list[str]:
     """The names of our functions that a model has."""
-    forwards = [f.__func__ for part in model.modules() if isinstance(f := vars(part).get("forward"), MethodType)]
+    methods = [f.__func__ for part in model.modules() if isinstance(f := vars(part).get("forward"), MethodType)]
+    forwards = map(inspect.unwrap, methods)  # transformers 5.24 decorates them
     return sorted({rotate.__name__ if f.__globals__.get(ROTARY) is rotate else f.__name__ for f in forwards})
 
 

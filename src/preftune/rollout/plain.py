@@ -18,7 +18,7 @@ from preftune.model.policy import Policy
 from preftune.model.probe import FAILURES, decoder
 from preftune.rollout.decode import Continuation
 
-NAMES = ("past_key_values", "cache_params")  # under which families take a cache
+NAMES = ("past_key_values", "cache", "cache_params")  # under which families take one; the second from transformers 5.24
 
 
 class Cached(Continuation):
