@@ -58,6 +58,11 @@ def tokenizer(world: Path) -> object:
     return AutoTokenizer.from_pretrained(world / "model")
 
 
+def model_of(run: Run) -> PreTrainedModel:
+    assert isinstance(run.model.path, PreTrainedModel)
+    return run.model.path
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=torch.arange(3, 15)[None]).logits
@@ -69,9 +74,7 @@ def test_it_is_the_tuned_policy_and_then_its_base_again(
     objective: object, start: str, adapted: Callable[..., Run], world: Path, tmp_path: Path
 ) -> None:
     run = adapted(objective, adapter__start=start)
-    model = run.model.path
-    assert isinstance(model, PreTrainedModel)
-    out, base = train(run), loaded(world)
+    model, out, base = model_of(run), train(run), loaded(world)
     exported = PeftModel.from_pretrained(loaded(world), out / "model")
     assert torch.allclose(logits(model), logits(exported), atol=1e-5)
     ours = load_model(str(out / "model"), revision=None, weights="float32", device=torch.device("cpu"), location="")
@@ -94,8 +97,7 @@ def test_transformers_saves_its_adapter(
     objective: object, start: str, adapted: Callable[..., Run], world: Path, tmp_path: Path
 ) -> None:
     run = adapted(objective, adapter__start=start)
-    model = run.model.path
-    assert isinstance(model, PreTrainedModel)
+    model = model_of(run)
     train(run)
     assert model.active_adapters() == ["default"]
     model.save_pretrained(tmp_path / "saved")
@@ -107,12 +109,13 @@ def test_transformers_saves_its_adapter(
 def test_the_layers_of_a_deleted_adapter_are_refused_and_taken_out(adapted: Callable[..., Run], world: Path) -> None:
     """transformers leaves them, and what it then saves loads as random weights (findings/)."""
     run = replace(adapted(), adapter=None)
-    model = run.model.path
-    assert isinstance(model, PreTrainedModel)
+    model = model_of(run)
     model.add_adapter(LoraConfig(r=4, target_modules="all-linear"))
     model.delete_adapter("default")
+    layers = model.state_dict().keys()
     with pytest.raises(preftune.UserError, match=r"preftune\.unload"):
         train(run)
+    assert model.state_dict().keys() == layers  # a refused run takes nothing out
     preftune.unload(model)
     assert model.state_dict().keys() == loaded(world).state_dict().keys()
     assert torch.equal(logits(model), logits(loaded(world)))
@@ -130,8 +133,7 @@ def test_one_that_failed_leaves_nothing(adapted: Callable[..., Run], world: Path
 
     with pytest.raises(Failure):
         train(run, sinks=[fail])
-    assert isinstance(run.model.path, PreTrainedModel)
-    assert torch.equal(logits(run.model.path), logits(loaded(world)))
+    assert torch.equal(logits(model_of(run)), logits(loaded(world)))
     assert isinstance(train(run, resume=True), Path)
 
 
@@ -141,8 +143,7 @@ def test_a_reward_model_leaves_the_language_model_that_it_stands_on(
 ) -> None:
     run = adapted(o.Reward(), adapter__start=start)
     out = train(run)
-    assert isinstance(run.model.path, PreTrainedModel)
-    assert torch.equal(logits(run.model.path), logits(loaded(world)))
+    assert torch.equal(logits(model_of(run)), logits(loaded(world)))
     assert preftune.Record.open(out).steps
 
 

@@ -37,10 +37,11 @@ def refuse_contradictions(run: Run) -> None:
 
 
 def _refuse_objective(formulas: list[Formula], *, online: bool) -> None:
-    if len(kinds := sorted({"ratings" if part.kind == "ratings" else "orders" for part in formulas})) > 1:
-        names = [next(p.name for p in formulas if (p.kind == "ratings") == (kind == "ratings")) for kind in kinds]
-        raise UserError(f"{names[0]} reads the order of the drawn responses and {names[1]} which of them are good; a "
-                        "phase has one kind of label.", location="objective", hint="Use one of the two.")  # fmt: skip
+    of_ratings = [part.name for part in formulas if part.kind == "ratings"]
+    of_orders = [part.name for part in formulas if part.kind != "ratings"]
+    if of_ratings and of_orders:
+        text = f"{of_orders[0]} reads the order of the drawn responses and {of_ratings[0]} which of them are good"
+        raise UserError(f"{text}; a phase has one kind of label.", location="objective", hint="Use one of the two.")
     for part in formulas:
         if part.kind not in JUDGED and not online:
             raise UserError(f"{part.name} does not learn from scores of drawn responses.", location="rollout",

@@ -54,7 +54,7 @@ def given_back(model: object) -> Iterator[None]:
         yield
         return
     attention, trained = str(model.config._attn_implementation), {p: p.requires_grad for p in model.parameters()}
-    of_caller, training, failed = any("lora_" in name for name, _ in model.named_parameters()), model.training, True
+    of_caller, training, failed = has_adapter_layers(model), model.training, True
     try:
         yield
         failed = False
@@ -67,6 +67,11 @@ def given_back(model: object) -> Iterator[None]:
         for parameter, learns in trained.items():
             parameter.requires_grad_(learns)
         model.train(training)
+
+
+def has_adapter_layers(module: nn.Module) -> bool:
+    """Whether a model has layers of peft: an adapter, or what is left of one that transformers has deleted."""
+    return any("lora_" in name or ".base_layer." in name for name, _ in module.named_parameters())
 
 
 def take_back(module: PreTrainedModel, attention: str) -> Preparation:

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 
 from preftune.errors import UserError, third_party_message
 from preftune.model.adapter_files import adapter_at, base_of
+from preftune.model.as_made import has_adapter_layers
 from preftune.model.quantized import QUANTIZED, loading, make_exact
 from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
@@ -89,7 +90,7 @@ def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scor
     """Raise UserError where a model that is loaded already is no model to begin from."""
     if not scores and module.get_output_embeddings() is None:
         raise UserError(f"{type(module).__name__} is no causal language model.", location=location)
-    if any("lora_" in name or ".base_layer." in name for name, _ in module.named_parameters()):
+    if has_adapter_layers(module):
         raise UserError("this model has an adapter, or the layers of one that was deleted.", location=location,
                         hint="Take it out by preftune.unload(model); adapter.path goes on from one that was "
                         "saved.")  # fmt: skip

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from msgspec import Meta, to_builtins
-from msgspec.structs import replace
+from msgspec import Meta
 
 from preftune.errors import UserError
 from preftune.table import Count, FromPython, Table, about
@@ -32,8 +31,6 @@ LABELS = (
     "the better one is preferred; drawn: which is preferred, drawn from it; ranks: the better one; judge: what a "
     "pairwise judge says."
 )
-
-
 SERVER = (
     "Address of a vLLM server that draws for a run with an adapter, in place of its own process; it reads the run's "
     "folder."
@@ -126,17 +123,15 @@ class Reward(Table, frozen=True):
         return self.judge or self.function or (self.verify and f"verify {self.verify}") or str(self.model)
 
 
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
 def is_own_reward(value: object) -> bool:
     """Whether it is a function of the user's own, or a table or a list that holds one."""
     if isinstance(value, list | tuple):
         return any(map(is_own_reward, value))
-    if isinstance(value, Reward):
-        return callable(value.function)
-    return callable(value) and not isinstance(value, type)
-
-
-def _is_reward(value: object) -> bool:
-    return isinstance(value, Reward) or is_own_reward(value)
+    return _is_function(value.function if isinstance(value, Reward) else value)
 
 
 def own_reward_given(value: object) -> object:
@@ -145,15 +140,15 @@ def own_reward_given(value: object) -> object:
     from preftune.rollout.functions import given_function
 
     if isinstance(value, list | tuple):
-        if wrong := [each for each in value if isinstance(each, list | tuple) or not _is_reward(each)]:
+        if wrong := [each for each in value if not isinstance(each, Reward) and not _is_function(each)]:
             raise UserError(f"holds a {type(wrong[0]).__name__}.", location="reward",
                             hint="It is a list of functions and of Reward(...).")  # fmt: skip
         return [own_reward_given(each) for each in value]
-    table = value if isinstance(value, Reward) else Reward(function=value)  # type: ignore[arg-type]
-    if not callable(table.function):
-        return to_builtins(table)
-    named = given_function(table.function)
-    keys = {} if table is not value else to_builtins(replace(table, function=None, verify="exact")) | {"verify": None}
+    keys = {name: getattr(value, name) for name in value.__struct_fields__} if isinstance(value, Reward) else {}
+    function = keys.get("function") if keys else value
+    if not callable(function):
+        return keys
+    named = given_function(function)
     return keys | {"function": named.name, "source": named.digest}
 
 

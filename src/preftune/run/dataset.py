@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.config.run import Run
-from preftune.errors import Problem, UserError
+from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
+from preftune.rollout.tasks import Tasks
 from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.split import Rows, read_rows
@@ -123,17 +124,7 @@ def limit_of(data: Data, config: PreTrainedConfig) -> int | None:
     return data.max_tokens
 
 
-class Left(Protocol):
-    """What became of the rows of a part. skipped: one problem for each row left out; notes: what is odd."""
-
-    @property
-    def skipped(self) -> Sequence[Problem]: ...
-
-    @property
-    def notes(self) -> Sequence[Problem]: ...
-
-
-def refuse_skipped(rows: Rows, parts: Mapping[str, Left], allowed: float) -> None:
+def refuse_skipped(rows: Rows, parts: Mapping[str, Tokenized | Tasks], allowed: float) -> None:
     """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
     for part, reading in rows.readings.items():
         of_source = [result for name, result in parts.items() if name == part or name not in rows.readings]
@@ -142,7 +133,7 @@ def refuse_skipped(rows: Rows, parts: Mapping[str, Left], allowed: float) -> Non
             refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
 
 
-def counts_of(part: str, result: Left, rows: Rows, kinds: Mapping[str, int], cut: int = 0) -> Counts:
+def counts_of(part: str, result: Tokenized | Tasks, rows: Rows, kinds: Mapping[str, int], cut: int = 0) -> Counts:
     """The account of a part. kinds: how many groups of each kind there are; cut: responses that were cut."""
     reading = rows.readings.get(part)
     skipped_before, notes = (reading.skipped, reading.notes) if reading else ([], [])

@@ -17,11 +17,8 @@ from preftune.config.tree import flatten, tree_of
 from preftune.distributed import Distributed
 from preftune.errors import Problem, UserError, nearest
 
-LONGEST, SHOWN, CONTEXT = (
-    40,
-    16,
-    4,
-)  # characters of a value: shown whole, shown of a longer one, of those before a change
+LONGEST = 40  # characters of a value that is shown whole
+SHOWN, CONTEXT = 16, 4  # of a longer one, and of those what stands before the change
 
 
 def identity(run: Run, digests: Mapping[str, str]) -> dict[str, Any]:

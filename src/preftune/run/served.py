@@ -26,8 +26,7 @@ def served(run: Run, url: str, tasks: TaskSet, embedded: Embedded, dist: Distrib
     server.check_vocabulary(tokenizer)
 
     def export(path: Path) -> None:
-        if path.exists():
-            files.delete(path)
+        files.delete(path)
         with folders.folder(path) as folder:
             policy.weights.export(folder, tokenizer)
 

@@ -109,7 +109,7 @@ def clipped_norm(learner: Learner, clip: float, dist: Distributed) -> float:
     """The norm of a gradient, of all ranks' rows where it is cut, which is then scaled to at most `clip`."""
     gradients = [local(p.grad) for p in learner.weights.trained().values() if p.grad is not None]
     norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if learner.weights.sharded:
         norm = dist.sum(norm.double().cpu().square()).sqrt().to(norm)
     if norm > clip:  # a factor of 1 would still pass over every gradient
