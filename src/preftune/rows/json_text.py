@@ -104,7 +104,7 @@ def _parse_line(line: bytes) -> tuple[object, str]:
         value = STRICT.decode(text)
     except json.JSONDecodeError as error:
         hint = ' Texts and keys need double quotes (").' if text.lstrip()[:2] in ("{'", "['") else ""
-        return None, f"not JSON: {error.msg} at character {error.pos + 1}.{hint}"
+        return None, f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}.{hint}"
     except (MalformedRow, ValueError, RecursionError) as error:
         return None, _message(error)
     return value, what_is_wrong(value, text)
