@@ -252,9 +252,9 @@ CONTENT = [
     read_well("C20 the same but for composition", file(row(prompt="caf\u00e9"), row(prompt="cafe\u0301")), 3),
     read_well("C21 scripts", file(row(chosen="\u6771\u4eac \u05e9\u05dc\u05d5\u05dd \U0001f469\u200d\U0001f469")), 2),
     skipped("empty turn", file(row(prompt=turns("a", " ", "c"))), "turn.empty"),
-    skipped(
-        "two responses in one",
-        file(row(prompt=turns("a"), chosen=[*turns("b", "c")[::-1], *turns("d", "e")])),
+    noted(
+        "a response of two turns",
+        json.dumps(GOOD | {"prompt": turns("a"), "chosen": turns("a", "b", "c", "d")[1:]}),
         "response.turns",
     ),
     noted("D1 duplicate", file(row()), "row.duplicate"),

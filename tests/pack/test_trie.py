@@ -71,7 +71,7 @@ def test_a_batch_scores_every_token_of_every_response_and_no_other() -> None:
     assert len(batch.target) < len(batch.member)  # the repeated row's tokens are scored once
     sequences = [np.concatenate([g.prompt, r])[:-1] for g in made for r in g.responses]
     assert batch.tokens == distinct_tokens(sequences)
-    assert batch.tokens_naive == sum(len(s) + 1 for s in sequences)
+    assert sum(group.tokens_naive for group in batch.groups) == sum(len(s) + 1 for s in sequences)
     counts = batch.sum(torch.ones(len(batch.member)))
     assert counts.tolist() == [len(r) for g in made for r in g.responses]
 

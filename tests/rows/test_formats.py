@@ -161,7 +161,7 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
     ),
     "prompt and completion": ({"prompt": "a", "completion": "b"}, Demo(prompt="a", response="b", place=PLACE)),
     "alpaca": ({"instruction": "ask", "input": "", "output": "say"}, Demo(prompt=(ASK,), response=(SAY,), place=PLACE)),
-    "messages alone": ({"messages": [U, N, U, A]}, Demo(prompt=(ASK, NO, ASK), response=(SAY,), place=PLACE)),
+    "messages alone": ({"messages": [U, N, U, A]}, Demo(prompt=(ASK,), response=(NO, ASK, SAY), place=PLACE)),
     "gsm8k: the response is the answer too": (
         {"question": "ask", "answer": "1 + 1 = 2 #### 2"},
         Demo(

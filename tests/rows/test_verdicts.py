@@ -161,7 +161,7 @@ def test_a_null_or_empty_verdict_or_side_is_one_unusable_row(record: Record, hol
 SKIPPED: list[tuple[Record, str]] = [
     (ARENA | {"winner": "model_a", "conversation_b": turns("ask", "left")}, "pair.identical"),
     (ARENA | {"winner": "model_a", "conversation_b": turns("ask", "right", "more")}, "turn.last"),
-    ({"conversation_a": turns("ask", "left", "so", "x"), "conversation_b": turns("ask", "right", "so", "y"),
+    ({"conversation_a": turns("ask", "left", "so", "x"), "conversation_b": turns("ask", "left", "then", "y"),
       "winner": "model_b"}, "prompt.differs"),
     (JUDGE | {"label": "A>B", "response_B": " left "}, "pair.equal_after_folding"),
     (PKU | {"better_response_id": 1, "response_0": " "}, "response.empty"),

@@ -39,6 +39,8 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     out
         JSON-lines file to write, one object a row.
     """
+    if word := next((word for word in words if word.partition("=")[0] == "out"), ""):
+        raise UserError(f"{word} would be the folder of a run.", hint="Name the file to write by --out.")
     if out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words if reward is None else words_of_reward(words, reward))

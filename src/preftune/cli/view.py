@@ -122,9 +122,15 @@ def group(group: TokenGroup, tokenizer: PreTrainedTokenizerBase) -> Text:
     text.append(_end(printable(_decode(tokenizer, group.prompt.tolist()), "\n\t")), style="not bold dim")
     names = _names(group.kind, group.ranks, group.good, group.scores)
     token_weights = group.column("weight") or (None,) * len(names)
-    for name, response, weights in zip(names, group.responses, token_weights, strict=True):
+    later_turns = group.later_turns or ((),) * len(names)
+    for name, response, later, weights in zip(names, group.responses, later_turns, token_weights, strict=True):
         text.append(f"\n{name}, {len(response)} tokens scored: ", style="bold")
-        text.append(_beginning(printable(_marked(tokenizer, response, weights), "\n\t")), style="not bold green")
+        contexts = ["", *(_decode(tokenizer, turn.context.tolist()) for turn in later)]
+        cuts = [0, *(turn.first for turn in later), len(response)]
+        for context, (first, last) in zip(contexts, pairwise(cuts), strict=True):
+            marked = _marked(tokenizer, response[first:last], None if weights is None else weights[first:last])
+            text.append(_end(printable(context, "\n\t")), style="not bold dim")
+            text.append(_beginning(printable(marked, "\n\t")), style="not bold green")
     return text
 
 
@@ -159,7 +165,7 @@ def lengths(account: Account) -> Group:
         largest = max((b.count for b in spread.bins), default=1) or 1
         for b in spread.bins:
             table.add_row(f"<= {b.to}", "█" * round(24 * b.count / largest), str(b.count))
-        parts += [Text(f"{name}: median {spread.median}, 90 % below {spread.p90}, longest {spread.max}"), table]
+        parts += [Text(f"{name}: median {spread.median:g}, 90 % below {spread.p90:g}, longest {spread.max}"), table]
     if account.chosen_longer is not None:
         parts.append(Text(f"chosen is longer in {account.chosen_longer:.1%} of the pairs"))
     return Group(*parts)

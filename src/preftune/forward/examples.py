@@ -213,7 +213,7 @@ def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
 
     The responses are put in the order of their prompts. A shift by the size of the largest block of equal prompts then
     meets another prompt everywhere, unless one block is more than half of all. Responses that meet their own prompt and
-    those that would be longer than `longest` tokens are left out.
+    those that would be longer than `longest` tokens are left out. Of a response with several turns it is the first.
     """
     by_prompt = [(g.prompt.tobytes(), g, i) for g in groups for i in range(len(g.responses))]
     by_prompt.sort(key=lambda entry: entry[0])
@@ -222,8 +222,9 @@ def mismatch(groups: Sequence[TokenGroup], longest: int) -> list[TokenGroup]:
     mismatched = []
     for position, (key, group, _) in enumerate(by_prompt):
         other_key, other, i = by_prompt[(position + shift) % len(by_prompt)]
-        response, weights = other.responses[i], other.column("weight")
+        response, weights = other.turns[i][0].ids, other.column("weight")
+        columns = {"weight": (weights[i][: len(response)],)} if weights else {}
         if other_key != key and len(group.prompt) + len(response) <= longest:
             mismatched.append(TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place,
-                                         columns={"weight": weights[i : i + 1]} if weights else {}))  # fmt: skip
+                                         columns=columns))  # fmt: skip
     return mismatched

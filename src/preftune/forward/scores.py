@@ -64,7 +64,8 @@ def score_pack(policy: Policy, batch: Batch, reads: frozenset[str]) -> PackScore
         token_logp = policy.token_logp(batch)
     counted = token_logp if weights is None else token_logp * weights.to(token_logp.dtype)
     parts = part_sums(batch.groups, counted) if "parts" in reads else None
-    return PackScores(counted, batch.sum(counted), sharpness, batch.tokens, batch.tokens_naive - batch.tokens, parts)
+    shared = sum(group.tokens_naive for group in batch.groups) - batch.tokens
+    return PackScores(counted, batch.sum(counted), sharpness, batch.tokens, shared, parts)
 
 
 class StepScores(NamedTuple):

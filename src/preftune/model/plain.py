@@ -17,12 +17,14 @@ from preftune.pack.batch import Batch
 
 
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
-    """(members,): as `Policy.read`, by the model's own forward pass, attention and parts, one response at a time."""
+    """(members,): as `Policy.read`, by the model's own forward pass, attention and parts, one turn at a time."""
     module, answer = policy.module, _score if isinstance(policy.head, ScalarHead) else _logp
 
     def read(batch: Batch) -> Tensor:
         policy.weights.activate()
-        return torch.cat([answer(policy, _ids(policy, g.prompt, r), len(r)) for g in batch.groups for r in g.responses])
+        ends = isinstance(policy.head, ScalarHead) and policy.head.reads == "ends"
+        turns = [turn for g in batch.groups for turns in g.turns for turn in (turns[-1:] if ends else turns)]
+        return torch.cat([answer(policy, _ids(policy, turn.prompt, turn.ids), len(turn.ids)) for turn in turns])
 
     with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
         return policy.weights.through(read, batch)

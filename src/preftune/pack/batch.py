@@ -32,8 +32,7 @@ class Batch:
     member: (members,) the place in scored of every token of every response, in the order groups, responses, tokens;
     where ends are read a response is one member.
     response: (members,) the response that a member belongs to, 0..responses-1 in the same order.
-    tokens: distinct ones, without fill; tokens_naive: of every prompt with every response, as trainers without sharing
-    compute them.
+    tokens: distinct ones, without fill.
     parts: the batches of which the rows are put together, each of which goes through the model by itself, where the
     model tells classes of length apart; empty where the rows are one forward pass.
     """
@@ -50,7 +49,6 @@ class Batch:
     response: Tensor
     responses: int
     tokens: int
-    tokens_naive: int
     parts: tuple[Batch, ...] = ()
 
     @property
@@ -82,8 +80,9 @@ def collate(
     context, and so it is no row of the trie. limits: lengths beyond which the model treats a whole sequence otherwise;
     sequences on both sides of one are never in one forward pass, and each of those beyond one is there whole.
     """
-    sequences = [np.concatenate([g.prompt, r]) for g in groups for r in g.responses]
-    prompts = [len(g.prompt) for g in groups for _ in g.responses]
+    responses = [turns if reads == "tokens" else turns[-1:] for g in groups for turns in g.turns]
+    sequences = [np.concatenate(turn) for turns in responses for turn in turns]
+    prompts = [len(turn.prompt) for turns in responses for turn in turns]
     by_class: dict[int, list[int]] = {}
     for index, sequence in enumerate(sequences):
         by_class.setdefault(bisect_left(limits, len(sequence)), []).append(index)
@@ -91,16 +90,19 @@ def collate(
         _one_pass([sequences[i] for i in which], [prompts[i] for i in which], device, multiple, reads, whole=number > 0)
         for number, which in sorted(by_class.items())
     ]
-    if len(parts) == 1:
-        return replace(parts[0], groups=tuple(groups))
-    return _joined(groups, parts, [which for _, which in sorted(by_class.items())])
+    batch = parts[0] if len(parts) == 1 else _joined(parts, [which for _, which in sorted(by_class.items())])
+    response = batch.response
+    if len(sequences) > len(responses):
+        response_of_turn = np.repeat(np.arange(len(responses)), [*map(len, responses)])
+        response = to_device([response_of_turn], device)[0][response]
+    return replace(batch, groups=tuple(groups), response=response, responses=len(responses))
 
 
 def _one_pass(
     sequences: Sequence[np.ndarray], prompts: Sequence[int], device: torch.device | str, multiple: int, reads: Reads, *,
     whole: bool,
 ) -> Batch:  # fmt: skip
-    """The batch of prompts with their responses, without the groups. prompts: tokens of each prompt."""
+    """The batch of prompts with a turn each, as if it were a response; without the groups. prompts: tokens of each."""
     if reads == "tokens":
         trie = build([s if whole else s[:-1] for s in sequences])
         counts = [len(s) - n for s, n in zip(sequences, prompts, strict=True)]
@@ -122,8 +124,7 @@ def _one_pass(
     response = np.repeat(np.arange(len(sequences)), counts)
     arrays = [*by_row, read, source, target, member.reshape(-1), response]
     tensors = dict(zip(TENSORS, to_device(arrays, device), strict=True))
-    naive = sum(map(len, sequences))
-    return Batch(groups=(), trie=trie, **tensors, responses=len(sequences), tokens=trie.tokens, tokens_naive=naive)
+    return Batch(groups=(), trie=trie, **tensors, responses=len(sequences), tokens=trie.tokens)
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[Tensor, ...]:
@@ -149,7 +150,7 @@ def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return total.index_add_(0, rows, values)
 
 
-def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
+def _joined(parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
     """One batch whose rows are those of its parts, one part after the other. which: the sequences of each part."""
     first_row = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
     first_scored = np.cumsum([0, *(len(part.source) for part in parts)]).tolist()
@@ -166,7 +167,7 @@ def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequenc
     ids, position, end = torch.cat([p.ids for p in parts]), torch.cat([p.position for p in parts]), rows("end")
     in_order = [members[i] for i in range(len(members))]
     return Batch(
-        groups=tuple(groups),
+        groups=(),
         trie=Trie(
             ids.cpu().numpy(), position.cpu().numpy(), end.cpu().numpy(), tuple(paths[i] for i in range(len(paths)))
         ),
@@ -180,6 +181,5 @@ def _joined(groups: Sequence[TokenGroup], parts: Sequence[Batch], which: Sequenc
         response=torch.cat([torch.full_like(member, i) for i, member in enumerate(in_order)]),
         responses=len(in_order),
         tokens=sum(p.tokens for p in parts),
-        tokens_naive=sum(p.tokens_naive for p in parts),
         parts=tuple(parts),
     )

@@ -23,7 +23,7 @@ from preftune.model.quantized import quantization
 from preftune.pack.oom import OomRetry
 from preftune.pack.trie import common_prefix
 from preftune.reference.store import PRIVATE, Key, Store, key_of
-from preftune.tokens.groups import TokenGroup
+from preftune.tokens.groups import TokenGroup, Turn
 
 CANARIES = 8  # stored entries that are computed again, to see whether the store can be trusted
 FLUSH_SECONDS = 20.0
@@ -42,8 +42,8 @@ def numerics(policy: Policy) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReferencePass:
-    """What a reference pass did. scored, reused: responses; tokens_naive: what one forward pass a response of its packs
-    would have computed; damaged: entries of the store that could not be read."""
+    """What a reference pass did. scored, reused: turns of responses; tokens_naive: what one forward pass a turn of its
+    packs would have computed; damaged: entries of the store that could not be read."""
 
     scored: int
     reused: int
@@ -56,7 +56,9 @@ class ReferencePass:
 def filled(groups: Sequence[TokenGroup], store: Store) -> list[TokenGroup]:
     """The groups with the column `reference`, a view of what the store holds. Each response must be in it."""
     return [
-        group.with_column("reference", tuple(store[key_of(group.prompt, r)] for r in group.responses))
+        group.with_column(
+            "reference", tuple(np.concatenate([store[key_of(*turn)] for turn in turns]) for turns in group.turns)
+        )
         for group in groups
     ]
 
@@ -64,7 +66,7 @@ def filled(groups: Sequence[TokenGroup], store: Store) -> list[TokenGroup]:
 def score_missing(
     policy: Policy, store: Store, groups: Sequence[TokenGroup], *, tokens: int, dist: Distributed = SINGLE_PROCESS
 ) -> ReferencePass:
-    """Put every response of the groups into the store, each distinct one once; resumes where it was stopped.
+    """Put every response of the groups into the store, each distinct turn once; resumes where it was stopped.
 
     tokens: budget of a pack. A few entries that were there already are computed again; UserError where they differ,
     because then the store is not trusted. Each rank computes and writes its packs; in the end all hold every entry,
@@ -73,8 +75,8 @@ def score_missing(
     began = time.monotonic()
     wanted: dict[Key, TokenGroup] = {}
     for group in groups:
-        for response in group.responses:
-            wanted.setdefault(key_of(group.prompt, response), _single(group, response))
+        for turn in (turn for turns in group.turns for turn in turns):
+            wanted.setdefault(key_of(*turn), _single(group, turn))
     keys = sorted(wanted)
     present = [store.has(key, len(wanted[key].responses[0])) for key in keys]
     canaries = min(CANARIES, sum(present))
@@ -156,8 +158,8 @@ def _exchange(store: Store, senders: Mapping[Key, int], wanted: Mapping[Key, Tok
                 store.hold(key, part.numpy())
 
 
-def _single(group: TokenGroup, response: np.ndarray) -> TokenGroup:
-    return TokenGroup(prompt=group.prompt, responses=(response,), kind="demo", place=group.place, id=group.id)
+def _single(group: TokenGroup, turn: Turn) -> TokenGroup:
+    return TokenGroup(prompt=turn.prompt, responses=(turn.ids,), kind="demo", place=group.place, id=group.id)
 
 
 def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:

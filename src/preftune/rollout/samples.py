@@ -155,7 +155,7 @@ def samples_of(
     prompts = chosen_prompts(groups, count)
     if not prompts:
         return None
-    longest = min(LONGEST, 2 * max(len(response) for group in groups for response in group.responses))
+    longest = min(LONGEST, 2 * max(len(turns[0].ids) for group in groups for turns in group.turns))
     prompts = [group for group in prompts if len(group.prompt) + longest <= most]
     if not prompts:
         return None
@@ -166,12 +166,12 @@ def samples_of(
 
 
 def _shown(group: TokenGroup, spell: Spell) -> dict[str, str]:
-    shown = {"prompt": spell(group.prompt)}
+    shown, first_turns = {"prompt": spell(group.prompt)}, [turns[0].ids for turns in group.turns]
     if group.kind in ("pair", "ranking"):
         best, worst = group.ranks.index(min(group.ranks)), group.ranks.index(max(group.ranks))
-        shown |= {"chosen": spell(group.responses[best]), "rejected": spell(group.responses[worst])}
+        shown |= {"chosen": spell(first_turns[best]), "rejected": spell(first_turns[worst])}
     elif group.kind == "demo":
-        shown["chosen"] = spell(group.responses[0])
+        shown["chosen"] = spell(first_turns[0])
     return shown
 
 

@@ -9,7 +9,7 @@ import re
 
 from preftune.rows import transcripts
 from preftune.rows.keys import ABOUT, JUDGEMENT, words_of
-from preftune.rows.messages import align, first_difference, is_texts, split_last_turn
+from preftune.rows.messages import align, first_difference, is_texts, part, split_first_turn, whole_conversation
 from preftune.rows.parse import (
     MalformedRow,
     SkippedRow,
@@ -47,11 +47,11 @@ def pair(raw: RawRow) -> Row:
 
 
 def pair_with_prompt_inside(raw: RawRow) -> Row:
-    """Two whole conversations that differ in their last turn alone; of the second, that turn may stand for it."""
+    """Two whole conversations that part at a turn of the assistant; of the second, its last turn may stand for it."""
     sides = raw.turns("chosen"), raw.turns("rejected")
     if not isinstance(sides[0], str) and (isinstance(sides[1], str) or len(sides[1]) == 1):
-        prompt, chosen = split_last_turn(sides[0])
-        prompt, aligned = align(raw.with_system(prompt), [chosen, sides[1]])
+        *prompt, chosen = whole_conversation(sides[0])
+        prompt, aligned = align(raw.with_system(tuple(prompt)), [(chosen,), sides[1]])
         return pair_of(raw, prompt, *aligned)
     texts = [side for side in sides if isinstance(side, str)]
     if not all(map(transcripts.is_transcript, texts)):
@@ -61,11 +61,12 @@ def pair_with_prompt_inside(raw: RawRow) -> Row:
         raise MalformedRow('"prompt" is missing.', hint, "row.missing")
     if sides[0] == sides[1]:
         raise SkippedRow("pair.identical", "chosen and rejected are the same.")
-    (prompt, chosen), (other_prompt, rejected) = map(split_last_turn, sides)
-    if prompt != other_prompt:
-        turn = first_difference(prompt, other_prompt)
+    chosen, rejected = map(whole_conversation, sides)
+    place = part(chosen, rejected)
+    if not place:
+        turn = first_difference(chosen, rejected)
         raise SkippedRow("prompt.differs", f"chosen and rejected have different prompts: they part at turn {turn}.")
-    return pair_of(raw, raw.with_system(prompt), chosen, rejected)
+    return pair_of(raw, raw.with_system(chosen[:place]), chosen[place:], rejected[place:])
 
 
 def pair_of(raw: RawRow, prompt: Prompt, chosen: Response, rejected: Response) -> Pair:
@@ -142,15 +143,13 @@ def single(raw: RawRow) -> Row:
 
 
 def conversation(raw: RawRow) -> Row:
-    """A whole conversation; its last turn is the response."""
+    """A whole conversation. What is judged or weighed in it is its last turn; else it is learned from as a whole."""
     turns = raw.turns("turns")
     if isinstance(turns, str):
         raise MalformedRow(f'"{raw.keys["turns"]}" is a text, needs a list of messages.')
-    messages = raw["turns"]
-    last = messages[-1] if isinstance(messages, list) else None
-    if isinstance(last, dict) and last.get("weight") in (0, False) and last.get("weight") is not None:
-        raise SkippedRow("response.weight", "the response has the weight 0.")
-    prompt, response = split_last_turn(turns)
+    turns = whole_conversation(turns)
+    of_last = "label" in raw.keys or any(raw.value.get(key) is not None for key in (*SCORES, "token_weights"))
+    prompt, response = (turns[:-1], turns[-1:]) if of_last else split_first_turn(turns)
     return _rating_or_demo(raw, raw.with_system(prompt), response)
 
 

@@ -35,6 +35,7 @@ COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{
 OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
 MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
 TOO_LONG = "skip: leave longer rows out; cut: drop the response's end, and then no end token is added."
+TURNS = "Turns of the assistant in a conversation to imitate that are learned from: all of them, or the last."
 RANKINGS = "Pairs of a ranking: all of different rank, or the best against each other response."
 MAX_SKIPPED = "Largest share of unusable rows (too long ones aside) before the run refuses."
 
@@ -57,6 +58,7 @@ class Data(Table, frozen=True):
         Annotated[int, Meta(ge=2)] | None,
         about(MAX_TOKENS, also="max_length max_prompt_length max_seq_length cutoff_len"),
     ] = None
+    turns: Annotated[Literal["all", "last"], about(TURNS, also="assistant_only_loss mask_history")] = "all"
     rankings: Annotated[Literal["all", "best"], about(RANKINGS)] = "all"
     too_long: Annotated[Literal["skip", "cut"], about(TOO_LONG, also="truncation_mode")] = "skip"
     max_skipped: Annotated[float, about(MAX_SKIPPED, ge=0, le=1)] = 0.05

@@ -14,7 +14,7 @@ from preftune.errors import nearest
 from preftune.rows import transcripts
 from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
-from preftune.rows.row import ROLES, Message, Prompt, Response
+from preftune.rows.row import ROLES, Message, Prompt, Response, turns_of
 
 OTHER_ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -95,7 +95,8 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
     role = OTHER_ROLES.get(role, role)
     thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
-    unread.add(value, field, ("role", "from", "content", "value", *thoughts))
+    weighed = ["weight"] if role == "assistant" and value.get("weight") in (0, 1) else []
+    unread.add(value, field, ("role", "from", "content", "value", *weighed, *thoughts))
     content = first_of(value, ("content", "value"), field)
     if isinstance(content, list):
         parts = [_part(part, f"{field}.content[{position}]", unread) for position, part in enumerate(content)]
@@ -105,7 +106,8 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         raise MalformedRow(f"{field} has a thought, but is the {role}'s.", "Write it into the text of the turn.")
     if len({*thoughts.values()}) > 1:
         raise MalformedRow(f"{field} has several thoughts: {', '.join(thoughts)}.", "Keep one of them.")
-    return Message(role, parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), "")))
+    text, thought = parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), ""))
+    return Message(role, text, thought, not weighed or bool(value["weight"]))
 
 
 def _is_thought(key: str, value: object) -> bool:
@@ -125,37 +127,48 @@ def _part(value: object, field: str, unread: Unread) -> tuple[str, bool]:
 
 
 def align(prompt: Prompt, responses: Sequence[Prompt]) -> tuple[Prompt, tuple[Response, ...]]:
-    """Prompt and responses in one form: all text, or conversations with one assistant turn as each response.
+    """Prompt and responses in one form: all text, or conversations.
 
-    Raises SkippedRow where a response's conversation does not go on from the prompt.
+    A response may have several turns of the assistant, with those of others between them; turns with which all of
+    several responses begin are prompt. Raises SkippedRow where a response's conversation leaves the prompt.
     """
     if isinstance(prompt, str):
         conversations = [response for response in responses if not isinstance(response, str)]
         if not conversations:
             return prompt, tuple(response for response in responses if isinstance(response, str))
         *earlier, _ = conversations[0]
-        if earlier:  # the messages hold the prompt too, and `prompt` repeats one of its turns
+        if earlier and earlier[0].role != "assistant":  # the messages hold the prompt too, and `prompt` repeats a turn
+            parted = [part(conversations[0], other) for other in conversations[1:] if len(other) > 1]
+            earlier = earlier[: min([len(earlier), *filter(None, parted)])]
             if not any(turn.content.strip() == prompt.strip() for turn in earlier):
                 raise SkippedRow("prompt.differs", '"prompt" is not among the turns of the response\'s conversation.')
             prompt = tuple(earlier)
         else:
             prompt = (Message("user", prompt),)
-    return prompt, tuple(_response_to(prompt, response) for response in responses)
+    sides = [_response_to(prompt, response) for response in responses]
+    if len(sides) < 2:
+        return prompt, tuple(sides)
+    differs = min(first_difference(sides[0], other) for other in sides[1:]) - 1
+    shared = max(place for place in range(differs + 1) if _can_start(sides, place))
+    return (*prompt, *sides[0][:shared]), tuple(side[shared:] for side in sides)
 
 
-def _response_to(prompt: Turns, response: Prompt) -> Response:
-    """The one assistant turn with which a response goes on from the prompt."""
+def _can_start(conversations: Sequence[Turns], place: int) -> bool:
+    """Whether a turn of the assistant stands at a place of all conversations."""
+    return all(len(turns) > place and turns[place].role == "assistant" for turns in conversations)
+
+
+def _response_to(prompt: Turns, response: Prompt) -> Turns:
+    """The turns with which a response goes on from the prompt: the assistant's, and what stands between them."""
     if isinstance(response, str):
         return (Message("assistant", response),)
     repeats_prompt = len(response) > 1 and response[: len(prompt)] == prompt
     turns = response[len(prompt) :] if repeats_prompt else response
     if not turns or turns[-1].role != "assistant":
         raise SkippedRow("turn.last", "the last turn is not the assistant's.")
-    if len(turns) > 1:
-        if turns[0].role != "assistant":
-            turn = first_difference(prompt, response)
-            raise SkippedRow("prompt.differs", f"the response's conversation leaves the prompt at turn {turn}.")
-        raise SkippedRow("response.turns", "the response has several turns, and only one can be compared.")
+    if turns[0].role != "assistant":
+        turn = first_difference(prompt, response)
+        raise SkippedRow("prompt.differs", f"the response's conversation leaves the prompt at turn {turn}.")
     return turns
 
 
@@ -165,9 +178,26 @@ def first_difference(turns: Turns, others: Turns) -> int:
     return next((number for number, (turn, other) in pairs if turn != other), min(len(turns), len(others)) + 1)
 
 
-def split_last_turn(conversation: Prompt) -> tuple[Turns, Response]:
-    """A whole conversation as its prompt and the assistant's last turn. Raises SkippedRow."""
-    turns = transcripts.parse(conversation) if isinstance(conversation, str) else conversation
+def whole_conversation(value: Prompt) -> Turns:
+    """The turns of a conversation, or of a transcript. Raises SkippedRow where it does not end with a response."""
+    turns = transcripts.parse(value) if isinstance(value, str) else value
     if len(turns) < 2 or turns[-1].role != "assistant":
         raise SkippedRow("turn.last", "the last turn is not the assistant's, or nothing stands before it.")
-    return turns[:-1], turns[-1:]
+    return turns
+
+
+def split_first_turn(turns: Turns) -> tuple[Turns, Turns]:
+    """A whole conversation as what stands before the first turn to learn from that answers somebody, and the rest up to
+    the last turn to learn from. Raises SkippedRow where there is none."""
+    asking = (place for place, turn in enumerate(turns) if turn.role not in ("system", "developer", "assistant"))
+    asked = next(asking, 0)
+    learned = [place for place in turns_of(turns) if place > asked]
+    if not learned:
+        raise SkippedRow("response.weight", "every response has the weight 0.")
+    return turns[: learned[0]], turns[learned[0] : learned[-1] + 1]
+
+
+def part(conversation: Turns, other: Turns) -> int:
+    """The place at which two whole conversations part, where the assistant's turn is another one in each; else 0."""
+    place = first_difference(conversation, other) - 1
+    return place if _can_start([conversation, other], place) else 0

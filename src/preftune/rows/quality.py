@@ -10,7 +10,20 @@ from itertools import pairwise
 from preftune.errors import Problem
 from preftune.rows.account import Tally
 from preftune.rows.parse import SkippedRow
-from preftune.rows.row import Demo, Pair, Place, Ranking, Rating, Row, Task, responses, text_of, words_of
+from preftune.rows.row import (
+    Demo,
+    Pair,
+    Place,
+    Ranking,
+    Rating,
+    Row,
+    Task,
+    last_text,
+    responses,
+    text_of,
+    turns_of,
+    words_of,
+)
 
 UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"
 INVISIBLE = dict.fromkeys(map(ord, UNSEEN))
@@ -49,10 +62,12 @@ def check(row: Row) -> None:
     texts = [text_of(response) for response in responses(row)]
     if any(map(is_blank, texts)):
         raise SkippedRow("response.empty", "a response is empty.")
-    if not isinstance(row.prompt, str):
-        for number, turn in enumerate(row.prompt, 1):
+    if any(0 not in turns_of(response) for response in responses(row)):
+        raise SkippedRow("response.weight", "a response has the weight 0.")
+    for name, turns in (("the prompt", row.prompt), *(("a response", response) for response in responses(row))):
+        for number, turn in enumerate(turns if isinstance(turns, tuple) else (), 1):
             if turn.role in ("user", "assistant") and is_blank(turn.content):
-                raise SkippedRow("turn.empty", f"turn {number} of the prompt is empty.")
+                raise SkippedRow("turn.empty", f"turn {number} of {name} is empty.")
     if isinstance(row, Pair):
         texts = [words_of(response) for response in responses(row)]
         if texts[0] == texts[1]:
@@ -98,14 +113,17 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
 
 
 def _remark_on_text(row: Row, tally: Tally) -> None:
-    prompt = text_of(row.prompt)
+    prompt = last_text(row.prompt)
     if is_blank(prompt):
         tally.add("prompt.empty", "the prompt is empty", row.place)
-    roles = [] if isinstance(row.prompt, str) else [*(turn.role for turn in row.prompt), "assistant"]
-    if isinstance(row, Demo) and "assistant" in roles[:-1]:
-        message = "the assistant has several turns, of which the last is learned from and the others are prompt"
-        tally.add("demo.turns", message, row.place)
-    if any(role == following != "tool" for role, following in pairwise(roles)):
+    before = () if isinstance(row.prompt, str) else row.prompt
+    if isinstance(row, Demo) and any(turn.role == "assistant" for turn in before):
+        tally.add("demo.turns", "turns of the assistant in the prompt are not learned from", row.place)
+    if any(len(turns_of(response)) > 1 for response in responses(row)):
+        message = "a response has several turns of the assistant; each is learned from, what stands between them is not"
+        tally.add("response.turns", message, row.place)
+    speaking = [[*before, *side] for side in responses(row) if isinstance(side, tuple)] or [[*before]]
+    if any(turn.role == following.role != "tool" for turns in speaking for turn, following in pairwise(turns)):
         tally.add("turn.order", "one speaker has two turns in a row", row.place)
     texts = [text_of(response) for response in responses(row)]
     if len(prompt) > 20 and any(text.lstrip().startswith(prompt) for text in texts):

@@ -15,7 +15,17 @@ from preftune.rows import transcripts
 from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
 from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
-from preftune.rows.row import Message, Place, Prompt, Response, Span, TokenWeights, text_of
+from preftune.rows.row import (
+    Message,
+    Place,
+    Prompt,
+    Response,
+    Span,
+    TokenWeights,
+    last_text,
+    text_of,
+    turns_of,
+)
 
 SYSTEM = ("system", "system_prompt")
 ANSWERS = ("ground_truth", "answer", "solution", "reward_model")
@@ -95,13 +105,13 @@ class RawRow:
         systems = list(dict.fromkeys([*texts, *(turn.content for turn in turns[:1] if turn.role == "system")]))
         if len(systems) > 1:
             raise MalformedRow("there are two different system texts.", "Keep one of them.")
-        return prompt if not texts else turns if turns[0].role == "system" else (Message("system", *systems), *turns)
+        return prompt if not texts else turns if turns[0].role == "system" else (Message("system", systems[0]), *turns)
 
     def _system(self, key: str) -> str:
         """The text under a key, or in the parts under it."""
         value = self.value[key]
         parts: object = [{"role": "system", "content": value}] if isinstance(value, list) else value
-        return text_of(parse_turns(parts, key, self.unread)) if parts is not value else parse_text(value, key)
+        return last_text(parse_turns(parts, key, self.unread)) if parts is not value else parse_text(value, key)
 
     def token_weights(self, responses: Sequence[Response], *keys: str) -> tuple[TokenWeights | None, ...] | None:
         """The token weights of each response, each under a key of its own; None where the record gives none."""
@@ -121,6 +131,8 @@ def parse_weights(
     fields: Sequence[tuple[object, str]], responses: Sequence[Response]
 ) -> tuple[TokenWeights | None, ...] | None:
     """The token weights of each response. fields: a value with the name of its field for each. Raises MalformedRow."""
+    if any(len(turns_of(response)) > 1 for response in responses) and any(value is not None for value, _ in fields):
+        raise MalformedRow(f'"{fields[0][1]}" is of one turn, and a response has several.', "Leave it out.")
     weights = tuple(
         _token_weights(value, field, text_of(response))
         for (value, field), response in zip(fields, responses, strict=True)

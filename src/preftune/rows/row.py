@@ -6,9 +6,11 @@ kept, because a model continues text as it stands, while a conversation goes thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -24,11 +26,13 @@ class Place(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """One turn of a conversation. thought: what the assistant thought before it, if that stands beside its content."""
+    """One turn of a conversation. thought: what the assistant thought before it, if that stands beside its content;
+    learned: whether a turn of the assistant in a response is learned from, as are all that the row does not weigh 0."""
 
     role: str
     content: str
     thought: str = ""
+    learned: bool = True
 
 
 class Span(Struct, frozen=True):
@@ -41,7 +45,7 @@ class Span(Struct, frozen=True):
 
 TokenWeights = tuple[float, ...] | tuple[Span, ...]  # one number a token of the response, or spans of its text
 Prompt = str | tuple[Message, ...]
-Response = str | tuple[Message, ...]  # a conversation where the prompt is one; its only turn is the assistant's
+Response = str | tuple[Message, ...]  # a conversation where the prompt is one; it begins and ends with the assistant
 
 
 class _AnyRow(Struct, frozen=True, kw_only=True):
@@ -114,12 +118,38 @@ def responses(row: Row) -> tuple[Response, ...]:
     return row.responses if isinstance(row, Ranking) else (row.response,)
 
 
-def words_of(value: Response | Prompt) -> str:
-    """As `text_of`, the thought before it included."""
-    thought = "" if isinstance(value, str) or not value else value[-1].thought
-    return f"{thought}\n{text_of(value)}" if thought else text_of(value)
+def with_responses(row: Row, responses: Sequence[Response]) -> Row:
+    """The row with other responses, in the order of `responses`."""
+    if isinstance(row, Task):
+        return row
+    if isinstance(row, Pair):
+        chosen, rejected = responses
+        return replace(row, chosen=chosen, rejected=rejected)
+    if isinstance(row, Ranking):
+        return replace(row, responses=tuple(responses))
+    return replace(row, response=responses[0])
 
 
-def text_of(value: Response | Prompt) -> str:
-    """The text of a response, or of the last turn of a prompt."""
-    return value if isinstance(value, str) else value[-1].content if value else ""
+def turns_of(response: Response) -> tuple[int, ...]:
+    """Where the turns of the assistant that are learned from stand in a response; 0 alone for text."""
+    if isinstance(response, str):
+        return (0,)
+    return tuple(place for place, turn in enumerate(response) if turn.role == "assistant" and turn.learned)
+
+
+def words_of(response: Response) -> str:
+    """As `text_of`, with the thoughts before it."""
+    thoughts = [] if isinstance(response, str) else [turn.thought for turn in response if turn.thought]
+    return "\n".join([*thoughts, text_of(response)])
+
+
+def text_of(response: Response) -> str:
+    """The text of a response: what is learned from of it."""
+    if isinstance(response, str):
+        return response
+    return "\n\n".join(response[place].content for place in turns_of(response))
+
+
+def last_text(prompt: Prompt) -> str:
+    """The text of a prompt's last turn."""
+    return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""

@@ -193,7 +193,7 @@ def named_model(path: str) -> str:
 def check_vocabulary(vocab: int, groups: Sequence[TokenGroup], model: str = "model") -> None:
     """Raise UserError where a row has a token beyond the `vocab` ones of the model. model: what it is called."""
     for group in groups:
-        largest = max(int(ids.max()) for ids in (group.prompt, *group.responses))
+        largest = max(int(ids.max()) for ids in group.parts if len(ids))
         if largest >= vocab:
             raise UserError(
                 f"token {largest} of this row is unknown to the {model}, which has {vocab}.",

@@ -60,9 +60,9 @@ def preview(run: Run, rows: Rows) -> Preview:
     refuse_long_warmup(run.optim, len(plan.steps))
     counts = []
     for step in plan.steps[:COUNTED_STEPS]:
-        packs = [[np.concatenate([dataset.train[i].prompt, r]) for i in pack for r in dataset.train[i].responses]
-                 for pack in step.packs]  # fmt: skip
-        counts.append((sum(map(distinct_tokens, packs)), sum(len(s) for pack in packs for s in pack)))
+        groups = [[dataset.train[i] for i in pack] for pack in step.packs]
+        packs = [[np.concatenate(turn) for g in pack for turns in g.turns for turn in turns] for pack in groups]
+        counts.append((sum(map(distinct_tokens, packs)), sum(g.tokens_naive for pack in groups for g in pack)))
     tokens, naive = np.mean(counts, axis=0)
     memory = expected(shapes, setup, budget)
     return Preview(run, dataset, notes, plan, shapes.parameters, memory, float(tokens), float(naive))

@@ -14,7 +14,7 @@ from preftune.model.budget import positions
 from preftune.rollout.config import Rollout
 from preftune.rollout.tasks import Task, Tasks, tasks_of
 from preftune.rows.account import Account
-from preftune.rows.row import Demo, Message, text_of
+from preftune.rows.row import Demo, Message, last_text
 from preftune.rows.split import Rows, read_rows
 from preftune.run.dataset import (
     MAX_TOKENS,
@@ -94,8 +94,8 @@ def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout
 
 def end_tokens(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a response: what a row with one of these prompts ends with, and the tokenizer's end token."""
-    task = next((task for task in tasks if text_of(task.prompt).strip()), tasks[0])  # an empty one ends nothing
-    words = text_of(task.prompt)  # which the tokenizer knows
+    task = next((task for task in tasks if last_text(task.prompt).strip()), tasks[0])  # an empty one ends nothing
+    words = last_text(task.prompt)  # which the tokenizer knows
     response = words if isinstance(task.prompt, str) else (Message("assistant", words),)
     row = Demo(prompt=task.prompt, response=response, place=task.place)
     groups = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups

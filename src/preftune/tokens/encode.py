@@ -155,13 +155,13 @@ class Encoder:
 
     def check_known(self, groups: Sequence[TokenGroup]) -> list[Problem]:
         """A note on unknown tokens. Raises UserError where they are many, or an id is not the tokenizer's."""
-        highest = max((int(ids.max()) for g in groups for ids in (g.prompt, *g.responses)), default=0)
+        highest = max((int(ids.max()) for g in groups for ids in g.parts if len(ids)), default=0)
         if highest >= self._size:
             message = f"the tokenizer gives the id {highest}, but has {self._size} tokens."
             raise UserError(message, location="model.tokenizer")
         if self._unknown is None:
             return []
-        counts = [sum(int((ids == self._unknown).sum()) for ids in (g.prompt, *g.responses)) for g in groups]
+        counts = [sum(int((ids == self._unknown).sum()) for ids in g.parts) for g in groups]
         share = sum(counts) / max(sum(g.tokens for g in groups), 1)
         if share > MAX_UNKNOWN:
             raise UserError(f"the tokenizer does not know {share:.0%} of the tokens.", location="model.tokenizer",

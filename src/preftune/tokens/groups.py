@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -13,11 +14,33 @@ from preftune.rows.account import Account, Bin, Spread
 from preftune.rows.row import Kind, Place
 
 
+class LaterTurn(Struct, frozen=True, eq=False):
+    """Where a further turn of the assistant stands that a response has.
+
+    first: the place of its first token in the response; shared: with how many tokens of the turn before it and of that
+    turn's prompt its own prompt begins; context: int32, the other tokens of its prompt, such as the user's next turn. A
+    template may write earlier turns otherwise than the one that is to be said, and then less is shared.
+    """
+
+    first: int
+    shared: int
+    context: np.ndarray
+
+
+class Turn(NamedTuple):
+    """A turn of the assistant: the ids of all that stands before it, and its own."""
+
+    prompt: np.ndarray
+    ids: np.ndarray
+
+
 class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     """A prompt with all its responses in token ids.
 
     prompt: int32 (tokens of the prompt,), begin-of-text and template included, at least one token.
-    responses: one int32 array each, the end-of-turn token included once (unless the response was cut).
+    responses: one int32 array each, the end-of-turn token included once (unless the response was cut). A response with
+        several turns of the assistant is their tokens, one turn after the other.
+    later_turns: the turns of each response after its first; () where no response has any.
     ranks: rank of each response, 1 the best, equal for ties: (1, 2) for a pair, (1,) for a single one, () for a task.
     good: whether the response of a rating was called good; None where nobody said.
     preferred: probability that the better response of a pair is truly better: one for all pairs of the group, or one
@@ -39,11 +62,37 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     weight: float = 1.0
     category: str = ""
     columns: dict[str, tuple[np.ndarray, ...]] = {}
+    later_turns: tuple[tuple[LaterTurn, ...], ...] = ()
+
+    @property
+    def turns(self) -> list[list[Turn]]:
+        """The turns of each response: what goes through the model to score it, since each is said after its prompt."""
+        if not self.later_turns:
+            return [[Turn(self.prompt, response)] for response in self.responses]
+        turns = []
+        for response, later in zip(self.responses, self.later_turns, strict=True):
+            firsts = [turn.first for turn in later]
+            said = np.split(response, firsts)
+            turns.append([Turn(self.prompt, said[0])])
+            for turn, ids in zip(later, said[1:], strict=True):
+                before = np.concatenate(turns[-1][-1])[: turn.shared]
+                turns[-1].append(Turn(np.concatenate([before, turn.context]), ids))
+        return turns
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """All its ids: the prompt, the responses, and what stands between their turns."""
+        return [self.prompt, *self.responses, *(turn.context for later in self.later_turns for turn in later)]
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt and of all responses: what a trie of this group alone holds at most."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        """Tokens of all parts: what a trie of this group alone holds at most."""
+        return sum(map(len, self.parts))
+
+    @property
+    def tokens_naive(self) -> int:
+        """Tokens of the prompt with each response, as trainers without sharing compute them."""
+        return len(self.prompt) * (len(self.responses) - 1) + self.tokens
 
     @property
     def votes(self) -> tuple[float, ...]:
@@ -58,7 +107,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     @property
     def longest(self) -> int:
         """Tokens of the prompt with the longest response."""
-        return len(self.prompt) + max(map(len, self.responses))
+        return max(len(turn.prompt) + len(turn.ids) for turns in self.turns for turn in turns)
 
     def column(self, name: str) -> tuple[np.ndarray, ...] | None:
         """The numbers of a column, response by response; None where the group has no such column."""
@@ -87,7 +136,7 @@ def with_lengths(account: Account, groups: Sequence[TokenGroup]) -> Account:
         account,
         lengths={name: _spread(values) for name, values in lengths.items() if values},
         chosen_longer=longer / len(pairs) if pairs else None,
-        tokens_naive=sum(len(group.prompt) * (len(group.responses) - 1) + group.tokens for group in groups),
+        tokens_naive=sum(group.tokens_naive for group in groups),
         tokens_distinct=sum(group.tokens for group in groups),
     )
 

@@ -38,7 +38,7 @@ def with_pad(
     last |= {*ends, *(() if end is None else (end,))}
     if own is not None and own not in last and own < vocab:
         return copy.deepcopy(tokenizer), f"batches are filled up with {tokenizer.pad_token} ({own})"
-    seen = last.union(*(ids.tolist() for group in groups for ids in (group.prompt, *group.responses)))
+    seen = last.union(*(ids.tolist() for group in groups for ids in group.parts))
     named = {begin, unknown}
     special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     free = {i: text for i, text in special.items() if i < vocab and i not in seen and i not in named}

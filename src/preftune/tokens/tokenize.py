@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,10 +12,24 @@ from msgspec import Struct
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, merge_malformed
 from preftune.rows.parse import MalformedRow, SkippedRow
-from preftune.rows.row import KINDS, Pair, Place, Ranking, Rating, Row, Span, Task, TokenWeights, responses, text_of
+from preftune.rows.row import (
+    KINDS,
+    Demo,
+    Pair,
+    Place,
+    Ranking,
+    Rating,
+    Row,
+    Span,
+    Task,
+    TokenWeights,
+    responses,
+    text_of,
+)
 from preftune.tokens.encode import EncodedRow, Encoder, TokenOffsets
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import RenderedRow, Renderer
+from preftune.tokens.turns import EncodedTurn, by_turn, encoded_turns, later_turns, within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,59 +67,69 @@ def tokenize(
     malformed: list[tuple[MalformedRow, Place]] = []
     tally, cut = Tally(), 0
     for start in range(0, len(rows), CHUNK):
-        rendered: list[tuple[Row, RenderedRow]] = []
+        rendered: list[tuple[Row, list[tuple[Row, RenderedRow]]]] = []
         for row in rows[start : start + CHUNK]:
             try:
-                rendered.append((row, renderer.render(row)))
+                rendered.append((row, [(part, renderer.render(part)) for part in by_turn(row)]))
             except MalformedRow as error:
                 malformed.append((error, row.place))
             except SkippedRow as error:
                 skipped.append(Problem(error.message, str(row.place), reason=error.reason))
-        for (row, text), ids in zip(rendered, encoder.encode(rendered, tally), strict=True):
+        encoded = iter(encoder.encode([part for _, parts in rendered for part in parts], tally))
+        for row, parts in rendered:
+            texts, ids = [text for _, text in parts], list(islice(encoded, len(parts)))
             try:
-                group = _with_weights(_group(row, ids, max_tokens, too_long), row, text, ids, encoder)
+                group = _with_weights(_group(row, ids, max_tokens, too_long), row, texts[0], ids[0], encoder)
             except MalformedRow as error:
                 malformed.append((error, row.place))
             except SkippedRow as error:
                 skipped.append(Problem(error.message, str(row.place), reason=error.reason))
             else:
                 groups.append(group)
-                cut += max(map(len, group.responses), default=0) < max(map(len, ids.responses), default=0)
-                for reason, message in text.remarks:
+                cut += sum(map(len, group.responses)) < sum(len(said) for part in ids for said in part.responses)
+                for reason, message in dict.fromkeys(remark for text in texts for remark in text.remarks):
                     tally.add(reason, message, row.place)
     if malformed:
         raise UserError(merge_malformed(malformed, lambda error: (error.hint, error.reason)))
     return Tokenized(groups, skipped, cut, [*renderer.notes(), *encoder.check_known(groups), *tally.problems()])
 
 
-def _group(row: Row, ids: EncodedRow, max_tokens: int, too_long: Literal["skip", "cut"]) -> TokenGroup:
-    """The group, its responses cut where they are too long. Raises SkippedRow."""
-    longest = len(ids.prompt) + max(map(len, ids.responses), default=0)
-    ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,) * len(ids.responses)
-    if not all(ids.responses):
+def _group(row: Row, parts: Sequence[EncodedRow], max_tokens: int, too_long: Literal["skip", "cut"]) -> TokenGroup:
+    """The group, its responses cut where they are too long. parts: the ids of `by_turn`. Raises SkippedRow."""
+    prompt, sides = parts[0].prompt, encoded_turns(row, parts)
+    if isinstance(row, Demo) and too_long == "skip" and len(sides[0]) > 1:  # turns that fit are demos of their own
+        sides = [list(takewhile(lambda turn: sum(map(len, turn)) <= max_tokens, sides[0])) or sides[0]]
+    longest = max((len(before) + len(ids) for turns in sides for before, ids in turns), default=len(prompt))
+    ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,) * len(sides)
+    if not all(ids for turns in sides for _, ids in turns):
         raise SkippedRow("response.empty", "a response has no token.")
-    _check_distinct(row, ids.responses, ranks, "")
+    _check_distinct(row, _spoken(sides), ranks, "")
     if longest > max_tokens:
         allowed = f"{max_tokens} are allowed"
         if isinstance(row, Task):
             raise SkippedRow("prompt.too_long", f"the prompt has {longest} tokens, {allowed}.")
         if too_long == "skip":
             raise SkippedRow("too_long", f"prompt and response have {longest} tokens, {allowed}.")
-        if len(ids.prompt) >= max_tokens:
-            raise SkippedRow("prompt.too_long", f"the prompt alone has {len(ids.prompt)} tokens, {allowed}.")
-    within = [response[: max(0, max_tokens - len(ids.prompt))] for response in ids.responses]
-    if longest > max_tokens:
-        _check_distinct(row, within, ranks, "_after_cut")
+        if len(prompt) >= max_tokens:
+            raise SkippedRow("prompt.too_long", f"the prompt alone has {len(prompt)} tokens, {allowed}.")
+        sides = [within(turns, max_tokens) for turns in sides]
+        _check_distinct(row, _spoken(sides), ranks, "_after_cut")
     score = row.score if isinstance(row, Rating) else None
     return TokenGroup(
-        prompt=np.asarray(ids.prompt, np.int32),
-        responses=tuple(np.asarray(response, np.int32) for response in within),
+        prompt=np.asarray(prompt, np.int32),
+        responses=tuple(np.asarray(response, np.int32) for response in _spoken(sides)),
         kind=KINDS[type(row)], place=row.place, id=row.id, ranks=ranks,
         good=not isinstance(row, Rating) or row.good,
         preferred=row.preferred if isinstance(row, Pair) else 1.0,
         scores=row.scores if isinstance(row, Pair | Ranking) else None if score is None else (score,),
         weight=row.weight, category=row.category,
+        later_turns=tuple(map(later_turns, sides)) if any(len(turns) > 1 for turns in sides) else (),
     )  # fmt: skip
+
+
+def _spoken(sides: Sequence[Sequence[EncodedTurn]]) -> list[list[int]]:
+    """The ids of each response, turn after turn."""
+    return [[id_ for _, ids in turns for id_ in ids] for turns in sides]
 
 
 def _check_distinct(row: Row, sides: Sequence[list[int]], ranks: Sequence[int], when: str) -> None:
