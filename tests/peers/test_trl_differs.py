@@ -19,6 +19,8 @@ from peers.theirs import bare, trl_cpo, trl_dpo, trl_kto, trl_orpo
 
 from preftune import objective as o
 from preftune.objective.responses import Pairs
+from preftune.rows.read import read
+from preftune.rows.row import Pair, text_of
 
 WORKED = pairs_of()
 
@@ -216,3 +218,19 @@ def test_stale_reference(tmp_path: Path) -> None:
     warm = precomputed(tmp_path / "warm", ld_alpha=0.0)
     assert cold != pytest.approx(full, abs=0.1)
     assert warm == full
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_turns_of_the_user_are_in_the_loss(tmp_path: Path) -> None:
+    """Of a side with several turns, all that comes after the prompt is learned from, as if the model had said it."""
+    from peers.tiny import scored_words
+
+    def says(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    chosen = [says("assistant", "w4"), says("user", "w5 w6"), says("assistant", "w7")]
+    row = {"prompt": [says("user", "w3")], "chosen": chosen, "rejected": [says("assistant", "w8")]}
+    assert scored_words(tmp_path, row) == ("w4 </s> w5 w6 </s> w7 </s>", "w8 </s>")
+    (pair,) = read([row]).rows
+    assert isinstance(pair, Pair)
+    assert text_of(pair.chosen) == "w4\n\nw7"
