@@ -181,7 +181,7 @@ ROWS = [
     refused(
         "R22 tool calls", file(row(chosen=[{"role": "assistant", "content": "x", "tool_calls": [1]}])), "tool_calls"
     ),
-    refused("R22 tools", file(row(tools=[{"name": "x"}])), '"tools" (a tool) is not read here'),
+    refused("R22 tools", file(row(tools=[{"name": "x"}])), '"tools" needs a conversation'),
     skipped("R23 no messages", file(row(chosen=[])), "row.hole"),
     read_well(
         "R24 transcripts",

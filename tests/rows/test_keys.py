@@ -58,11 +58,12 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         in_message(content=[{"type": "text", "text": "say", "image": "x"}]),
     ],
     "a tool": [
-        PAIR | {"tools": [{"name": "x"}]},
+        PAIR | {"tool_choice": "x"},
         PAIR | {"available_functions": "add(a, b)"},
-        in_message(function_calls="add(1, 2)"),
-        in_message(tool_calls=[{"id": 1}]),
-        {"messages": [U, A | {"functions": "add"}, U, A]},
+        {
+            "completions": [{"content": "say", "tool_calls": [1], "score": 1}, {"content": "no", "score": 0}],
+            "prompt": "a",
+        },
     ],
     "a thought": [
         DEMO | {"reasoning": "since"},

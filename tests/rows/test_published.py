@@ -22,6 +22,8 @@ READ = {
     "dolci_dpo.jsonl": "pair",
     "halos_pairwise.json": "pair",
     "helpsteer2_pref.jsonl": "pair",
+    "dolci_calls.jsonl": "pair",
+    "dolci_env.jsonl": "pair",
     "json_string_messages.jsonl": "pair",
     "judgebench.jsonl": "pair",
     "message_weight.jsonl": "demo",
@@ -43,8 +45,6 @@ READ = {
 }
 REFUSED = {
     "beavertails.jsonl": '"is_safe" (a judgement)',
-    "dolci_calls.jsonl": '"chosen[].function_calls" (a tool)',
-    "dolci_env.jsonl": '"chosen[].function_calls" (a tool)',
     "helpsteer2.jsonl": '"helpfulness" (a judgement)',
     "question_plus_context.jsonl": '"context" (a part of what was asked)',
     "question_plus_input.jsonl": '"input" (a part of what was asked)',

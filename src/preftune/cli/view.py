@@ -112,7 +112,7 @@ def _names(kind: Kind, ranks: Sequence[int], good: bool | None, scores: Sequence
 def _plain(value: Prompt | Response) -> str:
     if isinstance(value, str):
         return printable(value, "\n\t")
-    return printable("\n".join(f"{m.role}: {m.content}" for m in value if isinstance(m, Message)), "\n\t")
+    return printable("\n".join(f"{m.role}: {m.says}" for m in value if isinstance(m, Message)), "\n\t")
 
 
 def group(group: TokenGroup, tokenizer: PreTrainedTokenizerBase) -> Text:

@@ -19,9 +19,10 @@ from preftune import signals
 from preftune.errors import UserError
 from preftune.rollout.config import URL, Reward
 from preftune.rollout.functions import TIME_LIMIT, Function, call, load_function
-from preftune.rollout.scorers import Answered, number_of, plain_prompt
+from preftune.rollout.scorers import Answered, number_of
 from preftune.rollout.web import ask_json, in_parallel
 from preftune.rows.row import Place, Prompt
+from preftune.rows.tools import plain_prompt
 
 AT_ONCE = 16  # requests that wait for a server at the same time
 LETTERS = ("A", "B")
@@ -152,8 +153,8 @@ class ServerJudge:
 
 def _shown(question: Question) -> str:
     """The question as text; no response can hold the mark, which is a digest of all that stands between the marks."""
-    prompt = plain_prompt(question.prompt)
-    request = prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    prompt = question.prompt
+    request = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.says}" for turn in prompt)
     parts = (("request", request), ("response A", question.first), ("response B", question.second))
     mark = hashlib.sha256("\0".join(text for _, text in parts).encode("utf-8", "replace")).hexdigest()[:16]
     return "\n".join(f"{mark} {name}\n{text}\n{mark} end of {name}" for name, text in parts)

@@ -23,6 +23,7 @@ from preftune.rollout.tasks import Task
 from preftune.rollout.verifiers import Verifier, unusable_answer, verifier
 from preftune.rows.account import NAMED
 from preftune.rows.row import Place, Prompt
+from preftune.rows.tools import plain_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,11 +69,6 @@ def answered_task(
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
     return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def plain_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    """The prompt as a user's function gets it: text, or messages with `role` and `content`."""
-    return prompt if isinstance(prompt, str) else [{"role": m.role, "content": m.content} for m in prompt]
 
 
 class FunctionScorer:

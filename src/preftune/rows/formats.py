@@ -76,7 +76,8 @@ class Format(Struct, frozen=True):
     def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
         """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
         raw = RawRow(value, place, self.keys(value))
-        row = replace(self.build(raw), id=raw.id, weight=raw.weight, answer=raw.answer, category=raw.category)
+        row = raw.with_tools(self.build(raw))
+        row = replace(row, id=raw.id, weight=raw.weight, answer=raw.answer, category=raw.category)
         if wrong := next(
             (key for key in (*value, *raw.unread) if "token_weight" in key and key not in self.optional), ""
         ):
@@ -101,7 +102,7 @@ def _meanings(read: ReadRow) -> dict[str, str]:
     parts = (read.row.prompt, *responses(read.row))
     texts = [part for part in parts if isinstance(part, str)]
     turns = [turn for part in parts if not isinstance(part, str) for turn in part]
-    texts += [text for turn in turns for text in (turn.content, turn.thought)]
+    texts += [text for turn in turns for text in (turn.says, turn.thought)]
     labels, judged = LABEL.split("|") if isinstance(read.row, Pair) else [], not isinstance(read.row, Demo)
     meanings = {
         key: "a judgement" if key in labels else refused_as(key, value, judged, texts)

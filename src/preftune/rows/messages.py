@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from preftune.errors import nearest
-from preftune.rows import transcripts
+from preftune.rows import tools, transcripts
 from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
-from preftune.rows.row import ROLES, Message, Prompt, Response, turns_of
+from preftune.rows.row import ROLES, TOOLS, Message, Prompt, Response, turns_of
 
 OTHER_ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -83,21 +83,31 @@ def _messages_in(value: object) -> object:
 
 
 def _is_message(value: Mapping[object, object]) -> bool:
-    return bool({"role", "from"} & {*value}) and bool({"content", "value"} & {*value})
+    return bool({"role", "from"} & {*value}) and bool({"content", "value", "tool_calls"} & {*value})
 
 
 def _message(value: object, field: str, unread: Unread) -> Message:
     if not isinstance(value, dict):
         raise MalformedRow(f"{field} is {describe(value)}, needs a message with a role and its content.")
-    role = first_of(value, ("role", "from"), field)
+    role, beside = first_of(value, ("role", "from"), field), {}
+    if role in tools.CALLER:
+        key = "content" if "content" in value else "value"
+        beside = {"tool_calls": tools.calls(value.get(key), f"{field}.{key}")}
+        role, value = "assistant", {**value, key: ""}
     if not isinstance(role, str) or OTHER_ROLES.get(role, role) not in ROLES:
         hint = nearest(str(role), [*ROLES, *OTHER_ROLES]) or f"Known roles: {', '.join(ROLES)}."
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
+    if role == TOOLS:
+        unread.add(value, field, ("role", "content"))
+        return tools.listed(value.get("content"), f"{field}.content")
     role = OTHER_ROLES.get(role, role)
     thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
     weighed = ["weight"] if role == "assistant" and value.get("weight") in (0, 1) else []
-    unread.add(value, field, ("role", "from", "content", "value", *weighed, *thoughts))
-    content = first_of(value, ("content", "value"), field)
+    beside |= tools.beside_content(value, role, field)
+    said = "function_call" if "tool_calls" in beside else "tool_calls"  # which has become tool_calls
+    unread.add(value, field, ("role", "from", "content", "value", *weighed, *thoughts, *beside, said))
+    is_call = "tool_calls" in beside and not any(value.get(key) for key in ("content", "value"))
+    content = "" if is_call else first_of(value, ("content", "value"), field)
     if isinstance(content, list):
         parts = [_part(part, f"{field}.content[{position}]", unread) for position, part in enumerate(content)]
         thoughts |= {str(position): text for position, (text, thought) in enumerate(parts) if thought}
@@ -107,7 +117,7 @@ def _message(value: object, field: str, unread: Unread) -> Message:
     if len({*thoughts.values()}) > 1:
         raise MalformedRow(f"{field} has several thoughts: {', '.join(thoughts)}.", "Keep one of them.")
     text, thought = parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), ""))
-    return Message(role, text, thought, not weighed or bool(value["weight"]))
+    return Message(role, text, thought, tools.as_json(beside), not weighed or bool(value["weight"]))
 
 
 def _is_thought(key: str, value: object) -> bool:

@@ -66,7 +66,7 @@ def check(row: Row) -> None:
         raise SkippedRow("response.weight", "a response has the weight 0.")
     for name, turns in (("the prompt", row.prompt), *(("a response", response) for response in responses(row))):
         for number, turn in enumerate(turns if isinstance(turns, tuple) else (), 1):
-            if turn.role in ("user", "assistant") and is_blank(turn.content):
+            if turn.role in ("user", "assistant") and is_blank(turn.says):
                 raise SkippedRow("turn.empty", f"turn {number} of {name} is empty.")
     if isinstance(row, Pair):
         texts = [words_of(response) for response in responses(row)]

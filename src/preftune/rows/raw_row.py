@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from msgspec.structs import replace
+
 from preftune.rows import transcripts
 from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
@@ -20,12 +22,14 @@ from preftune.rows.row import (
     Place,
     Prompt,
     Response,
+    Row,
     Span,
     TokenWeights,
     last_text,
     text_of,
     turns_of,
 )
+from preftune.rows.tools import LISTED, listed
 
 SYSTEM = ("system", "system_prompt")
 ANSWERS = ("ground_truth", "answer", "solution", "reward_model")
@@ -73,6 +77,19 @@ class RawRow:
             if text.strip():
                 return text
         return None
+
+    def with_tools(self, row: Row) -> Row:
+        """The row, whose prompt begins with the tools that the record lists. Raises MalformedRow."""
+        nested = {f"{key}.{name}": value[name] for key in self.keys.values() for name in LISTED
+                  if isinstance(value := self.value[key], Mapping) and not is_nothing(value.get(name))}  # fmt: skip
+        beside = {key: self.value[key] for key in LISTED if not is_nothing(self.value.get(key))}
+        for field, value in (beside | nested).items():
+            if isinstance(row.prompt, str):
+                raise MalformedRow(f'"{field}" needs a conversation, and the prompt is text.', "Make it messages.")
+            self.keys[field] = field
+            self.unread.pop(field, None)
+            row = replace(row, prompt=(listed(value, field), *row.prompt))
+        return row
 
     @property
     def category(self) -> str:

@@ -12,7 +12,8 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+TOOLS = "tools"  # the role of a turn that lists what may be called, as JSON; it stands first
+ROLES = (TOOLS, "system", "developer", "user", "assistant", "tool")
 
 
 class Place(Struct, frozen=True):
@@ -26,13 +27,23 @@ class Place(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """One turn of a conversation. thought: what the assistant thought before it, if that stands beside its content;
-    learned: whether a turn of the assistant in a response is learned from, as are all that the row does not weigh 0."""
+    """One turn of a conversation.
+
+    thought: what the assistant thought before it, if that stands beside its content; beside: JSON of what else stands
+    there, such as calls of tools (rows/tools.py); learned: whether a turn of the assistant in a response is learned
+    from, as are all that the row does not weigh 0.
+    """
 
     role: str
     content: str
     thought: str = ""
+    beside: str = ""
     learned: bool = True
+
+    @property
+    def says(self) -> str:
+        """All that it says but its thought."""
+        return "\n".join(filter(None, [self.content, self.beside]))
 
 
 class Span(Struct, frozen=True):
@@ -147,9 +158,9 @@ def text_of(response: Response) -> str:
     """The text of a response: what is learned from of it."""
     if isinstance(response, str):
         return response
-    return "\n\n".join(response[place].content for place in turns_of(response))
+    return "\n\n".join(response[place].says for place in turns_of(response))
 
 
 def last_text(prompt: Prompt) -> str:
     """The text of a prompt's last turn."""
-    return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
+    return prompt if isinstance(prompt, str) else prompt[-1].says if prompt else ""

@@ -106,6 +106,6 @@ def _hash(prompt: Prompt) -> bytes:
     parts = (
         [prompt]
         if isinstance(prompt, str)
-        else [part for turn in prompt for part in (turn.role, turn.content, *filter(None, [turn.thought]))]
+        else [part for turn in prompt for part in (turn.role, turn.content, *filter(None, [turn.thought, turn.beside]))]
     )
     return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -19,6 +19,7 @@ from preftune.rollout.draw import Drawn, Sampler
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.server import Server
 from preftune.rows.config import Data
+from preftune.rows.tools import plain_prompt
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, load_policy
 from preftune.run.precision import with_precision
@@ -51,10 +52,7 @@ def draw(
             with signals.interruptible():
                 drawn = sampler.draw([task.ids for task in chosen], rollout.responses, (seed,))
             for task, responses in zip(chosen, drawn, strict=True):
-                prompt = task.prompt if isinstance(task.prompt, str) else [
-                    {"role": message.role, "content": message.content} for message in task.prompt
-                ]  # fmt: skip
-                line = {"id": task.id or str(task.place), "prompt": prompt}
+                line = {"id": task.id or str(task.place), "prompt": plain_prompt(task.prompt)}
                 lines.append(line | {"responses": _responses(responses, tasks.dataset.tokenizer.decode)})
     return lines
 

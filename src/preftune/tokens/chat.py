@@ -9,44 +9,34 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from preftune.errors import UserError, third_party_message
+from preftune.rows import tools
 from preftune.rows.keys import THOUGHT as THOUGHT_WORDS
 from preftune.rows.keys import words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
-from preftune.rows.row import Message
+from preftune.rows.row import TOOLS, Message
+from preftune.tokens.calls import in_json, prove
+from preftune.tokens.frame import Frame, Words, shared_start
 from preftune.tokens.thoughts import Thought, letters, stand_in, written_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RESPONSE, QUESTION, THOUGHT = "the-response-goes-here", "the-prompt-goes-here", "the-thought-goes-here"
+PROBED = {"name": "tool-goes-here", "arguments": {"key-goes-here": "value-goes-here"}}
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 CLOSING = re.compile(r"</[\w:]+>|\[/\w+\]")
-OPEN_TAG = re.compile(r"[<\[][^<>\[\]]*$")  # the beginning of a tag without its end
 MAX_TEMPLATE = 2**20  # characters
 TODAY = datetime(2024, 7, 26)  # for templates that print the date, since a run must repeat; Llama 3.1 falls back to it
 DATE = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
 OTHER_TEMPLATE = "Mend it, or give another with data.template."
-
-
-class Frame(NamedTuple):
-    """What the template puts around a response.
-
-    opened: what it gives a model that is to respond; turns: the part of it before the assistant's turn is opened;
-    head, tail: what stands around the words of a response without thoughts; prompt: the part of head that is prompt.
-    """
-
-    opened: str
-    turns: str
-    head: str
-    prompt: str
-    tail: str
 
 
 class ChatTemplate:
@@ -59,6 +49,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
         self._tokenizer, self._options = tokenizer, options
         self._in_parts, self._thought_key, self._header, self.close = False, "", "", ""
+        self._arguments_as_text = False
         try:
             source = tokenizer.get_chat_template()
             if len(source) > MAX_TEMPLATE:
@@ -92,6 +83,7 @@ class ChatTemplate:
         if opened != frame.opened:
             raise MalformedRow("the chat template gives another text each time.", "Remove what is random in it.")
         self.sample = self.apply([*turns, Message("assistant", RESPONSE)], False)
+        self._arguments_as_text = "tool_calls" in self.source and self._takes_arguments_as_text()
         closings = [close for close in CLOSING.findall(self.source) if words_of(close) & THOUGHT_WORDS]
         self.close = closings[0] if closings else ""
         for key in THOUGHT_KEYS:
@@ -103,16 +95,31 @@ class ChatTemplate:
                 return
         self._thought_key = ""
 
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether the template renders the arguments of a call only where they are given as JSON text."""
+        call = Message("assistant", "", beside=tools.as_json({"tool_calls": tools.calls(PROBED, "")}))
+        for self._arguments_as_text in (False, True):
+            try:
+                prove(call, self.apply([Message("user", QUESTION), call], False))
+                return self._arguments_as_text
+            except MalformedRow:
+                continue
+        return False
+
     def apply(self, turns: Sequence[Message], opened: bool) -> str:
         """The conversation as text. Raises MalformedRow where the template fails."""
-        messages = []
+        messages, options = [], dict(self._options)
         for turn in turns:
+            if turn.role == TOOLS:
+                options["tools"] = json.loads(turn.content)
+                continue
             content = [{"type": "text", "text": turn.content}] if self._in_parts else turn.content
             thought = {self._thought_key: turn.thought} if self._thought_key and turn.thought else {}
-            messages.append({"role": turn.role, "content": content, **thought})
+            beside = tools.for_template(turn, self._arguments_as_text)
+            messages.append({"role": turn.role, "content": content, **thought, **beside})
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opened, chat_template=self.source, **self._options
+                messages, tokenize=False, add_generation_prompt=opened, chat_template=self.source, **options
             )
         except Exception as error:  # a template is a stranger's program: it may raise anything
             line = getattr(error, "lineno", None)
@@ -149,9 +156,12 @@ class ChatTemplate:
         """Raise MalformedRow unless each message stands in `shared`, those of a system anywhere, others in order."""
         text, position = letters(shared), 0
         for turn in turns:
+            prove(turn, shared)
+            if turn.role == TOOLS:
+                continue
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
             free = turn.role in ("system", "developer")
-            for quote in (str, _as_json):
+            for quote in (str, in_json):
                 form = letters(quote(content))
                 place = text.find(form, 0 if free else position)
                 if place >= 0:
@@ -184,56 +194,51 @@ class ChatTemplate:
         return any(letters(text) not in letters(opened) for text in thoughts)
 
     def words(
-        self, turns: Sequence[Message], text: str, thought: Thought | None, frame: Frame, remarks: dict[str, str]
-    ) -> tuple[str, str]:
-        """(prompt, the response's words as the template renders them). Raises MalformedRow where it loses any."""
+        self, turns: Sequence[Message], said: Message, thought: Thought | None, frame: Frame, remarks: dict[str, str]
+    ) -> Words:
+        """The response as the template renders it. said: it without its thought. Raises MalformedRow where the template
+        loses any word."""
         empty = thought is not None and is_blank(thought.text)
         if thought is None or (empty and self.close in frame.head[len(frame.turns) :]):  # the template writes it
-            return self._plain(turns, text, frame, remarks)
+            return self._plain(turns, said, frame, remarks)
         if self._thought_key and not empty:
-            whole = self.apply([*turns, Message("assistant", text, thought.text.strip())], False)
-            prompt = shared_start([frame.opened, whole])
-            words = whole[len(prompt) : len(whole) - len(frame.tail)]
-            if len(prompt) >= len(frame.turns) and whole.endswith(frame.tail) and stand_in([thought.text, text], words):
-                return prompt, words
+            whole = self.apply([*turns, replace(said, thought=thought.text.strip())], False)
+            rendered = frame.words_of(whole, bool(said.beside))
+            if rendered and stand_in([thought.text, said.content], rendered.words):
+                prove(said, rendered.words)
+                return rendered
         if not self.close:
             message = "the chat template has no place for the thought beside a response."
             raise MalformedRow(message, "Write it into the content, or give another template.", "template")
-        return written_out(text, thought, self.close, frame.opened, len(frame.turns))
+        plain = self._plain(turns, said, frame, remarks) if said.beside else Words("", said.content)
+        written = written_out(plain.words, thought, self.close, frame.opened, len(frame.turns))
+        return Words(*written, plain.ended)
 
-    def _plain(self, turns: Sequence[Message], text: str, frame: Frame, remarks: dict[str, str]) -> tuple[str, str]:
+    def _plain(self, turns: Sequence[Message], said: Message, frame: Frame, remarks: dict[str, str]) -> Words:
         """A response without a thought."""
-        whole = self.apply([*turns, Message("assistant", text)], False)
+        whole, text = self.apply([*turns, said], False), said.content
         if not (whole.startswith(frame.head) and whole.endswith(frame.tail)
                 and len(whole) >= len(frame.head) + len(frame.tail)):  # fmt: skip
-            raise _changed_prompt(frame.head, whole)
+            rendered = frame.words_of(whole, True) if said.beside else None
+            if rendered is None or not stand_in([text], rendered.words):
+                raise _changed_prompt(frame.head, whole)
+            prove(said, rendered.words)
+            return rendered
         words = whole[len(frame.head) : len(whole) - len(frame.tail)]
+        prove(said, words)
         if is_blank(words):
             raise SkippedRow("response.empty", "the template leaves nothing of a response.")
         if words != text and not stand_in([text], words):
             message = f"the chat template leaves out words of the response {excerpt(text)}."
             raise MalformedRow(message, OTHER_TEMPLATE, "template")
-        if words != text:
+        if words != text and not said.beside:
             edits = "trims" if words.strip() == text.strip() else "rewrites"
             remarks["template.edits"] = f"the chat template {edits} a response"
         if not frame.prompt.startswith(frame.opened):
             message = "the chat template opens another turn for a model than stands before a response without thoughts"
             remarks["template.opens"] = f"{message}; such a response follows {excerpt(frame.head[-40:])}"
         space = frame.head[len(frame.prompt) :] if frame.head.startswith(frame.prompt) else ""
-        return frame.prompt, space + words
-
-
-def shared_start(texts: Sequence[str]) -> str:
-    """The beginning that all texts share, without the first half of a tag such as <think>."""
-    first, last = min(texts), max(texts)  # in the order of the alphabet, so the others lie between them
-    if last.startswith(first):
-        return first
-    length = bisect_left(range(len(first)), True, key=lambda end: not last.startswith(first[: end + 1]))
-    return OPEN_TAG.sub("", first[:length])
-
-
-def _as_json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+        return Words(frame.prompt, space + words)
 
 
 def _changed_prompt(expected: str, actual: str) -> MalformedRow:

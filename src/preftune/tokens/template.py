@@ -18,8 +18,10 @@ from preftune.errors import Problem
 from preftune.rows import transcripts
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
-from preftune.rows.row import Message, Prompt, Response, Row, responses, text_of
-from preftune.tokens.chat import TODAY, ChatTemplate, shared_start
+from preftune.rows.row import TOOLS, Message, Prompt, Response, Row, responses, text_of
+from preftune.rows.tools import changed
+from preftune.tokens.chat import TODAY, ChatTemplate
+from preftune.tokens.frame import shared_start
 from preftune.tokens.thoughts import Thought, split_thought
 
 if TYPE_CHECKING:
@@ -95,8 +97,9 @@ class Renderer:
         if any(map(self._patterns.assistant.search, (written, *texts))):
             remarks["control.text"] = "control tokens in the text stay text"
         if not isinstance(prompt, str):
-            if any(turn.thought for turns in (prompt, *spoken) for turn in turns if isinstance(turn, Message)):
-                message = "there is no chat template, so thoughts beside the content have no place."
+            turns = [turn for turns in (prompt, *spoken) for turn in turns if isinstance(turn, Message)]
+            if any(turn.thought or turn.beside or turn.role == TOOLS for turn in turns):
+                message = "there is no chat template, so thoughts and tools beside the content have no place."
                 raise MalformedRow(message, "Give a template with data.template.", "template")
             remarks["chat.transcript"] = "written as a Human/Assistant transcript, since there is no chat template"
             prompt, own = transcripts.render(prompt), texts
@@ -126,9 +129,9 @@ class Renderer:
         end, ends_turn = self._turn_end(frame.tail)
         ends = [self._end, end.strip(), *self._patterns.assistant.findall(frame.tail)]
         header = frame.opened[len(frame.turns) :].lstrip()
-        prompts, rendered, cores = [], [], []
+        rendered, cores = [], []
         for turn in spoken:
-            text = self._without_end(turn.content, ends, remarks)
+            text = self._without_end(turn.content, ends, remarks) if turn.content or not turn.beside else ""
             if self._patterns.assistant.search(header) and text.lstrip().startswith(header.rstrip()):
                 text = text.lstrip().removeprefix(header.rstrip()).removeprefix(header[len(header.rstrip()) :])
                 remarks["header.written"] = "a response begins with the template's header as text; it is kept once"
@@ -138,16 +141,15 @@ class Renderer:
             thought = Thought("", turn.thought, "") if turn.thought else thought
             thought = thought and thought._replace(text=self._guard(thought.text, self._patterns.assistant))
             text = self._guard(text, self._patterns.assistant)
-            start, words = template.words(turns, text, thought, frame, remarks)
-            prompts.append(start)
-            rendered.append(words)
+            said = Message("assistant", text, beside=self._guarded(turn).beside)
+            rendered.append(template.words(turns, said, thought, frame, remarks))
             cores.append((text.strip(), turn.content))
-        if any(GUARD in text for text in (*rendered, *(turn.content for turn in turns))):
+        if any(GUARD in text for text in (*(said.words for said in rendered), *(turn.says for turn in turns))):
             remarks["control.text"] = "control tokens in the text stay text"
-        shared = shared_start(prompts or [template.opening(frame)])
-        whole = [start[len(shared) :] + words for start, words in zip(prompts, rendered, strict=True)]
+        shared = shared_start([said.prompt for said in rendered] or [template.opening(frame)])
+        whole = [said.prompt[len(shared) :] + said.words for said in rendered]
         starts = [self._start(words, *core) for words, core in zip(whole, cores, strict=True)]
-        texts = tuple(words + end for words in whole)
+        texts = tuple(words if said.ended else words + end for words, said in zip(whole, rendered, strict=True))
         return RenderedRow(shared, texts, True, ends_turn, tuple(remarks.items()), tuple(starts))
 
     def _start(self, words: str, core: str, content: str) -> int | None:
@@ -167,7 +169,10 @@ class Renderer:
 
     def _guarded(self, turn: Message) -> Message:
         pattern = self._patterns.assistant if turn.role == "assistant" else self._patterns.prompt
-        return Message(turn.role, self._guard(turn.content, pattern), self._guard(turn.thought, pattern))
+        if turn.role == TOOLS:
+            return Message(TOOLS, changed(turn, lambda text: self._guard(text, pattern)))
+        beside = changed(turn, lambda text: self._guard(text, pattern)) if turn.beside else ""
+        return Message(turn.role, self._guard(turn.content, pattern), self._guard(turn.thought, pattern), beside)
 
     def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
         if not text:

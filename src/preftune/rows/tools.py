@@ -1,0 +1,122 @@
+"""Tools: what a model may call, what it calls, and who answers, as chat templates get them.
+
+A list of tools stands first in a prompt, as a turn of the role `tools`. What a message has beside its content, such as
+`tool_calls`, stays beside it as JSON. Both are given to the template, and tokens/chat.py proves that they stand in what
+it renders. Held by tests/rows/test_tools.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from preftune.rows.keys import TOOL, is_nothing, words_of
+from preftune.rows.parse import MalformedRow, describe
+from preftune.rows.row import TOOLS, Message, Prompt
+
+LISTED = ("tools", "functions")  # keys of a row that do
+CALLER = frozenset({"function_call", "tool_call"})  # roles of an assistant's turn that is nothing but calls, as JSON
+OF_ANSWER = ("name", "tool_call_id")  # what says, beside a tool's answer, whose it is
+
+
+def listed(value: object, field: str) -> Message:
+    """The turn that lists tools, given as objects or as JSON text of them. Raises MalformedRow."""
+    value = _loaded(value)
+    whole = []
+    for index, tool in enumerate(value if isinstance(value, list) else [value]):
+        function = tool.get("function", tool) if isinstance(tool, dict) else tool
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            message = f"{field}[{index}] is {describe(tool)}, needs a function with a name."
+            raise MalformedRow(message, "Tools are objects as OpenAI's API has them.")
+        whole.append(tool if function is not tool else {"type": "function", "function": tool})
+    return Message(TOOLS, _dumped(whole))
+
+
+def beside_content(message: Mapping[str, object], role: str, field: str) -> dict[str, object]:
+    """What a message says of tools beside its content, by its keys. Raises MalformedRow."""
+    beside: dict[str, object] = {}
+    for key, value in message.items():
+        words = words_of(key)
+        if is_nothing(value) or isinstance(value, bool) or "num" in words:
+            continue
+        if role == "tool" and key in OF_ANSWER:
+            beside[key] = value
+        elif key in ("tool_calls", "function_call"):
+            if role != "assistant":
+                raise MalformedRow(f"{field} has {key}, but is the {role}'s.", "Only the assistant calls tools.")
+            beside["tool_calls"] = calls(value, f"{field}.{key}")
+        elif words & TOOL:
+            beside[key] = _without_null(value)
+    return beside
+
+
+def calls(value: object, field: str) -> list[dict[str, object]]:
+    """Calls in the form of OpenAI's API, each with its arguments as an object. Raises MalformedRow."""
+    value = _loaded(value)
+    made = []
+    for index, call in enumerate(value if isinstance(value, list) else [value]):
+        call = _loaded(call)
+        function = _loaded(call.get("function", call)) if isinstance(call, dict) else call
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise MalformedRow(f"{field}[{index}] is {describe(call)}, needs a function with a name.")
+        arguments = _loaded(function.get("arguments", function.get("parameters", {})))
+        if not isinstance(arguments, dict | str) or (isinstance(arguments, str) and arguments.strip()):
+            raise MalformedRow(f"{field}[{index}].arguments is {describe(arguments)}, needs an object.")
+        names = {key: call[key] for key in ("id",) if isinstance(call, dict) and not is_nothing(call.get(key))}
+        made.append({**names, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}})
+    return made
+
+
+def as_json(beside: Mapping[str, object]) -> str:
+    return _dumped(beside) if beside else ""
+
+
+def for_template(turn: Message, arguments_as_text: bool) -> dict[str, Any]:
+    """What a template gets of a turn beside role and content."""
+    beside = json.loads(turn.beside) if turn.beside else {}
+    for call in beside.get("tool_calls", []) if arguments_as_text else []:
+        call["function"]["arguments"] = _dumped(call["function"]["arguments"])
+    return beside
+
+
+def plain_prompt(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """The prompt as a user's function gets it: text, or messages with `role`, `content` and what stands beside them. A
+    list of tools is a message of the role `tools`, whose content is their JSON; rows may be written so too."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": turn.role, "content": turn.content, **for_template(turn, False)} for turn in prompt]
+
+
+def changed(turn: Message, change: Callable[[str], str]) -> str:
+    """`beside` of a turn, or the content of a list of tools, with every text inside of it changed."""
+
+    def walk(value: object) -> object:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, list):
+            return [*map(walk, value)]
+        return {change(key): walk(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+    text = turn.content if turn.role == TOOLS else turn.beside
+    return _dumped(walk(json.loads(text))) if text else ""
+
+
+def _loaded(value: object) -> object:
+    """What JSON text holds; any other value without what is null, which a table writes where a row has no such key."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return _without_null(value)
+
+
+def _without_null(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
+    return [*map(_without_null, value)] if isinstance(value, list) else value
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,102 @@
+"""What rows say of tools is read in every published form, and kept for the template."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from preftune.errors import UserError
+from preftune.rows.read import read
+from preftune.rows.row import TOOLS, Demo, Pair
+from preftune.rows.tools import plain_prompt
+
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}
+WHOLE = {"type": "function", "function": ADD}
+U, A = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+SAYS = {"role": "tool", "name": "add", "tool_call_id": "x1", "content": "4"}
+
+
+def only(row: dict[str, Any]) -> Demo | Pair:
+    reading = read([row])
+    (made,) = reading.rows
+    assert isinstance(made, Demo | Pair)
+    assert reading.notes == [] or {note.reason for note in reading.notes} <= {"response.turns", "fields.extra"}
+    return made
+
+
+LISTS: dict[str, dict[str, Any]] = {
+    "as OpenAI has them": {"tools": [WHOLE], "messages": [U, A]},
+    "functions alone": {"tools": [ADD], "messages": [U, A]},
+    "JSON text, as a table holds them": {"tools": json.dumps([ADD]), "messages": [U, A]},
+    "one, with keys that a table fills with null": {"tools": ADD | {"strict": None}, "messages": [U, A]},
+    "under their earlier name": {"functions": [ADD], "messages": [U, A]},
+    "inside of an input": {"input": {"messages": [U], "tools": [WHOLE]}, "preferred_output": [A],
+                           "non_preferred_output": [U | {"role": "assistant"}]},
+    "as a message, as they are written out": {"messages": [{"role": TOOLS, "content": json.dumps([WHOLE])}, U, A]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_a_list_of_tools_stands_first_in_the_prompt(form: str) -> None:
+    prompt = only(LISTS[form]).prompt
+    assert plain_prompt(prompt) == [{"role": TOOLS, "content": json.dumps([WHOLE])}, U]
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "as OpenAI has them": CALLS,
+    "without content": {"role": "assistant", "tool_calls": [CALL]},
+    "functions alone": CALLS | {"tool_calls": [CALL["function"]]},
+    "arguments as text": CALLS | {"tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2}'}}]},
+    "with nulls of a table": CALLS | {"tool_calls": [{"function": {"name": "add", "arguments": {"a": 2, "b": None}}}]},
+    "as text": CALLS | {"tool_calls": json.dumps([CALL])},
+    "OpenAI's earlier form": {"role": "assistant", "content": "", "function_call": CALL["function"]},
+    "a role of its own": {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2}}'},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calls_are_read_in_all_forms(form: str) -> None:
+    demo = only({"messages": [U, FORMS[form], SAYS, A]})
+    assert isinstance(demo, Demo)
+    assert not isinstance(demo.response, str)
+    call, answer, last = demo.response
+    assert (call.role, call.content, json.loads(call.beside)) == ("assistant", "", {"tool_calls": [CALL]})
+    assert json.loads(answer.beside) == {"name": "add", "tool_call_id": "x1"}
+    assert (last.content, last.beside) == ("4", "")
+
+
+def test_other_keys_of_tools_are_kept_as_they_are() -> None:
+    """As in OLMo's data; whether a template has a place for them is proved where they are rendered."""
+    demo = only({"messages": [U, A | {"function_calls": "add(a=2)", "functions": None}]})
+    assert isinstance(demo, Demo)
+    assert not isinstance(demo.response, str)
+    assert json.loads(demo.response[0].beside) == {"function_calls": "add(a=2)"}
+
+
+def test_sides_that_differ_in_a_call_alone_are_a_pair() -> None:
+    def calls(number: int) -> dict[str, Any]:
+        return {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": number}}]}
+
+    assert isinstance(only({"prompt": [U], "chosen": [calls(1)], "rejected": [calls(2)], "tools": [ADD]}), Pair)
+    assert read([{"prompt": [U], "chosen": [calls(1)], "rejected": [calls(1)]}]).skipped[0].reason == "pair.identical"
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"tools": [{"description": "x"}], "messages": [U, A]}, r"tools\[0\] is an object, needs a function with a name"),
+    ({"tools": ["add"], "messages": [U, A]}, r"tools\[0\] is the text 'add'"),
+    ({"tools": [ADD], "prompt": "a", "chosen": "b", "rejected": "c"}, "needs a conversation"),
+    ({"messages": [U | {"tool_calls": [CALL]}, A]}, "is the user's. Only the assistant calls tools"),
+    ({"messages": [U, CALLS | {"tool_calls": [{"id": "x"}]}, A]}, "needs a function with a name"),
+    ({"messages": [U, CALLS | {"tool_calls": [{"name": "add", "arguments": "2"}]}, A]}, "needs an object"),
+    ({"messages": [U, {"role": "function_call", "content": "add(2)"}, A]}, "needs a function with a name"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), WRONG)
+def test_what_is_no_tool_or_call_is_one_error(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read([row])

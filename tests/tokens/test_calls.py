@@ -1,0 +1,93 @@
+"""Calls of tools are scored as the template writes them, tools and answers are context, and nothing of them is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tokens.test_chat import OPENS, PLAIN, TURNS
+from transformers import PreTrainedTokenizerBase
+
+from preftune.errors import UserError
+from preftune.rows.read import read
+from preftune.tokens.tokenize import tokenize
+
+Make = Callable[..., PreTrainedTokenizerBase]
+LIST = "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+AS_OBJECT = "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}"
+AS_TEXT = (
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name + ': ' + c.function.arguments }}</call>{% endfor %}"
+)
+END = "<|im_end|>\n{% endfor %}"
+OWN_END = "{% if m.tool_calls %}</s>{% else %}<|im_end|>\n{% endif %}{% endfor %}"
+TEMPLATES = {
+    "as an object": LIST + TURNS + "{{ m.content }}" + AS_OBJECT + END + OPENS,
+    "as text": LIST + TURNS + "{{ m.content }}" + AS_TEXT + END + OPENS,
+    "with an end of its own": LIST + TURNS + "{{ m.content }}" + AS_OBJECT + OWN_END + OPENS,
+}
+TOOL = {"name": "look_up", "description": "Looks it up.", "parameters": {"type": "object"}}
+U = {"role": "user", "content": "where is the cat?"}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"name": "look_up", "arguments": {"what": 'the "cat"', "n": 2}}],
+}
+ANSWER = {"role": "tool", "content": "on the mat", "name": "look_up"}
+SAYS = {"role": "assistant", "content": "on it"}
+WRITTEN = {
+    "as an object": '<call>{"name": "look_up", "arguments": {"what": "the \\"cat\\"", "n": 2}}</call><|im_end|>',
+    "as text": '<call>look_up: {"what": "the \\"cat\\"", "n": 2}</call><|im_end|>',
+    "with an end of its own": '<call>{"name": "look_up", "arguments": {"what": "the \\"cat\\"", "n": 2}}</call></s>',
+}
+
+
+def turns(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(prompt, what is scored) of each turn of the first response."""
+    (group,) = tokenize(read([row]).rows, tokenizer, max_tokens=999).groups
+    return [(str(tokenizer.decode(turn.prompt)), str(tokenizer.decode(turn.ids))) for turn in group.turns[0]]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_call_is_scored_and_its_answer_is_context(byte_level: Make, name: str) -> None:
+    tokenizer = byte_level(TEMPLATES[name])
+    (asked, call), (answered, says) = turns(tokenizer, {"messages": [U, CALL, ANSWER, SAYS], "tools": [TOOL]})
+    assert '"name": "look_up"' in asked
+    assert asked.endswith("where is the cat?<|im_end|>\n<|im_start|>assistant\n")
+    assert (call, says) == (WRITTEN[name], "on it<|im_end|>")
+    assert answered.startswith(asked + call)
+    assert answered.endswith("tool\non the mat<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_call_may_stand_against_an_answer(byte_level: Make) -> None:
+    row = {"prompt": [U], "chosen": [CALL], "rejected": [SAYS], "tools": [TOOL]}
+    (group,) = tokenize(read([row]).rows, byte_level(TEMPLATES["as an object"]), max_tokens=999).groups
+    assert [str(byte_level().decode(ids)) for ids in group.responses] == [WRITTEN["as an object"], "on it<|im_end|>"]
+
+
+LOST = [
+    (PLAIN, {"messages": [U, SAYS], "tools": [TOOL]}, "no place for 'look_up' of tools"),
+    (PLAIN, {"messages": [U, CALL, ANSWER, SAYS]}, "no place for 'look_up' of tool_calls"),
+    (PLAIN, {"messages": [U, SAYS | {"function_calls": "f(1)"}]}, r"no place for 'f\(1\)' of function_calls"),
+    (
+        TEMPLATES["as text"].replace(" + c.function.arguments", ""),
+        {"messages": [U, CALL], "tools": [TOOL]},
+        "'what' of",
+    ),
+    (None, {"messages": [U, CALL, ANSWER, SAYS]}, "no chat template, so thoughts and tools"),
+]
+
+
+@pytest.mark.parametrize(("template", "row", "message"), LOST)
+def test_what_a_template_has_no_place_for_is_refused(byte_level: Make, template: str, row: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        turns(byte_level(template), row)
+
+
+def test_control_tokens_in_a_call_stay_text(byte_level: Make) -> None:
+    tokenizer = byte_level(TEMPLATES["as an object"])
+    call = CALL | {"tool_calls": [{"name": "look_up", "arguments": {"what": "<|im_end|>"}}]}
+    (group,) = tokenize(read([{"messages": [U, call], "tools": [TOOL]}]).rows, tokenizer, max_tokens=999).groups
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert group.responses[0].tolist().count(end) == 1
+    assert "<|im_end|>" in str(tokenizer.decode(group.responses[0][:-1]))
