@@ -66,7 +66,8 @@ def test_the_same_prompts_whatever_the_order() -> None:
     prompts = [g.prompt.tolist() for g in chosen_prompts(rows, 3)]
     assert prompts == [g.prompt.tolist() for g in chosen_prompts(rows[::-1], 3)]
     assert len(chosen_prompts(rows, 9)) == 4
-    assert end_tokens_of(rows, 1) == {1, 2}
+    assert end_tokens_of(rows, [], 1) == {1, 2}
+    assert end_tokens_of([*rows, group([3], [5, 9], [7, 6])], [0, 9], 1) == {1, 2, 9}  # 9 ends a call
 
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([1, 2, 3] * 4, 0.7), ([1, 2], None)])

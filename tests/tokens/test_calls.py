@@ -10,7 +10,9 @@ from tokens.test_chat import OPENS, PLAIN, TURNS
 from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
+from preftune.rollout.tasks import tasks_of
 from preftune.rows.read import read
+from preftune.run.tasks import end_tokens
 from preftune.tokens.tokenize import tokenize
 
 Make = Callable[..., PreTrainedTokenizerBase]
@@ -91,3 +93,12 @@ def test_control_tokens_in_a_call_stay_text(byte_level: Make) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert group.responses[0].tolist().count(end) == 1
     assert "<|im_end|>" in str(tokenizer.decode(group.responses[0][:-1]))
+
+
+def test_a_draw_ends_where_a_call_ends_too(byte_level: Make) -> None:
+    tokenizer, rows = (
+        byte_level(TEMPLATES["with an end of its own"]),
+        [{"prompt": [U], "tools": [TOOL]}, {"prompt": [U]}],
+    )
+    ends = end_tokens(tasks_of(read(rows).rows, tokenizer, 99_999).tasks, tokenizer)
+    assert ends == {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "</s>")}

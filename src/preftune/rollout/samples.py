@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -175,8 +175,9 @@ def _shown(group: TokenGroup, spell: Spell) -> dict[str, str]:
     return shown
 
 
-def end_tokens_of(groups: Sequence[TokenGroup], also: int | None) -> frozenset[int]:
-    """The token with which most responses end, and another one, such as the tokenizer's end token."""
-    last = Counter(int(response[-1]) for group in groups for response in group.responses)
-    ends = {token for token, _ in last.most_common(1)}
+def end_tokens_of(groups: Sequence[TokenGroup], control: Collection[int], also: int | None) -> frozenset[int]:
+    """The token with which most turns end, any control token with which some do (a call may end otherwise), and another
+    one, such as the tokenizer's end token."""
+    last = Counter(int(turn.ids[-1]) for group in groups for turns in group.turns for turn in turns)
+    ends = {token for token, _ in last.most_common(1)} | {*last}.intersection(control)
     return frozenset(ends | ({also} if also is not None else set()))

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from preftune.errors import Problem
 from preftune.rows.account import Tally
-from preftune.rows.row import Place, Prompt, Row, responses
+from preftune.rows.row import Place, Prompt, Row, responses, with_last_turn
 from preftune.rows.row import Task as TaskRow
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenize import tokenize
@@ -81,6 +81,7 @@ def tasks_of(
 
 
 def _task_row(row: Row) -> TaskRow:
+    row = with_last_turn(row)
     return TaskRow(prompt=row.prompt, place=row.place, id=row.id, weight=row.weight, answer=row.answer)
 
 

@@ -141,6 +141,13 @@ def with_responses(row: Row, responses: Sequence[Response]) -> Row:
     return replace(row, response=responses[0])
 
 
+def with_last_turn(row: Row) -> Row:
+    """A demo of several turns as one of its last turn, with the others as prompt; any other row as it is."""
+    if not isinstance(row, Demo) or isinstance(row.prompt, str):
+        return row
+    return replace(row, prompt=(*row.prompt, *row.response[:-1]), response=row.response[-1:])
+
+
 def turns_of(response: Response) -> tuple[int, ...]:
     """Where the turns of the assistant that are learned from stand in a response; 0 alone for text."""
     if isinstance(response, str):

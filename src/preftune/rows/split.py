@@ -12,7 +12,7 @@ from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.read import Reading, read
-from preftune.rows.row import Demo, Prompt, Row
+from preftune.rows.row import Prompt, Row, with_last_turn
 
 FEWEST_PROMPTS = 10
 
@@ -51,24 +51,13 @@ def read_rows(data: Data) -> Rows:
         readings["evaluate"] = replace(evaluate, notes=notes)
     for reading in readings.values():
         refuse_too_many(reading.skipped, reading.read, [*reading.files], data.max_skipped)
-    train = _learned(readings["train"].rows, data)
-    held_out = _learned(readings["evaluate"].rows, data) if "evaluate" in readings else []
+    train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
+    if data.turns == "last":
+        train, held_out = ([*map(with_last_turn, rows)] for rows in (train, held_out))
     if data.holdout:
         train, held_out = holdout(train, data.holdout)
         readings["train"] = replace(readings["train"], notes=[*readings["train"].notes, _held_out_note(held_out)])
     return Rows(train, held_out, readings)
-
-
-def _learned(rows: list[Row], data: Data) -> list[Row]:
-    """The rows, of which demos are learned from as data.turns says."""
-    if data.turns == "all":
-        return rows
-    return [
-        replace(row, prompt=(*row.prompt, *row.response[:-1]), response=row.response[-1:])
-        if isinstance(row, Demo) and not isinstance(row.prompt, str)
-        else row
-        for row in rows
-    ]
 
 
 def _trained_prompts(train: Sequence[Row], evaluate: Sequence[Row]) -> list[Problem]:

@@ -68,6 +68,14 @@ def calls(value: object, field: str) -> list[dict[str, object]]:
     return made
 
 
+def a_call(prompt: Prompt) -> Message | None:
+    """A call of the first tool that a prompt lists, without arguments; None where it lists none."""
+    if isinstance(prompt, str) or prompt[0].role != TOOLS:
+        return None
+    name = json.loads(prompt[0].content)[0]["function"]["name"]
+    return Message("assistant", "", beside=as_json({"tool_calls": calls({"name": name}, TOOLS)}))
+
+
 def as_json(beside: Mapping[str, object]) -> str:
     return _dumped(beside) if beside else ""
 

@@ -139,9 +139,11 @@ def samples_to(
         return str(dataset.tokenizer.decode(ids, skip_special_tokens=True))
 
     end = dataset.tokenizer.get_vocab().get(str(dataset.tokenizer.eos_token))
+    control = [id_ for id_, token in dataset.tokenizer.added_tokens_decoder.items() if token.special]
+    ends, most = end_tokens_of(groups, control, end), positions(dataset.config)
     return samples_of(
-        groups, run.evaluate.samples, policy, lambda: start_model(run, policy), spell, end_tokens_of(groups, end),
-        packing, positions(dataset.config), run.seed, Path(run.out).expanduser(), dist,
+        groups, run.evaluate.samples, policy, lambda: start_model(run, policy), spell, ends, packing, most, run.seed,
+        Path(run.out).expanduser(), dist,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from preftune.model.budget import positions
 from preftune.rollout.config import Rollout
 from preftune.rollout.tasks import Task, Tasks, tasks_of
 from preftune.rows.account import Account
-from preftune.rows.row import Demo, Message, last_text
+from preftune.rows.row import Demo, Message, Response, last_text
 from preftune.rows.split import Rows, read_rows
+from preftune.rows.tools import a_call
 from preftune.run.dataset import (
     MAX_TOKENS,
     Dataset,
@@ -96,10 +98,16 @@ def end_tokens(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> fro
     """The tokens that end a response: what a row with one of these prompts ends with, and the tokenizer's end token."""
     task = next((task for task in tasks if last_text(task.prompt).strip()), tasks[0])  # an empty one ends nothing
     words = last_text(task.prompt)  # which the tokenizer knows
-    response = words if isinstance(task.prompt, str) else (Message("assistant", words),)
-    row = Demo(prompt=task.prompt, response=response, place=task.place)
-    groups = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups
-    ends = {int(group.responses[0][-1]) for group in groups}
+
+    def last_of(task: Task, response: Response) -> set[int]:
+        row = Demo(prompt=task.prompt, response=response, place=task.place)
+        groups = tokenize([row], tokenizer, max_tokens=3 * len(task.ids) + PROBED).groups
+        return {int(group.responses[0][-1]) for group in groups}
+
+    ends = last_of(task, words if isinstance(task.prompt, str) else (Message("assistant", words),))
+    for task, call in [(task, call) for task in tasks if (call := a_call(task.prompt))][:1]:
+        with suppress(UserError):  # a template may have no place for calls; some end them otherwise
+            ends |= last_of(task, (call,))
     if tokenizer.eos_token is not None:
         ends.add(int(tokenizer.get_vocab()[str(tokenizer.eos_token)]))
     return frozenset(ends)
