@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from preftune.rollout.config import Reward, Rollout, Value
     from preftune.rows.config import Data
     from preftune.run.score import score
+    from preftune.run.sweep import sweep
     from preftune.run.train import train
     from preftune.training.config import Optim, Save
 
@@ -46,6 +47,7 @@ _MODULES = {
     "rollout.config": ["Reward", "Rollout", "Value"],
     "rows.config": ["Data"],
     "run.score": ["score"],
+    "run.sweep": ["sweep"],
     "training.config": ["Optim", "Save"],
     "run.train": ["train"],
 }
@@ -53,7 +55,7 @@ _MODULE_OF = {name: f"preftune.{module}" for module, names in _MODULES.items() f
 __all__ = [
     "DPO", "Adapter", "Batch", "Data", "Evaluate", "Model", "Moving", "NoReference", "Optim", "Record", "Reward",
     "Rollout", "Run", "Save", "Stored", "Track", "UserError", "Value", "diagnose", "dpo_loss", "load", "objective",
-    "page", "score", "train", "unload",
+    "page", "score", "sweep", "train", "unload",
 ]  # fmt: skip
 
 

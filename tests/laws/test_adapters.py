@@ -35,7 +35,7 @@ from preftune.run import online as online_module
 from preftune.run.export import merge
 from preftune.run.online import prepare_online
 from preftune.run.score import score
-from preftune.run.sweep import sweep
+from preftune.run.sweep import train_all
 from preftune.run.train import train
 
 
@@ -314,7 +314,7 @@ def test_a_reward_model_that_cannot_be_read_is_named_by_its_key(
 
 
 def test_a_sweep_over_ranks_scores_the_reference_once(adapted: Callable[..., Run], tmp_path: Path) -> None:
-    outs = sweep(combinations(tree_of(adapted()), ["adapter.rank=2,4"]), tmp_path / "sweep")
+    outs = train_all(combinations(tree_of(adapted()), ["adapter.rank=2,4"]), tmp_path / "sweep")
     assert [events(out, "reference")[0]["scored"] for out in outs][1:] == [0]
     assert {len(next(iter(learned(out).values()))) for out in outs} == {2, 4}
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from making import save_model, tiny
 from recorded import lines, same
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from preftune import events
@@ -21,9 +22,10 @@ from preftune.config.vary import combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
 from preftune.model.config import Model
+from preftune.objective.responses import Pairs
 from preftune.run import dataset
 from preftune.run import train as run_train
-from preftune.run.sweep import sweep
+from preftune.run.sweep import sweep, train_all
 from preftune.run.train import train
 
 
@@ -51,7 +53,7 @@ def test_one_tokenization_one_reference_pass_and_each_run_its_own(
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective=dpo,ipo,ln_dpo,nca,hinge", "objective.beta=0.3"])
     said: list[events.Event] = []
     with events.listening(said.append):
-        done = sweep(runs, tmp_path / "sweep")
+        done = train_all(runs, tmp_path / "sweep")
     assert [path.name for path in done] == [f"objective={name}" for name in ("dpo", "ipo", "ln_dpo", "nca", "hinge")]
     assert len(counted) == 1
     assert [(e["scored"], e["reused"]) for e in map(reference, done) if e] == [(124, 0)] + [(0, 124)] * 4
@@ -66,7 +68,7 @@ def test_one_tokenization_one_reference_pass_and_each_run_its_own(
 def test_other_rows_are_read_again(run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]) -> None:
     """A seed decides nothing about rows: those held out are the same."""
     held = tree_of(run_of(data__holdout=0.2, data__evaluate=msgspec.UNSET, optim__epochs=1, objective__name="dpo"))
-    done = sweep(combinations(held, ["seed=0,1", "data.max_tokens=60,80"]), tmp_path / "held")
+    done = train_all(combinations(held, ["seed=0,1", "data.max_tokens=60,80"]), tmp_path / "held")
     assert len(counted) == 2
     assert len({tuple(sorted(row["id"] for row in read_lines(path / "evaluation_rows.jsonl"))) for path in done}) == 1
 
@@ -74,7 +76,7 @@ def test_other_rows_are_read_again(run_of: Callable[..., Run], tmp_path: Path, c
 def test_what_the_last_run_would_refuse_shows_before_the_first(run_of: Callable[..., Run], tmp_path: Path) -> None:
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective=dpo,odpo"])
     with pytest.raises(UserError, match="needs a score"):
-        sweep(runs, tmp_path / "s")
+        train_all(runs, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -83,14 +85,14 @@ def test_a_loaded_model_is_no_start_for_several_runs(run_of: Callable[..., Run],
     own = Model(path=tiny(), tokenizer=AutoTokenizer.from_pretrained(variants[0].run.model.path))
     loaded = [each._replace(run=msgspec.structs.replace(each.run, model=own)) for each in variants]
     with pytest.raises(UserError, match="that the one before has tuned"):
-        sweep(loaded, tmp_path / "s")
+        train_all(loaded, tmp_path / "s")
 
 
 def test_a_sweep_without_reference_and_with(run_of: Callable[..., Run], tmp_path: Path) -> None:
     """The reference is left out where it is not used; what compares the runs means the same in both."""
     runs = combinations(tree_of(run_of(optim__epochs=4)), ["objective=dpo,simpo"])
     assert [run.lacks for run in runs] == [[], ["reference"]]
-    done = sweep(runs, tmp_path / "s")
+    done = train_all(runs, tmp_path / "s")
     page = (tmp_path / "s" / "compare.html").read_text()
     assert "Since start: accuracy" in page
     for path in done:
@@ -105,7 +107,7 @@ def test_folders_are_looked_at_before_the_first_run(run_of: Callable[..., Run], 
     (tmp_path / "s" / "seed=1").mkdir(parents=True)
     (tmp_path / "s" / "seed=1" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
-        sweep(runs, tmp_path / "s")
+        train_all(runs, tmp_path / "s")
     assert not (tmp_path / "s" / "seed=0").exists()
 
 
@@ -116,7 +118,7 @@ def test_a_signal_that_came_too_late_for_a_run_ends_the_sweep(
     monkeypatch.setattr(run_train, "finish", lambda *args: (right(*args), os.kill(os.getpid(), signal.SIGINT)))
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["seed=0,1"])
     with pytest.raises(UserError, match="stopped by SIGINT") as raised:
-        sweep(runs, tmp_path / "s")
+        train_all(runs, tmp_path / "s")
     assert raised.value.code == 75
     assert (tmp_path / "s" / "seed=0" / "report.html").exists()
     assert not (tmp_path / "s" / "seed=1").exists()
@@ -149,6 +151,29 @@ def test_a_stopped_sweep_goes_on(run_of: Callable[..., Run], tmp_path: Path) -> 
     runs = combinations(tree_of(run_of(optim__epochs=1)), ["objective.beta=0.1,0.2"])
     train(msgspec.structs.replace(runs[0].run, out=str(tmp_path / "s" / "objective.beta=0.1")))
     with pytest.raises(UserError, match="this folder holds a run already"):
-        sweep(runs, tmp_path / "s")
-    done = sweep(runs, tmp_path / "s", resume=True)
+        train_all(runs, tmp_path / "s")
+    done = train_all(runs, tmp_path / "s", resume=True)
     assert [len(lines(path)) for path in done] == [7, 7]
+
+
+def test_a_sweep_in_python_takes_rows_in_python(run_of: Callable[..., Run], tmp_path: Path, counted: list[Run]) -> None:
+    run = run_of(optim__epochs=1)
+    rows = [json.loads(line) for line in Path(str(run.data.train)).read_text().splitlines()]
+    given = msgspec.structs.replace(run, data=msgspec.structs.replace(run.data, train=rows))
+    done = sweep(given, {"objective.beta": [0.1, 0.3], "objective": ["dpo", "ipo"]}, tmp_path / "s")
+    assert len(counted) == 1
+    assert {path.name for path in done} == {
+        "objective.beta=0.1,objective=dpo", "objective.beta=0.3,objective=dpo", "objective=ipo",
+    }  # fmt: skip
+    assert all("rows given in Python" in (path / "run.toml").read_text() for path in done)
+    with pytest.raises(UserError, match="cannot be varied"):
+        sweep(given, {"data.train": ["a.jsonl", "b.jsonl"]}, tmp_path / "t")
+
+    def margins(pairs: Pairs) -> Tensor:
+        return -pairs.margin
+
+    margins.reads = {"reference"}  # type: ignore[attr-defined]
+    own = msgspec.structs.replace(given, objective=margins)
+    with pytest.raises(UserError, match="cannot be varied"):
+        sweep(own, {"objective.beta": [0.1, 0.2]}, tmp_path / "t")
+    assert len(sweep(own, {"seed": [1, 2]}, tmp_path / "own")) == 2

@@ -107,9 +107,9 @@ def sweep(*words: str, out: Path = Path("sweep"), resume: Flag = False) -> None:
 
     with terminal():
         emit(Note(f"{len(runs)} runs; loading torch and transformers"))
-        from preftune.run.sweep import sweep
+        from preftune.run.sweep import train_all
 
-        folders = sweep(runs, out, resume=resume)
+        folders = train_all(runs, out, resume=resume)
     from preftune.cli.view import show_sweep
     from preftune.distributed import current
 

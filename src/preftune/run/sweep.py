@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from preftune import events, files, signals
 from preftune.config.resolve import resolve
-from preftune.config.vary import Variant
+from preftune.config.run import Run
+from preftune.config.tree import python_values, tree_of, with_values
+from preftune.config.vary import Variant, combinations
 from preftune.distributed import process_group
 from preftune.errors import UserError
 from preftune.events import Note, emit
@@ -24,7 +27,33 @@ from preftune.run.preview_tasks import preview_tasks
 from preftune.run.train import train
 
 
-def sweep(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> list[Path]:
+def sweep(
+    run: Run, vary: Mapping[str, Sequence[object]], out: str | Path = "sweep", *, resume: bool = False
+) -> list[Path]:
+    """Train once for each combination of values, such as {"objective.beta": [0.05, 0.1], "seed": [0, 1]}.
+
+    Everything else is the run's, rows given in Python included. Returns the folders of the records, which are below
+    `out`, as is the page that compares them. resume: go on with the sweep that is there. Raises UserError.
+    """
+    values = python_values(run)
+    for name in vary:
+        if in_python := next((key for key in values if f"{name}.".startswith(f"{key}.")), ""):
+            raise UserError(f"{in_python} is a Python value here, and cannot be varied.", location=name)
+    words = [f"{name}={','.join(map(_word, options))}" for name, options in vary.items()]
+    tree = tree_of(with_values(run, {name: getattr(Run(), name) for name in values if "." not in name}))
+    variants = [
+        variant._replace(run=with_values(variant.run, values))
+        for variant in combinations({key: value for key, value in tree.items() if value is not None}, words)
+    ]
+    return train_all(variants, Path(out), resume=resume)
+
+
+def _word(value: object) -> str:
+    """A value as it stands in a word of the command line."""
+    return value if isinstance(value, str) and not set(value) & set(',[]{}"') else json.dumps(value)
+
+
+def train_all(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> list[Path]:
     """Do every run below `out` and write `out`/compare.html; returns the folders of the records.
 
     Rows are read and tokenized once. resume: go on with what is there, finished runs included. Raises UserError.

@@ -105,9 +105,10 @@ def end_tokens(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> fro
         return {int(group.responses[0][-1]) for group in groups}
 
     ends = last_of(task, words if isinstance(task.prompt, str) else (Message("assistant", words),))
-    for task, call in [(task, call) for task in tasks if (call := a_call(task.prompt))][:1]:
+    calling = next(((task, call) for task in tasks if (call := a_call(task.prompt))), None)
+    if calling:
         with suppress(UserError):  # a template may have no place for calls; some end them otherwise
-            ends |= last_of(task, (call,))
+            ends |= last_of(calling[0], (calling[1],))
     if tokenizer.eos_token is not None:
         ends.add(int(tokenizer.get_vocab()[str(tokenizer.eos_token)]))
     return frozenset(ends)
