@@ -24,7 +24,11 @@ def only(row: dict[str, Any]) -> Demo | Pair:
     reading = read([row])
     (made,) = reading.rows
     assert isinstance(made, Demo | Pair)
-    assert reading.notes == [] or {note.reason for note in reading.notes} <= {"response.turns", "fields.extra"}
+    assert reading.notes == [] or {note.reason for note in reading.notes} <= {
+        "response.turns",
+        "fields.extra",
+        "demo.turns",
+    }
     return made
 
 
@@ -54,6 +58,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "with nulls of a table": CALLS | {"tool_calls": [{"function": {"name": "add", "arguments": {"a": 2, "b": None}}}]},
     "as text": CALLS | {"tool_calls": json.dumps([CALL])},
     "OpenAI's earlier form": {"role": "assistant", "content": "", "function_call": CALL["function"]},
+    "LangChain's": CALLS | {"tool_calls": [{"name": "add", "args": {"a": 2}, "type": "tool_call"}]},
+    "Anthropic's arguments": CALLS | {"tool_calls": [{"name": "add", "input": {"a": 2}}]},
+    "two keys that say the same": CALLS | {"function_call": CALL["function"]},
     "a role of its own": {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2}}'},
 }
 
@@ -71,7 +78,7 @@ def test_calls_are_read_in_all_forms(form: str) -> None:
 
 def test_other_keys_of_tools_are_kept_as_they_are() -> None:
     """As in OLMo's data; whether a template has a place for them is proved where they are rendered."""
-    demo = only({"messages": [U, A | {"function_calls": "add(a=2)", "functions": None}]})
+    demo = only({"messages": [U, A | {"content": None, "function_calls": "add(a=2)", "functions": None}]})
     assert isinstance(demo, Demo)
     assert not isinstance(demo.response, str)
     assert json.loads(demo.response[0].beside) == {"function_calls": "add(a=2)"}
@@ -93,6 +100,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [U, CALLS | {"tool_calls": [{"id": "x"}]}, A]}, "needs a function with a name"),
     ({"messages": [U, CALLS | {"tool_calls": [{"name": "add", "arguments": "2"}]}, A]}, "needs an object"),
     ({"messages": [U, {"role": "function_call", "content": "add(2)"}, A]}, "needs a function with a name"),
+    ({"messages": [U, CALLS | {"tool_calls": [CALL | {"output": "4"}]}, A]}, r"has output, of which a call has none"),
+    (
+        {"messages": [U, CALLS | {"function_call": {"name": "sub"}}, A]},
+        "has tool_calls and function_call, which differ",
+    ),
+    ({"tools": [ADD], "functions": [ADD | {"name": "sub"}], "messages": [U, A]}, "something else does"),
+    ({"messages": [U, CALLS | {"tool_calls": '[{"name": "add", "arguments": {"a": 1, "a": 2}}]'}, A]}, "stands twice"),
+    ({"messages": [U, CALLS | {"tool_calls": '[{"name": "\\ud83d"}]'}, A]}, "half of a surrogate pair"),
+    ({"messages": [U, CALLS], "token_weights": [[0, 1, 2]]}, "is of one turn of text"),
 ]
 
 
@@ -100,3 +116,27 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_what_is_no_tool_or_call_is_one_error(row: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read([row])
+
+
+def test_a_list_as_a_message_asks_nothing() -> None:
+    listed = {"role": TOOLS, "content": json.dumps([WHOLE])}
+    demo = only({"messages": [listed, {"role": "assistant", "content": "hello"}, U, A]})
+    assert isinstance(demo, Demo)
+    assert [turn["role"] for turn in plain_prompt(demo.prompt)] == [TOOLS, "assistant", "user"]  # type: ignore[index]
+
+
+def test_a_text_prompt_says_which_turn_is_answered() -> None:
+    whole = [U, A, {"role": "user", "content": "sure?"}, {"role": "assistant", "content": "yes"}]
+    (pair,) = read([{"prompt": "2+2?", "chosen": whole, "rejected": "5"}]).rows
+    assert isinstance(pair, Pair)
+    assert (len(pair.prompt), len(pair.chosen), len(pair.rejected)) == (1, 3, 1)
+
+
+def test_weights_of_turns() -> None:
+    muted = {"role": "assistant", "content": "no", "weight": 0}
+    assert [p.reason for p in read([{"messages": [U, muted], "label": True}]).skipped] == ["response.weight"]
+    other, again = {"role": "user", "content": "sure?"}, {"role": "assistant", "content": "no"}
+    row = {"prompt": [U, muted, other], "chosen": [U, again, other, A], "rejected": [U, again, other, again]}
+    (pair,) = read([row]).rows
+    assert isinstance(pair, Pair)
+    assert len(pair.chosen) == 1

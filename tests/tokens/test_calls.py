@@ -80,6 +80,20 @@ LOST = [
 ]
 
 
+ELSEWHERE = U | {"content": 'look_up what the "cat" n 2'}  # all words of the call, in the user's turn
+NO_CALLS = LIST + PLAIN
+FIRST_CALL = TEMPLATES["as an object"].replace("in m.tool_calls or []", "in (m.tool_calls or [])[:1]")
+NO_CONTENT = LIST + TURNS + "{% if m.tool_calls %}" + AS_OBJECT + "{% else %}{{ m.content }}{% endif %}" + END
+LOST += [
+    (PLAIN, {"messages": [ELSEWHERE, SAYS], "tools": [TOOL]}, "no place for 'look_up' of tools"),
+    (NO_CALLS + OPENS, {"messages": [ELSEWHERE, CALL, ANSWER, SAYS], "tools": [TOOL]}, "of tool_calls"),
+    (NO_CALLS, {"prompt": [ELSEWHERE, CALL, ANSWER], "chosen": "a", "rejected": "b", "tools": [TOOL]}, "of tool_calls"),
+    (NO_CALLS, {"messages": [U, CALL | {"content": 'look_up what the "cat" n 2'}], "tools": [TOOL]}, "of tool_calls"),
+    (FIRST_CALL, {"messages": [U, CALL | {"tool_calls": [*CALL["tool_calls"]] * 2}]}, "of tool_calls"),
+    (NO_CONTENT + OPENS, {"messages": [U, CALL | {"content": "what"}]}, "'what' of content beside it"),
+]
+
+
 @pytest.mark.parametrize(("template", "row", "message"), LOST)
 def test_what_a_template_has_no_place_for_is_refused(byte_level: Make, template: str, row: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -102,3 +116,22 @@ def test_a_draw_ends_where_a_call_ends_too(byte_level: Make) -> None:
     )
     ends = end_tokens(tasks_of(read(rows).rows, tokenizer, 99_999).tasks, tokenizer)
     assert ends == {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "</s>")}
+
+
+AS_TAGS = ("{% for c in m.tool_calls or [] %}{{ c.function.name }}{% for k, v in c.function.arguments.items() %}"
+           "<{{ k }}>{{ v }}</{{ k }}>{% endfor %}{% endfor %}")  # fmt: skip
+AS_GIVEN = "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments }}{% endfor %}"
+
+
+VALUES = {
+    AS_TAGS: "look_up<all>True</all><of>None</of><n>1.5</n>",
+    AS_GIVEN: 'look_up {"all": true, "of": null, "n": 1.5}',
+}
+
+
+@pytest.mark.parametrize("form", VALUES)
+def test_values_are_what_the_template_makes_of_them(byte_level: Make, form: str) -> None:
+    """Python's spelling where it prints values one by one; JSON, and no repr, where it prints all that it gets."""
+    call = CALL | {"tool_calls": [{"name": "look_up", "arguments": '{"all": true, "of": null, "n": 1.5}'}]}
+    tokenizer = byte_level(LIST + TURNS + "{{ m.content }}" + form + END + OPENS)
+    assert turns(tokenizer, {"messages": [U, call], "tools": [TOOL]})[0][1] == VALUES[form] + "<|im_end|>"

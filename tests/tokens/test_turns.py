@@ -8,7 +8,7 @@ import pytest
 from tokens.test_chat import TEMPLATES
 from transformers import PreTrainedTokenizerBase
 
-from preftune.rows.row import Demo, Message, Pair, Place, Row, turns_of
+from preftune.rows.row import Demo, Message, Pair, Place, Row, turns_of, with_last_turn
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenize import Tokenized, tokenize
 
@@ -78,6 +78,15 @@ def test_a_turn_that_does_not_count_is_context(byte_level: Make) -> None:
     (group,) = tokenized(byte_level(), Demo(prompt=ASKED, response=answers, place=PLACE)).groups
     assert ids_of(group) == [alone(byte_level(), ASKED, answers)]
     assert "no" in byte_level().decode(group.later_turns[0][0].context)
+
+
+def test_a_turn_that_does_not_count_may_be_the_last(byte_level: Make) -> None:
+    tokenizer, answers = byte_level(), (said("4"), user("sure?"), said("no", learned=False))
+    rows = [Pair(prompt=ASKED, chosen=answers, rejected=(said("5"), *answers[1:]), place=PLACE),
+            with_last_turn(Demo(prompt=ASKED, response=answers, place=PLACE))]  # fmt: skip
+    (pair, demo) = map(ids_of, tokenized(tokenizer, *rows).groups)
+    assert pair == [alone(tokenizer, ASKED, (said(text),)) for text in ("4", "5")]
+    assert demo == pair[:1]
 
 
 def test_turns_that_are_too_long_are_left_out_of_a_demo_and_cut_where_asked(byte_level: Make) -> None:

@@ -51,7 +51,7 @@ def _objects(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[Parsed]:
     for number, line in lines:
         if not line.strip():
             continue
-        value, wrong = _parse_line(line)
+        value, wrong = parse_line(line)
         if wrong and not line.endswith(b"\n") and number > 1 and line.lstrip().startswith(b"{"):
             wrong = "the file ends inside of this line: is the copy complete?"
         no_json = wrong.startswith("not JSON")
@@ -94,7 +94,7 @@ def _after_gap(text: str, position: int) -> int:
     return gap.end() if gap else position
 
 
-def _parse_line(line: bytes) -> tuple[object, str]:
+def parse_line(line: bytes) -> tuple[object, str]:
     """(value, "") or (None, what is wrong) of one line."""
     try:
         text = line.decode("utf-8")

@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from preftune.errors import nearest
 from preftune.rows import tools, transcripts
 from preftune.rows.keys import THOUGHT, is_nothing, words_of
@@ -19,7 +21,7 @@ from preftune.rows.row import ROLES, TOOLS, Message, Prompt, Response, turns_of
 OTHER_ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "model"), "assistant"),
-    **dict.fromkeys(("observation", "environment", "ipython", "function"), "tool"),
+    **dict.fromkeys(("observation", "environment", "ipython", "function", "tool_response"), "tool"),
 }
 Turns = tuple[Message, ...]
 
@@ -106,7 +108,7 @@ def _message(value: object, field: str, unread: Unread) -> Message:
     beside |= tools.beside_content(value, role, field)
     said = "function_call" if "tool_calls" in beside else "tool_calls"  # which has become tool_calls
     unread.add(value, field, ("role", "from", "content", "value", *weighed, *thoughts, *beside, said))
-    is_call = "tool_calls" in beside and not any(value.get(key) for key in ("content", "value"))
+    is_call = bool(beside) and role == "assistant" and not any(value.get(key) for key in ("content", "value"))
     content = "" if is_call else first_of(value, ("content", "value"), field)
     if isinstance(content, list):
         parts = [_part(part, f"{field}.content[{position}]", unread) for position, part in enumerate(content)]
@@ -148,11 +150,11 @@ def align(prompt: Prompt, responses: Sequence[Prompt]) -> tuple[Prompt, tuple[Re
             return prompt, tuple(response for response in responses if isinstance(response, str))
         *earlier, _ = conversations[0]
         if earlier and earlier[0].role != "assistant":  # the messages hold the prompt too, and `prompt` repeats a turn
-            parted = [part(conversations[0], other) for other in conversations[1:] if len(other) > 1]
-            earlier = earlier[: min([len(earlier), *filter(None, parted)])]
-            if not any(turn.content.strip() == prompt.strip() for turn in earlier):
+            repeated = [place for place, turn in enumerate(earlier) if turn.content.strip() == prompt.strip()]
+            if not repeated:
                 raise SkippedRow("prompt.differs", '"prompt" is not among the turns of the response\'s conversation.')
-            prompt = tuple(earlier)
+            says = [place for place in range(repeated[-1], len(earlier)) if earlier[place].role == "assistant"]
+            prompt = tuple(earlier[: says[0] if says else len(earlier)])
         else:
             prompt = (Message("user", prompt),)
     sides = [_response_to(prompt, response) for response in responses]
@@ -172,7 +174,8 @@ def _response_to(prompt: Turns, response: Prompt) -> Turns:
     """The turns with which a response goes on from the prompt: the assistant's, and what stands between them."""
     if isinstance(response, str):
         return (Message("assistant", response),)
-    repeats_prompt = len(response) > 1 and response[: len(prompt)] == prompt
+    before = tuple(replace(turn, learned=True) for turn in response[: len(prompt)])
+    repeats_prompt = len(response) > 1 and before == tuple(replace(turn, learned=True) for turn in prompt)
     turns = response[len(prompt) :] if repeats_prompt else response
     if not turns or turns[-1].role != "assistant":
         raise SkippedRow("turn.last", "the last turn is not the assistant's.")
@@ -199,7 +202,7 @@ def whole_conversation(value: Prompt) -> Turns:
 def split_first_turn(turns: Turns) -> tuple[Turns, Turns]:
     """A whole conversation as what stands before the first turn to learn from that answers somebody, and the rest up to
     the last turn to learn from. Raises SkippedRow where there is none."""
-    asking = (place for place, turn in enumerate(turns) if turn.role not in ("system", "developer", "assistant"))
+    asking = (place for place, turn in enumerate(turns) if turn.role in ("user", "tool"))
     asked = next(asking, 0)
     learned = [place for place in turns_of(turns) if place > asked]
     if not learned:

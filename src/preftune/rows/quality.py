@@ -59,11 +59,11 @@ def _folded(text: str) -> str:
 
 def check(row: Row) -> None:
     """Raise SkippedRow where the row teaches nothing."""
+    if any(0 not in turns_of(response) for response in responses(row)):
+        raise SkippedRow("response.weight", "a response has the weight 0.")
     texts = [text_of(response) for response in responses(row)]
     if any(map(is_blank, texts)):
         raise SkippedRow("response.empty", "a response is empty.")
-    if any(0 not in turns_of(response) for response in responses(row)):
-        raise SkippedRow("response.weight", "a response has the weight 0.")
     for name, turns in (("the prompt", row.prompt), *(("a response", response) for response in responses(row))):
         for number, turn in enumerate(turns if isinstance(turns, tuple) else (), 1):
             if turn.role in ("user", "assistant") and is_blank(turn.says):

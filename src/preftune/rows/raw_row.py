@@ -18,6 +18,7 @@ from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
 from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
 from preftune.rows.row import (
+    TOOLS,
     Message,
     Place,
     Prompt,
@@ -27,7 +28,6 @@ from preftune.rows.row import (
     TokenWeights,
     last_text,
     text_of,
-    turns_of,
 )
 from preftune.rows.tools import LISTED, listed
 
@@ -86,6 +86,8 @@ class RawRow:
         for field, value in (beside | nested).items():
             if isinstance(row.prompt, str):
                 raise MalformedRow(f'"{field}" needs a conversation, and the prompt is text.', "Make it messages.")
+            if any(turn.role == TOOLS for turn in row.prompt):
+                raise MalformedRow(f'"{field}" lists tools, and something else does.', "Keep one list.")
             self.keys[field] = field
             self.unread.pop(field, None)
             row = replace(row, prompt=(listed(value, field), *row.prompt))
@@ -148,8 +150,13 @@ def parse_weights(
     fields: Sequence[tuple[object, str]], responses: Sequence[Response]
 ) -> tuple[TokenWeights | None, ...] | None:
     """The token weights of each response. fields: a value with the name of its field for each. Raises MalformedRow."""
-    if any(len(turns_of(response)) > 1 for response in responses) and any(value is not None for value, _ in fields):
-        raise MalformedRow(f'"{fields[0][1]}" is of one turn, and a response has several.', "Leave it out.")
+    for response, (value, field) in zip(responses, fields, strict=True):
+        if (
+            value is not None
+            and not isinstance(response, str)
+            and (response[1:] or any(turn.beside for turn in response))
+        ):
+            raise MalformedRow(f'"{field}" is of one turn of text, and the response is more.', "Leave it out.")
     weights = tuple(
         _token_weights(value, field, text_of(response))
         for (value, field), response in zip(fields, responses, strict=True)

@@ -143,9 +143,10 @@ def with_responses(row: Row, responses: Sequence[Response]) -> Row:
 
 def with_last_turn(row: Row) -> Row:
     """A demo of several turns as one of its last turn, with the others as prompt; any other row as it is."""
-    if not isinstance(row, Demo) or isinstance(row.prompt, str):
+    if not isinstance(row, Demo) or isinstance(row.prompt, str) or isinstance(row.response, str):
         return row
-    return replace(row, prompt=(*row.prompt, *row.response[:-1]), response=row.response[-1:])
+    last = max(turns_of(row.response), default=0)
+    return replace(row, prompt=(*row.prompt, *row.response[:last]), response=row.response[last : last + 1])
 
 
 def turns_of(response: Response) -> tuple[int, ...]:

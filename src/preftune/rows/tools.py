@@ -11,20 +11,25 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from preftune.rows.json_text import parse_line
 from preftune.rows.keys import TOOL, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, describe
 from preftune.rows.row import TOOLS, Message, Prompt
 
 LISTED = ("tools", "functions")  # keys of a row that do
 CALLER = frozenset({"function_call", "tool_call"})  # roles of an assistant's turn that is nothing but calls, as JSON
+CALLS = ("tool_calls", "function_call")  # keys of a message that hold calls, the second in OpenAI's earlier form
+ARGUMENTS = ("arguments", "parameters", "args", "input")  # what a call's arguments are called
+OF_CALL = ("id", "type", "index", "name", "function")  # its other keys
 OF_ANSWER = ("name", "tool_call_id")  # what says, beside a tool's answer, whose it is
 
 
 def listed(value: object, field: str) -> Message:
     """The turn that lists tools, given as objects or as JSON text of them. Raises MalformedRow."""
-    value = _loaded(value)
+    value = _loaded(value, field)
     whole = []
-    for index, tool in enumerate(value if isinstance(value, list) else [value]):
+    for index, entry in enumerate(value if isinstance(value, list) else [value]):
+        tool = _loaded(entry, f"{field}[{index}]")
         function = tool.get("function", tool) if isinstance(tool, dict) else tool
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             message = f"{field}[{index}] is {describe(tool)}, needs a function with a name."
@@ -42,10 +47,13 @@ def beside_content(message: Mapping[str, object], role: str, field: str) -> dict
             continue
         if role == "tool" and key in OF_ANSWER:
             beside[key] = value
-        elif key in ("tool_calls", "function_call"):
+        elif key in CALLS:
             if role != "assistant":
                 raise MalformedRow(f"{field} has {key}, but is the {role}'s.", "Only the assistant calls tools.")
-            beside["tool_calls"] = calls(value, f"{field}.{key}")
+            made = calls(value, f"{field}.{key}")
+            if beside.get("tool_calls", made) != made:
+                raise MalformedRow(f"{field} has {' and '.join(CALLS)}, which differ.", "Keep one of them.")
+            beside["tool_calls"] = made
         elif words & TOOL:
             beside[key] = _without_null(value)
     return beside
@@ -53,19 +61,25 @@ def beside_content(message: Mapping[str, object], role: str, field: str) -> dict
 
 def calls(value: object, field: str) -> list[dict[str, object]]:
     """Calls in the form of OpenAI's API, each with its arguments as an object. Raises MalformedRow."""
-    value = _loaded(value)
-    made = []
-    for index, call in enumerate(value if isinstance(value, list) else [value]):
-        call = _loaded(call)
-        function = _loaded(call.get("function", call)) if isinstance(call, dict) else call
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise MalformedRow(f"{field}[{index}] is {describe(call)}, needs a function with a name.")
-        arguments = _loaded(function.get("arguments", function.get("parameters", {})))
-        if not isinstance(arguments, dict | str) or (isinstance(arguments, str) and arguments.strip()):
-            raise MalformedRow(f"{field}[{index}].arguments is {describe(arguments)}, needs an object.")
-        names = {key: call[key] for key in ("id",) if isinstance(call, dict) and not is_nothing(call.get(key))}
-        made.append({**names, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}})
-    return made
+    value = _loaded(value, field)
+    return [_call(call, f"{field}[{n}]") for n, call in enumerate(value if isinstance(value, list) else [value])]
+
+
+def _call(value: object, field: str) -> dict[str, object]:
+    call = _loaded(value, field)
+    function = _loaded(call.get("function", call), f"{field}.function") if isinstance(call, dict) else call
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise MalformedRow(f"{field} is {describe(call)}, needs a function with a name.")
+    named = [key for key in ARGUMENTS if key in function]
+    unread = [key for key in {**call, **function} if key not in (*OF_CALL, *ARGUMENTS)]
+    if unread or len(named) > 1:
+        message = f"{field} has {', '.join(unread or named)}, of which a call has {'none' if unread else 'one'}."
+        raise MalformedRow(message, 'A call is {"name": ..., "arguments": {...}}.')
+    arguments = _loaded(function[named[0]], f"{field}.{named[0]}") if named else {}
+    if arguments != "" and not isinstance(arguments, dict):
+        raise MalformedRow(f"{field}.{named[0]} is {describe(arguments)}, needs an object.")
+    id_ = {} if is_nothing(call.get("id")) else {"id": call["id"]}
+    return {**id_, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
 
 
 def a_call(prompt: Prompt) -> Message | None:
@@ -93,7 +107,11 @@ def plain_prompt(prompt: Prompt) -> str | list[dict[str, Any]]:
     list of tools is a message of the role `tools`, whose content is their JSON; rows may be written so too."""
     if isinstance(prompt, str):
         return prompt
-    return [{"role": turn.role, "content": turn.content, **for_template(turn, False)} for turn in prompt]
+    messages = []
+    for turn in prompt:
+        thought = {"reasoning_content": turn.thought} if turn.thought else {}
+        messages.append({"role": turn.role, "content": turn.content, **thought, **for_template(turn, False)})
+    return messages
 
 
 def changed(turn: Message, change: Callable[[str], str]) -> str:
@@ -110,14 +128,15 @@ def changed(turn: Message, change: Callable[[str], str]) -> str:
     return _dumped(walk(json.loads(text))) if text else ""
 
 
-def _loaded(value: object) -> object:
-    """What JSON text holds; any other value without what is null, which a table writes where a row has no such key."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return _without_null(value)
+def _loaded(value: object, field: str) -> object:
+    """What JSON text holds; any other value without what is null, which a table writes where a row has no such key.
+    Raises MalformedRow where text that begins as JSON is none."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return _without_null(value)
+    loaded, wrong = parse_line(value.encode("utf-8", "surrogatepass"))
+    if wrong:
+        raise MalformedRow(f"{field}: {wrong}")
+    return loaded
 
 
 def _without_null(value: object) -> object:

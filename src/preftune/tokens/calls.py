@@ -1,52 +1,74 @@
-"""Proof that a chat template renders what rows say of tools, since most templates have no place for some of it."""
+"""Proof that a chat template renders what rows say of tools, since most templates have no place for some of it.
+
+A word of a call may stand in a prompt for another reason, so no rendered text can be searched for it. In place of every
+name, key and value stands a mark that is nowhere else, and the conversation is rendered once more.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
+
+from msgspec.structs import replace
 
 from preftune.rows.parse import MalformedRow, excerpt
 from preftune.rows.row import TOOLS, Message
-from preftune.rows.tools import OF_ANSWER
-from preftune.tokens.thoughts import letters
+from preftune.rows.tools import OF_ANSWER, as_json
+
+NUMBER = 917_000_000  # marks of values that are no text are whole numbers from here on
 
 
-def prove(turn: Message, rendered: str) -> None:
-    """Raise MalformedRow unless all that a turn says of tools stands in the text: names of tools, names and values of a
-    call's arguments, and all of any other key but who answers; as it is, or as JSON writes it."""
-    text = letters(rendered)
-    for key, wanted in _words_to_find(turn).items():
-        for word in wanted:
-            forms = (word, in_json(word), in_json(in_json(word)), json.dumps(word)[1:-1])
-            if not any(letters(form) in text for form in forms):
-                hint = "Give another with data.template, or leave the key out."
-                raise MalformedRow(f"the chat template has no place for {excerpt(word)} of {key}.", hint, "template")
+class Marks:
+    """Marks in place of what turns say of tools: names of tools, names and values of a call's arguments, all of other
+    keys but who answers, and the content beside them. turns: with the marks."""
+
+    def __init__(self, turns: Sequence[Message]) -> None:
+        self._meant: dict[str, str] = {}
+        self.turns = [self._marked(turn) for turn in turns]
+
+    @property
+    def any(self) -> bool:
+        """Whether the turns say anything of tools."""
+        return bool(self._meant)
+
+    def prove(self, rendered: str) -> None:
+        """Raise MalformedRow unless every mark stands in the text."""
+        if lost := next((meant for mark, meant in self._meant.items() if mark not in rendered), ""):
+            hint = "Give another with data.template, or leave it out."
+            raise MalformedRow(f"the chat template has no place for {lost}.", hint, "template")
+
+    def _marked(self, turn: Message) -> Message:
+        if turn.role == TOOLS:
+            listed = json.loads(turn.content)
+            for tool in listed:
+                tool["function"]["name"] = self._mark(tool["function"]["name"], "tools")
+            return replace(turn, content=json.dumps(listed))
+        if not turn.beside:
+            return turn
+        beside = json.loads(turn.beside)
+        for call in beside.get("tool_calls", []):
+            function = call["function"]
+            call["function"] = {
+                "name": self._mark(function["name"], "tool_calls"),
+                "arguments": self._walk(function["arguments"], "tool_calls"),
+            }
+        others = [key for key in beside if key not in (*OF_ANSWER, "tool_calls")]
+        beside |= {key: self._walk(beside[key], key) for key in others}
+        content = str(self._mark(turn.content, "content beside it")) if turn.content else ""
+        return replace(turn, content=content, beside=as_json(beside))
+
+    def _walk(self, value: object, key: str) -> object:
+        if isinstance(value, dict):
+            return {str(self._mark(name, key)): self._walk(entry, key) for name, entry in value.items()}
+        return [self._walk(entry, key) for entry in value] if isinstance(value, list) else self._mark(value, key)
+
+    def _mark(self, value: object, key: str) -> str | int:
+        number = len(self._meant)
+        mark = f"zq{number}qz" if isinstance(value, str) else NUMBER + number
+        self._meant[str(mark)] = f"{excerpt(value)} of {key}"
+        return mark
 
 
 def in_json(text: str) -> str:
     """The text as it stands between quotes in JSON."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _words_to_find(turn: Message) -> dict[str, list[str]]:
-    """The texts to find, by the key that has them."""
-    if turn.role == TOOLS:
-        return {TOOLS: [tool["function"]["name"] for tool in json.loads(turn.content)]}
-    beside = json.loads(turn.beside) if turn.beside else {}
-    wanted = {key: [*_leaves(value)] for key, value in beside.items() if key not in (*OF_ANSWER, "tool_calls")}
-    functions = [call["function"] for call in beside.get("tool_calls", [])]
-    called = [leaf for function in functions for leaf in (function["name"], *_leaves(function["arguments"]))]
-    return wanted | ({"tool_calls": called} if called else {})
-
-
-def _leaves(value: object) -> Iterator[str]:
-    """Names and values inside of a value, as JSON has them, without quotes."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield key
-            yield from _leaves(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _leaves(entry)
-    else:
-        yield value if isinstance(value, str) else json.dumps(value)

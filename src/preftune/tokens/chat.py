@@ -22,7 +22,7 @@ from preftune.rows.keys import words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
 from preftune.rows.row import TOOLS, Message
-from preftune.tokens.calls import in_json, prove
+from preftune.tokens.calls import Marks, in_json
 from preftune.tokens.frame import Frame, Words, shared_start
 from preftune.tokens.thoughts import Thought, letters, stand_in, written_out
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RESPONSE, QUESTION, THOUGHT = "the-response-goes-here", "the-prompt-goes-here", "the-thought-goes-here"
-PROBED = {"name": "tool-goes-here", "arguments": {"key-goes-here": "value-goes-here"}}
+PROBED = {"name": "tool-goes-here", "arguments": {"key-goes-here": "value-goes-here", "flag-goes-here": True}}
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 CLOSING = re.compile(r"</[\w:]+>|\[/\w+\]")
 MAX_TEMPLATE = 2**20  # characters
@@ -100,8 +100,9 @@ class ChatTemplate:
         call = Message("assistant", "", beside=tools.as_json({"tool_calls": tools.calls(PROBED, "")}))
         for self._arguments_as_text in (False, True):
             try:
-                prove(call, self.apply([Message("user", QUESTION), call], False))
-                return self._arguments_as_text
+                rendered = self.apply([Message("user", QUESTION), call], False)
+                if "value-goes-here" in rendered and re.search(r"flag-goes-here\W+true\b", rendered):
+                    return self._arguments_as_text  # true as JSON has it, and not as Python has it
             except MalformedRow:
                 continue
         return False
@@ -154,9 +155,10 @@ class ChatTemplate:
 
     def _prove(self, turns: Sequence[Message], shared: str, opened: str, head: str) -> None:
         """Raise MalformedRow unless each message stands in `shared`, those of a system anywhere, others in order."""
+        if (marks := Marks(turns)).any:
+            marks.prove(self.apply(marks.turns, True))
         text, position = letters(shared), 0
         for turn in turns:
-            prove(turn, shared)
             if turn.role == TOOLS:
                 continue
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
@@ -173,6 +175,11 @@ class ChatTemplate:
             else:
                 raise MalformedRow(f"the chat template drops the {turn.role}'s turn {excerpt(turn.content)}.",
                                    OTHER_TEMPLATE, "template")  # fmt: skip
+
+    def _prove_response(self, turns: Sequence[Message], said: Message) -> None:
+        """Raise MalformedRow where the template loses something that a response says of tools."""
+        if (marks := Marks([said])).any:
+            marks.prove(self.apply([*turns, *marks.turns], False))
 
     def opening(self, frame: Frame) -> str:
         """The prompt to which a response is drawn: that of a response as a model gives it.
@@ -205,7 +212,7 @@ class ChatTemplate:
             whole = self.apply([*turns, replace(said, thought=thought.text.strip())], False)
             rendered = frame.words_of(whole, bool(said.beside))
             if rendered and stand_in([thought.text, said.content], rendered.words):
-                prove(said, rendered.words)
+                self._prove_response(turns, said)
                 return rendered
         if not self.close:
             message = "the chat template has no place for the thought beside a response."
@@ -222,10 +229,10 @@ class ChatTemplate:
             rendered = frame.words_of(whole, True) if said.beside else None
             if rendered is None or not stand_in([text], rendered.words):
                 raise _changed_prompt(frame.head, whole)
-            prove(said, rendered.words)
+            self._prove_response(turns, said)
             return rendered
         words = whole[len(frame.head) : len(whole) - len(frame.tail)]
-        prove(said, words)
+        self._prove_response(turns, said)
         if is_blank(words):
             raise SkippedRow("response.empty", "the template leaves nothing of a response.")
         if words != text and not stand_in([text], words):

@@ -23,7 +23,7 @@ def by_turn(row: Row) -> list[Row]:
     """The row with the first turn of each response, and then a demo for every further turn of the assistant, in the
     order of the responses; the prompt of each is the conversation before it."""
     sides, prompt = responses(row), row.prompt
-    if isinstance(prompt, str) or all(len(turns_of(side)) == 1 for side in sides):
+    if isinstance(prompt, str) or all(len(side) == 1 for side in sides):
         return [row]
     later: list[Row] = [
         Demo(prompt=(*prompt, *side[:place]), response=side[place : place + 1], place=row.place)
