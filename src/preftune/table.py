@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from inspect import Parameter, Signature
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
-from msgspec import Meta, Struct, StructMeta, inspect
+from msgspec import NODEFAULT, Meta, Struct, StructMeta, inspect
 
 from preftune.errors import UserError, nearest
 
@@ -17,6 +18,22 @@ Count = Annotated[int, Meta(ge=1)]
 class Keyed(StructMeta):
     """Answers a key that a table made in Python does not have with the right one, as files are answered."""
 
+    @property
+    def __signature__(cls) -> Signature:
+        """The keys with their defaults, without all that the code knows of each."""
+        defaults = zip(cls.__struct_fields__[::-1], cls.__struct_defaults__[::-1], strict=False)
+        by_name = {name: value for name, value in defaults if value is not NODEFAULT}
+        return Signature([Parameter(name, Parameter.KEYWORD_ONLY, default=_shown(by_name.get(name, Parameter.empty)))
+                          for name in cls.__struct_fields__])  # fmt: skip
+
+    @property
+    def __doc__(cls) -> str:  # type: ignore[override]
+        """What the table is, and what each of its keys means."""
+        summary = next((base.__dict__["__doc__"] for base in cls.__mro__ if base.__dict__.get("__doc__")), "")
+        return "\n".join(
+            [str(summary).rstrip(), "", *(f"{name}: {text}" for name, text in _meanings(cast("type[Struct]", cls)))]
+        )
+
     def __call__(cls: type[T], *values: Any, **keys: Any) -> T:  # pyright: ignore[reportGeneralTypeIssues]
         try:
             return super().__call__(*values, **keys)  # type: ignore[misc]
@@ -24,6 +41,21 @@ class Keyed(StructMeta):
             if unknown := next((key for key in keys if key not in cls.__struct_fields__), None):
                 raise UserError(f"{cls.__name__} has no {unknown}.", hint=_right_key(cls, unknown)) from None
             raise
+
+
+def _shown(default: object) -> object:
+    """A default as it is written: msgspec holds those that are made anew by how they are made."""
+    return getattr(default, "factory", type(default))() if type(default).__module__.startswith("msgspec") else default
+
+
+def _meanings(table: type[Struct]) -> Iterator[tuple[str, str]]:
+    facts = inspect.type_info(table)
+    assert isinstance(facts, inspect.StructType)
+    for field in facts.fields:
+        kind, meaning = field.type, ""
+        while isinstance(kind, inspect.Metadata):
+            meaning, kind = meaning or (kind.extra_json_schema or {}).get("description", ""), kind.type
+        yield field.name, meaning
 
 
 def _right_key(table: type[Struct], unknown: str) -> str:

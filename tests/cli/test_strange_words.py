@@ -31,6 +31,10 @@ SLIPS = {
     "sweep out=a,b": "a sweep names the folders of its runs itself. Use --out",
     "train data.train=rows.jsonl": "model.path: no model is named. Write model.path=my-model, or path =",
     "check data.train=a.jsonl,b.jsonl": """Several files are a list: data.train='["a.jsonl", "b.jsonl"]'.""",
+    "train --data.train rows.jsonl": "Unknown option: --data.train. Write data.train=VALUE: keys have no dashes.",
+    "train --beta 1": "Unknown option: --beta. Here it is objective.beta.",
+    "train --forse": "Unknown option: --forse. Did you mean --force?",
+    "score out=x rows.jsonl": "out=x would be the folder of a run. Name the file to write by --out.",
     "report nosuch": "nosuch: not the record of a run",
 }
 

@@ -71,6 +71,7 @@ def commands() -> list[str]:
 def test_commands_exist(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verb is there, its flags are, and its words make a run."""
     from preftune.cli.app import app
+    from preftune.cli.score import words_of
     from preftune.cli.verbs import file_of
     from preftune.config.load import parse
     from preftune.config.vary import combinations
@@ -78,10 +79,13 @@ def test_commands_exist(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.toml").write_text("")
     words = shlex.split(line)[1:]
-    command, _bound, _ = app.parse_args([w for w in words if w not in ("[RUN", "...]")], exit_on_error=False)
+    command, bound, _ = app.parse_args([w for w in words if w not in ("[RUN", "...]")], exit_on_error=False)
     assert command.__name__ == words[0].replace("-", "_")
     if words[0] in {"train", "sweep", "check", "score"}:
-        file, keys = file_of([word for word in words[1:] if not word.startswith("--")])
+        names = bound.args
+        if words[0] == "score":
+            names = words_of(names, bound.kwargs.get("reward"))
+        file, keys = file_of(names)
         assert combinations(parse(Path(file)) if file else {}, keys)
 
 

@@ -9,24 +9,61 @@ from pathlib import Path
 import pytest
 from several import on_ranks
 
+from preftune.cli.score import words_of
 from preftune.config.run import Run
+from preftune.errors import UserError
+from preftune.files import read_lines
 from preftune.run.score import score
+from preftune.run.train import train
 
 CASES = [{"optim__steps": 1, "optim__epochs": None}, {"objective__name": "kto"}, {"objective__name": "bco"}]
 
 
+def against_itself(run_of: Callable[..., Run], **keys: object) -> Run:
+    return run_of(**keys, data__evaluate=None, reference__path=run_of().model.path)
+
+
 @pytest.mark.parametrize("keys", CASES, ids=str)
 def test_all_rows_are_scored(run_of: Callable[..., Run], keys: dict[str, object]) -> None:
-    found = score(run_of(**keys, data__evaluate=None))
-    assert found["rows"] == 50
-    assert found["loss"] is not None
+    metrics = score(against_itself(run_of, **keys))
+    assert metrics["rows"] == 50
+    assert metrics["loss"] is not None
 
 
 def test_ranks_without_a_whole_model_score_what_one_process_does(run_of: Callable[..., Run], tmp_path: Path) -> None:
-    keys = {"data__evaluate": None, "reference__store": "memory", "batch__tokens": 60}
-    one = score(run_of(**keys), tmp_path / "one")
-    cut = run_of(**keys, ranks__shard="layer")
+    keys = {"reference__store": "memory", "batch__tokens": 60}
+    one = score(against_itself(run_of, **keys), tmp_path / "one")
+    cut = against_itself(run_of, **keys, ranks__shard="layer")
     assert len(on_ranks(3, tmp_path / "on", lambda _: score(cut, tmp_path / "cut"))) == 3
     ours, theirs = (list(map(json.loads, (tmp_path / name).read_text().splitlines())) for name in ("one", "cut"))
     assert [row["chosen"]["logp"] for row in ours] == pytest.approx([row["chosen"]["logp"] for row in theirs], rel=1e-5)
     assert len(ours) == one["rows"] == 50
+
+
+def test_what_a_run_has_tuned_is_held_against_what_the_run_began_from(
+    run_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = run_of(optim__epochs=1, evaluate__samples=0)
+    out = train(run)
+    last = read_lines(out / "evaluations.jsonl")[-1]
+    tuned = run_of(model__path=str(out / "model"), data__train="", data__holdout=0.0)
+    means = score(tuned, tmp_path / "rows.jsonl")
+    for name in ("rows", "margin", "accuracy", "chosen_logp", "loss"):
+        assert means[name] == pytest.approx(last[name], rel=1e-4), name
+    with pytest.raises(UserError, match="policy and reference are the same model"):
+        score(run_of(data__evaluate=None))
+    assert score(run_of(data__evaluate=None, objective="nll", reference=None))["rows"] == 50
+
+
+def test_words_name_a_run_or_a_model_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    run, model = str(tmp_path), f"model.path={tmp_path / 'model'}"
+    assert words_of([run, "rows.jsonl"], None) == [run, model, "data.train=rows.jsonl"]
+    assert words_of([run], None) == [run, model]
+    assert words_of(["my-model", "rows.jsonl", "seed=1"], None) == [
+        "seed=1",
+        "model.path=my-model",
+        "data.train=rows.jsonl",
+    ]
+    assert words_of(["run.toml", "rows.jsonl"], None) == ["run.toml", "data.train=rows.jsonl"]
+    assert words_of(["model.path=m", "rows.jsonl"], None) == ["model.path=m", "data.train=rows.jsonl"]

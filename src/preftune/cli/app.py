@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, UnknownOptionError
+
+from preftune.errors import UserError
 
 VERBS = {
     "demo": "Tune a small model offline by DPO and by RLHF, in a world whose reward is known, and show what changed.",
     "check": "Read all data as training would, say what fits on which GPUs, and train nothing.",
     "train": "Tune a model.",
     "sweep": "Train once for each combination of keys.",
-    "score": "Score every row of data.train under two models, or every response of a file under a reward model.",
+    "score": "Score every row of a file under a model and the one that it was tuned from, or under a reward model.",
     "draw": "Draw responses from a model to the prompts of a file.",
     "export": "Write an adapter and its base as one model, which needs peft no more.",
     "report": "Write the page of a record, or one page that compares several.",
@@ -47,4 +49,11 @@ def call(words: Sequence[str]) -> None:
     """Run the verb that the words of a command name."""
     if words and words[0] in VERBS:
         app[words[0]].help = None  # help on one verb is its whole docstring
-    app(words)
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        from preftune.config.mistakes import instead_of_flag
+
+        flag = next((word for word in words[1:] if word.startswith("-")), "")
+        hint = instead_of_flag(flag) if isinstance(error, UnknownOptionError) else ""
+        raise UserError(" ".join(str(error).split()), hint=hint) from error

@@ -10,11 +10,11 @@ from preftune.events import Note, emit
 
 
 def export(
-    adapter: str, into: Path, *, merge: bool = False, weights: Literal["float32", "bfloat16"] = "float32"
+    adapter: str, into: Path, *, merge: bool = True, weights: Literal["float32", "bfloat16"] = "float32"
 ) -> None:
     """Write an adapter and its base as one model, which needs peft no more.
 
-    `preftune export run/model merged --merge`
+    `preftune export RUN merged`
 
     Parameters
     ----------
@@ -23,13 +23,13 @@ def export(
     into
         Folder to write.
     merge
-        Needed: without it there is nothing to do, since a run has written its adapter already.
+        What it does, and all that it does: a run has written its adapter already.
     weights
         Type of the merged weights; the sum is made in float32, and the difference is told.
     """
     if not merge:
         raise UserError("the adapter is written already, in the layout of peft.", location=adapter,
-                        hint="Add --merge to make one model of it and its base.")  # fmt: skip
+                        hint="Without --no-merge it is made one model with its base.")  # fmt: skip
     from preftune.record.terminal import terminal
 
     with terminal():

@@ -8,32 +8,48 @@ from pathlib import Path
 from preftune.cli.verbs import run_of
 from preftune.errors import UserError
 from preftune.events import Note, emit
+from preftune.record.parse import MODEL, RUN_FILE
 
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
 
-def words_of_reward(words: Sequence[str], reward: str) -> list[str]:
-    """The words of a run that scores rows with this reward model. A word without `=` is a configuration file, or, of
-    any other type, the file of rows. Raises UserError for a key that the flag sets."""
-    fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
-    if word := next((word for word in words if word.partition("=")[0] in fixed), None):
-        raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
-    rows = [word for word in words if "=" not in word and Path(word).suffix not in CONFIGURATIONS]
+def words_of(words: Sequence[str], reward: str | None) -> list[str]:
+    """The words of a run that scores rows. Words without `=` are a run's folder, a configuration file or a model, and
+    then the file of rows; with a reward model they are the last alone. Raises UserError."""
+    keys = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
+    if reward is not None:
+        fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
+        if word := next((word for word in keys if word.partition("=")[0] in fixed), None):
+            raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
+        keys += fixed.values()
+    elif names and (Path(names[0]) / RUN_FILE).is_file():  # a run: its configuration, and the model that it wrote
+        keys.insert(0, f"model.path={Path(names[0]) / MODEL}")
+    elif (
+        names and Path(names[0]).suffix not in CONFIGURATIONS and not any(key.startswith("model.path=") for key in keys)
+    ):
+        keys.append(f"model.path={names.pop(0)}")
+    files = [name for name in names if (Path(name) / RUN_FILE).is_file() or Path(name).suffix in CONFIGURATIONS]
+    rows = [name for name in names if name not in files]
     if len(rows) > 1:
         raise UserError(f'"{rows[1]}" is a second file of rows.', hint='Use data.train=["A", "B"].')
-    return [word for word in words if word not in rows] + [*fixed.values(), *(f"data.train={file}" for file in rows)]
+    return [*files, *keys, *(f"data.train={file}" for file in rows)]
 
 
 def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl")) -> None:
-    """Score every row of data.train under two models, or every response of a file under a reward model.
+    """Score every row of a file under a model and the one that it was tuned from, or under a reward model.
 
-    `preftune score model.path=A reference.path=B data.train=FILE`
-    `preftune score --reward MODEL FILE`
+    `preftune score RUN rows.jsonl`
+    `preftune score model.path=A reference.path=B data.train=rows.jsonl`
+    `preftune score --reward MODEL rows.jsonl`
+
+    Nothing is trained: so rows are measured that a run did not hold out. RUN may be a run's folder or a model; the
+    reference of what a run has tuned is what the run began from.
 
     Parameters
     ----------
     words
-        A configuration file, and keys that differ from it. With --reward also the file of rows.
+        The folder of a run, a model or a configuration file, the file of rows, and keys that differ.
     reward
         Folder or hub name of a reward model: one number a response is written, and rows may be of every kind.
     out
@@ -43,7 +59,7 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
         raise UserError(f"{word} would be the folder of a run.", hint="Name the file to write by --out.")
     if out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
-    run = run_of(words if reward is None else words_of_reward(words, reward))
+    run = run_of(words_of(words, reward))
     from preftune.record.terminal import terminal
 
     with terminal():

@@ -21,6 +21,7 @@ from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError, nearest
 from preftune.events import Note, emit
+from preftune.record.parse import RUN_FILE
 from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable, assert_writable
 from preftune.trust import refuse_unnamed
 
@@ -28,12 +29,14 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 
 def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The configuration file, if the command names one, and the words that change it. Raises UserError."""
+    """The configuration file, if the command names one or a run that has one, and the words that change it. Raises
+    UserError."""
     named = [word for word in words if "=" not in word]
     if len(named) > 1:
         hint = "Name one file, and then keys, such as optim.lr=1e-6."
         raise UserError(f'"{named[1]}" is neither a flag nor key=value.', hint=hint)
-    return named[0] if named else None, [word for word in words if "=" in word]
+    files = [str(Path(name) / RUN_FILE) if (Path(name) / RUN_FILE).is_file() else name for name in named]
+    return files[0] if files else None, [word for word in words if "=" in word]
 
 
 def run_of(words: Sequence[str], *, model: bool = True) -> Run:
@@ -54,14 +57,18 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
     Parameters
     ----------
     words
-        A configuration file, and keys that differ from it.
+        A configuration file or a run's folder, and keys that differ from it.
     resume
-        Go on with the run in the folder `out`, to the same bits; where there is none, start one.
+        Go on with the run in the folder `out`, to the same bits; where there is none, start one. Without any other
+        word than `out` the run's own configuration is taken.
     force
         Replace the run that is in the folder `out`.
     allow_change
         Keys, separated by commas, in which a resumed run may differ.
     """
+    out = next((word.partition("=")[2] for word in words if word.startswith("out=")), "run")
+    if resume and all("=" in word for word in words) and not any(word.startswith("model.path=") for word in words):
+        words = (*([out] if (Path(out) / RUN_FILE).is_file() else []), *words)  # the run knows what it was told
     run = run_of(words)
     if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
         assert_writable(Path(run.out).expanduser(), resume=resume, force=force)

@@ -178,10 +178,11 @@ def _spelled_out(tree: Tree, file: str) -> Tree:
         table = {choice.tag: choice.usual, **table}
         name = table[choice.tag]
         if isinstance(name, str) and name in choice.presets:
-            if extra := next((inner for inner in table if inner != choice.tag), None):
+            meant = msgspec.to_builtins(choice.presets[name].objective)
+            if (extra := next((inner for inner in table if inner != choice.tag), None)) and "parts" in meant:
                 message, place = f"there is no such key in {name}, which is a sum.", located(file, f"{key}.{extra}")
                 raise UserError([Problem(message, place, "Write out its parts.", UNKNOWN_KEY)])
-            table = msgspec.to_builtins(choice.presets[name].objective)
+            table = {**table, **meant, **{inner: value for inner, value in table.items() if inner != choice.tag}}
         tree = {**tree, key: table}
     return tree
 

@@ -47,6 +47,13 @@ def explained(message: str, tree: Mapping[str, Any], file: str) -> UserError:
     return UserError([Problem(message, located(file, place), hint, reason)])
 
 
+def instead_of_flag(flag: str) -> str:
+    """A hint where a key was written as a flag, such as `--optim.lr`."""
+    word = flag.lstrip("-").partition("=")[0]
+    path = word if any(key.path == word for key in keys()) else ""
+    return f"Write {path}=VALUE: keys have no dashes." if path else _elsewhere(word, "")
+
+
 def _plain_type(types: re.Match[str]) -> str:
     """`str | null` -> text: that a key may be left out needs no words."""
     names = types[1].split(" | ")

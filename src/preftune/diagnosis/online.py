@@ -204,7 +204,8 @@ def slope_off(record: Record) -> Finding | None:
         code="online.slope",
         severity="info",
         title="The reward model's scale changes beta",
-        evidence=f"Its held-out slope is {number(slope, 2)}: a score is {number(slope, 2)} of a nat of preference.",
+        evidence=f"Its held-out slope is {number(slope, 2)}: a difference of 1 in score is one of {number(slope, 2)} "
+        "nats in the log-odds of the preferences, beyond the error of its held-out rows.",
         meaning=f"The run stops where objective.beta = {number(beta * slope)} would stop it under a calibrated reward "
         f"model, and not {number(beta)}.",
         remedy="Nothing is wrong; multiply beta by one over the slope to have the one that you meant.",

@@ -161,9 +161,12 @@ def nothing_held_out(record: Record) -> Finding | None:
         meaning = "Rows of one prompt are not independent, so how far an accuracy would be off on other prompts " \
             "cannot be told, and checks that need an error are silent."  # fmt: skip
     elif judged:
-        error = f"{number(100 * 2 * math.sqrt(0.25 / judged), 0)} points"
+        accuracy = record.accuracy()
+        known = accuracy is not None and accuracy.certain and bool(record.rows)
+        width = accuracy.half_width() if accuracy is not None and known else 2 * math.sqrt(0.25 / judged)
         of_all = f" of {number(rows)}" if judged < rows else ""
-        evidence = f"{number(judged)}{of_all} held-out rows have an accuracy; near 50 % it is uncertain by ±{error}."
+        error = f"±{number(100 * width, 1)} points"
+        evidence = f"{number(judged)}{of_all} held-out rows have an accuracy, which is uncertain by {error}."
         meaning = "Smaller differences than that between runs are noise."
     elif rows:
         evidence = f"The held-out loss is a mean over {number(rows)} rows."

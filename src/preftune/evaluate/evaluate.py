@@ -107,7 +107,7 @@ def _with_progress(models: Models, groups: Groups, packs: int) -> Callable[[Pack
     def batch_of(pack: Pack) -> Batch:
         nonlocal begun
         begun += 1
-        emit(Progress("measuring held-out rows", min(begun, packs), packs))
+        emit(Progress("measuring rows", min(begun, packs), packs))
         return models.collate(groups, pack)
 
     return batch_of

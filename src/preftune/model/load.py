@@ -226,7 +226,10 @@ def load_config(path: str, revision: str | None, location: str) -> PreTrainedCon
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"cannot be read: {third_party_message(error)}", location=location) from error
+        hint = (
+            "" if Path(source).is_dir() else "There is no such folder here, and no such model on the hub was reached."
+        )
+        raise UserError(f"cannot be read: {third_party_message(error)}", location=location, hint=hint) from error
     if source == path:
         refuse_hub_code(path, revision, location)  # what was not on this machine before
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -12,14 +12,15 @@ from preftune.objective.sum import Sum
 
 
 class Preset(NamedTuple):
-    """A sum with a name: objective = "mpo" in a file means its parts."""
+    """An objective under another name: objective = "mpo" in a file means the parts of a sum."""
 
-    objective: Sum
+    objective: Sum | NLL
     meaning: str
     paper: str
 
 
 PRESETS = {
+    "sft": Preset(NLL(), "Supervised fine-tuning, as everybody calls nll: imitation of demos.", "2203.02155"),
     "mpo": Preset(
         Sum(parts=(DPO(beta=0.1), BCO(beta=0.1), NLL()), weights=(0.8, 0.2, 1.0)),
         "Mixed preference optimization: which is better, whether it is good, and how to write it.",
@@ -67,6 +68,5 @@ NAMES = {
     "infonca": "objective=info_nca",
     "listwise_dpo": "objective=plackett_luce",
     "best_of_k": "objective=dpo data.rankings=best",
-    "sft": "objective=nll",
 }
 """Name elsewhere -> the words that make it here."""

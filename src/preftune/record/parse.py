@@ -22,8 +22,16 @@ from preftune.record.schema import EVALUATION, PHASE, STEP
 METRICS = STEP.keys() | EVALUATION.keys() | PHASE.keys()  # of any other key, a later version's, only numbers are kept
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
+RUN_FILE, MODEL = "run.toml", "model"  # of a run folder: what the run was told, and the folder of what it has tuned
 Numbers = dict[str, float | None]
 T = TypeVar("T")
+
+
+def written_by_run(model: Path) -> dict[str, object] | None:
+    """What the run that wrote a model was told; None where no run of this library did. Raises UserError."""
+    folder = model.expanduser()
+    record = folder.parent / RUN_FILE
+    return parse_toml(record)[1] if folder.name == MODEL and record.is_file() else None
 
 
 def parse_toml(path: Path) -> tuple[str, dict[str, object]]:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from preftune.errors import UserError
 from preftune.events import Happened
-from preftune.record.parse import Numbers, parse_events, parse_json, parse_metrics, parse_rows, parse_toml
+from preftune.record.parse import RUN_FILE, Numbers, parse_events, parse_json, parse_metrics, parse_rows, parse_toml
 from preftune.record.statistics import Estimate, estimate, mean, share_of
 from preftune.rows.account import Account
 
@@ -152,10 +152,10 @@ class Record(Struct, frozen=True, kw_only=True):
     def open(path: Path | str) -> Record:
         """Read a run folder. Raises UserError where it is none or where one of its files is damaged."""
         folder = Path(path)
-        if not (folder / "run.toml").is_file():
+        if not (folder / RUN_FILE).is_file():
             hint = "Name the `out` folder of a run; it holds run.toml and metrics.jsonl."
             raise UserError("not the record of a run: there is no run.toml in it.", location=str(folder), hint=hint)
-        text, run = parse_toml(folder / "run.toml")
+        text, run = parse_toml(folder / RUN_FILE)
         return Record(
             path=folder,
             run_text=text,
@@ -171,6 +171,12 @@ class Record(Struct, frozen=True, kw_only=True):
             extras=parse_json(folder / "extras.json", Extras) or Extras(),
             samples=parse_json(folder / "samples.json", tuple[Sample, ...]) or (),
         )
+
+    def __repr__(self) -> str:
+        """Where it is and how far it came; `preftune.page` and `preftune.diagnose` show the rest."""
+        last = {key: value for key, value in self.end.items() if value is not None}
+        shown = [f"{key}={last[key]:.4g}" for key in ("loss", "accuracy", "margin", "score", "kl") if key in last]
+        return f"Record({', '.join([repr(str(self.path)), f'steps={len(self.steps)}', *shown])})"
 
     @property
     def name(self) -> str:

@@ -87,6 +87,13 @@ def headline(record: Record) -> str:
         undecided = (record.end.get("rows") or 0) - judged
         more = f"; {number(undecided)} more have no right order" if undecided > 0 else ""
         return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
+    drawn = [phase for phase in record.phases if phase.get("score") is not None]
+    if drawn:
+        where = f"at a KL of {number(drawn[-1].get('kl'), 2)} nats from the reference"
+        return (
+            f"{after} draws responses that score {number(drawn[-1]['score'])} {where}, from "
+            f"{number(drawn[0]['score'])} in the first phase; no prompt is held out."
+        )
     before, now, location = record.start.get("loss"), record.end.get("loss"), "held-out"
     if before is None or now is None:
         before, now, location = record.early("loss"), record.recent("loss"), "training"
@@ -128,12 +135,12 @@ def _certainty(record: Record) -> list[str]:
     of_prompts = f"{number(accuracy.rows)} held-out rows of {number(accuracy.prompts)} prompt" \
         f"{'s' if accuracy.prompts > 1 else ''}"  # fmt: skip
     if not record.knows_prompts:
-        return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points if no two of the "
+        return [f"Its accuracy is uncertain by ±{number(100 * accuracy.half_width(), 1)} points if no two of the "
                 "held-out rows share a prompt, which this record of an earlier version does not say."]  # fmt: skip
     if not accuracy.certain:
         return [f"Its accuracy is of {of_prompts}, which are too few: how far it would be off on other prompts "
                 "cannot be told."]  # fmt: skip
-    return [f"Its accuracy is certain to ±{number(100 * accuracy.half_width(), 1)} points, from {of_prompts}."]
+    return [f"Its accuracy is uncertain by ±{number(100 * accuracy.half_width(), 1)} points, from {of_prompts}."]
 
 
 def status(record: Record) -> str:
@@ -162,6 +169,10 @@ def tiles(record: Record) -> list[Tile]:
         if change is not None:
             note = f"nats, {number(change / tokens, 2, sign=True)} a token" if tokens else "nats"
             row.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
+    drawn = [phase for phase in record.phases if phase.get("score") is not None]
+    if not row and drawn:
+        row.append(Tile("Score of what was drawn", number(drawn[-1]["score"]), f"from {number(drawn[0]['score'])}"))
+        row.append(Tile("KL", number(drawn[-1].get("kl"), 2), "nats from the reference"))
     if not row and record.steps:
         row.append(Tile("Loss", number(record.recent("loss")), f"from {number(record.early('loss'))}"))
     if (slope := record.end.get("calibration_slope")) is not None:

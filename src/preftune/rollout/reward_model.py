@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preftune.errors import UserError
-from preftune.record.reader import Record
+from preftune.record.parse import written_by_run
+from preftune.record.reader import Record, prompts_of
+from preftune.record.statistics import Estimate, calibration
 from preftune.rollout.scorers import Answered
 from preftune.rows.row import Demo, Message, Place, Prompt, Response, Row, Task, text_of
 from preftune.tokens.groups import TokenGroup
@@ -124,9 +126,14 @@ class _ThroughText:
         return prompt.prompt, np.concatenate([text, end])
 
 
-def recorded_slope(model: Path) -> float | None:
-    """The calibration slope of a reward model that a run of this library has exported; None where none is recorded."""
-    if not (model.parent / "run.toml").is_file():
+def recorded_slope(model: Path) -> Estimate | None:
+    """The calibration slope of a reward model that a run of this library has exported, with its error over the held-out
+    prompts; None where none is recorded."""
+    if written_by_run(model) is None:
         return None
-    slope = Record.open(model.parent).end.get("calibration_slope")
-    return slope if slope is not None and math.isfinite(slope) else None
+    record = Record.open(model.parent)
+    rows = [row for row in record.rows if row.margin is not None]
+    slope = record.end.get("calibration_slope")
+    if slope is None or not math.isfinite(slope) or not rows:
+        return None
+    return calibration([row.margin or 0.0 for row in rows], prompts_of(rows))._replace(value=slope)

@@ -99,7 +99,9 @@ def _ordinary_file(path: Path, name: str) -> os.stat_result:
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         several = f"Several files are a list: data.train='{json.dumps(name.split(','))}'." if "," in name else ""
-        raise UserError("there is no such file.", location=name, hint=several or nearest(path.name, near)) from None
+        in_python = "Go on in Python, with train(run, resume=True)." if name.endswith("rows given in Python)") else ""
+        hint = several or in_python or nearest(path.name, near)
+        raise UserError("there is no such file.", location=name, hint=hint) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}.", location=name, code=IO_CODE) from error
     if stat.S_ISDIR(status.st_mode):

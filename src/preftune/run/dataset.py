@@ -81,7 +81,7 @@ def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
 
 def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     """Rows that were read, in token ids. Raises UserError where too many are unusable, or none is left."""
-    tokenizer, config = tokenizer_of(run), config_of(run)
+    config, tokenizer = config_of(run), tokenizer_of(run)
     max_tokens = limit_of(run.data, config) or min(MAX_TOKENS, positions(config))
     parts = {"train": rows.train, "evaluate": rows.evaluate}
     tokenized = {

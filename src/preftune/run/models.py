@@ -153,7 +153,7 @@ def refuse_untrainable(run: Run) -> None:
     if isinstance(path, str) and (adapter := adapter_at(path, run.model.revision, location)) is not None:
         raise UserError(f"{path} is an adapter, of {adapter.base or 'a model that it does not name'}.",
                         location=location, hint=f'Go on with it: model.path = "{adapter.base}" and adapter.path = '
-                        f'"{path}"; or make one model of both: preftune export --merge.')  # fmt: skip
+                        f'"{path}"; or make one model of both: preftune export.')  # fmt: skip
 
 
 def stored_adapter(run: Run) -> AdapterFiles | None:

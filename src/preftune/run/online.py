@@ -234,11 +234,10 @@ def scorer_and_judge(
             rows = tasks.dataset.train
             model, _ = verify_layout(model, sample(rows, model), fall_back=run.model.layout == "auto")
         digests[f"reward.model {reward.name}"] = model.weights.digest()
-        if (slope := recorded_slope(Path(reward.model).expanduser())) is not None:
-            text = (
-                f"the reward model's held-out slope is {slope:.2f}: beta acts as if it were {slope:.2f} times as large"
-            )
-            notes["reward_slope"] = (text, {"slope": slope})
+        slope = recorded_slope(Path(reward.model).expanduser())
+        if slope is not None and abs(slope.value - 1) > slope.half_width():  # else it may as well be right
+            text = f"the reward model's held-out slope is {slope.value:.2f} ± {slope.half_width():.2f}"
+            notes["reward_slope"] = (f"{text}: beta acts as if it were multiplied by it", {"slope": slope.value})
         setup = setup_of(run, 0, model.device.type, Learned(0))
         budget = run.batch.tokens or pack_budget(model.module, shapes_of(model.module), setup)
         return ModelScorer(lambda groups: model_scores(model, groups, budget), tasks.dataset.tokenizer, tokenizer,

@@ -5,33 +5,56 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from preftune import events, files, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.distributed import process_group
+from preftune.errors import UserError
 from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.evaluate.metrics import Metrics, margins, rewards
 from preftune.objective import of_scores
 from preftune.pack.oom import OomRetry
+from preftune.record.parse import written_by_run
 from preftune.record.terminal import default_progress
+from preftune.reference.config import Stored
 from preftune.run.prepare import prepare_scoring
 
 
 def score(run: Run, out: str | Path | None = None) -> Metrics:
-    """Score the rows of `run.data.train` under `run.model` against `run.reference`; nothing is trained. With
-    objective = "reward" the model is a reward model, and rows of every kind get a score a response.
+    """Score the rows of `run.data.train`, or else of `run.data.evaluate`, under `run.model` against `run.reference`;
+    nothing is trained. The reference of a model that a run has tuned is what the run began from, unless one is named.
+    With objective = "reward" the model is a reward model, and rows of every kind get a score a response.
 
     out: JSON-lines file with one object a row. Returns means over all rows (record.schema.EVALUATION, without the
     changes, which a file alone does not have). Raises UserError.
     """
     with process_group() as dist, default_progress() if dist.first else events.silence(), signals.listening():
-        run, models, loss, rows = prepare_scoring(resolve(run), dist)
+        run = resolve(run)
+        data = replace(run.data, train=run.data.train or run.data.evaluate or "", evaluate=None, holdout=0.0)
+        run, models, loss, rows = prepare_scoring(_against_start(replace(run, data=data)), dist)
         with signals.interruptible():
             evaluation = evaluate(models, loss, rows, OomRetry(), dist)
     if out is not None and dist.first:
         files.write_lines(Path(out), score_rows(evaluation, run))
     metrics = evaluation.metrics
     return {name: value for name, value in metrics.items() if not name.endswith("_change") and name != "seconds"}
+
+
+def _against_start(run: Run) -> Run:
+    """The run, whose reference is another model than its own. Raises UserError where nobody says which."""
+    reference, path = run.reference, run.model.path
+    if not isinstance(reference, Stored) or reference.path or run.adapter is not None or not isinstance(path, str):
+        return run
+    of_run = written_by_run(Path(path)) or {}
+    tables = [table for key in ("reference", "model") if isinstance(table := of_run.get(key), dict)]
+    named = [str(table["path"]) for table in tables if "path" in table]
+    if not named or named[0].startswith("("):  # given in Python
+        hint = "Name the model that it was tuned from; objective=nll needs none."
+        raise UserError("policy and reference are the same model.", location="reference.path", hint=hint)
+    events.emit(events.Note(f"the reference is {named[0]}, from which the model was tuned"))
+    return replace(run, reference=replace(reference, path=named[0]))
 
 
 def score_rows(evaluation: Evaluation, run: Run) -> list[dict[str, object]]:
