@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from inspect import getdoc, signature
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.objective import DPO, IPO, NLL, Sum
 from preftune.reference.config import Moving
+from preftune.rows.config import Data
 
 TOML = 'seed = 3\n[model]\npath = "m"\n[objective]\nname = "dpo"\nbeta = 0.2\n[optim]\nlr = 1e-6\n'
 YAML = "seed: 3\nmodel: {path: m}\nobjective: {name: dpo, beta: 0.2}\noptim:\n  lr: 1e-6\n"
@@ -206,3 +208,19 @@ def test_the_schema_names_the_short_forms() -> None:
     assert {"dpo", "sum", "mpo"} <= set(shown["objective"]["anyOf"][0]["enum"])
     assert shown["reference"]["anyOf"][0]["enum"] == ["stored", "moving", "none"]
     assert shown["reference"]["description"]
+
+
+def test_sft_is_nll_with_its_keys() -> None:
+    assert load(None, ["objective=sft"]).objective == NLL()
+    assert load(None, ["objective=sft", "objective.norm=token"]).objective == NLL(norm="token")
+    assert 'name = "nll"' in dump(load(None, ["objective=sft"]))
+    with pytest.raises(UserError, match="which is a sum"):
+        load(None, ["objective=mpo", "objective.beta=1"])
+
+
+def test_help_on_a_table_says_what_its_keys_mean() -> None:
+    assert str(signature(Data)).startswith("(*, train='', evaluate=None, holdout=0.0, columns={}")
+    assert "max_tokens: Longest prompt with one response" in str(getdoc(Data))
+    assert str(signature(DPO)) == "(*, beta=0.1, flip=0.0)"
+    assert "flip: Share of the labels" in str(getdoc(DPO))
+    assert str(getdoc(DPO)).startswith("Direct preference optimization")

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from drawn import ONLINE, phases
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import share
@@ -23,7 +24,7 @@ from preftune.record.reader import Extras, ExtraTable, Record, Rewrite
 from preftune.report import page
 from preftune.report.compare import columns, differences, differing
 from preftune.report.page import inert
-from preftune.report.words import headline, lead, objective, visible
+from preftune.report.words import headline, lead, number, objective, tiles, visible
 
 Make = Callable[..., Path]
 HOSTILE = (
@@ -334,3 +335,17 @@ def test_a_browser_draws_all_and_runs_nothing_else(make_record: Make, browser: l
     assert "<title>hit</title>" not in result.stdout
     assert result.stdout.count('class="main-svg"') >= 2 * html.count('class="plot"')
     assert "javascript:" not in "".join(re.findall(r'(?:xlink:)?href="[^"]*"', result.stdout))
+
+
+def test_a_run_that_draws_without_held_out_prompts_says_score_and_kl() -> None:
+    record = replace(phases(score=(0.2, 0.8), kl=(0.01, 0.5)), evaluations=())
+    first, last = record.phases[0], record.phases[-1]
+    text = headline(record)
+    assert f"score {number(last['score'])} at a KL of {number(last['kl'], 2)} nats" in text
+    assert f"from {number(first['score'])} in the first phase" in text
+    assert [tile.label for tile in tiles(record)][:2] == ["Score of what was drawn", "KL"]
+
+
+def test_a_record_is_short_in_a_notebook() -> None:
+    assert repr(replace(ONLINE, path=Path("runs/a"))).startswith("Record('runs/a', steps=")
+    assert len(repr(ONLINE)) < 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from preftune.errors import UserError
 from preftune.model.scalar import load_reward_model, model_scores
-from preftune.rollout.reward_model import ModelScorer
+from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.scorers import Answered, answered_task
 from preftune.rollout.tasks import Task, tasks_of
 from preftune.rows.row import Demo, Message, Place, Prompt, Response
@@ -158,3 +159,19 @@ def test_tasks_with_equal_prompts_are_scored_each(byte_level: Make) -> None:
     answered = [answered_task(task, [ids, ids], [False, False], tokenizer) for task in tasks]
     seen: Read = []
     assert ModelScorer(reading(seen), tokenizer, tokenizer, 99).score(answered).tolist() == [4] * 4
+
+
+def test_a_recorded_slope_has_the_error_of_its_held_out_prompts(tmp_path: Path) -> None:
+    record = tmp_path / "rm"
+    (record / "model").mkdir(parents=True)
+    assert recorded_slope(record / "model") is None
+    (record / "run.toml").write_text("")
+    rng = np.random.default_rng(0)
+    margins = rng.normal(0.5, 1.0, 40)
+    rows = [{"id": str(n), "prompt": str(n), "margin": margin} for n, margin in enumerate(margins)]
+    (record / "evaluation_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (record / "evaluations.jsonl").write_text(json.dumps({"step": 3, "calibration_slope": 0.9}) + "\n")
+    slope = recorded_slope(record / "model")
+    assert slope is not None
+    assert (slope.value, slope.prompts) == (0.9, 40)
+    assert 0.1 < slope.half_width() < 2

@@ -89,3 +89,7 @@ __all__ = [
     "own_objective",
     "parts",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

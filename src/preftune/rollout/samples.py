@@ -166,12 +166,13 @@ def samples_of(
 
 
 def _shown(group: TokenGroup, spell: Spell) -> dict[str, str]:
-    shown, first_turns = {"prompt": spell(group.prompt)}, [turns[0].ids for turns in group.turns]
+    shown, start = {"prompt": spell(group.prompt)}, len(group.prompt)
+    sides = [np.concatenate([turns[-1].prompt[start:], turns[-1].ids]) for turns in group.turns]  # with all their turns
     if group.kind in ("pair", "ranking"):
         best, worst = group.ranks.index(min(group.ranks)), group.ranks.index(max(group.ranks))
-        shown |= {"chosen": spell(first_turns[best]), "rejected": spell(first_turns[worst])}
+        shown |= {"chosen": spell(sides[best]), "rejected": spell(sides[worst])}
     elif group.kind == "demo":
-        shown["chosen"] = spell(first_turns[0])
+        shown["chosen"] = spell(sides[0])
     return shown
 
 

@@ -127,6 +127,9 @@ class Renderer:
         if template.leaves_out(turns, frame.opened):
             remarks["template.thoughts"] = "the chat template leaves out thoughts of earlier turns"
         end, ends_turn = self._turn_end(frame.tail)
+        if not ends_turn:
+            message = "the chat template ends a turn with no control token, so the tokenizer's end token is added"
+            remarks["template.end"] = message
         ends = [self._end, end.strip(), *self._patterns.assistant.findall(frame.tail)]
         header = frame.opened[len(frame.turns) :].lstrip()
         rendered, cores = [], []
