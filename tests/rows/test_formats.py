@@ -27,6 +27,7 @@ def pair(prompt: object = (ASK,), chosen: object = (SAY,), rejected: object = (N
     return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=PLACE, **more)  # type: ignore[arg-type]
 
 
+ADDS = '{"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}'
 FORMS: dict[str, tuple[dict[str, object], Row]] = {
     "TRL, text": ({"prompt": "ask", "chosen": "say", "rejected": "no"}, pair("ask", "say", "no")),
     "TRL, messages": ({"prompt": [U], "chosen": [A], "rejected": [N]}, pair()),
@@ -161,6 +162,14 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
     ),
     "prompt and completion": ({"prompt": "a", "completion": "b"}, Demo(prompt="a", response="b", place=PLACE)),
     "alpaca": ({"instruction": "ask", "input": "", "output": "say"}, Demo(prompt=(ASK,), response=(SAY,), place=PLACE)),
+    "xLAM": (
+        {"query": "ask", "answers": '[{"name": "add", "arguments": {}}]', "tools": [{"name": "add"}]},
+        Demo(
+            prompt=(Message("tools", '[{"type": "function", "function": {"name": "add"}}]'), ASK),
+            response=(Message("assistant", "", beside=ADDS),),
+            place=PLACE,
+        ),
+    ),
     "messages alone": ({"messages": [U, N, U, A]}, Demo(prompt=(ASK,), response=(NO, ASK, SAY), place=PLACE)),
     "gsm8k: the response is the answer too": (
         {"question": "ask", "answer": "1 + 1 = 2 #### 2"},

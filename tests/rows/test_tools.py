@@ -61,6 +61,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "LangChain's": CALLS | {"tool_calls": [{"name": "add", "args": {"a": 2}, "type": "tool_call"}]},
     "Anthropic's arguments": CALLS | {"tool_calls": [{"name": "add", "input": {"a": 2}}]},
     "two keys that say the same": CALLS | {"function_call": CALL["function"]},
+    "Python text": CALLS | {"tool_calls": "[{'name': 'add', 'arguments': '{\"a\": 2}'}]"},
     "a role of its own": {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2}}'},
 }
 
@@ -74,6 +75,25 @@ def test_calls_are_read_in_all_forms(form: str) -> None:
     assert (call.role, call.content, json.loads(call.beside)) == ("assistant", "", {"tool_calls": [CALL]})
     assert json.loads(answer.beside) == {"name": "add", "tool_call_id": "x1"}
     assert (last.content, last.beside) == ("4", "")
+
+
+def test_a_question_beside_tools_and_calls_is_a_demo() -> None:
+    """As in xLAM: both are JSON text."""
+    demo = only({"id": 1, "query": "2+2?", "answers": json.dumps([CALL["function"]]), "tools": json.dumps([ADD])})
+    assert isinstance(demo, Demo)
+    assert plain_prompt(demo.prompt) == [{"role": TOOLS, "content": json.dumps([WHOLE])}, U]
+    assert not isinstance(demo.response, str)
+    assert json.loads(demo.response[0].beside) == {"tool_calls": [CALL]}
+
+
+def test_options_of_a_template_stand_first_too() -> None:
+    options = {"enable_thinking": False, "documents": None}
+    demo = only({"messages": [U, A], "tools": [ADD], "chat_template_kwargs": options})
+    assert [(turn["role"], turn["content"]) for turn in plain_prompt(demo.prompt)[:2]] == [  # type: ignore[index]
+        ("options", '{"enable_thinking": false}'), (TOOLS, json.dumps([WHOLE])),
+    ]  # fmt: skip
+    again = only({"messages": [*plain_prompt(demo.prompt), A]})  # type: ignore[misc]
+    assert (again.prompt, again.response) == (demo.prompt, demo.response)  # type: ignore[union-attr]
 
 
 def test_other_keys_of_tools_are_kept_as_they_are() -> None:
@@ -105,7 +125,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"messages": [U, CALLS | {"function_call": {"name": "sub"}}, A]},
         "has tool_calls and function_call, which differ",
     ),
-    ({"tools": [ADD], "functions": [ADD | {"name": "sub"}], "messages": [U, A]}, "something else does"),
+    ({"tools": [ADD], "functions": [ADD | {"name": "sub"}], "messages": [U, A]}, "says what something else says too"),
     ({"messages": [U, CALLS | {"tool_calls": '[{"name": "add", "arguments": {"a": 1, "a": 2}}]'}, A]}, "stands twice"),
     ({"messages": [U, CALLS | {"tool_calls": '[{"name": "\\ud83d"}]'}, A]}, "half of a surrogate pair"),
     ({"messages": [U, CALLS], "token_weights": [[0, 1, 2]]}, "is of one turn of text"),

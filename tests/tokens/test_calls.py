@@ -135,3 +135,13 @@ def test_values_are_what_the_template_makes_of_them(byte_level: Make, form: str)
     call = CALL | {"tool_calls": [{"name": "look_up", "arguments": '{"all": true, "of": null, "n": 1.5}'}]}
     tokenizer = byte_level(LIST + TURNS + "{{ m.content }}" + form + END + OPENS)
     assert turns(tokenizer, {"messages": [U, call], "tools": [TOOL]})[0][1] == VALUES[form] + "<|im_end|>"
+
+
+def test_a_row_may_tell_the_template_how_to_render_it(byte_level: Make) -> None:
+    tokenizer = byte_level("{% if brief %}<|im_start|>brief\n{% endif %}" + PLAIN)
+    rows = [{"messages": [U, SAYS], **more} for more in ({}, {"chat_template_kwargs": {"brief": True}})]
+    plain, brief = (turns(tokenizer, row)[0][0] for row in rows)
+    assert brief == "<|im_start|>brief\n" + plain
+    taken = {"chat_template_kwargs": {"tokenize": True}}
+    with pytest.raises(UserError, match="the chat template fails"):
+        turns(tokenizer, rows[0] | taken)

@@ -21,7 +21,8 @@ from preftune.rows.parse import (
 )
 from preftune.rows.ranked import ranking_of
 from preftune.rows.raw_row import RawRow
-from preftune.rows.row import Demo, Pair, Prompt, Rating, Response, Row, Task
+from preftune.rows.row import Demo, Message, Pair, Prompt, Rating, Response, Row, Task
+from preftune.rows.tools import as_json, calls
 
 SCORES = ("score", "reward", "rating")  # of one response
 SCORES_OF_PAIR = ("score_chosen", "score_rejected")
@@ -134,6 +135,13 @@ def votes(raw: RawRow) -> Row:
     if preferred < 0.5:
         a, b, preferred, weights = b, a, 1 - preferred, weights and weights[::-1]
     return Pair(prompt=prompt, chosen=a, rejected=b, place=raw.place, preferred=preferred, token_weights=weights)
+
+
+def called(raw: RawRow) -> Row:
+    """A question beside tools and the calls that answer it, as Salesforce published them (xLAM, arXiv 2409.03215)."""
+    beside = as_json({"tool_calls": calls(raw["calls"], raw.keys["calls"])})
+    prompt, (response,) = raw.align([(Message("assistant", "", beside=beside),)])
+    return Demo(prompt=prompt, response=response, place=raw.place)
 
 
 def single(raw: RawRow) -> Row:

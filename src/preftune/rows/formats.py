@@ -76,7 +76,7 @@ class Format(Struct, frozen=True):
     def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
         """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
         raw = RawRow(value, place, self.keys(value))
-        row = raw.with_tools(self.build(raw))
+        row = raw.with_told(self.build(raw))
         row = replace(row, id=raw.id, weight=raw.weight, answer=raw.answer, category=raw.category)
         if wrong := next(
             (key for key in (*value, *raw.unread) if "token_weight" in key and key not in self.optional), ""
@@ -142,6 +142,7 @@ FORMATS = (
     Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
     Format("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
                         "order": "ranks|rank|scores|rewards|ratings"}, ranked.ranked, ("scores", "token_weights")),
+    Format("questions with calls", {"prompt": PROMPT, "calls": "answers", "tools": "tools"}, build.called),
     Format("scored lists", {"prompt": PROMPT, "items": "completions|answers|responses"}, ranked.ranked_objects),
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),

@@ -16,7 +16,7 @@ from preftune.errors import nearest
 from preftune.rows import tools, transcripts
 from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
-from preftune.rows.row import ROLES, TOOLS, Message, Prompt, Response, turns_of
+from preftune.rows.row import ROLES, TOLD, Message, Prompt, Response, turns_of
 
 OTHER_ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -99,9 +99,9 @@ def _message(value: object, field: str, unread: Unread) -> Message:
     if not isinstance(role, str) or OTHER_ROLES.get(role, role) not in ROLES:
         hint = nearest(str(role), [*ROLES, *OTHER_ROLES]) or f"Known roles: {', '.join(ROLES)}."
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
-    if role == TOOLS:
+    if role in TOLD:
         unread.add(value, field, ("role", "content"))
-        return tools.listed(value.get("content"), f"{field}.content")
+        return tools.told(role, value.get("content"), f"{field}.content")
     role = OTHER_ROLES.get(role, role)
     thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
     weighed = ["weight"] if role == "assistant" and value.get("weight") in (0, 1) else []

@@ -18,7 +18,6 @@ from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
 from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
 from preftune.rows.row import (
-    TOOLS,
     Message,
     Place,
     Prompt,
@@ -29,7 +28,7 @@ from preftune.rows.row import (
     last_text,
     text_of,
 )
-from preftune.rows.tools import LISTED, listed
+from preftune.rows.tools import LISTED, OF_TEMPLATE, listed, options_of
 
 SYSTEM = ("system", "system_prompt")
 ANSWERS = ("ground_truth", "answer", "solution", "reward_model")
@@ -78,19 +77,23 @@ class RawRow:
                 return text
         return None
 
-    def with_tools(self, row: Row) -> Row:
-        """The row, whose prompt begins with the tools that the record lists. Raises MalformedRow."""
+    def with_told(self, row: Row) -> Row:
+        """The row, whose prompt begins with the tools and the options of a template that the record has. Raises
+        MalformedRow."""
         nested = {f"{key}.{name}": value[name] for key in self.keys.values() for name in LISTED
                   if isinstance(value := self.value[key], Mapping) and not is_nothing(value.get(name))}  # fmt: skip
         beside = {key: self.value[key] for key in LISTED if not is_nothing(self.value.get(key))}
-        for field, value in (beside | nested).items():
+        turns = {field: listed(value, field) for field, value in (beside | nested).items()}
+        if isinstance(options := self.value.get(OF_TEMPLATE), Mapping) and options:
+            turns[OF_TEMPLATE] = options_of(options)
+        for field, turn in turns.items():
             if isinstance(row.prompt, str):
                 raise MalformedRow(f'"{field}" needs a conversation, and the prompt is text.', "Make it messages.")
-            if any(turn.role == TOOLS for turn in row.prompt):
-                raise MalformedRow(f'"{field}" lists tools, and something else does.', "Keep one list.")
+            if any(other.role == turn.role for other in row.prompt):
+                raise MalformedRow(f'"{field}" says what something else says too.', "Keep one of them.")
             self.keys[field] = field
             self.unread.pop(field, None)
-            row = replace(row, prompt=(listed(value, field), *row.prompt))
+            row = replace(row, prompt=(turn, *row.prompt))
         return row
 
     @property

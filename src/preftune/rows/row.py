@@ -12,8 +12,9 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-TOOLS = "tools"  # the role of a turn that lists what may be called, as JSON; it stands first
-ROLES = (TOOLS, "system", "developer", "user", "assistant", "tool")
+TOOLS, OPTIONS = "tools", "options"  # roles of what a template is told before all turns: what may be called, and how
+TOLD = (TOOLS, OPTIONS)  # to render the row; both as JSON
+ROLES = (*TOLD, "system", "developer", "user", "assistant", "tool")
 
 
 class Place(Struct, frozen=True):

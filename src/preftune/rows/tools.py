@@ -7,16 +7,19 @@ it renders. Held by tests/rows/test_tools.py.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from preftune.rows.json_text import parse_line
 from preftune.rows.keys import TOOL, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, describe
-from preftune.rows.row import TOOLS, Message, Prompt
+from preftune.rows.row import OPTIONS, TOLD, TOOLS, Message, Prompt
 
 LISTED = ("tools", "functions")  # keys of a row that do
+OF_TEMPLATE = "chat_template_kwargs"  # key of a row that tells a template how to render it
 CALLER = frozenset({"function_call", "tool_call"})  # roles of an assistant's turn that is nothing but calls, as JSON
 CALLS = ("tool_calls", "function_call")  # keys of a message that hold calls, the second in OpenAI's earlier form
 ARGUMENTS = ("arguments", "parameters", "args", "input")  # what a call's arguments are called
@@ -36,6 +39,21 @@ def listed(value: object, field: str) -> Message:
             raise MalformedRow(message, "Tools are objects as OpenAI's API has them.")
         whole.append(tool if function is not tool else {"type": "function", "function": tool})
     return Message(TOOLS, _dumped(whole))
+
+
+def options_of(value: Mapping[str, object]) -> Message:
+    """The turn that holds what a template is told of one row, such as `enable_thinking`."""
+    return Message(OPTIONS, _dumped(_without_null(value)))
+
+
+def told(role: str, value: object, field: str) -> Message:
+    """A turn that was written out (`plain_prompt`). Raises MalformedRow."""
+    if role == TOOLS:
+        return listed(value, field)
+    loaded = _loaded(value, field)
+    if not isinstance(loaded, dict):
+        raise MalformedRow(f"{field} is {describe(value)}, needs an object as JSON.")
+    return options_of(loaded)
 
 
 def beside_content(message: Mapping[str, object], role: str, field: str) -> dict[str, object]:
@@ -84,9 +102,10 @@ def _call(value: object, field: str) -> dict[str, object]:
 
 def a_call(prompt: Prompt) -> Message | None:
     """A call of the first tool that a prompt lists, without arguments; None where it lists none."""
-    if isinstance(prompt, str) or prompt[0].role != TOOLS:
+    lists = [] if isinstance(prompt, str) else [turn for turn in prompt[: len(TOLD)] if turn.role == TOOLS]
+    if not lists:
         return None
-    name = json.loads(prompt[0].content)[0]["function"]["name"]
+    name = json.loads(lists[0].content)[0]["function"]["name"]
     return Message("assistant", "", beside=as_json({"tool_calls": calls({"name": name}, TOOLS)}))
 
 
@@ -104,7 +123,8 @@ def for_template(turn: Message, arguments_as_text: bool) -> dict[str, Any]:
 
 def plain_prompt(prompt: Prompt) -> str | list[dict[str, Any]]:
     """The prompt as a user's function gets it: text, or messages with `role`, `content` and what stands beside them. A
-    list of tools is a message of the role `tools`, whose content is their JSON; rows may be written so too."""
+    list of tools is a message of the role `tools` and a template's options one of the role `options`, both with JSON as
+    content; rows may be written so too."""
     if isinstance(prompt, str):
         return prompt
     messages = []
@@ -124,7 +144,7 @@ def changed(turn: Message, change: Callable[[str], str]) -> str:
             return [*map(walk, value)]
         return {change(key): walk(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
-    text = turn.content if turn.role == TOOLS else turn.beside
+    text = turn.content if turn.role in TOLD else turn.beside
     return _dumped(walk(json.loads(text))) if text else ""
 
 
@@ -134,9 +154,12 @@ def _loaded(value: object, field: str) -> object:
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return _without_null(value)
     loaded, wrong = parse_line(value.encode("utf-8", "surrogatepass"))
-    if wrong:
-        raise MalformedRow(f"{field}: {wrong}")
-    return loaded
+    if not wrong:
+        return loaded
+    if wrong.startswith("not JSON"):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            return ast.literal_eval(value.strip())  # Python text, as messages may be
+    raise MalformedRow(f"{field}: {wrong}")
 
 
 def _without_null(value: object) -> object:

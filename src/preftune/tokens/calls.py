@@ -34,7 +34,7 @@ class Marks:
     def prove(self, rendered: str) -> None:
         """Raise MalformedRow unless every mark stands in the text."""
         if lost := next((meant for mark, meant in self._meant.items() if mark not in rendered), ""):
-            hint = "Give another with data.template, or leave it out."
+            hint = 'Give another with data.template, or leave the key out: data.columns={"tools": ""}.'
             raise MalformedRow(f"the chat template has no place for {lost}.", hint, "template")
 
     def _marked(self, turn: Message) -> Message:

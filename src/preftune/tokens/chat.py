@@ -21,7 +21,7 @@ from preftune.rows.keys import THOUGHT as THOUGHT_WORDS
 from preftune.rows.keys import words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
-from preftune.rows.row import TOOLS, Message
+from preftune.rows.row import TOLD, TOOLS, Message
 from preftune.tokens.calls import Marks, in_json
 from preftune.tokens.frame import Frame, Words, shared_start
 from preftune.tokens.thoughts import Thought, letters, stand_in, written_out
@@ -111,8 +111,9 @@ class ChatTemplate:
         """The conversation as text. Raises MalformedRow where the template fails."""
         messages, options = [], dict(self._options)
         for turn in turns:
-            if turn.role == TOOLS:
-                options["tools"] = json.loads(turn.content)
+            if turn.role in TOLD:
+                value = json.loads(turn.content)
+                options |= {"tools": value} if turn.role == TOOLS else value
                 continue
             content = [{"type": "text", "text": turn.content}] if self._in_parts else turn.content
             thought = {self._thought_key: turn.thought} if self._thought_key and turn.thought else {}
@@ -159,7 +160,7 @@ class ChatTemplate:
             marks.prove(self.apply(marks.turns, True))
         text, position = letters(shared), 0
         for turn in turns:
-            if turn.role == TOOLS:
+            if turn.role in TOLD:
                 continue
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
             free = turn.role in ("system", "developer")

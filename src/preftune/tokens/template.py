@@ -18,7 +18,7 @@ from preftune.errors import Problem
 from preftune.rows import transcripts
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
-from preftune.rows.row import TOOLS, Message, Prompt, Response, Row, responses, text_of
+from preftune.rows.row import TOLD, Message, Prompt, Response, Row, responses, text_of
 from preftune.rows.tools import changed
 from preftune.tokens.chat import TODAY, ChatTemplate
 from preftune.tokens.frame import shared_start
@@ -98,7 +98,7 @@ class Renderer:
             remarks["control.text"] = "control tokens in the text stay text"
         if not isinstance(prompt, str):
             turns = [turn for turns in (prompt, *spoken) for turn in turns if isinstance(turn, Message)]
-            if any(turn.thought or turn.beside or turn.role == TOOLS for turn in turns):
+            if any(turn.thought or turn.beside or turn.role in TOLD for turn in turns):
                 message = "there is no chat template, so thoughts and tools beside the content have no place."
                 raise MalformedRow(message, "Give a template with data.template.", "template")
             remarks["chat.transcript"] = "written as a Human/Assistant transcript, since there is no chat template"
@@ -172,8 +172,8 @@ class Renderer:
 
     def _guarded(self, turn: Message) -> Message:
         pattern = self._patterns.assistant if turn.role == "assistant" else self._patterns.prompt
-        if turn.role == TOOLS:
-            return Message(TOOLS, changed(turn, lambda text: self._guard(text, pattern)))
+        if turn.role in TOLD:
+            return Message(turn.role, changed(turn, lambda text: self._guard(text, pattern)))
         beside = changed(turn, lambda text: self._guard(text, pattern)) if turn.beside else ""
         return Message(turn.role, self._guard(turn.content, pattern), self._guard(turn.thought, pattern), beside)
 
