@@ -113,6 +113,8 @@ def test_sides_that_differ_in_a_call_alone_are_a_pair() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [{"role": ["function_call"], "content": "x"}, A]}, "is no known role"),
+    ({"messages": [U, CALLS | {"tool_calls": "[{'name': 'add', 'arguments': {'a': {1}}}]"}]}, "not JSON"),
     ({"tools": [{"description": "x"}], "messages": [U, A]}, r"tools\[0\] is an object, needs a function with a name"),
     ({"tools": ["add"], "messages": [U, A]}, r"tools\[0\] is the text 'add'"),
     ({"tools": [ADD], "prompt": "a", "chosen": "b", "rejected": "c"}, "needs a conversation"),

@@ -92,7 +92,7 @@ def _message(value: object, field: str, unread: Unread) -> Message:
     if not isinstance(value, dict):
         raise MalformedRow(f"{field} is {describe(value)}, needs a message with a role and its content.")
     role, beside = first_of(value, ("role", "from"), field), {}
-    if role in tools.CALLER:
+    if isinstance(role, str) and role in tools.CALLER:
         key = "content" if "content" in value else "value"
         beside = {"tool_calls": tools.calls(value.get(key), f"{field}.{key}")}
         role, value = "assistant", {**value, key: ""}

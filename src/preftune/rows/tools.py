@@ -18,7 +18,7 @@ from preftune.rows.keys import TOOL, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, describe
 from preftune.rows.row import OPTIONS, TOLD, TOOLS, Message, Prompt
 
-LISTED = ("tools", "functions")  # keys of a row that do
+LISTED = ("tools", "functions")  # keys of a row that list tools
 OF_TEMPLATE = "chat_template_kwargs"  # key of a row that tells a template how to render it
 CALLER = frozenset({"function_call", "tool_call"})  # roles of an assistant's turn that is nothing but calls, as JSON
 CALLS = ("tool_calls", "function_call")  # keys of a message that hold calls, the second in OpenAI's earlier form
@@ -158,7 +158,7 @@ def _loaded(value: object, field: str) -> object:
         return loaded
     if wrong.startswith("not JSON"):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            return ast.literal_eval(value.strip())  # Python text, as messages may be
+            return json.loads(json.dumps(ast.literal_eval(value.strip()), allow_nan=False))  # Python text
     raise MalformedRow(f"{field}: {wrong}")
 
 
