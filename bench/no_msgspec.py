@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 class Struct:
@@ -28,6 +28,12 @@ class Struct:
         cls.__struct_config__ = SimpleNamespace(tag=options.get("tag"))  # type: ignore[attr-defined]
 
 
+class StructType(NamedTuple):
+    """What is known of a struct: nothing, since nobody reads help here."""
+
+    fields: tuple[()] = ()
+
+
 class Meta:
     """What is said of a key; nobody asks here."""
 
@@ -42,7 +48,8 @@ def install() -> bool:
     module, structs = ModuleType("msgspec"), ModuleType("msgspec.structs")
     structs.replace = dataclasses.replace  # type: ignore[attr-defined]
     contents = {"Struct": Struct, "Meta": Meta, "field": dataclasses.field, "structs": structs, "UNSET": None,
-                "StructMeta": type, "inspect": SimpleNamespace()}  # fmt: skip
+                "NODEFAULT": None, "StructMeta": type,
+                "inspect": SimpleNamespace(StructType=StructType, type_info=lambda _: StructType())}  # fmt: skip
     vars(module).update(contents)
     sys.modules |= {"msgspec": module, "msgspec.structs": structs}
     return True

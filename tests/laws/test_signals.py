@@ -142,7 +142,7 @@ def test_score_hears_a_signal_too(run_of: Callable[..., Run], monkeypatch: pytes
     signaled = Signaled(signal.SIGHUP)
     monkeypatch.setattr(score, "evaluate", signaled(score.evaluate))
     with signaled.ends():
-        score.score(run_of(**SMALL))
+        score.score(run_of(**SMALL, reference__path=run_of().model.path))
 
 
 def send(number: int) -> None:
