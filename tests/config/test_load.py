@@ -218,6 +218,11 @@ def test_sft_is_nll_with_its_keys() -> None:
         load(None, ["objective=mpo", "objective.beta=1"])
 
 
+def test_sft_may_be_a_part_of_a_sum() -> None:
+    words = ['objective={"name":"sum","parts":[{"name":"dpo"},{"name":"sft","norm":"sum"}],"weights":[1,0.1]}']
+    assert load(None, words).objective == Sum(parts=(DPO(), NLL(norm="sum")), weights=(1.0, 0.1))
+
+
 def test_help_on_a_table_says_what_its_keys_mean() -> None:
     assert str(signature(Data)).startswith("(*, train='', evaluate=None, holdout=0.0, columns={}")
     assert "max_tokens: Longest prompt with one response" in str(getdoc(Data))

@@ -7,12 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from making import save_model
+from msgspec.structs import replace
 from several import on_ranks
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.score import words_of
+from preftune.config.load import load
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.files import read_lines
+from preftune.model.config import Model
+from preftune.reference.config import Moving
 from preftune.run.score import score
 from preftune.run.train import train
 
@@ -50,7 +56,7 @@ def test_what_a_run_has_tuned_is_held_against_what_the_run_began_from(
     means = score(tuned, tmp_path / "rows.jsonl")
     for name in ("rows", "margin", "accuracy", "chosen_logp", "loss"):
         assert means[name] == pytest.approx(last[name], rel=1e-4), name
-    with pytest.raises(UserError, match="policy and reference are the same model"):
+    with pytest.raises(UserError, match="nothing here says what this model was tuned from"):
         score(run_of(data__evaluate=None))
     assert score(run_of(data__evaluate=None, objective="nll", reference=None))["rows"] == 50
 
@@ -67,3 +73,35 @@ def test_words_name_a_run_or_a_model_and_a_file(tmp_path: Path) -> None:
     ]
     assert words_of(["run.toml", "rows.jsonl"], None) == ["run.toml", "data.train=rows.jsonl"]
     assert words_of(["model.path=m", "rows.jsonl"], None) == ["model.path=m", "data.train=rows.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["an adapter", "a moving reference"])
+def test_the_start_of_other_runs_is_known_too(run_of: Callable[..., Run], tmp_path: Path, kind: str) -> None:
+    run = run_of(optim__epochs=2, evaluate__samples=0, **({"adapter__rank": 4} if kind == "an adapter" else {}))
+    out = train(replace(run, reference=Moving()) if kind == "a moving reference" else run)
+    last = read_lines(out / "evaluations.jsonl")[-1]
+    folder, *words = words_of([str(out), str(run.data.evaluate)], None)
+    means = score(load(Path(folder) / "run.toml", words))
+    assert means["chosen_logp"] == pytest.approx(last["chosen_logp"], rel=1e-4)
+    assert means["accuracy"] != 0.5
+    assert abs(means["margin"] or 0) > 0.05
+
+
+def test_another_model_under_the_name_of_the_start_is_refused(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    start = save_model(tmp_path / "start", seed=3)
+    out = train(run_of(model__path=str(start), optim__epochs=1, evaluate__samples=0))
+    save_model(tmp_path / "start", seed=4)
+    with pytest.raises(UserError, match="is not the model that the run began from"):
+        score(run_of(model__path=str(out / "model"), data__evaluate=None))
+    loaded = AutoModelForCausalLM.from_pretrained(out / "model")
+    own = Model(path=loaded, tokenizer=AutoTokenizer.from_pretrained(out / "model"))
+    with pytest.raises(UserError, match="nothing here says what this model was tuned from"):
+        score(replace(run_of(data__evaluate=None), model=own))
+
+
+def test_a_reward_model_may_be_a_runs_folder(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    assert words_of(["rows.jsonl"], str(tmp_path))[1] == f"model.path={tmp_path / 'model'}"
+    (tmp_path / "run.toml").write_text('[reference]\nkind = "stored"\n')
+    assert "reference=none" in words_of([str(tmp_path), "rows.jsonl", "objective=simpo"], None)
+    assert "reference=stored" in words_of([str(tmp_path), "rows.jsonl", "objective=ipo"], None)

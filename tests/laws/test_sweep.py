@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from making import save_model, tiny
 from recorded import lines, same
@@ -18,12 +19,14 @@ from transformers import AutoTokenizer
 
 from preftune import events
 from preftune.config.run import Run
-from preftune.config.vary import combinations
+from preftune.config.vary import Variant, combinations
 from preftune.errors import UserError
 from preftune.files import read_lines
 from preftune.model.config import Model
+from preftune.objective import DPO, IPO
 from preftune.objective.responses import Pairs
 from preftune.run import dataset
+from preftune.run import sweep as run_sweep
 from preftune.run import train as run_train
 from preftune.run.sweep import sweep, train_all
 from preftune.run.train import train
@@ -166,8 +169,9 @@ def test_a_sweep_in_python_takes_rows_in_python(run_of: Callable[..., Run], tmp_
         "objective.beta=0.1,objective=dpo", "objective.beta=0.3,objective=dpo", "objective=ipo",
     }  # fmt: skip
     assert all("rows given in Python" in (path / "run.toml").read_text() for path in done)
-    with pytest.raises(UserError, match="cannot be varied"):
-        sweep(given, {"data.train": ["a.jsonl", "b.jsonl"]}, tmp_path / "t")
+    for key, values in {"data.train": ["a", "b"], "data": [{"train": "a"}], "out": ["a", "b"], "seed": []}.items():
+        with pytest.raises(UserError, match=r"cannot be varied|names the folders|no value to take"):
+            sweep(given, {key: values}, tmp_path / "t")
 
     def margins(pairs: Pairs) -> Tensor:
         return -pairs.margin
@@ -177,3 +181,26 @@ def test_a_sweep_in_python_takes_rows_in_python(run_of: Callable[..., Run], tmp_
     with pytest.raises(UserError, match="cannot be varied"):
         sweep(own, {"objective.beta": [0.1, 0.2]}, tmp_path / "t")
     assert len(sweep(own, {"seed": [1, 2]}, tmp_path / "own")) == 2
+
+
+def test_values_of_a_sweep_are_what_they_are(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commas separate none, text that looks like a number is text, and a table adds to the run's."""
+    made: list[Variant] = []
+    monkeypatch.setattr(run_sweep, "train_all", lambda variants, *_, **__: made.extend(variants))
+    run = run_of(optim__epochs=1)
+
+    def variants(vary: dict[str, object]) -> list[Run]:
+        made.clear()
+        sweep(run, vary, tmp_path / "s")  # type: ignore[arg-type]
+        return [variant.run for variant in made]
+
+    names = ["a,b", " m", "m ", "1", "true", "none"]
+    assert [each.model.path for each in variants({"model.path": names})] == names
+    assert [each.optim.epochs for each in variants({"optim": [{"lr": 1e-3}, {"lr": 1e-4}]})] == [1, 1]
+    assert [each.objective for each in variants({"objective": [DPO(beta=0.1), DPO(beta=0.3), "ipo"]})] == [
+        DPO(beta=0.1), DPO(beta=0.3), IPO(),
+    ]  # fmt: skip
+    assert [each.seed for each in variants({"seed": np.arange(2)})] == [0, 1]
+    assert [each.seed for each in variants({"seed": 3})] == [3]

@@ -127,9 +127,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"messages": [U, CALLS | {"function_call": {"name": "sub"}}, A]},
         "has tool_calls and function_call, which differ",
     ),
-    ({"tools": [ADD], "functions": [ADD | {"name": "sub"}], "messages": [U, A]}, "says what something else says too"),
+    ({"tools": [ADD], "functions": [ADD | {"name": "sub"}], "messages": [U, A]}, "is not what something else says too"),
     ({"messages": [U, CALLS | {"tool_calls": '[{"name": "add", "arguments": {"a": 1, "a": 2}}]'}, A]}, "stands twice"),
     ({"messages": [U, CALLS | {"tool_calls": '[{"name": "\\ud83d"}]'}, A]}, "half of a surrogate pair"),
+    ({"messages": [U, CALLS | {"tool_calls": "[{'name': 'add', 'arguments': {1: 2}}]"}]}, "not JSON"),
+    ({"messages": [U, A], "chat_template_kwargs": {"tools": [ADD]}}, "tools is no option of a template"),
+    ({"messages": [U, A], "chat_template_kwargs": "[1]"}, "chat_template_kwargs is .* needs an object"),
     ({"messages": [U, CALLS], "token_weights": [[0, 1, 2]]}, "is of one turn of text"),
 ]
 
@@ -152,6 +155,40 @@ def test_a_text_prompt_says_which_turn_is_answered() -> None:
     (pair,) = read([{"prompt": "2+2?", "chosen": whole, "rejected": "5"}]).rows
     assert isinstance(pair, Pair)
     assert (len(pair.prompt), len(pair.chosen), len(pair.rejected)) == (1, 3, 1)
+
+
+def test_null_is_absent_but_in_text() -> None:
+    """A table writes null where a row has no such key; text says what its author wrote."""
+    arguments = '{"a": null, "b": 1}'
+    forms = [{"tool_calls": [{"name": "add", "arguments": arguments}]},
+             {"tool_calls": f'[{{"name": "add", "arguments": {arguments}}}]'},
+             {"tool_calls": [{"name": "add", "arguments": json.loads(arguments)}]}]  # fmt: skip
+    beside = [only({"messages": [U, {"role": "assistant", **form}]}).response[0].beside for form in forms]  # type: ignore[union-attr]
+    assert [json.loads(text)["tool_calls"][0]["function"]["arguments"] for text in beside] == [
+        {"a": None, "b": 1}, {"a": None, "b": 1}, {"b": 1},
+    ]  # fmt: skip
+
+
+def test_a_first_turn_that_does_not_count_is_prompt() -> None:
+    muted, other = {"role": "assistant", "content": "no", "weight": 0}, {"role": "user", "content": "sure?"}
+    (demo,) = read([{"prompt": [U], "completion": [muted, other, A]}]).rows
+    assert isinstance(demo, Demo)
+    assert (len(demo.prompt), len(demo.response)) == (3, 1)
+    (pair,) = read([{"prompt": [U], "chosen": [muted, other, A],
+                     "rejected": [muted | {"weight": 1}, other, A | {"content": "5"}]}]).rows  # fmt: skip
+    assert isinstance(pair, Pair)
+    assert (len(pair.prompt), len(pair.chosen)) == (3, 1)
+
+
+def test_a_list_on_both_sides_is_one_and_the_system_text_comes_after_it() -> None:
+    whole = {"messages": [U, A], "tools": [ADD]}
+    pair = only({"chosen": whole, "rejected": {**whole, "messages": [U, A | {"content": "5"}]}})
+    assert [turn["role"] for turn in plain_prompt(pair.prompt)] == [TOOLS, "user"]  # type: ignore[index]
+    listed = {"role": TOOLS, "content": json.dumps([WHOLE])}
+    demo = only({"system": "be kind", "messages": [listed, U, A]})
+    assert [turn["role"] for turn in plain_prompt(demo.prompt)] == [TOOLS, "system", "user"]  # type: ignore[index]
+    with pytest.raises(UserError, match="two different system texts"):
+        read([{"system": "be kind", "messages": [listed, {"role": "system", "content": "be rude"}, U, A]}])
 
 
 def test_weights_of_turns() -> None:

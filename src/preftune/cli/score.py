@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preftune.cli.verbs import run_of
+from preftune.config.load import load
+from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.record.parse import MODEL, RUN_FILE
@@ -19,12 +21,16 @@ def words_of(words: Sequence[str], reward: str | None) -> list[str]:
     keys = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
     if reward is not None:
+        reward = str(Path(reward) / MODEL) if (Path(reward) / RUN_FILE).is_file() else reward
         fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
         if word := next((word for word in keys if word.partition("=")[0] in fixed), None):
             raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
         keys += fixed.values()
     elif names and (Path(names[0]) / RUN_FILE).is_file():  # a run: its configuration, and the model that it wrote
         keys.insert(0, f"model.path={Path(names[0]) / MODEL}")
+        if objective := [key for key in keys if key.startswith("objective")]:  # the run's reference may not suit it
+            needed = uses_reference(load(None, objective).objective)
+            keys.insert(0, "reference=stored" if needed else "reference=none")
     elif (
         names and Path(names[0]).suffix not in CONFIGURATIONS and not any(key.startswith("model.path=") for key in keys)
     ):

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from preftune.config.explain import choices, keys
+from preftune.config.explain import Choice, choices, keys
 from preftune.config.mistakes import UNKNOWN_KEY, explained, located
 from preftune.config.run import Run
 from preftune.config.tree import Tree, flatten, tree_of
@@ -90,6 +90,23 @@ def _without_repeats(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
     if repeated := next((key for key in keys if keys.count(key) > 1), None):
         raise ValueError(f'the key "{repeated}" stands there twice')
     return dict(pairs)
+
+
+def put_value(tree: Tree, key: str, value: object) -> None:
+    """Set a key such as `a.b` in the tree to a value of Python. A table adds to the one that is there; the name of
+    another objective or reference drops the old one's keys."""
+    *above, last = key.split(".")
+    choice = choices().get(key)
+    if choice is not None and isinstance(value, str):
+        put(tree, f"{key}={value}")
+        return
+    for name in above:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{name} is a single value and has no key {last}.", location=key)
+    there = tree.get(last)
+    adds = isinstance(value, dict) and isinstance(there, dict) and (choice is None or choice.tag not in value)
+    tree[last] = {**there, **value} if adds and isinstance(there, dict) and isinstance(value, dict) else value
 
 
 def put(tree: Tree, word: str) -> None:
@@ -183,8 +200,17 @@ def _spelled_out(tree: Tree, file: str) -> Tree:
                 message, place = f"there is no such key in {name}, which is a sum.", located(file, f"{key}.{extra}")
                 raise UserError([Problem(message, place, "Write out its parts.", UNKNOWN_KEY)])
             table = {**table, **meant, **{inner: value for inner, value in table.items() if inner != choice.tag}}
+        if isinstance(table.get("parts"), list):
+            table = {**table, "parts": [_part(part, choice) for part in table["parts"]]}
         tree = {**tree, key: table}
     return tree
+
+
+def _part(part: Any, choice: Choice) -> Any:
+    """A part of a sum, whose name may be that of a preset that is no sum."""
+    preset = choice.presets.get(part.get(choice.tag, "")) if isinstance(part, dict) else None
+    return part if preset is None else {**part, **msgspec.to_builtins(preset.objective), **{
+        name: value for name, value in part.items() if name != choice.tag}}  # fmt: skip
 
 
 def _numbers(value: Any) -> Any:

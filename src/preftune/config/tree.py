@@ -42,6 +42,15 @@ def tree_of(run: Run) -> Tree:
         raise UserError(message, location=_place_of(value, plain), hint=hint) from None
 
 
+def plain(value: object, location: str) -> object:
+    """A value of a key as a file holds it. Raises UserError where none can."""
+    try:
+        return msgspec.to_builtins(value, enc_hook=_plain)
+    except _NotPlainError as error:
+        message = f"is of type {type(error.args[0]).__name__}, and a run holds text, numbers, lists and tables."
+        raise UserError(message, location=location) from None
+
+
 def python_values(run: Run) -> dict[str, Any]:
     """What a run holds that no file can, by key: {"data.train": rows}. Raises UserError where a key cannot hold it."""
     values = {}

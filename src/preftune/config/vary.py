@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import product
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from preftune.config.explain import choices
-from preftune.config.load import convert, put
+from preftune.config.load import convert, put, put_value
 from preftune.config.mistakes import UNKNOWN_KEY
 from preftune.config.resolve import uses_reference
 from preftune.config.run import Run
@@ -34,22 +34,30 @@ class Variant(NamedTuple):
 
 
 def combinations(tree: Tree, words: Sequence[str]) -> list[Variant]:
-    """Every combination of words such as `objective.beta=0.05,0.1` on top of a tree.
+    """Every combination of words such as `objective.beta=0.05,0.1` on top of a tree, as `vary` makes them."""
+    names = [_name(word) for word in words]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError("is given twice.", location=repeated, hint="Write its values behind one =, with commas.")
+    return vary(tree, [[f"{_name(word)}={value}" for value in _values(word.partition("=")[2])] for word in words])
+
+
+def vary(
+    tree: Tree, alternatives: Sequence[Sequence[str]], values: Mapping[str, object] | None = None
+) -> list[Variant]:
+    """Every combination of one word of each of the alternatives. values: what a word means, where that is a value of
+    Python and the word stands for it alone.
 
     A key that the objective, aggregate or reference of a combination lacks is left out there, and so is a reference
     that its objective does not use. Combinations that then are equal are one run. Raises UserError, also for a key
     that no combination has.
     """
-    names = [_name(word) for word in words]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UserError("is given twice.", location=repeated, hint="Write its values behind one =, with commas.")
-    alternatives = [[f"{_name(word)}={value}" for value in _values(word.partition("=")[2])] for word in words]
-    fixed = [values[0] for values in alternatives if len(values) == 1]
+    names = [_name(words[0]) for words in alternatives]
+    fixed = [words[0] for words in alternatives if len(words) == 1]
     variants: dict[bytes, Variant] = {}
     used: set[str] = set()
     refused: dict[str, UserError] = {}
-    for varied in product(*(values for values in alternatives if len(values) > 1)):
-        fitting, run = _fitting(tree, [*fixed, *varied], refused)
+    for varied in product(*(words for words in alternatives if len(words) > 1)):
+        fitting, run = _fitting(tree, [*fixed, *varied], values or {}, refused)
         used |= {_name(word) for word in fitting}
         lacks = [_name(word) for word in (*fixed, *varied) if word not in fitting]
         if "reference" in tree and run.reference is None:
@@ -79,12 +87,17 @@ def _values(text: str) -> list[str]:
     return values
 
 
-def _fitting(tree: Tree, words: Sequence[str], refused: dict[str, UserError]) -> tuple[list[str], Run]:
+def _fitting(
+    tree: Tree, words: Sequence[str], values: Mapping[str, object], refused: dict[str, UserError]
+) -> tuple[list[str], Run]:
     """The words that fit together and their run. refused: gets the errors of the words that do not, by key."""
     fitting: list[str] = []
     for word in sorted(words, key=lambda word: _name(word).count(".")):  # the objective before its keys
         trial = deepcopy(tree)
-        put(trial, word)
+        if word in values:
+            put_value(trial, _name(word), values[word])
+        else:
+            put(trial, word)
         try:
             convert(trial)
         except UserError as error:

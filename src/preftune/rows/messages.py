@@ -158,11 +158,14 @@ def align(prompt: Prompt, responses: Sequence[Prompt]) -> tuple[Prompt, tuple[Re
         else:
             prompt = (Message("user", prompt),)
     sides = [_response_to(prompt, response) for response in responses]
-    if len(sides) < 2:
-        return prompt, tuple(sides)
-    differs = min(first_difference(sides[0], other) for other in sides[1:]) - 1
+    if not sides:
+        return prompt, ()
+    same = [tuple(replace(turn, learned=True) for turn in side) for side in sides]
+    differs = min(
+        (first_difference(same[0], other) - 1 for other in same[1:]), default=min(turns_of(sides[0]), default=0)
+    )
     shared = max(place for place in range(differs + 1) if _can_start(sides, place))
-    return (*prompt, *sides[0][:shared]), tuple(side[shared:] for side in sides)
+    return (*prompt, *same[0][:shared]), tuple(side[shared:] for side in sides)
 
 
 def _can_start(conversations: Sequence[Turns], place: int) -> bool:

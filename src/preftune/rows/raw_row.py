@@ -18,6 +18,7 @@ from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
 from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
 from preftune.rows.row import (
+    TOLD,
     Message,
     Place,
     Prompt,
@@ -84,16 +85,17 @@ class RawRow:
                   if isinstance(value := self.value[key], Mapping) and not is_nothing(value.get(name))}  # fmt: skip
         beside = {key: self.value[key] for key in LISTED if not is_nothing(self.value.get(key))}
         turns = {field: listed(value, field) for field, value in (beside | nested).items()}
-        if isinstance(options := self.value.get(OF_TEMPLATE), Mapping) and options:
-            turns[OF_TEMPLATE] = options_of(options)
+        if self.value.get(OF_TEMPLATE) not in (None, {}, ""):
+            turns[OF_TEMPLATE] = options_of(self.value[OF_TEMPLATE], OF_TEMPLATE)
         for field, turn in turns.items():
             if isinstance(row.prompt, str):
                 raise MalformedRow(f'"{field}" needs a conversation, and the prompt is text.', "Make it messages.")
-            if any(other.role == turn.role for other in row.prompt):
-                raise MalformedRow(f'"{field}" says what something else says too.', "Keep one of them.")
             self.keys[field] = field
             self.unread.pop(field, None)
-            row = replace(row, prompt=(turn, *row.prompt))
+            others = [other for other in row.prompt if other.role == turn.role]
+            if any(other != turn for other in others):
+                raise MalformedRow(f'"{field}" is not what something else says too.', "Keep one of them.")
+            row = row if others else replace(row, prompt=(turn, *row.prompt))
         return row
 
     @property
@@ -124,10 +126,14 @@ class RawRow:
         """The prompt after the system text that the record has beside it. Raises MalformedRow where there are two."""
         texts = [self._system(key) for key in SYSTEM if not is_nothing(self.value.get(key))]
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        systems = list(dict.fromkeys([*texts, *(turn.content for turn in turns[:1] if turn.role == "system")]))
+        first = next((place for place, turn in enumerate(turns) if turn.role not in TOLD), 0)
+        has_one = turns[first].role == "system"
+        systems = list(dict.fromkeys([*texts, *(turns[first].content for _ in range(has_one))]))
         if len(systems) > 1:
             raise MalformedRow("there are two different system texts.", "Keep one of them.")
-        return prompt if not texts else turns if turns[0].role == "system" else (Message("system", systems[0]), *turns)
+        if not texts:
+            return prompt
+        return turns if has_one else (*turns[:first], Message("system", systems[0]), *turns[first:])
 
     def _system(self, key: str) -> str:
         """The text under a key, or in the parts under it."""

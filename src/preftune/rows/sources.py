@@ -99,7 +99,8 @@ def _ordinary_file(path: Path, name: str) -> os.stat_result:
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         several = f"Several files are a list: data.train='{json.dumps(name.split(','))}'." if "," in name else ""
-        in_python = "Go on in Python, with train(run, resume=True)." if name.endswith("rows given in Python)") else ""
+        hint = "They were given in Python: give them there again, as train(run, resume=True)."
+        in_python = hint if name.endswith("rows given in Python)") else ""
         hint = several or in_python or nearest(path.name, near)
         raise UserError("there is no such file.", location=name, hint=hint) from None
     except OSError as error:

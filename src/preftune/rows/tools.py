@@ -19,6 +19,7 @@ from preftune.rows.parse import MalformedRow, describe
 from preftune.rows.row import OPTIONS, TOLD, TOOLS, Message, Prompt
 
 LISTED = ("tools", "functions")  # keys of a row that list tools
+TAKEN = ("tools", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
 OF_TEMPLATE = "chat_template_kwargs"  # key of a row that tells a template how to render it
 CALLER = frozenset({"function_call", "tool_call"})  # roles of an assistant's turn that is nothing but calls, as JSON
 CALLS = ("tool_calls", "function_call")  # keys of a message that hold calls, the second in OpenAI's earlier form
@@ -29,7 +30,7 @@ OF_ANSWER = ("name", "tool_call_id")  # what says, beside a tool's answer, whose
 
 def listed(value: object, field: str) -> Message:
     """The turn that lists tools, given as objects or as JSON text of them. Raises MalformedRow."""
-    value = _loaded(value, field)
+    value = _loaded(_without_null(value), field)
     whole = []
     for index, entry in enumerate(value if isinstance(value, list) else [value]):
         tool = _loaded(entry, f"{field}[{index}]")
@@ -41,19 +42,19 @@ def listed(value: object, field: str) -> Message:
     return Message(TOOLS, _dumped(whole))
 
 
-def options_of(value: Mapping[str, object]) -> Message:
-    """The turn that holds what a template is told of one row, such as `enable_thinking`."""
-    return Message(OPTIONS, _dumped(_without_null(value)))
+def options_of(value: object, field: str) -> Message:
+    """The turn that holds what a template is told of one row, such as `enable_thinking`. Raises MalformedRow."""
+    options = _loaded(_without_null(value), field)
+    if not isinstance(options, dict):
+        raise MalformedRow(f"{field} is {describe(value)}, needs an object.")
+    if taken := [name for name in TAKEN if name in options]:
+        raise MalformedRow(f"{field}.{taken[0]} is no option of a template.", "Leave it out.")
+    return Message(OPTIONS, _dumped(options))
 
 
 def told(role: str, value: object, field: str) -> Message:
     """A turn that was written out (`plain_prompt`). Raises MalformedRow."""
-    if role == TOOLS:
-        return listed(value, field)
-    loaded = _loaded(value, field)
-    if not isinstance(loaded, dict):
-        raise MalformedRow(f"{field} is {describe(value)}, needs an object as JSON.")
-    return options_of(loaded)
+    return listed(value, field) if role == TOOLS else options_of(value, field)
 
 
 def beside_content(message: Mapping[str, object], role: str, field: str) -> dict[str, object]:
@@ -79,7 +80,7 @@ def beside_content(message: Mapping[str, object], role: str, field: str) -> dict
 
 def calls(value: object, field: str) -> list[dict[str, object]]:
     """Calls in the form of OpenAI's API, each with its arguments as an object. Raises MalformedRow."""
-    value = _loaded(value, field)
+    value = _loaded(_without_null(value), field)
     return [_call(call, f"{field}[{n}]") for n, call in enumerate(value if isinstance(value, list) else [value])]
 
 
@@ -149,20 +150,23 @@ def changed(turn: Message, change: Callable[[str], str]) -> str:
 
 
 def _loaded(value: object, field: str) -> object:
-    """What JSON text holds; any other value without what is null, which a table writes where a row has no such key.
-    Raises MalformedRow where text that begins as JSON is none."""
+    """What JSON or Python text holds; any other value as it is. Raises MalformedRow where text that begins as JSON is
+    neither."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return _without_null(value)
+        return value
     loaded, wrong = parse_line(value.encode("utf-8", "surrogatepass"))
     if not wrong:
         return loaded
     if wrong.startswith("not JSON"):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            return json.loads(json.dumps(ast.literal_eval(value.strip()), allow_nan=False))  # Python text
+            literal = ast.literal_eval(value.strip())
+            if json.loads(json.dumps(literal, allow_nan=False)) == literal:  # else JSON would change it
+                return literal
     raise MalformedRow(f"{field}: {wrong}")
 
 
 def _without_null(value: object) -> object:
+    """The value without what is null, which a table writes where a row has no such key; text has what it says."""
     if isinstance(value, Mapping):
         return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
     return [*map(_without_null, value)] if isinstance(value, list) else value

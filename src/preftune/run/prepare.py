@@ -100,9 +100,9 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     return Prepared(run, training, dataset, digests, notes)
 
 
-def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, Models, Loss, HeldOut]:
+def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS, start: str = "") -> tuple[Run, Models, Loss, HeldOut]:
     """Prepare to score all rows of data.train as one step; the run has its open keys filled in. An objective of scores
-    asks about rows of every kind. Raises UserError."""
+    asks about rows of every kind. start: the digest that the reference has to have. Raises UserError."""
     run = with_precision(run, device_of(run, dist.local))
     if of_scores(run.objective):
         dataset, notes = load_dataset(run), {}
@@ -122,6 +122,9 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS) -> tuple[Run, 
         dataset.train, packing, dataset.max_tokens, mismatched="mismatched" in loss.reads, world_size=dist.world_size
     )
     reference, digests = _reference(run, dataset, policy, dist)
+    if start and digests.get("reference") != start:
+        hint = "Another model has its name now. Name the right one by reference.path."
+        raise UserError("is not the model that the run began from.", location="reference.path", hint=hint)
     assert_same_on_all_ranks(identity(run, digests), dist)
     groups = fill_reference(run, reference, digests.get("reference", ""), rows.groups, notes, dist)
     return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)

@@ -3,6 +3,7 @@ scores."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,7 +19,8 @@ from preftune.objective import of_scores
 from preftune.pack.oom import OomRetry
 from preftune.record.parse import written_by_run
 from preftune.record.terminal import default_progress
-from preftune.reference.config import Stored
+from preftune.reference.config import NoReference, Stored
+from preftune.run.dataset import config_of
 from preftune.run.prepare import prepare_scoring
 
 
@@ -31,9 +33,9 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     changes, which a file alone does not have). Raises UserError.
     """
     with process_group() as dist, default_progress() if dist.first else events.silence(), signals.listening():
-        run = resolve(run)
         data = replace(run.data, train=run.data.train or run.data.evaluate or "", evaluate=None, holdout=0.0)
-        run, models, loss, rows = prepare_scoring(_against_start(replace(run, data=data)), dist)
+        run, start = _against_start(resolve(replace(run, data=data)))
+        run, models, loss, rows = prepare_scoring(run, dist, start)
         with signals.interruptible():
             evaluation = evaluate(models, loss, rows, OomRetry(), dist)
     if out is not None and dist.first:
@@ -42,19 +44,26 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     return {name: value for name, value in metrics.items() if not name.endswith("_change") and name != "seconds"}
 
 
-def _against_start(run: Run) -> Run:
-    """The run, whose reference is another model than its own. Raises UserError where nobody says which."""
-    reference, path = run.reference, run.model.path
-    if not isinstance(reference, Stored) or reference.path or run.adapter is not None or not isinstance(path, str):
-        return run
-    of_run = written_by_run(Path(path)) or {}
-    tables = [table for key in ("reference", "model") if isinstance(table := of_run.get(key), dict)]
+def _against_start(run: Run) -> tuple[Run, str]:
+    """The run, whose reference is another model than its own, and the digest that this one has to have, if a record
+    tells it. Raises UserError where nobody says which model that is."""
+    path, reference = run.model.path, run.reference
+    if run.adapter is not None and run.adapter.path is not None:
+        return run, ""  # its reference is its base
+    run = replace(run, adapter=None)  # as an adapter begins it changes nothing
+    if reference is None or isinstance(reference, NoReference) or (isinstance(reference, Stored) and reference.path):
+        return run, ""
+    config_of(run)  # a model that is not there is told first
+    of_run = written_by_run(Path(path)) if isinstance(path, str) else None
+    tables = [table for key in ("reference", "model") if isinstance(table := (of_run or {}).get(key), dict)]
     named = [str(table["path"]) for table in tables if "path" in table]
     if not named or named[0].startswith("("):  # given in Python
-        hint = "Name the model that it was tuned from; objective=nll needs none."
-        raise UserError("policy and reference are the same model.", location="reference.path", hint=hint)
+        message = "nothing here says what this model was tuned from, and beside itself it has no margins."
+        raise UserError(message, location="reference.path", hint="Name that model; objective=nll needs none.")
     events.emit(events.Note(f"the reference is {named[0]}, from which the model was tuned"))
-    return replace(run, reference=replace(reference, path=named[0]))
+    identity = Path(str(path)).expanduser().parent / "identity.json"
+    digests = json.loads(identity.read_text()) if identity.is_file() and not (of_run or {}).get("adapter") else {}
+    return replace(run, reference=Stored(path=named[0])), str(digests.get("reference", ""))
 
 
 def score_rows(evaluation: Evaluation, run: Run) -> list[dict[str, object]]:

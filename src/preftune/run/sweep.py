@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -11,8 +10,9 @@ from msgspec.structs import replace
 from preftune import events, files, signals
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.config.tree import python_values, tree_of, with_values
-from preftune.config.vary import Variant, combinations
+from preftune.config.tree import plain, python_values, tree_of, with_values
+from preftune.config.vary import Variant
+from preftune.config.vary import vary as combined
 from preftune.distributed import process_group
 from preftune.errors import UserError
 from preftune.events import Note, emit
@@ -35,22 +35,29 @@ def sweep(
     Everything else is the run's, rows given in Python included. Returns the folders of the records, which are below
     `out`, as is the page that compares them. resume: go on with the sweep that is there. Raises UserError.
     """
-    values = python_values(run)
-    for name in vary:
-        if in_python := next((key for key in values if f"{name}.".startswith(f"{key}.")), ""):
-            raise UserError(f"{in_python} is a Python value here, and cannot be varied.", location=name)
-    words = [f"{name}={','.join(map(_word, options))}" for name, options in vary.items()]
-    tree = tree_of(with_values(run, {name: getattr(Run(), name) for name in values if "." not in name}))
-    variants = [
-        variant._replace(run=with_values(variant.run, values))
-        for variant in combinations({key: value for key, value in tree.items() if value is not None}, words)
-    ]
+    in_python, meant, alternatives = python_values(run), {}, []
+    for name, options in vary.items():
+        if key := next(
+            (key for key in in_python if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.")), ""
+        ):
+            raise UserError(f"{key} is a Python value here, and cannot be varied.", location=name)
+        if name == "out":
+            raise UserError("a sweep names the folders of its runs itself.", location=name)
+        listed = [options] if isinstance(options, str | Mapping) or not isinstance(options, Iterable) else [*options]
+        if not listed:
+            raise UserError("there is no value to take.", location=name)
+        words = {f"{name}={_shown(value)}": plain(value, name) for value in listed}
+        meant |= words
+        alternatives.append([*words])
+    tree = tree_of(with_values(run, {name: getattr(Run(), name) for name in in_python if "." not in name}))
+    base = {key: value for key, value in tree.items() if value is not None}
+    variants = [each._replace(run=with_values(each.run, in_python)) for each in combined(base, alternatives, meant)]
     return train_all(variants, Path(out), resume=resume)
 
 
-def _word(value: object) -> str:
-    """A value as it stands in a word of the command line."""
-    return value if isinstance(value, str) and not set(value) & set(',[]{}"') else json.dumps(value)
+def _shown(value: object) -> str:
+    """A value in the name of a folder."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def train_all(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> list[Path]:

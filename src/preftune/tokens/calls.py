@@ -19,8 +19,8 @@ NUMBER = 917_000_000  # marks of values that are no text are whole numbers from 
 
 
 class Marks:
-    """Marks in place of what turns say of tools: names of tools, names and values of a call's arguments, all of other
-    keys but who answers, and the content beside them. turns: with the marks."""
+    """Marks in place of what turns say of tools: names of tools and of their parameters, names and values of a call's
+    arguments, all of other keys but who answers, and the content beside them. turns: with the marks."""
 
     def __init__(self, turns: Sequence[Message]) -> None:
         self._meant: dict[str, str] = {}
@@ -41,7 +41,12 @@ class Marks:
         if turn.role == TOOLS:
             listed = json.loads(turn.content)
             for tool in listed:
-                tool["function"]["name"] = self._mark(tool["function"]["name"], "tools")
+                function = tool["function"]
+                function["name"] = self._mark(function["name"], "tools")
+                parameters = function.get("parameters")
+                if isinstance(parameters, dict) and isinstance(parameters.get("properties"), dict):
+                    named = parameters["properties"].items()
+                    parameters["properties"] = {self._mark(name, "tools"): facts for name, facts in named}
             return replace(turn, content=json.dumps(listed))
         if not turn.beside:
             return turn
