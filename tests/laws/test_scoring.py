@@ -105,3 +105,9 @@ def test_a_reward_model_may_be_a_runs_folder(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('[reference]\nkind = "stored"\n')
     assert "reference=none" in words_of([str(tmp_path), "rows.jsonl", "objective=simpo"], None)
     assert "reference=stored" in words_of([str(tmp_path), "rows.jsonl", "objective=ipo"], None)
+
+
+def test_an_objective_that_draws_says_nothing_of_rows(run_of: Callable[..., Run]) -> None:
+    run = run_of(objective="rloo", data__evaluate=None, rollout={"max_tokens": 4}, reward={"verify": "exact"})
+    with pytest.raises(UserError, match=r"rloo learns from what it draws.*objective=dpo"):
+        score(run)

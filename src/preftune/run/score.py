@@ -15,7 +15,7 @@ from preftune.distributed import process_group
 from preftune.errors import UserError
 from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.evaluate.metrics import Metrics, margins, rewards
-from preftune.objective import of_scores
+from preftune.objective import of_scores, parts
 from preftune.pack.oom import OomRetry
 from preftune.record.parse import written_by_run
 from preftune.record.terminal import default_progress
@@ -48,6 +48,9 @@ def _against_start(run: Run) -> tuple[Run, str]:
     """The run, whose reference is another model than its own, and the digest that this one has to have, if a record
     tells it. Raises UserError where nobody says which model that is."""
     path, reference = run.model.path, run.reference
+    if online := next((part.name for _, part in parts(run.objective) if part.kind == "rollouts"), ""):
+        message = f"{online} learns from what it draws, and says nothing of rows."
+        raise UserError(message, location="objective", hint="Write objective=dpo to measure pairs, or objective=nll.")
     if run.adapter is not None and run.adapter.path is not None:
         return run, ""  # its reference is its base
     run = replace(run, adapter=None)  # as an adapter begins it changes nothing
