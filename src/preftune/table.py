@@ -48,14 +48,21 @@ def _shown(default: object) -> object:
     return getattr(default, "factory", type(default))() if type(default).__module__.startswith("msgspec") else default
 
 
+def opened(kind: inspect.Type) -> tuple[inspect.Type, str, dict[str, Any]]:
+    """The type without what describes it, the description, and the facts."""
+    meaning, facts = "", {}
+    while isinstance(kind, inspect.Metadata):
+        meaning = (kind.extra_json_schema or {}).get("description", meaning)
+        facts |= kind.extra or {}
+        kind = kind.type
+    return kind, meaning, facts
+
+
 def _meanings(table: type[Struct]) -> Iterator[tuple[str, str]]:
     facts = inspect.type_info(table)
     assert isinstance(facts, inspect.StructType)
     for field in facts.fields:
-        kind, meaning = field.type, ""
-        while isinstance(kind, inspect.Metadata):
-            meaning, kind = meaning or (kind.extra_json_schema or {}).get("description", ""), kind.type
-        yield field.name, meaning
+        yield field.name, opened(field.type)[1]
 
 
 def _right_key(table: type[Struct], unknown: str) -> str:
@@ -63,11 +70,8 @@ def _right_key(table: type[Struct], unknown: str) -> str:
     facts = inspect.type_info(table)
     assert isinstance(facts, inspect.StructType)
     for field in facts.fields:
-        kind = field.type
-        while isinstance(kind, inspect.Metadata):
-            if unknown.lower() in (kind.extra or {}).get("also", ()):
-                return f"Here it is {field.name}."
-            kind = kind.type
+        if unknown.lower() in opened(field.type)[2].get("also", ()):
+            return f"Here it is {field.name}."
     names = table.__struct_fields__
     return nearest(unknown, names) or (f"It has {', '.join(names)}." if names else "It has no keys.")
 

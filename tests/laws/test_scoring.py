@@ -111,3 +111,16 @@ def test_an_objective_that_draws_says_nothing_of_rows(run_of: Callable[..., Run]
     run = run_of(objective="rloo", data__evaluate=None, rollout={"max_tokens": 4}, reward={"verify": "exact"})
     with pytest.raises(UserError, match=r"rloo learns from what it draws.*objective=dpo"):
         score(run)
+
+
+def test_what_is_no_run_or_a_broken_record_is_one_sentence(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data: must be a table"):
+        score(Run(data="rows.jsonl"))  # type: ignore[arg-type]
+    out = train(run_of(optim__epochs=1, evaluate__samples=0))
+    asked = run_of(model__path=str(out / "model"), data__evaluate=None)
+    (out / "identity.json").write_text("{")
+    with pytest.raises(UserError, match="identity"):
+        score(asked)
+    (out / "run.toml").write_text("[model")
+    with pytest.raises(UserError, match="not TOML"):
+        score(asked)

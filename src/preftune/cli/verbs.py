@@ -35,8 +35,10 @@ def file_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
     if len(named) > 1:
         hint = "Name one file, and then keys, such as optim.lr=1e-6."
         raise UserError(f'"{named[1]}" is neither a flag nor key=value.', hint=hint)
-    files = [str(Path(name) / RUN_FILE) if (Path(name) / RUN_FILE).is_file() else name for name in named]
-    return files[0] if files else None, [word for word in words if "=" in word]
+    file = named[0] if named else None
+    if file is not None and (Path(file) / RUN_FILE).is_file():
+        file = str(Path(file) / RUN_FILE)
+    return file, [word for word in words if "=" in word]
 
 
 def run_of(words: Sequence[str], *, model: bool = True) -> Run:
@@ -66,9 +68,10 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
     allow_change
         Keys, separated by commas, in which a resumed run may differ.
     """
-    out = next((word.partition("=")[2] for word in words if word.startswith("out=")), "run")
-    if resume and all("=" in word for word in words) and not any(word.startswith("model.path=") for word in words):
-        words = (*([out] if (Path(out) / RUN_FILE).is_file() else []), *words)  # the run knows what it was told
+    folder = Path(next((word.partition("=")[2] for word in words if word.startswith("out=")), "run")).expanduser()
+    says_more = any("=" not in word or word.startswith("model.path=") for word in words)
+    if resume and not says_more and (folder / RUN_FILE).is_file():
+        words = (str(folder), *words)  # the run knows what it was told
     run = run_of(words)
     if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
         assert_writable(Path(run.out).expanduser(), resume=resume, force=force)

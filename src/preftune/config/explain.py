@@ -11,7 +11,7 @@ from msgspec import Struct, inspect
 
 from preftune.config.run import Run
 from preftune.objective.presets import Preset
-from preftune.table import FromPython
+from preftune.table import FromPython, opened
 
 NAMES = {
     "Str": "text",
@@ -81,7 +81,7 @@ def choices() -> dict[str, Choice]:
     """The tables of a run that are one of several, by their key."""
     by_key = {}
     for field in _run().fields:
-        kind, _, facts = _open(field.type)
+        kind, _, facts = opened(field.type)
         tables = _tables(kind)
         if tables and (tag := tables[0].tag_field):
             by_key[field.name] = Choice(tag, tables, facts.get("presets", {}))
@@ -96,7 +96,7 @@ def keys() -> tuple[Key, ...]:
 
 def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], choice: str = "") -> Iterator[Key]:
     for field in table.fields:
-        kind, meaning, facts = _open(field.type)
+        kind, meaning, facts = opened(field.type)
         facts = {**inherited, **{name: facts[name] for name in facts if name in Key.__struct_fields__}}
         name = above + field.encode_name
         tables = _tables(kind)
@@ -117,7 +117,7 @@ def _keys(table: inspect.StructType, above: str, inherited: Mapping[str, Any], c
 @cache
 def from_python() -> dict[str, FromPython]:
     """The keys that may hold more in Python than in a file."""
-    whole = {field.name: _open(field.type)[2].get("python") for field in _run().fields}
+    whole = {field.name: opened(field.type)[2].get("python") for field in _run().fields}
     by_path = [*whole.items(), *((key.path, key.python) for key in keys())]
     return {path: python for path, python in by_path if python is not None}
 
@@ -172,21 +172,11 @@ def _at(place: str, tree: Mapping[str, Any]) -> tuple[inspect.Type, Any]:
     for step in filter(None, place.split(".")):
         name, _, index = step.rstrip("]").partition("[")
         types = {field.encode_name: field.type for table in _tables(kind) for field in table.fields}
-        kind = _open(types.get(name, inspect.NoneType()))[0]
+        kind = opened(types.get(name, inspect.NoneType()))[0]
         value = value.get(name, {}) if isinstance(value, dict) else {}
         if index and isinstance(kind, inspect.VarTupleType):
-            kind, value = _open(kind.item_type)[0], value[int(index)] if isinstance(value, list) else {}
+            kind, value = opened(kind.item_type)[0], value[int(index)] if isinstance(value, list) else {}
     return kind, value
-
-
-def _open(kind: inspect.Type) -> tuple[inspect.Type, str, dict[str, Any]]:
-    """The type without what describes it, the description, and the facts."""
-    meaning, facts = "", {}
-    while isinstance(kind, inspect.Metadata):
-        meaning = (kind.extra_json_schema or {}).get("description", meaning)
-        facts |= kind.extra or {}
-        kind = kind.type
-    return kind, meaning, facts
 
 
 @cache
@@ -197,14 +187,14 @@ def _run() -> inspect.StructType:
 
 
 def _tables(kind: inspect.Type) -> tuple[inspect.StructType, ...]:
-    kind = _open(kind)[0]
+    kind = opened(kind)[0]
     if isinstance(kind, inspect.UnionType):
         return tuple(table for part in kind.types for table in _tables(part))
     return (kind,) if isinstance(kind, inspect.StructType) else ()
 
 
 def _literals(kind: inspect.Type) -> list[str]:
-    kind = _open(kind)[0]
+    kind = opened(kind)[0]
     if isinstance(kind, inspect.UnionType):
         return list(dict.fromkeys(value for part in kind.types for value in _literals(part)))
     if isinstance(kind, inspect.VarTupleType):
@@ -213,7 +203,7 @@ def _literals(kind: inspect.Type) -> list[str]:
 
 
 def _type_name(kind: inspect.Type) -> str:
-    kind = _open(kind)[0]
+    kind = opened(kind)[0]
     if isinstance(kind, inspect.UnionType):
         return " or ".join(_type_name(part) for part in kind.types if not isinstance(part, inspect.NoneType))
     if isinstance(kind, inspect.LiteralType):
@@ -227,7 +217,7 @@ def _type_name(kind: inspect.Type) -> str:
 
 
 def _bound(kind: inspect.Type) -> str:
-    kind = _open(kind)[0]
+    kind = opened(kind)[0]
     if isinstance(kind, inspect.UnionType):
         return " ".join(filter(None, map(_bound, kind.types)))
     if not isinstance(kind, inspect.IntType | inspect.FloatType):

@@ -100,13 +100,20 @@ def put_value(tree: Tree, key: str, value: object) -> None:
     if choice is not None and isinstance(value, str):
         put(tree, f"{key}={value}")
         return
+    table = _table_of(tree, above, last, key)
+    there = table.get(last)
+    if isinstance(value, dict) and isinstance(there, dict) and (choice is None or choice.tag not in value):
+        value = {**there, **value}
+    table[last] = value
+
+
+def _table_of(tree: Tree, above: Sequence[str], last: str, location: str) -> Tree:
+    """The table that holds a key, made where it is not there. Raises UserError where a single value is in its place."""
     for name in above:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{name} is a single value and has no key {last}.", location=key)
-    there = tree.get(last)
-    adds = isinstance(value, dict) and isinstance(there, dict) and (choice is None or choice.tag not in value)
-    tree[last] = {**there, **value} if adds and isinstance(there, dict) and isinstance(value, dict) else value
+            raise UserError(f"{name} is a single value and has no key {last}.", location=location)
+    return tree
 
 
 def put(tree: Tree, word: str) -> None:
@@ -121,10 +128,7 @@ def put(tree: Tree, word: str) -> None:
         if not isinstance(table, dict) or table.get(choice.tag) != text:
             tree[last] = {choice.tag: text}
         return
-    for name in above:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{name} is a single value and has no key {last}.", location=key)
+    tree = _table_of(tree, above, last, key)
     is_name = choice is not None and above and last == choice.tag  # "none" is a name there
     is_name = is_name or any(each.name == key.strip() and '"none"' in each.type.split() for each in keys())
     tree[last] = text.strip() if is_name else _value(text.strip())
@@ -199,18 +203,21 @@ def _spelled_out(tree: Tree, file: str) -> Tree:
             if (extra := next((inner for inner in table if inner != choice.tag), None)) and "parts" in meant:
                 message, place = f"there is no such key in {name}, which is a sum.", located(file, f"{key}.{extra}")
                 raise UserError([Problem(message, place, "Write out its parts.", UNKNOWN_KEY)])
-            table = {**table, **meant, **{inner: value for inner, value in table.items() if inner != choice.tag}}
+            table = _of_preset(table, choice)
         if isinstance(table.get("parts"), list):
-            table = {**table, "parts": [_part(part, choice) for part in table["parts"]]}
+            table = {**table, "parts": [_of_preset(part, choice) for part in table["parts"]]}
         tree = {**tree, key: table}
     return tree
 
 
-def _part(part: Any, choice: Choice) -> Any:
-    """A part of a sum, whose name may be that of a preset that is no sum."""
-    preset = choice.presets.get(part.get(choice.tag, "")) if isinstance(part, dict) else None
-    return part if preset is None else {**part, **msgspec.to_builtins(preset.objective), **{
-        name: value for name, value in part.items() if name != choice.tag}}  # fmt: skip
+def _of_preset(table: Any, choice: Choice) -> Any:
+    """The keys of a preset, where a table has its name, with those that the table has besides; else the table."""
+    name = table.get(choice.tag) if isinstance(table, dict) else None
+    preset = choice.presets.get(name) if isinstance(name, str) else None
+    if preset is None:
+        return table
+    own = {name: value for name, value in table.items() if name != choice.tag}
+    return {**msgspec.to_builtins(preset.objective), **own}
 
 
 def _numbers(value: Any) -> Any:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
 from preftune.diagnosis.objective_facts import parts
+from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.schema import EVALUATION
 from preftune.record.statistics import estimate
@@ -87,7 +88,7 @@ def headline(record: Record) -> str:
         undecided = (record.end.get("rows") or 0) - judged
         more = f"; {number(undecided)} more have no right order" if undecided > 0 else ""
         return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
-    drawn = [phase for phase in record.phases if phase.get("score") is not None]
+    drawn = _scored_phases(record)
     if drawn:
         where = f"at a KL of {number(drawn[-1].get('kl'), 2)} nats from the reference"
         return (
@@ -143,6 +144,10 @@ def _certainty(record: Record) -> list[str]:
     return [f"Its accuracy is uncertain by ±{number(100 * accuracy.half_width(), 1)} points, from {of_prompts}."]
 
 
+def _scored_phases(record: Record) -> list[Numbers]:
+    return [phase for phase in record.phases if phase.get("score") is not None]
+
+
 def status(record: Record) -> str:
     """`finished`, `stopped at step 40` or `unfinished at step 40`."""
     ends = [event.kind for event in record.events if event.kind in ("finished", "stopped", "resumed")]
@@ -169,7 +174,7 @@ def tiles(record: Record) -> list[Tile]:
         if change is not None:
             note = f"nats, {number(change / tokens, 2, sign=True)} a token" if tokens else "nats"
             row.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
-    drawn = [phase for phase in record.phases if phase.get("score") is not None]
+    drawn = _scored_phases(record)
     if not row and drawn:
         row.append(Tile("Score of what was drawn", number(drawn[-1]["score"]), f"from {number(drawn[0]['score'])}"))
         row.append(Tile("KL", number(drawn[-1].get("kl"), 2), "nats from the reference"))

@@ -3,7 +3,6 @@ scores."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -17,7 +16,7 @@ from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.evaluate.metrics import Metrics, margins, rewards
 from preftune.objective import of_scores, parts
 from preftune.pack.oom import OomRetry
-from preftune.record.parse import written_by_run
+from preftune.record.parse import parse_json, written_by_run
 from preftune.record.terminal import default_progress
 from preftune.reference.config import NoReference, Stored
 from preftune.run.dataset import config_of
@@ -33,8 +32,10 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     changes, which a file alone does not have). Raises UserError.
     """
     with process_group() as dist, default_progress() if dist.first else events.silence(), signals.listening():
-        data = replace(run.data, train=run.data.train or run.data.evaluate or "", evaluate=None, holdout=0.0)
-        run, start = _against_start(resolve(replace(run, data=data)))
+        run, start = _against_start(resolve(run))
+        others = isinstance(run.data.train, str) and not run.data.train  # then those that a run would measure on
+        named = run.data.evaluate if others and run.data.evaluate is not None else run.data.train
+        run = replace(run, data=replace(run.data, train=named, evaluate=None, holdout=0.0))
         run, models, loss, rows = prepare_scoring(run, dist, start)
         with signals.interruptible():
             evaluation = evaluate(models, loss, rows, OomRetry(), dist)
@@ -64,9 +65,9 @@ def _against_start(run: Run) -> tuple[Run, str]:
         message = "nothing here says what this model was tuned from, and beside itself it has no margins."
         raise UserError(message, location="reference.path", hint="Name that model; objective=nll needs none.")
     events.emit(events.Note(f"the reference is {named[0]}, from which the model was tuned"))
-    identity = Path(str(path)).expanduser().parent / "identity.json"
-    digests = json.loads(identity.read_text()) if identity.is_file() and not (of_run or {}).get("adapter") else {}
-    return replace(run, reference=Stored(path=named[0])), str(digests.get("reference", ""))
+    identity = parse_json(Path(str(path)).expanduser().parent / "identity.json", dict[str, object]) or {}
+    digest = "" if (of_run or {}).get("adapter") else str(identity.get("reference", ""))
+    return replace(run, reference=Stored(path=named[0])), digest
 
 
 def score_rows(evaluation: Evaluation, run: Run) -> list[dict[str, object]]:

@@ -83,7 +83,8 @@ class ChatTemplate:
         if opened != frame.opened:
             raise MalformedRow("the chat template gives another text each time.", "Remove what is random in it.")
         self.sample = self.apply([*turns, Message("assistant", RESPONSE)], False)
-        self._arguments_as_text = "tool_calls" in self.source and self._takes_arguments_as_text()
+        if "tool_calls" in self.source:
+            self._find_form_of_arguments()
         closings = [close for close in CLOSING.findall(self.source) if words_of(close) & THOUGHT_WORDS]
         self.close = closings[0] if closings else ""
         for key in THOUGHT_KEYS:
@@ -95,17 +96,18 @@ class ChatTemplate:
                 return
         self._thought_key = ""
 
-    def _takes_arguments_as_text(self) -> bool:
-        """Whether the template renders the arguments of a call only where they are given as JSON text."""
+    def _find_form_of_arguments(self) -> None:
+        """Give the arguments of calls as JSON text, if the template renders them only so."""
         call = Message("assistant", "", beside=tools.as_json({"tool_calls": tools.calls(PROBED, "")}))
-        for self._arguments_as_text in (False, True):
+        for as_text in (False, True):
+            self._arguments_as_text = as_text
             try:
                 rendered = self.apply([Message("user", QUESTION), call], False)
-                if "value-goes-here" in rendered and re.search(r"flag-goes-here\W+true\b", rendered):
-                    return self._arguments_as_text  # true as JSON has it, and not as Python has it
             except MalformedRow:
                 continue
-        return False
+            if "value-goes-here" in rendered and re.search(r"flag-goes-here\W+true\b", rendered):
+                return  # true as JSON has it, and not as Python has it
+        self._arguments_as_text = False
 
     def apply(self, turns: Sequence[Message], opened: bool) -> str:
         """The conversation as text. Raises MalformedRow where the template fails."""
@@ -177,11 +179,6 @@ class ChatTemplate:
                 raise MalformedRow(f"the chat template drops the {turn.role}'s turn {excerpt(turn.content)}.",
                                    OTHER_TEMPLATE, "template")  # fmt: skip
 
-    def _prove_response(self, turns: Sequence[Message], said: Message) -> None:
-        """Raise MalformedRow where the template loses something that a response says of tools."""
-        if (marks := Marks([said])).any:
-            marks.prove(self.apply([*turns, *marks.turns], False))
-
     def opening(self, frame: Frame) -> str:
         """The prompt to which a response is drawn: that of a response as a model gives it.
 
@@ -206,14 +203,15 @@ class ChatTemplate:
     ) -> Words:
         """The response as the template renders it. said: it without its thought. Raises MalformedRow where the template
         loses any word."""
+        if (marks := Marks([said])).any:
+            marks.prove(self.apply([*turns, *marks.turns], False))
         empty = thought is not None and is_blank(thought.text)
         if thought is None or (empty and self.close in frame.head[len(frame.turns) :]):  # the template writes it
             return self._plain(turns, said, frame, remarks)
         if self._thought_key and not empty:
             whole = self.apply([*turns, replace(said, thought=thought.text.strip())], False)
-            rendered = frame.words_of(whole, bool(said.beside))
+            rendered = frame.rendered(whole, bool(said.beside))
             if rendered and stand_in([thought.text, said.content], rendered.words):
-                self._prove_response(turns, said)
                 return rendered
         if not self.close:
             message = "the chat template has no place for the thought beside a response."
@@ -227,13 +225,11 @@ class ChatTemplate:
         whole, text = self.apply([*turns, said], False), said.content
         if not (whole.startswith(frame.head) and whole.endswith(frame.tail)
                 and len(whole) >= len(frame.head) + len(frame.tail)):  # fmt: skip
-            rendered = frame.words_of(whole, True) if said.beside else None
+            rendered = frame.rendered(whole, True) if said.beside else None
             if rendered is None or not stand_in([text], rendered.words):
                 raise _changed_prompt(frame.head, whole)
-            self._prove_response(turns, said)
             return rendered
         words = whole[len(frame.head) : len(whole) - len(frame.tail)]
-        self._prove_response(turns, said)
         if is_blank(words):
             raise SkippedRow("response.empty", "the template leaves nothing of a response.")
         if words != text and not stand_in([text], words):

@@ -23,7 +23,7 @@ class Frame(NamedTuple):
     prompt: str
     tail: str
 
-    def words_of(self, whole: str, is_call: bool) -> Words | None:
+    def rendered(self, whole: str, is_call: bool) -> Words | None:
         """A response that a template renders otherwise than one of content alone; None where it does not follow on the
         earlier turns or ends otherwise. is_call: it calls tools, and many templates end such a turn in their own way.
         """
