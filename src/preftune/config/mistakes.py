@@ -51,7 +51,9 @@ def instead_of_flag(flag: str) -> str:
     """A hint where a key was written as a flag, such as `--optim.lr`."""
     word = flag.lstrip("-").partition("=")[0]
     path = word if any(key.path == word for key in keys()) else ""
-    return f"Write {path}=VALUE: keys have no dashes." if path else _elsewhere(word, "")
+    if path:
+        return f"Write {path}=VALUE: keys have no dashes."
+    return _elsewhere(word, "") or nearest(word, [key.path for key in keys()])
 
 
 def _plain_type(types: re.Match[str]) -> str:
