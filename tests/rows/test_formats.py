@@ -29,6 +29,15 @@ def pair(prompt: object = (ASK,), chosen: object = (SAY,), rejected: object = (N
 
 ADDS = '{"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}'
 FORMS: dict[str, tuple[dict[str, object], Row]] = {
+    "text": ({"text": "say"}, Demo(prompt="", response="say", rendered=True, place=PLACE)),
+    "text that is a transcript": (
+        {"text": "\n\nHuman: ask\n\nAssistant: say", "system": "be kind"},
+        Demo(prompt=(SYSTEM, ASK), response=(SAY,), place=PLACE),
+    ),
+    "text that is JSON of a conversation": (
+        {"text": json.dumps([U, A])},
+        Demo(prompt=(ASK,), response=(SAY,), place=PLACE),
+    ),
     "TRL, text": ({"prompt": "ask", "chosen": "say", "rejected": "no"}, pair("ask", "say", "no")),
     "TRL, messages": ({"prompt": [U], "chosen": [A], "rejected": [N]}, pair()),
     "TRL, prompt inside": ({"chosen": [U, A], "rejected": [U, N]}, pair()),

@@ -110,6 +110,12 @@ class TestHoldout:
     def test_both_parts_have_a_prompt(self, share: float) -> None:
         assert all(holdout(self.rows[:2], share))
 
+    def test_rows_without_a_prompt_are_each_their_own(self) -> None:
+        texts = [Demo(prompt="", response=f"t{k % 8}", rendered=True, place=Place("made", k)) for k in range(16)]
+        train, held = holdout(texts, 0.25)
+        assert (len(train), len(held)) == (12, 4)
+        assert not {row.response for row in train} & {row.response for row in held}
+
     def test_one_prompt_cannot_be_split(self) -> None:
         with pytest.raises(UserError, match="one prompt"):
             holdout([self.rows[0]] * 5, 0.5)

@@ -184,7 +184,9 @@ class RowMetrics:
             row: dict[str, object] = {"id": group.id or str(group.place)}
             known = len(row) + 2 + bool(group.category)
             row |= {"place": str(group.place)} | ({"category": group.category} if group.category else {})
-            row["prompt"] = hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]
+            alone = group.responses if len(group.prompt) < 2 else ()  # a begin token and no more joins no rows
+            asked = b"".join(ids.tobytes() for ids in (group.prompt, *alone))
+            row["prompt"] = hashlib.sha256(asked).hexdigest()[:12]
             if len(margin[pairs]):
                 row["margin"] = float(margin[pairs].mean())
                 if not group.is_even:

@@ -177,6 +177,17 @@ def conversation_with_answer(raw: RawRow) -> Row:
     return Task(prompt=raw.with_system(turns), place=raw.place)
 
 
+def text(raw: RawRow) -> Row:
+    """Text to imitate from its first token on; a conversation that is written as text is read as one."""
+    written = raw.turns("text")
+    if not isinstance(written, str) or transcripts.is_transcript(written):
+        prompt, response = split_first_turn(whole_conversation(written))
+        return Demo(prompt=raw.with_system(prompt), response=response, place=raw.place)
+    if raw.with_system(""):
+        raise MalformedRow("a system text needs a conversation, and the row is text.", "Make it messages.")
+    return Demo(prompt="", response=written, rendered=True, place=raw.place)
+
+
 def _rating_or_demo(raw: RawRow, prompt: Prompt, response: Response) -> Row:
     """A rating where there is a label or a score, a demo otherwise."""
     good = parse_label(raw["label"], raw.keys["label"]) if "label" in raw.keys else None

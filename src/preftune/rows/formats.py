@@ -7,6 +7,7 @@ whose slots are all filled. Text under `prompt` is continued as it stands (as in
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -152,6 +153,7 @@ FORMATS = (
     Format("conversations", {"turns": TURNS}, verdicts.conversation, _SINGLE),
     Format("tasks", {"prompt": PROMPT, "answer": _ANSWER}, build.task),
     Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
+    Format("texts", {"text": "text"}, build.text, bare=True),
 )  # fmt: skip
 
 
@@ -186,10 +188,11 @@ def detect_format(value: Mapping[str, object]) -> Format:
     near = max((form for form in FORMATS if not form.bare), key=lambda form: _similarity(form, value))
     missing = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
     hints = list(filter(None, [_hints(value, missing)]))
+    if "text" in value:
+        others = json.dumps({str(key): "" for key in value if may_be_response(str(key))})
+        hints.append(f'A "text" alone is imitated. What may be left out is named so: data.columns={others}.')
     if not near.keys(value) and not hints:
         hint = 'Pairs need "prompt", "chosen" and "rejected".'
-        if "text" in value:
-            hint = 'Text to imitate, for objective = "nll", is {"prompt": "", "completion": the text}.'
         raise MalformedRow(f"its keys are no known form of preferences: {seen}.", hint, "row.unknown")
     named = ", ".join(" or ".join(f'"{name}"' for name in names) for names in missing)
     needed = ", ".join(keys.split("|")[0] for keys in near.slots.values())

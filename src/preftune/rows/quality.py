@@ -114,7 +114,7 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
 
 def _remark_on_text(row: Row, tally: Tally) -> None:
     prompt = last_text(row.prompt)
-    if is_blank(prompt):
+    if is_blank(prompt) and not (isinstance(row, Demo) and row.rendered):
         tally.add("prompt.empty", "the prompt is empty", row.place)
     before = () if isinstance(row.prompt, str) else row.prompt
     if isinstance(row, Demo) and any(turn.role == "assistant" for turn in before):

@@ -18,7 +18,7 @@ from preftune.errors import Problem
 from preftune.rows import transcripts
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
-from preftune.rows.row import TOLD, Message, Prompt, Response, Row, responses, text_of
+from preftune.rows.row import TOLD, Demo, Message, Prompt, Response, Row, responses, text_of
 from preftune.rows.tools import changed
 from preftune.tokens.chat import TODAY, ChatTemplate
 from preftune.tokens.frame import shared_start
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control token that a person wrote
+NOTHING = re.compile(r"(?!)")  # a pattern that is nowhere
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
 
 
 class RenderedRow(Struct, frozen=True):
     """One row as text. A task has no response, and its prompt is the one to which responses are drawn.
 
-    templated: control tokens in the text are the template's and count as such; ends_turn: each response ends with its
+    templated: control tokens in the text are a template's and count as such; ends_turn: each response ends with its
     end-of-turn token, else the tokenizer's end token is still to be added; remarks: (reason, message) of what is odd;
     text_starts: where the row's own text begins in each response, in characters; None where the template rewrote it.
     """
@@ -77,6 +78,9 @@ class Renderer:
     def render(self, row: Row) -> RenderedRow:
         """The row's text. Raises MalformedRow where the template fails, SkippedRow where no response is left."""
         remarks: dict[str, str] = {}
+        if isinstance(row, Demo) and row.rendered:
+            text = self._without_end(self._guard(text_of(row.response), NOTHING), [self._end], remarks)
+            return RenderedRow("", (text,), True, False, tuple(remarks.items()), (0,))
         if isinstance(row.prompt, str) or self._template is None:
             prompt, texts, starts = self._text(row.prompt, responses(row), remarks)
             return RenderedRow(prompt, texts, False, False, tuple(remarks.items()), starts)
@@ -187,4 +191,5 @@ class Renderer:
 
 def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
     """The tokens as a pattern, the longest first, since one may be the beginning of another."""
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token)))) or r"(?!)")
+    ordered = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else NOTHING
