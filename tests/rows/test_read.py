@@ -38,13 +38,6 @@ def test_places_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert reading.read == 3
 
 
-def test_limit_takes_the_first_rows_of_each_file(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(pairs(*[(f"{name}{k}", "x") for k in range(9)]))
-    reading = read([str(tmp_path / "a"), str(tmp_path / "b")], limit=2)
-    assert [row.chosen for row in reading.rows if isinstance(row, Pair)] == ["a0", "a1", "b0", "b1"]
-
-
 WORDS = st.sampled_from(["", " ", "a", "a ", "b", "\u200b", "ä", "a\u0308", "<b>", "\x00"])
 
 
