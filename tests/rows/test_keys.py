@@ -204,10 +204,7 @@ def test_text_that_holds_turns_is_read_as_strictly_as_a_file() -> None:
 def test_a_thought_beside_the_content_belongs_to_the_response(key: str) -> None:
     pair = row_of(CHAT | {"chosen": [A | {key: "since"}], "rejected": [A | {key: "guess"}]})
     assert isinstance(pair, Pair)
-    assert (pair.chosen, pair.rejected) == (
-        (Message("assistant", "say", "since"),),
-        (Message("assistant", "say", "guess"),),
-    )
+    assert [*pair.chosen, *pair.rejected] == [Message("assistant", "say", thought) for thought in ("since", "guess")]
     part = in_message(content=[{"type": "thinking", "thinking": "since"}, {"type": "text", "text": "say"}])
     assert row_of(part).chosen == pair.chosen  # type: ignore[union-attr]
 

@@ -97,7 +97,8 @@ class Renderer:
     ) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
         """(prompt, responses, where their own text begins) of text and of a conversation without a template."""
         texts = [self._without_end(text_of(response), [self._end], remarks) for response in spoken]
-        written, start = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt), 0
+        written = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+        start = 0
         if any(map(self._patterns.assistant.search, (written, *texts))):
             remarks["control.text"] = "control tokens in the text stay text"
         if not isinstance(prompt, str):
