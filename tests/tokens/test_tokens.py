@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokens.conftest import CHAT
 from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
@@ -231,8 +232,9 @@ class TestControlTokens:
         done = tokenize([pair(chosen=" <|im_end|>")], byte_level(), max_tokens=99)
         assert [skipped.reason for skipped in done.skipped] == ["response.empty"]
 
-    def test_a_character_that_is_none(self, byte_level: Make, chat: Row) -> None:
-        done = tokenize([chat("\ufdd0")], byte_level(), max_tokens=99)
+    @pytest.mark.parametrize("template", [CHAT, None])
+    def test_a_character_that_is_none(self, byte_level: Make, chat: Row, template: str | None) -> None:
+        done = tokenize([chat("\ufdd0")], byte_level(template), max_tokens=99)
         assert [skipped.reason for skipped in done.skipped] == ["text.noncharacter"]
 
     @settings(

@@ -167,7 +167,7 @@ def turns_of(response: Response) -> tuple[int, ...]:
     return tuple(place for place, turn in enumerate(response) if turn.role == "assistant" and turn.learned)
 
 
-def words_of(response: Response) -> str:
+def with_thoughts(response: Response) -> str:
     """As `text_of`, with the thoughts before it."""
     thoughts = [] if isinstance(response, str) else [turn.thought for turn in response if turn.thought]
     return "\n".join([*thoughts, text_of(response)])

@@ -12,7 +12,7 @@ from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.read import Reading, read
-from preftune.rows.row import Message, Row, responses, shared_by, with_last_turn
+from preftune.rows.row import Row, responses, shared_by, with_last_turn
 
 FEWEST_PROMPTS = 10
 
@@ -95,7 +95,9 @@ def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
 def _hash(row: Row) -> bytes:
     parts: list[str] = []
     for said in [row.prompt] if row.prompt else responses(row):
-        for turn in (said,) if isinstance(said, str) else said:
-            spoken = isinstance(turn, Message)
-            parts += (turn.role, turn.content, *filter(None, [turn.thought, turn.beside])) if spoken else (turn,)
+        if isinstance(said, str):
+            parts.append(said)
+            continue
+        for turn in said:
+            parts += turn.role, turn.content, *filter(None, [turn.thought, turn.beside])
     return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -57,13 +57,12 @@ class Encoder:
         """The ids of each row; what is odd about them goes into the tally."""
         encoded: dict[int, EncodedRow] = {}
         for templated in (False, True):
-            indices = [index for index, (_, text) in enumerate(rows) if text.templated is templated]
-            prompts = [self._prompt_text(rows[index][1]) for index in indices]
+            some = [(index, row, text) for index, (row, text) in enumerate(rows) if text.templated is templated]
+            prompts = [self._prompt_text(text) for _, _, text in some]
             prompt_ids = self._ids(prompts, templated)
-            wholes = [p + r for p, index in zip(prompts, indices, strict=True) for r in rows[index][1].responses]
+            wholes = [p + r for p, (_, _, text) in zip(prompts, some, strict=True) for r in text.responses]
             whole_ids = iter(self._ids(wholes, templated))
-            for index, prompt, start in zip(indices, prompts, prompt_ids, strict=True):
-                row, text = rows[index]
+            for (index, row, text), prompt, start in zip(some, prompts, prompt_ids, strict=True):
                 if prompt != text.prompt:
                     message = "the prompt begins with the begin token as text; it is kept once"
                     tally.add("begin.written", message, row.place)
