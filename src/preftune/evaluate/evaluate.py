@@ -20,17 +20,18 @@ from preftune.evaluate.metrics import (
     pair_accuracy,
     rank_correlation,
     ranked_right,
+    rated,
+    rating_auc,
+    reward_model_metrics,
     score_metrics,
     uneven_weight,
 )
-from preftune.evaluate.ratings import rated, rating_auc
-from preftune.evaluate.scores import reward_model_metrics
 from preftune.evaluate.words import deciding_words
 from preftune.events import Progress, emit
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
-from preftune.forward.parts import outside_fork
+from preftune.forward.responses import outside_fork
 from preftune.forward.scores import score_step
 from preftune.objective import of_scores
 from preftune.objective.base import ObjectiveTable

@@ -15,9 +15,9 @@ from types import MethodType
 from torch import nn
 from transformers import PreTrainedModel
 
+from preftune.model.fuse import our_forward
 from preftune.model.layout import PrunedLayer
 
-PACKAGE = __name__.partition(".")[0]
 Hooks = dict[int, Callable[..., object]]
 
 
@@ -42,7 +42,8 @@ def as_made(module: PreTrainedModel, attention: str) -> Iterator[None]:
         for table, contents in preparation.hooks:
             table.clear()
             table.update(contents)  # in place: handles of torch refer to the table
-        module.set_attn_implementation(preparation.attention)
+        if preparation.attention != attention:
+            module.set_attn_implementation(preparation.attention)
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def has_adapter_layers(module: nn.Module) -> bool:
 
 def take_back(module: PreTrainedModel, attention: str) -> Preparation:
     """Take all preparation off a model, and give it this attention; returns what was there."""
-    forwards = {part: forward for part in module.modules() if (forward := _our_forward(part)) is not None}
+    forwards = {part: forward for part in module.modules() if (forward := our_forward(part)) is not None}
     for part in forwards:
         del part.forward
     hooks: list[tuple[Hooks, Hooks]] = []
@@ -90,14 +91,6 @@ def take_back(module: PreTrainedModel, attention: str) -> Preparation:
     if before != attention:
         module.set_attn_implementation(attention)
     return Preparation(before, forwards, hooks)
-
-
-def _our_forward(part: nn.Module) -> MethodType | None:
-    """What stands here for the part's own forward, if this library put it there."""
-    forward = vars(part).get("forward")
-    if isinstance(forward, MethodType) and forward.__func__.__module__.partition(".")[0] == PACKAGE:
-        return forward
-    return None
 
 
 def _ours(hook: object) -> bool:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from preftune.model import attention
-from preftune.model.fuse import original_modules
+from preftune.model.as_made import as_made
 from preftune.model.heads import ScalarHead
 from preftune.model.policy import Policy
-from preftune.model.probe import attention_of_family
 from preftune.pack.batch import Batch
 
 
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
     """(members,): as `Policy.read`, by the model's own forward pass, attention and parts, one turn at a time."""
     module, answer = policy.module, _score if isinstance(policy.head, ScalarHead) else _logp
+    name = str(module.config._attn_implementation)
 
     def read(batch: Batch) -> Tensor:
         policy.weights.activate()
@@ -26,7 +26,7 @@ def plain_logp(policy: Policy, batch: Batch) -> Tensor:
         turns = [turn for g in batch.groups for turns in g.turns for turn in (turns[-1:] if ends else turns)]
         return torch.cat([answer(policy, _ids(policy, turn.prompt, turn.ids), len(turn.ids)) for turn in turns])
 
-    with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
+    with as_made(module, "eager" if name == attention.NAME else name), torch.no_grad(), policy.autocast():
         return policy.weights.through(read, batch)
 
 

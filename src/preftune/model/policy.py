@@ -20,12 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import UserError
 from preftune.model import attention
-from preftune.model.copies import copies_kept
 from preftune.model.fuse import add_in_place, fuse
 from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout, prune_last_layer
-from preftune.model.outputs import keep_outputs
 from preftune.model.probe import attention_of_family, decoder, probe
+from preftune.model.reuse import copies_kept, keep_outputs
 from preftune.model.weights import Weights, WholeModel
 from preftune.pack.batch import Batch, collate
 from preftune.tokens.groups import TokenGroup

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from preftune.model.layout import Layout, Paths, Shape
-from preftune.model.outputs import saved_outputs
+from preftune.model.reuse import saved_outputs
 
 WIDEST = 256  # head width that the kernel has
 CAPABILITY = (8, 0)  # of a device: older ones lack it

@@ -15,9 +15,8 @@ from preftune.errors import NON_FINITE, UserError
 from preftune.evaluate.config import Evaluate
 from preftune.evaluate.evaluate import HeldOut
 from preftune.evaluate.metrics import Metrics, score_metrics
-from preftune.forward.forward import Models, step_gradient
+from preftune.forward.forward import Models, step_gradient, value_gradient
 from preftune.forward.loss import Loss
-from preftune.forward.value import value_gradient
 from preftune.model.weights import local
 from preftune.objective.rollouts import PPO
 from preftune.pack.plan import Pack, Packing, Phase, Step, halved
