@@ -61,8 +61,8 @@ def score_metrics(
     metrics: Metrics = dict.fromkeys(names)
 
     def put(name: str, values: Tensor, weight: Tensor) -> None:
-        if name in metrics and (total := float(weight.sum())):
-            metrics[name] = float((values * weight).sum()) / total
+        if name in metrics:
+            metrics[name] = weighted_mean(values, weight)
 
     responses, scores = examples.responses, of_scores(objective)
     for side, (index, weight) in zip(("chosen", "rejected"), examples.side_index, strict=True):
@@ -89,6 +89,12 @@ def score_metrics(
     if "loss" in metrics and examples.groups:
         metrics["loss"] = loss / len(examples.groups)
     return metrics
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> float | None:
+    """None where nothing has a weight."""
+    total = float(weight.sum())
+    return float((values * weight).sum()) / total if total else None
 
 
 def rollout_metrics(objective: ObjectiveTable, examples: Examples) -> Metrics:

@@ -225,9 +225,14 @@ def try_longest(module: PreTrainedModel, groups: Sequence[TokenGroup]) -> None:
     for length in (2, longest.longest):
         try:
             module(input_ids=torch.ones(1, length, dtype=torch.long, device="meta"), use_cache=False)
-        except (*FAILURES, NotImplementedError) as error:
+        except FAILURES as error:
             if length == 2:  # it fails for the lack of weights
                 return
-            raise UserError(f"{module.config.model_type} fails on this row of {length} tokens: "
-                            f"{third_party_message(error)}", location=str(longest.place),
-                            hint="Lower data.max_tokens to the positions of the model.") from error  # fmt: skip
+            raise fails_on(module, longest, error) from error
+
+
+def fails_on(module: PreTrainedModel, longest: TokenGroup, error: Exception) -> UserError:
+    """The error of a model whose forward pass fails on rows of which this is the longest."""
+    text = f"{module.config.model_type} fails on rows of up to {longest.longest} tokens: {third_party_message(error)}"
+    hint = "Lower data.max_tokens if the model has fewer positions."
+    return UserError(text, location=str(longest.place), hint=hint)
