@@ -161,15 +161,16 @@ def dry_run(
     return oom.run(groups, [pack], forward_and_backward)
 
 
-def value_gradient(
-    model: Policy, objective: PPO, groups: Groups, step: Step, oom: OomRetry, dist: Distributed
-) -> float:
-    """Put the gradient of the step's mean value loss into the model's parameters, on every rank the same; returns the
-    loss, a mean over the rows."""
+def value_gradient(models: Models, loss: Loss, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> float:
+    """Put the gradient of the step's mean value loss into the value model's parameters, on every rank the same; returns
+    that loss, a mean over the rows."""
+    model, objective = models.value, loss.objective
+    assert model is not None
+    assert isinstance(objective, PPO)
 
     def forward_and_backward(packs: Sequence[Pack]) -> float:
         model.weights.zero_grad()
-        loss = 0.0
+        value = 0.0
         for pack in packs:
             signals.check()
             rows = [groups[i] for i in pack]
@@ -181,10 +182,10 @@ def value_gradient(
             total = (values.weight * objective.value_loss(values)).sum() / step.rows
             (d_value,) = torch.autograd.grad(total, [leaf])
             answer.backward(d_value.to(answer))
-            loss += float(total.detach())
-        return loss
+            value += float(total.detach())
+        return value
 
     with model.cast_once():
-        loss = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+        value = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
     model.weights.sum_gradients(dist)
-    return float(dist.sum(torch.tensor(loss, dtype=torch.float64)))
+    return float(dist.sum(torch.tensor(value, dtype=torch.float64)))

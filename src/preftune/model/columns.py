@@ -49,10 +49,6 @@ def fill_column(
         if i in answers:
             part.copy_(torch.from_numpy(answers[i]))
     table = dist.sum(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).split(counts)  # 0 where others did
-    return {i: _with(groups[i], name, values.numpy()) for i, values in zip(step.order, table, strict=True)}
-
-
-def _with(group: TokenGroup, name: str, values: np.ndarray) -> TokenGroup:
-    """values: of all responses of the group, one after the other."""
-    stops = np.cumsum([len(response) for response in group.responses])[:-1]
-    return group.with_column(name, tuple(np.split(values, stops)))
+    columns = {i: values.numpy() for i, values in zip(step.order, table, strict=True)}
+    stops = {i: np.cumsum([*map(len, groups[i].responses)])[:-1] for i in columns}
+    return {i: groups[i].with_column(name, tuple(np.split(values, stops[i]))) for i, values in columns.items()}

@@ -24,14 +24,11 @@ def plain_logp(policy: Policy, batch: Batch) -> Tensor:
         policy.weights.activate()
         ends = isinstance(policy.head, ScalarHead) and policy.head.reads == "ends"
         turns = [turn for g in batch.groups for turns in g.turns for turn in (turns[-1:] if ends else turns)]
-        return torch.cat([answer(policy, _ids(policy, turn.prompt, turn.ids), len(turn.ids)) for turn in turns])
+        ids = [torch.from_numpy(np.concatenate(turn).astype(np.int64)).to(policy.device) for turn in turns]
+        return torch.cat([answer(policy, whole, len(turn.ids)) for whole, turn in zip(ids, turns, strict=True)])
 
     with as_made(module, "eager" if name == attention.NAME else name), torch.no_grad(), policy.autocast():
         return policy.weights.through(read, batch)
-
-
-def _ids(policy: Policy, prompt: np.ndarray, response: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64)).to(policy.device)
 
 
 def _score(policy: Policy, ids: Tensor, count: int) -> Tensor:

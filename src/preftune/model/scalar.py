@@ -127,12 +127,12 @@ def without_bias(module: PreTrainedModel) -> float:
 
 def load_reward_model(
     path: str | PreTrainedModel, *, revision: str | None = None, weights: str = "float32", compute: str = "float32",
-    device: torch.device | str = "cpu", layout: str = "auto", location: str = "reward.model",
+    device: torch.device | str = "cpu", layout: str = "auto",
 ) -> Policy:  # fmt: skip
     """A reward model to ask, not to train. It is to be compared with its own forward pass (`verify_layout`) before it
     is believed. Raises UserError."""
-    module, _ = load_scorer(path, revision=revision, weights=weights, device=torch.device(device), location=location,
-                            fresh=False, compute=compute)  # fmt: skip
+    module, _ = load_scorer(path, revision=revision, weights=weights, device=torch.device(device),
+                            location="reward.model", fresh=False, compute=compute)  # fmt: skip
     module.requires_grad_(False)
     return wrap(module, layout, DTYPES[compute])[0]
 

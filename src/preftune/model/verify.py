@@ -198,7 +198,7 @@ def draws_at_random(nats: float) -> UserError:
     )
 
 
-def rounding_sensitivity(policy: Policy, batch: Batch, plain: Tensor, seeds: int = 2) -> Difference:
+def rounding_sensitivity(policy: Policy, batch: Batch, plain: Tensor, seeds: int) -> Difference:
     """How far log-probabilities move where outputs of parts that have weights are rounded otherwise."""
     moves = []
     for seed in range(seeds):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,18 +108,6 @@ class Weights(ABC):
         """Some thousand numbers of each trained tensor, a copy on the host: the same ones at each call."""
         tensors = [local(p.detach()).flatten() for p in self.trained().values()]
         return torch.cat([tensor[:: 1 + tensor.numel() // SAMPLED].cpu() for tensor in tensors]).clone()
-
-    @final
-    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
-        """Take over a `state`. Returns "", or the name of what does not fit; then nothing has changed."""
-        state = self.state()
-        for name in sorted(state.keys() | tensors.keys()):
-            if name not in state or name not in tensors or state[name].shape != tensors[name].shape:
-                return name
-        with torch.no_grad():
-            for name, tensor in state.items():
-                local(tensor).copy_(local(tensors[name]))
-        return ""
 
 
 @final
