@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.model import attention
 from preftune.model.as_made import as_made
 from preftune.model.heads import ScalarHead
 from preftune.model.policy import Policy
@@ -18,7 +17,6 @@ from preftune.pack.batch import Batch
 def plain_logp(policy: Policy, batch: Batch) -> Tensor:
     """(members,): as `Policy.read`, by the model's own forward pass, attention and parts, one turn at a time."""
     module, answer = policy.module, _score if isinstance(policy.head, ScalarHead) else _logp
-    name = str(module.config._attn_implementation)
 
     def read(batch: Batch) -> Tensor:
         policy.weights.activate()
@@ -27,7 +25,7 @@ def plain_logp(policy: Policy, batch: Batch) -> Tensor:
         ids = [torch.from_numpy(np.concatenate(turn).astype(np.int64)).to(policy.device) for turn in turns]
         return torch.cat([answer(policy, whole, len(turn.ids)) for whole, turn in zip(ids, turns, strict=True)])
 
-    with as_made(module, "eager" if name == attention.NAME else name), torch.no_grad(), policy.autocast():
+    with as_made(module), torch.no_grad(), policy.autocast():
         return policy.weights.through(read, batch)
 
 

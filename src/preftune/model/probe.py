@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -44,19 +44,6 @@ def decoder(module: PreTrainedModel) -> nn.Module:
     if module.base_model is not module:
         return module.base_model
     return next(part for part in module.modules() if isinstance(part, PreTrainedModel) and part is not module)
-
-
-@contextmanager
-def attention_of_family(module: PreTrainedModel, replaced: str) -> Iterator[None]:
-    """The model with attention of its family where it has the one of the name `replaced`."""
-    name = str(module.config._attn_implementation)
-    if name == replaced:
-        module.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if name == replaced:
-            module.set_attn_implementation(name)
 
 
 def probe(module: PreTrainedModel) -> Behavior:
