@@ -18,11 +18,11 @@ from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model import load, scalar
 from preftune.model.adapter_files import AdapterFiles, adapter_at
-from preftune.model.attention import NAME
+from preftune.model.as_made import as_made
 from preftune.model.fuse import fused_parts
 from preftune.model.memory import Shard
 from preftune.model.policy import Policy, trainable, wrap
-from preftune.model.probe import attention_of_family, not_followed
+from preftune.model.probe import not_followed
 from preftune.model.quantized import QUANTIZED
 from preftune.model.shard import mesh_of
 from preftune.model.shard_layer import ShardedByLayer
@@ -85,7 +85,7 @@ def _load_policy(run: Run, dataset: Dataset, notes: Notes, device: torch.device,
     if run.model.trainable is not None:
         notes["trainable"] = text, _ = train_only(module, run.model.trainable)
         emit(Note(text))
-    with attention_of_family(module, NAME):
+    with as_made(module):
         sentences = not_followed(module)
     if sentences:
         notes["not_followed"] = ("; ".join(sentences), {"sentences": sentences})
