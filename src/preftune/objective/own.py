@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
-import json
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
 from preftune.errors import UserError, nearest, third_party_message
 from preftune.objective.base import READS, Formula, RowKind
+from preftune.objective.source import source_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +24,14 @@ OURS = {"ema", "value"}  # what a function cannot ask for
 class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
     """An objective from outside of this package.
 
-    function: it is called with the examples; source: SHA-256 of its source text and of the numbers and strings that it
-    holds. A record keeps `recorded()`.
+    function: it is called with the examples; source: SHA-256 of its source text and of what it holds; remark: on what
+    it holds that this does not cover. A record keeps `recorded()`.
     """
 
     function: Callable[[Any], Tensor]
     written: str  # type: ignore[override]
     source: str
+    remark: str = ""
     kind: RowKind  # type: ignore[override]
     reads: frozenset[str]  # type: ignore[override]
     needs_full_step: bool = False  # type: ignore[override]
@@ -46,7 +44,8 @@ class OwnObjective(Formula, frozen=True, kw_only=True, tag="own"):
 
     @property
     def variant(self) -> str:
-        return f"{self.name}: an objective from outside of preftune, source {self.source[:12]}"
+        text = f"{self.name}: an objective from outside of preftune, source {self.source[:12]}"
+        return f"{text}; {self.remark}" if self.remark else text
 
     def recorded(self) -> dict[str, str]:
         """What a record says in place of the keys of a built-in objective."""
@@ -99,38 +98,14 @@ def own_objective(function: Callable[[Any], Tensor]) -> OwnObjective:
             raise refuse(f'reads "{read}", which is unknown.', nearest(read, known) or f"Known: {', '.join(known)}.")
         if kind not in ONLY.get(read, KINDS):
             raise refuse(f'reads "{read}", which {kind} do not have.', f"Only {' and '.join(ONLY[read])} have it.")
+    source = source_of(function, name, "objective")
     return OwnObjective(
         function=function,
         written=name,
-        source=source_digest(function, name, "objective"),
+        source=source.digest,
+        remark=source.remark(name),
         kind=kind,
         reads=frozenset(reads) | ({"score"} if "quantile" in reads else frozenset()),
         needs_full_step=bool(getattr(function, "needs_full_step", False)) or "mismatched" in reads,
         length_normalized=bool(getattr(function, "length_normalized", False)),
     )
-
-
-def source_digest(function: Callable[..., Any], name: str, location: str) -> str:
-    """SHA-256 of the source text, or of the bytecode where there is no text, and of the numbers and strings held.
-
-    location: the key that holds the function. Raises UserError where there is neither.
-    """
-    slots = (*getattr(function, "__struct_fields__", ()), *getattr(function, "__slots__", ()))
-    state = {slot: getattr(function, slot, None) for slot in slots} | getattr(function, "__dict__", {})
-    if isinstance(function, functools.partial):
-        state |= function.keywords | {str(position): value for position, value in enumerate(function.args)}
-        function = function.func
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        state |= {**variables.globals, **variables.nonlocals}
-    constants = {key: value for key, value in state.items() if isinstance(value, bool | int | float | str)}
-    source: Any = function if inspect.isroutine(function) else type(function)
-    try:
-        text = inspect.getsource(source).encode()
-    except (OSError, TypeError):
-        code = getattr(source if inspect.isroutine(source) else source.__call__, "__code__", None)
-        if code is None:
-            hint = "Wrap it in a function of your own."
-            raise UserError(f"{name} has no source to record.", location=location, hint=hint) from None
-        text = code.co_code + repr([const for const in code.co_consts if not inspect.iscode(const)]).encode()
-    return hashlib.sha256(text + json.dumps(constants, sort_keys=True).encode()).hexdigest()

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from preftune.errors import LONGEST, UserError, nearest
-from preftune.objective.own import source_digest
+from preftune.objective.source import source_of
 
 T = TypeVar("T")
 TIME_LIMIT = 60.0  # seconds a call
@@ -34,17 +34,20 @@ AGAIN = 0.5  # seconds after which the alarm comes once more, for code that catc
 
 
 class Function(Struct, frozen=True):
-    """A function with its name for errors and the record, and SHA-256 of its name and source."""
+    """A function with its name for errors and the record, and SHA-256 of its name and source. remark: a sentence on
+    what it holds that this does not cover."""
 
     call: Callable[..., Any]
     name: str
     digest: str
+    remark: str = ""
 
 
 def given_function(function: Callable[..., Any], location: str = "reward") -> Function:
     """A callable given in Python. Raises UserError where it has no source."""
     name = getattr(function, "__qualname__", type(function).__name__)
-    return Function(function, name, source_digest(function, name, location))
+    source = source_of(function, name, location)
+    return Function(function, name, source.digest, source.remark(name))
 
 
 def load_function(name: str, location: str) -> Function:

@@ -150,10 +150,11 @@ class Part(Struct, frozen=True):
 
 
 class SummedScorer:
-    """Scorers whose scores are added with weights. digests: of the functions among them, for a run's identity."""
+    """Scorers whose scores are added with weights. digests: of the functions among them, for a run's identity; remarks:
+    on what these do not cover."""
 
-    def __init__(self, parts: Sequence[Part], digests: Mapping[str, str]) -> None:
-        self.parts, self.digests = tuple(parts), dict(digests)
+    def __init__(self, parts: Sequence[Part], digests: Mapping[str, str], remarks: Sequence[str] = ()) -> None:
+        self.parts, self.digests, self.remarks = tuple(parts), dict(digests), tuple(remarks)
 
     def score(self, answered: Sequence[Answered]) -> np.ndarray:
         """(responses, 1 + parts) fp64: the sum over the parts that can say, which is learned from, and what each part
@@ -197,16 +198,17 @@ def scorer_of(rewards: Sequence[Reward], load_model: Callable[[Reward], Scorer])
     cannot be used.
     """
     parts: list[Part] = []
-    digests = {}
+    digests, remarks = {}, []
     for reward, name in zip(rewards, numbered([reward.name for reward in rewards]), strict=True):
         if reward.function is not None:
             named = reward.function
             function = given_function(named) if callable(named) else load_function(named, "reward.function")
             digests[f"reward {name}"] = function.digest
+            remarks += [function.remark] if function.remark else []
             scorer: Scorer = FunctionScorer(function, reward.time_limit or TIME_LIMIT)
         elif reward.verify is not None:
             scorer = VerifierScorer(reward.verify, *verifier(reward.verify, reward.pattern))
         else:
             scorer = load_model(reward)
         parts.append(Part(name, scorer, reward.weight, reward.missing_end))
-    return SummedScorer(parts, digests)
+    return SummedScorer(parts, digests, remarks)
