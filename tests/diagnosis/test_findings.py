@@ -354,6 +354,13 @@ def test_remedies_name_keys_that_there_are(objective: dict[str, object], hint: s
     assert hint in finding_of(asks(end(rejected_logp_change=-41.0), **objective), "anchor.drift").remedy
 
 
+def test_what_is_measured_on_a_model_that_did_not_move_is_no_finding_of_its_own() -> None:
+    still = replace(stuck(), rows=make_rows(400, chosen=0.0, rejected=0.0, by_length=6.0))
+    assert "length.reward" in codes(longer(6.0))
+    assert codes(still) == {"anchor.stuck": "serious"}
+    assert any("grows with length" in effect for effect in finding_of(still, "anchor.stuck").effects)
+
+
 def test_both_directions_of_length() -> None:
     long, short = (finding_of(longer(nats), "length.reward") for nats in (8.0, -8.0))
     assert (long.title, short.title) == ("The reward grows with length", "The reward falls with length")

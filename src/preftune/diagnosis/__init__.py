@@ -65,6 +65,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "online.collapse": ("online.flat",),
     "online.flat": ("online.ceiling",),
     "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
+    # what is measured on a model that did not move is where it began, and no fault that was learned
+    "anchor.stuck": ("anchor.chance", "anchor.overfit", "reward.word", "reward.parts", "length.reward", *OF_THE_POLICY),
     "end.wrong": ("end.unlearned",),
     "shift.seen": ("reward.too_easy", *OF_LENGTH),
     "shift.unlikely": (
