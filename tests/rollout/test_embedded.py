@@ -7,6 +7,7 @@ import pytest
 import torch
 from making import group, tiny
 
+from preftune import events
 from preftune.errors import UserError
 from preftune.model.as_made import as_made
 from preftune.model.policy import Policy, wrap
@@ -53,7 +54,10 @@ def logp_of(drawn: list[Drawn]) -> torch.Tensor:
 def test_what_is_said_is_what_the_trie_and_teacher_forcing_say(family: str) -> None:
     policy, _ = wrap(small(family), "auto")
     asked = prompts(5, 9, 9, 37)
-    drawn = Embedded(policy, 24, ENDS).draw(asked, 6, (1,))
+    notes: list[events.Event] = []
+    with events.listening(notes.append):
+        drawn = Embedded(policy, 24, ENDS).draw(asked, 6, (1,))
+    assert not notes  # its own cache is right, so that it is drawn from with it
     assert {len(ids) for d in drawn for ids in d.ids} - {24}  # some end early
     for d in drawn:
         for ids, ended in zip(d.ids, d.ended, strict=True):
@@ -64,6 +68,25 @@ def test_what_is_said_is_what_the_trie_and_teacher_forcing_say(family: str) -> N
     with torch.no_grad():
         assert float((policy.token_logp(batch) - logp).abs().max()) < 5e-5
     assert float((plain_logp(policy, batch) - logp).abs().max()) < 5e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_family_that_keeps_states_outside_of_its_cache_is_drawn_without_one(temperature: float) -> None:
+    """recurrent_gemma keeps them in its modules, where no cache of transformers reorders them."""
+    policy, _ = wrap(tiny("recurrent_gemma"), "auto")
+    asked = prompts(5, 9, 9, 37)
+    notes: list[events.Event] = []
+    with events.listening(notes.append):
+        drawn = Embedded(policy, 12, ENDS, temperature).draw(asked, 6, (1,))
+    assert len(notes) == 1
+    assert "recurrent_gemma keeps what it has read outside of its cache" in str(notes[0])
+    for ids, each in zip(asked, drawn, strict=True):
+        for response, said in zip(each.ids, each.logp, strict=True):
+            whole = [plain_logits(policy, np.append(ids, response[:t])) for t in range(len(response))]
+            logp = torch.log_softmax(torch.stack(whole) / temperature, -1)
+            plain = logp.gather(1, torch.from_numpy(response.astype(np.int64))[:, None])[:, 0]
+            assert float((plain - torch.from_numpy(said)).abs().max()) < 5e-5
 
 
 def same(drawn: list[Drawn], others: list[Drawn]) -> bool:

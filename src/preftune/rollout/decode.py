@@ -47,7 +47,7 @@ class Choice:
 
         Raises FloatingPointError where a log-probability is not finite.
         """
-        states, numbers = states.to(product_type(states)), torch.from_numpy(u).to(states.device)
+        numbers = torch.from_numpy(u).to(states.device)
         at_once = max(1, LOGITS[states.device.type] // (4 * ROWS * len(self.head.weight))) * ROWS
         pairs = [self._pick(*part) for part in zip(states.split(at_once), numbers.split(at_once), strict=True)]
         token, logp = (torch.cat(columns).cpu().numpy() for columns in zip(*pairs, strict=True))
@@ -55,10 +55,13 @@ class Choice:
             raise FloatingPointError("a log-probability of a drawn token is not finite")
         return token, logp
 
+    def logits(self, states: Tensor) -> Tensor:
+        """(rows, width) -> (rows, vocab) in fp32 or wider, at the temperature."""
+        logits = self.head.logits(states.to(product_type(states)))
+        return logits if self.temperature == 1 else logits.div_(self.temperature)
+
     def _pick(self, states: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.head.logits(states)
-        if self.temperature != 1:
-            logits /= self.temperature
+        logits = self.logits(states)
         return most_likely(logits) if self.greedy else pick(logits, u)
 
 

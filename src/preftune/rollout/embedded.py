@@ -6,13 +6,14 @@ Held by tests/rollout/test_embedded.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from preftune.errors import NON_FINITE, UserError
+from preftune.events import Note, emit
 from preftune.model.as_made import as_made
 from preftune.model.budget import positions
 from preftune.model.heads import LanguageHead
@@ -20,7 +21,9 @@ from preftune.model.policy import Policy, not_plain
 from preftune.rollout.branches import Branches, NotReplaceableError, register
 from preftune.rollout.decode import ROWS, Choice, Responses, Wanted, decode
 from preftune.rollout.draw import Drawn, stream_keys
-from preftune.rollout.plain import Cached
+from preftune.rollout.plain import Cached, Recomputed, off_a_plain_pass
+
+OFF = 0.05  # nats a token in a row by which a cache may be off: far above rounding, far below a state that is another's
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Embedded:
     end_tokens: frozenset[int]
     temperature: float = 1.0
     greedy: bool = False
+    _without_cache: list[str] = field(default_factory=list)  # the family, once its cache was seen to be wrong
 
     def draw(self, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]:
         """`count` responses to each prompt, a function of the weights, each prompt, k and the seed.
@@ -75,16 +79,38 @@ class Embedded:
                     return decode(branches, branches.begin()[self._on_device(more)], wanted.with_fill(fill), choice)
             except NotReplaceableError:
                 pass
+        return self._responses_by_cache(prompts, of_row, wanted, choice)
+
+    def _responses_by_cache(
+        self, prompts: Sequence[np.ndarray], of_row: np.ndarray, wanted: Wanted, choice: Choice
+    ) -> Responses:
+        """With the family's own cache, where a pass without one says the same of what is drawn; else without."""
+        module = self.policy.module
         responses = Responses.empty(len(of_row), int(wanted.most.max()))
         with as_made(module, "sdpa" if module._supports_sdpa else "eager"):
             for length in np.unique(wanted.start):
                 rows = np.flatnonzero(wanted.start == length)
                 members, of_member = np.unique(of_row[rows], return_inverse=True)
                 ids = self._on_device(np.stack([prompts[index] for index in members]).astype(np.int64))
-                cached = Cached(self.policy)
-                states = cached.begin(ids, self._on_device(of_member))
-                responses.put(rows, decode(cached, states, wanted.at(rows), choice))
+                member = self._on_device(of_member)
+                drawn = None if self._without_cache else self._drawn_by_cache(ids, member, wanted.at(rows), choice)
+                if drawn is None:
+                    recomputed = Recomputed(self.policy, ids[member])
+                    drawn = decode(recomputed, recomputed.begin(), wanted.at(rows), choice)
+                responses.put(rows, drawn)
         return responses
+
+    def _drawn_by_cache(self, ids: Tensor, member: Tensor, wanted: Wanted, choice: Choice) -> Responses | None:
+        """ids: (prompts, tokens); member: (rows,) the prompt of each. None where a pass without a cache contradicts it."""
+        cached = Cached(self.policy)
+        drawn = decode(cached, cached.begin(ids, member), wanted, choice)
+        if off_a_plain_pass(self.policy, ids[member], drawn, choice) <= max(OFF, self.policy.noise):
+            return drawn
+        family = self.policy.module.config.model_type
+        text = f"{family} keeps what it has read outside of its cache: each token is drawn by a pass over all before it"
+        emit(Note(f"{text}, which is slow"))
+        self._without_cache.append(family)
+        return None
 
     def _on_device(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self.policy.device)

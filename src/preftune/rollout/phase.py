@@ -38,6 +38,7 @@ from preftune.tokens.groups import TokenGroup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WRONG = 0.5  # nats a token, on average; servers in fp8 are 0.1 off
 CHECKED = 8  # one task in so many is where the sampler's numbers are compared with the policy's own
 
 
@@ -143,6 +144,7 @@ class Online:
         groups = plain_groups(tasks, numbers, self.rollout.responses)
         if self._is_off(groups):
             numbers = replace(numbers, policy=self._read_by(self.models.policy, groups))
+            self._refuse_another_model(numbers)
         numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
         if self.judge is not None:
             numbers = with_votes(self.judge, tasks, numbers, self.tokenizer, self.dist)
@@ -174,6 +176,16 @@ class Online:
         own = self._read_by(self.models.policy, shortest)
         said = np.concatenate([values for group in shortest for values in group.columns["sampled"]])
         return float(np.abs(own - said).max()) > self.models.policy.noise
+
+    def _refuse_another_model(self, numbers: Numbers) -> None:
+        """Raise UserError where the sampler's log-probabilities are of another model: no noise that a ratio mends."""
+        assert numbers.policy is not None
+        if (off := float(np.abs(numbers.policy - numbers.sampled).mean())) > WRONG:
+            raise UserError(
+                f"the sampler says {off:.2g} nats a token else than the policy of what it has drawn, on average, so it "
+                "draws from another model.", location="model.path" if self.rollout.server is None else "rollout.server",
+                hint="Check which model, adapter and temperature the server has." if self.rollout.server else
+                "This family cannot draw here: draw by a server (rollout.server).")  # fmt: skip
 
     def _read_by(self, model: Policy, groups: Sequence[TokenGroup]) -> np.ndarray:
         return read_by(model, groups, self.packing, self.oom, self.dist)
