@@ -15,6 +15,8 @@ from transformers import AutoConfig, PreTrainedModel
 from preftune.errors import UserError
 from preftune.model.load import Loaded, load_config, load_model
 from preftune.model.probe import not_followed
+from preftune.model.scalar import load_scorer
+from preftune.model.shapes import meta_module, shapes_of
 from preftune.model.weights import WholeModel
 
 LAYERS = {"model.layers.3.mlp.up_proj.weight": torch.ones(48, 32)}
@@ -22,8 +24,27 @@ CARRIED = {  # what a folder holds besides -> what is told
     "prediction layer": {**LAYERS, "model.layers.3.eh_proj.weight": torch.ones(32, 64)},
     "prediction head": {"mtp.fc.weight": torch.ones(32, 64), "mtp.layers.0.norm.weight": torch.ones(32)},
     "pictures": {"vision_tower.layers.0.mlp.up_proj.weight": torch.ones(4, 4), "projector.weight": torch.ones(4, 4)},
-    "nothing": {"model.rotary_emb.inv_freq": torch.ones(4)},
+    "value heads": {"v_head.summary.weight": torch.ones(1, 32), "value_head.weight": torch.ones(1, 32)},
+    "caches of older files": {
+        f"model.layers.0.self_attn.{name}": torch.ones(4)
+        for name in ("rotary_emb.cos_cached", "rotary_emb.sin_cached", "masked_bias", "k_scale")
+    },
+    "masks": {"model.layers.0.self_attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool)},
+    "nothing": {
+        "model.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    },
 }
+LAYER = "model.layers.0.self_attn"
+INSIDE = {  # what a folder holds besides -> what is said of it
+    "bias": ({f"{LAYER}.q_proj.bias": torch.ones(32)}, "does not use: .*q_proj.bias.*attention_bias"),
+    "without prefix": ({"layers.0.self_attn.q_proj.bias": torch.ones(32)}, "does not use: layers.0.*q_proj.bias"),
+    "norm": ({f"{LAYER}.q_norm.weight": torch.ones(8)}, "does not use: .*q_norm.weight"),
+    "output layer": ({"lm_head.bias": torch.ones(64)}, "does not use: lm_head.bias"),
+    "scale": ({f"{LAYER}.q_proj.weight_scale": torch.ones(())}, "does not use: .*q_proj.weight_scale"),
+    "adapter": ({f"{LAYER}.q_proj.lora_{side}.weight": torch.ones(4, 32) for side in "AB"},
+                "does not use: .*lora_A.* merge"),
+}  # fmt: skip
 
 
 def loaded(folder: Path) -> Loaded:
@@ -41,6 +62,58 @@ def test_weights_that_are_not_trained_are_told_by_name(kind: str, tmp_path: Path
     remarks = loaded(saved(tiny(), tmp_path, **CARRIED[kind])).remarks
     names = remarks["weights_left_out"][1]["names"] if remarks else []
     assert names == ([] if kind == "nothing" else sorted(CARRIED[kind]))
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_weights_inside_of_layers_that_the_model_does_not_use_are_refused(kind: str, tmp_path: Path) -> None:
+    """The model that is trained would be another than that of the files."""
+    more, says = INSIDE[kind]
+    with pytest.raises(UserError, match=says):
+        loaded(saved(tiny(), tmp_path, **more))
+
+
+def configured(folder: Path, **keys: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | keys))
+    return folder
+
+
+@pytest.mark.parametrize("of_scores", [False, True])
+def test_an_attention_that_the_config_names_is_not_asked_for(of_scores: bool, tmp_path: Path) -> None:
+    saved(tiny(), tmp_path)
+    for keys in ({"_attn_implementation": "flash_attention_2"}, {"attn_implementation": "flash_attention_3"}):
+        configured(tmp_path, **keys)
+        shapes_of(meta_module(load_config(str(tmp_path), None, "model.path")))
+        load_scorer(str(tmp_path), revision=None, weights="float32", device=torch.device("cpu"), location="model.path",
+                    fresh=True) if of_scores else loaded(tmp_path)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weights", ["float32", "nf4"])
+def test_plain_numbers_that_the_config_calls_quantized_are_refused(weights: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = configured(saved(tiny(), tmp_path), quantization_config=quantized)
+    with pytest.raises(UserError, match=r"quantized by its config.json .bitsandbytes.*take quantization_config out"):
+        load_model(str(folder), revision=None, weights=weights, device=torch.device("cpu"), location="model.path")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_of_few_bits_need_a_config_that_scales_them(tmp_path: Path) -> None:
+    module, name = tiny(), "model.layers.0.mlp.up_proj.weight"
+    plain = module.get_parameter(name).detach()
+    scale = plain.abs().max() / 448
+    more = {name: (plain / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale.reshape(1, 1)}
+    saved(module, tmp_path, **more)
+    with pytest.raises(UserError, match=r"up_proj.weight holds numbers of few bits \(F8_E4M3\)"):
+        loaded(tmp_path)
+    keys = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    modules = [n for n, p in module.named_modules() if isinstance(p, torch.nn.Linear) and f"{n}.weight" != name]
+    configured(tmp_path, quantization_config={**keys, "modules_to_not_convert": modules})
+    if not torch.cuda.is_available():  # where it is made floats
+        assert float((loaded(tmp_path).module.get_parameter(name) - plain).abs().max()) < 0.07 * float(
+            plain.abs().max()
+        )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,9 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from preftune.errors import UserError, third_party_message
-from preftune.model.adapter_files import adapter_at, base_of
+from preftune.model.adapter_files import AdapterFiles, adapter_at, base_of
 from preftune.model.as_made import has_adapter_layers
+from preftune.model.files_fit import mismatch, names_left_out, refuse_quantized, some_of
 from preftune.model.quantized import QUANTIZED, loading, make_exact
 from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
@@ -27,7 +27,6 @@ logging.set_verbosity_error()  # and problems of a model folder are our errors
 getLogger("bitsandbytes").setLevel("ERROR")  # peft imports it where it is, and it misses a kernel that is not used
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCORE = "score.weight"  # what a reward model has in place of an output layer
-LISTED = 3  # names of weights that a sentence gives
 
 
 class Loaded(NamedTuple):
@@ -62,7 +61,7 @@ def load_model(
         if (adapter := adapter_at(path, revision, location)) is not None:
             adapter.tell_base(weights)
         options = loading(weights, DTYPES[compute], device) if weights in QUANTIZED else {"dtype": DTYPES[weights]}
-        module, left_out = _from_pretrained(path, revision, options, location, scores=scores)
+        module, left_out = _from_pretrained(path, revision, options, location, scores=scores, known=known)
         left_out = [name for name in left_out if name not in known]
         location = f"{location}: {path}"
     if weights not in QUANTIZED:  # those are there already
@@ -99,35 +98,31 @@ def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scor
                         hint="Give the folder or the name of the model.")  # fmt: skip
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first names of a list, for a sentence."""
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
-
-
 def _from_pretrained(
-    path: str, revision: str | None, options: Mapping[str, Any], location: str, *, scores: bool
-) -> tuple[PreTrainedModel, list[str]]:
+    path: str, revision: str | None, options: Mapping[str, Any], location: str, *, scores: bool,
+    known: Collection[str] = (),
+) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
     """The model, and the weights of its files that are no part of it."""
     if (adapter := adapter_at(path, revision, location)) is not None:
-        from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
-
         if adapter.of_scores:
             raise _is_reward_model(f"{location}: {path}")
-        module, left_out = _from_pretrained(
-            base_of(adapter, location), adapter.revision, options, location, scores=False
-        )
-        load_adapter(module, adapter, location)
-        return module, left_out
+        return _with_adapter(adapter, options, location)
     source, folder = source_of(path, revision, location), Path(path).expanduser()
-    load_config(path, revision, location)
+    config = load_config(path, revision, location)
     location = f"{location}: {path}"
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         hint = "Weights in pickle files are not read; save the model again as safetensors."
         raise UserError("has no *.safetensors file.", location=location, hint=hint)
-    family, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
+    if scores:
+        config.num_labels = 1
+    family = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    types, scaled = types_in_files(source, revision), getattr(config, "quantization_config", None) is not None
+    if "quantization_config" in options:
+        refuse_quantized(config, location)
     try:
         module, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source,
+            config=config,
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
@@ -135,17 +130,29 @@ def _from_pretrained(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **options,
-            **labels,
         )
     except Exception as error:  # transformers raises many kinds; each means that this model cannot be used
         raise UserError(f"cannot be loaded: {third_party_message(error)}", location=location) from error
-    types = types_in_files(source, revision)
     if not scores and SCORE in types.keys() - module.state_dict().keys():
         raise _is_reward_model(location)
-    problem, hint = _mismatch(info, set(module.state_dict()), types)
+    left_out = names_left_out(module, info["unexpected_keys"], types)
+    problem, hint = mismatch(module, info, types, [name for name in left_out if name not in known], scaled=scaled)
     if problem:
         raise UserError(problem, location=location, hint=hint)
-    return module, _left_out(module, info["unexpected_keys"], types)
+    if "quantization_config" not in options:
+        refuse_quantized(module.config, location)
+    return module, left_out
+
+
+def _with_adapter(
+    adapter: AdapterFiles, options: Mapping[str, Any], location: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """The base of an adapter with it, and the weights of the base's files that are no part of it."""
+    from preftune.model.put_adapter import load_adapter  # peft is imported where it is needed
+
+    module, left_out = _from_pretrained(base_of(adapter, location), adapter.revision, options, location, scores=False)
+    load_adapter(module, adapter, location)
+    return module, left_out
 
 
 def _is_reward_model(location: str) -> UserError:
@@ -176,47 +183,6 @@ def _weight_files(source: str, revision: str | None) -> list[Path]:
     return sorted(Path(file).parent.glob("*.safetensors")) if file else []
 
 
-def _left_out(module: PreTrainedModel, unexpected: Iterable[str], types: Mapping[str, str]) -> list[str]:
-    """Weights in the files that are no part of the model, also those that transformers passes over on purpose; but not
-    numbers that the model works out by itself."""
-    patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    known, buffers = module.state_dict(), {name.rpartition(".")[2] for name, _ in module.named_buffers()}
-    passed_over = [name for name in types if name not in known and any(re.search(p, name) for p in patterns)]
-    derived = buffers - {name.rpartition(".")[2] for name in known}
-    return sorted(name for name in {*unexpected, *passed_over} if name.rpartition(".")[2] not in derived)
-
-
-def _mismatch(info: Mapping[str, Any], known: set[str], types: Mapping[str, str]) -> tuple[str, str]:
-    """Why weights and config.json are not of one model, and a hint; empty where they are.
-
-    known: names of the model's weights; types: of the tensors in its files.
-    """
-    for name, size, expected in sorted(info["mismatched_keys"]):
-        text = f"{name} is {_shape(size)} in its weights, but {_shape(expected)} by its config.json."
-        return text, "Is it the config of another model?"
-    if missing := sorted(info["missing_keys"]):
-        return f"has no weights for {some_of(missing)}.", "Not the folder of a causal language model?"
-    if whole := sorted(name for name in known & types.keys() if types[name][0] in "IU"):
-        return f"{whole[0]} holds whole numbers ({types[whole[0]]}).", "Quantized weights cannot be trained."
-    alike = {_pattern(name) for name in known}
-    other_layers = {_layer(key) for key in info["unexpected_keys"] if _pattern(key) not in alike}
-    beyond = [k for k in info["unexpected_keys"] if _pattern(k) in alike and _layer(k) not in other_layers]
-    if beyond:  # layers like the model's own, and no prediction layer, which has parts of other names
-        text = f"holds weights that its config.json has no place for, such as {min(beyond)}."
-        return text, "Is it the config of another model?"
-    return "", ""
-
-
-def _pattern(name: str) -> str:
-    """A weight's name without the numbers of layers and experts."""
-    return re.sub(r"\.\d+\.", ".*.", name)
-
-
-def _layer(name: str) -> str:
-    """The beginning of a weight's name up to the number of its layer."""
-    return name[: match.end()] if (match := re.search(r"\.\d+(?=\.)", name)) else name
-
-
 def load_config(path: str, revision: str | None, location: str) -> PreTrainedConfig:
     """The model's config alone, without its weights; of an adapter that of its base. Raises UserError where it is of no
     causal language model."""
@@ -231,6 +197,7 @@ def load_config(path: str, revision: str | None, location: str) -> PreTrainedCon
             "" if Path(source).is_dir() else "There is no such folder here, and no such model on the hub was reached."
         )
         raise UserError(f"cannot be read: {third_party_message(error)}", location=location, hint=hint) from error
+    config._attn_implementation = "eager"  # else what the file names wins, which may not be installed
     if source == path:
         refuse_hub_code(path, revision, location)  # what was not on this machine before
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -253,7 +220,3 @@ def source_of(path: str, revision: str | None, location: str) -> str:
         return path
     refuse_code(folder, location)
     return str(folder)
-
-
-def _shape(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
