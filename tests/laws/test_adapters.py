@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from killed import AN_UPDATE, Killed, killed_at
 from making import save_model
 from msgspec import UNSET
 from msgspec.structs import replace as changed
+from peft import LoraConfig, get_peft_model
 from recorded import events, lines
 from safetensors.torch import load_file
 from several import after_steps, on_ranks
 from transformers import AutoModelForCausalLM
 
 from preftune import objective as o
+from preftune.config.load import load as load_run
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.tree import tree_of
@@ -181,6 +184,47 @@ def test_it_goes_on_from_an_adapter_which_is_then_the_reference(adapted: Callabl
     assert lines(second, "evaluations")[-1]["loss"] < after["loss"]
 
 
+def of_peft(base: str | Path, folder: Path, **keys: object) -> Path:
+    """An adapter as people make it by peft, with numbers that show."""
+    torch.manual_seed(0)
+    settings = {"r": 8, "lora_alpha": 24, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1} | keys
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        around = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings)
+        )
+        with torch.no_grad():
+            for name, parameter in around.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        around.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"target_modules": r".*layers\.1\.self_attn\.(q|v)_proj"}], ids=["names", "pattern"]
+)
+def test_a_record_says_what_the_adapter_is_that_it_goes_on_from(
+    adapted: Callable[..., Run], tmp_path: Path, keys: dict
+) -> None:
+    base = adapted().model.path
+    stored = of_peft(base, tmp_path / "stored", use_rslora=True, **keys)
+    asked = {"adapter__rank": UNSET, "adapter__path": str(stored), "optim__epochs": None, "save__every": 1}
+    out = train(adapted(**asked, optim__steps=2))
+    recorded, identity = load_run(str(out / "run.toml")).adapter, json.loads((out / "identity.json").read_text())
+    assert (recorded.rank, recorded.alpha, recorded.scaling, recorded.kind) == (8, 24, "root", "lora")
+    assert recorded.targets == ("q_proj", "v_proj")
+    assert (identity["adapter.rank"], identity["adapter.targets"]) == (8, ["q_proj", "v_proj"])
+    assert "lora_dropout = 0.1, which is not used" in events(out, "adapter_dropout")[0]["text"]
+    run = load_run(str(out / "run.toml"))
+    train(
+        changed(run, optim=changed(run.optim, steps=3)), resume=True, allow_change=["optim.steps"]
+    )  # what a record says is a run once more
+    train(adapted(**asked, optim__steps=4), resume=True, allow_change=["optim.steps"])
+    with pytest.raises(UserError, match=r"adapter\.rank.*goes on from says 8"):
+        train(adapted(**asked | {"adapter__rank": 4}, optim__steps=4))
+
+
 def test_an_adapter_that_goes_on_with_another_base_names_it(adapted: Callable[..., Run], tmp_path: Path) -> None:
     first, other = train(adapted(out=str(tmp_path / "first"), optim__epochs=1)), save_model(tmp_path / "other", seed=7)
     keys = {"adapter__rank": UNSET, "adapter__path": str(first / "model"), "model__path": str(other)}
@@ -324,7 +368,7 @@ def test_a_sweep_over_ranks_scores_the_reference_once(adapted: Callable[..., Run
     [
         ({"reference.kind": "moving"}, "moving"),
         ({"adapter__kind": "dora", "adapter__start": "pissa"}, "adapter.start"),
-        ({"adapter__path": "somewhere"}, "adapter.rank"),
+        ({"adapter__path": "somewhere"}, "adapter.path"),
         ({"adapter__rank": 0}, "adapter.rank"),
         ({"adapter__lora_alpha": 8}, "alpha"),
     ],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +32,7 @@ from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.rollout import numbers, phase
 from preftune.rollout.config import Reward, Value
+from preftune.rollout.draw import Drawn
 from preftune.rollout.embedded import Embedded
 from preftune.run.online import prepare_online
 from preftune.run.train import new_state, train
@@ -344,6 +348,78 @@ def test_another_source_of_a_reward_may_be_allowed_by_its_key(online: Callable[.
     with pytest.raises(UserError, match="another run is in this folder"):
         train(longer, resume=True, allow_change=["optim.steps"])
     assert len(lines(train(longer, resume=True, allow_change=["optim.steps", "reward.function"]), "metrics")) == 4
+
+
+class Weighing:
+    """A reward with a number of numpy, and something that nobody can compare."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight, self.lock = np.float32(weight), threading.Lock()
+
+    def score(self, prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
+        return [float(self.weight) * len(response) for response in responses]
+
+
+def test_what_a_reward_holds_is_a_part_of_the_run(online: Callable[..., Run]) -> None:
+    run = changed(online(optim__steps=2), reward=Weighing(1).score)
+    (event,) = [event for event in lines(train(run), "events") if event["event"] == "source_unseen"]
+    assert "Weighing.score.lock (lock)" in event["text"]
+    longer = changed(run, optim=changed(run.optim, steps=4))
+    with pytest.raises(UserError, match="another run is in this folder"):
+        train(changed(longer, reward=Weighing(-1).score), resume=True, allow_change=["optim.steps"])
+    train(changed(longer, reward=Weighing(1).score), resume=True, allow_change=["optim.steps"])
+
+
+def permuted(model: Path, folder: Path) -> str:
+    """The model with a tokenizer of the same words in another order."""
+    shutil.copytree(model, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    names = [name for name in words if name.startswith("w")]
+    words |= dict(zip(names, [words[name] for name in (*names[7:], *names[:7])], strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_a_model_that_means_other_tokens_is_refused(online: Callable[..., Run], world: Path, tmp_path: Path) -> None:
+    """It would be asked about ids that are other words to it; a folder without a tokenizer says nothing."""
+    other = permuted(world / "model", tmp_path / "other")
+    with pytest.raises(UserError, match=r"reference\.path: .*token 3 is 'w3' to the policy"):
+        train(online(reference__path=other))
+    with pytest.raises(UserError, match=r"value\.path: .*token 3 is 'w3' to the policy"):
+        train(online(o.PPO(), value__path=other))
+    for file in Path(other).glob("token*"):
+        file.unlink()
+    train(online(o.PPO(), value__path=other, reference__path=other, optim__steps=2))
+
+
+def test_a_value_model_begins_from_no_reward_model_of_other_tokens(
+    online: Callable[..., Run], world: Path, tmp_path: Path
+) -> None:
+    usual, other = online(optim__steps=2), permuted(world / "model", tmp_path / "m")
+    rows = changed(usual.data, train=str(world / "pairs.jsonl"))
+    run = changed(usual, rollout=None, reward=None, reference=None, data=rows, objective=o.Reward(),
+                  model=changed(usual.model, path=other))  # fmt: skip
+    scored = train(changed(run, out=str(tmp_path / "reward")))
+    out = train(changed(online(o.PPO(), optim__steps=2), reward=Reward(model=str(scored / "model"))))
+    (event,) = [event for event in lines(out, "events") if event["event"] == "value_start"]
+    assert "begins from the policy, not from the reward model: token 3" in event["text"]
+
+
+def test_a_sampler_of_another_model_is_refused(online: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its draws would be learned from as if they were the policy's."""
+    draw_up_to = Embedded.draw_up_to
+
+    def wrong(self: Embedded, prompts: Sequence[np.ndarray], most: np.ndarray, seed: Sequence[int]) -> list[Drawn]:
+        drawn = draw_up_to(self, prompts, most, seed)
+        return [replace(each, logp=tuple(logp - off for logp in each.logp)) for each in drawn]
+
+    monkeypatch.setattr(Embedded, "draw_up_to", wrong)
+    off = 0.2
+    assert lines(train(online(optim__steps=2)), "phases")[0]["sampler_off"] == pytest.approx(0.2, abs=1e-4)
+    off = 0.7
+    with pytest.raises(UserError, match=r"model\.path: the sampler says 0.7 nats a token else"):
+        train(online(optim__steps=2), force=True)
 
 
 def test_no_ceiling_is_told_under_a_reference_that_moves(online: Callable[..., Run]) -> None:

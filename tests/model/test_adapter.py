@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from making import groups, save_model, tiny
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -235,6 +235,66 @@ def test_a_folder_that_holds_no_adapter_of_this_model_is_refused(tmp_path: Path,
 
     with pytest.raises(UserError, match=r"adapter\.path"):
         put()
+
+
+def of_peft(folder: Path, start: object, **keys: object) -> None:
+    """An adapter as peft begins and saves it, with a plain copy of its start where that can be."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=start, **keys)  # type: ignore[arg-type]
+    around = get_peft_model(base, config)
+    around.save_pretrained(folder / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "start", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "of tomorrow"]
+)
+def test_a_start_that_changes_the_base_is_refused(tmp_path: Path, start: str) -> None:
+    """PeftModel.from_pretrained changes the base as it loads one of the first four, so the files are of that model."""
+    save_model(tmp_path / "base")
+    of_peft(tmp_path, start if start in ("pissa", "pissa_niter_4", "olora") else True)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": start}))
+    with pytest.raises(UserError, match=f"began as {start.lower()}.*merge_and_unload") as error:
+        adapter_at(str(tmp_path / "adapter"), None, "adapter.path")
+    assert "path_initial_model_for_weight_conversion" in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva", "mica"])
+def test_any_other_start_is_read_as_peft_reads_it(tmp_path: Path, start: object) -> None:
+    save_model(tmp_path / "base")
+    of_peft(tmp_path, start)
+    files = adapter_at(str(tmp_path / "adapter"), None, "adapter.path")
+    assert files is not None
+    assert (files.keys["rank"], files.keys["targets"], files.keys["start"]) == (4, ("q_proj",), "zero")
+    ours, base = (AutoModelForCausalLM.from_pretrained(tmp_path / "base") for _ in range(2))
+    go_on(ours.requires_grad_(False), files, Adapter(), base="here", revision=None, digest="", location="adapter.path")
+    theirs, ids = PeftModel.from_pretrained(base, tmp_path / "adapter"), torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert float((ours(ids).logits - theirs(ids).logits).abs().max()) < 2e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_peft_converts_to_a_plain_adapter_is_taken(tmp_path: Path) -> None:
+    """As the error says how to mend it."""
+    save_model(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    around = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"],
+                                             init_lora_weights="pissa"))  # fmt: skip
+    around.peft_config["default"].init_lora_weights = True
+    around.save_pretrained(tmp_path / "begun")
+    around.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, parameter in around.named_parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05 * ("lora_" in name))
+    around.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "begun"))
+    files = adapter_at(str(tmp_path / "adapter"), None, "adapter.path")
+    assert files is not None
+    ours, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), torch.arange(3, 20)[None]
+    go_on(ours.requires_grad_(False), files, Adapter(), base="here", revision=None, digest="", location="adapter.path")
+    with torch.no_grad():
+        assert float((ours(ids).logits - around(ids).logits).abs().max()) < 2e-5
 
 
 def double(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ from preftune.config.load import convert
 from preftune.config.run import Run, reward_tables
 from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
+from preftune.model.adapter_files import adapter_at
 from preftune.model.config import Adapter
 from preftune.objective import PPO, Formula, Objective, of_scores, parts
 from preftune.objective.rollouts import RolloutFormula
@@ -42,12 +43,13 @@ def resolve(run: Run) -> Run:
         raise _without_effect("this objective takes means over tokens already", "aggregate")
     if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
         raise _without_effect("a reward model reads a response's last token", "aggregate")
-    if run.adapter is not None:
-        _refuse_adapter(run.adapter, reference)
+    if (adapter := run.adapter) is not None:
+        _refuse_adapter(adapter, reference)
+        run = replace(run, adapter=_with_stored_keys(adapter))
         if run.model.trainable is not None:
             raise _without_effect("under an adapter no other weights learn", "model.trainable")
-        if run.adapter.start in ("pissa", "olora") and run.model.weights in ("nf4", "int8"):
-            raise UserError(f"{run.adapter.start} decomposes matrices that {run.model.weights} does not have.",
+        if adapter.start in ("pissa", "olora") and run.model.weights in ("nf4", "int8"):
+            raise UserError(f"{adapter.start} decomposes matrices that {run.model.weights} does not have.",
                             location="adapter.start", hint='Use "zero".')  # fmt: skip
     if not isinstance(run.model.path, str):
         if run.model.revision:
@@ -92,11 +94,19 @@ def _refuse_adapter(adapter: Adapter, reference: Reference) -> None:
                         hint=f"Use {adapter.rank + 1}.")  # fmt: skip
     if adapter.kind == "dora" and adapter.start in ("pissa", "olora"):
         raise UserError(f"dora cannot begin as {adapter.start}.", location="adapter.start", hint='Use "zero".')
-    if adapter.path is not None:
-        said = [name for name in ("kind", "rank", "alpha", "scaling", "targets", "start", "train_also")
-                if getattr(adapter, name) != getattr(Adapter(), name)]  # fmt: skip
-        if said:
-            raise _without_effect("the adapter that it goes on from says it", f"adapter.{said[0]}")
+
+
+def _with_stored_keys(adapter: Adapter) -> Adapter:
+    """The table with what the adapter that it goes on from says of itself, so that a record holds what is trained.
+    Raises UserError where a key says otherwise."""
+    files = None if adapter.path is None else adapter_at(adapter.path, None, "adapter.path")
+    if files is None:  # where there should be one, that is told when it is asked for
+        return adapter
+    keys = files.keys
+    for name, value in keys.items():
+        if getattr(adapter, name) not in (getattr(Adapter(), name), value):
+            raise _without_effect(f"the adapter that it goes on from says {value}", f"adapter.{name}")
+    return replace(adapter, **keys)
 
 
 def _with_optim(run: Run) -> Run:

@@ -18,6 +18,8 @@ from preftune.trust import refuse_unnamed
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base.json"  # beside them where the base was quantized: peft's file has no key for it
+# of init_lora_weights: all that leave the base as it is
+BEGUN_ON_THE_BASE = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,35 @@ class AdapterFiles:
             emit(Note(f'{text}, which is another model; model.weights = "{self.quantized}" takes its own'))
 
     @property
+    def keys(self) -> dict[str, Any]:
+        """What it says of itself, as keys of [adapter]; the defaults are peft's. targets: last parts of the names of
+        its layers, and experts by their parameter. Raises UserError where these are none."""
+        says = self.settings
+        rank, alpha, experts = says.get("r", 8), says.get("lora_alpha", 8), says.get("target_parameters") or []
+        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+            raise UserError(f"r is {rank} in {CONFIG} and lora_alpha is {alpha}, which no adapter can have.",
+                            location=str(self.folder))  # fmt: skip
+        layers = {name.partition(".lora_A.")[0].rpartition(".")[2] for name in self._names() if ".lora_A." in name}
+        layers -= {part for name in experts for part in (*str(name).split(".")[:-1], "base_layer")}
+        return {
+            "kind": "dora" if says.get("use_dora") else "lora",
+            "rank": rank,
+            "alpha": float(alpha),
+            "scaling": "root" if says.get("use_rslora") else "rank",
+            "targets": tuple(sorted({*layers, *map(str, experts)})),
+            "start": "zero",
+            "train_also": tuple(sorted(map(str, says.get("modules_to_save") or ()))),
+        }
+
+    def _names(self) -> list[str]:
+        """Of its tensors; none where the file cannot be read, which is told when it is loaded."""
+        from safetensors import SafetensorError, safe_open
+
+        with contextlib.suppress(OSError, SafetensorError), safe_open(self.folder / TENSORS, "numpy") as tensors:
+            return [*tensors.keys()]
+        return []
+
+    @property
     def has_tokenizer(self) -> bool:
         return any(self.folder.glob("tokenizer*"))
 
@@ -89,7 +120,23 @@ def adapter_at(path: str, revision: str | None, location: str) -> AdapterFiles |
     if not (folder / TENSORS).is_file():
         hint = "Weights in pickle files are not read; save the adapter again as safetensors."
         raise UserError(f"has no {TENSORS}.", location=location, hint=hint)
+    _refuse_other_base(settings, location)
     return AdapterFiles(folder, settings, str(base or ""), settings.get("revision"))
+
+
+def _refuse_other_base(settings: dict[str, Any], location: str) -> None:
+    """Raise UserError where the numbers are no difference from the base's files: PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA
+    and KaSA change the base as they begin, and what they change it to is not stored."""
+    start = str(settings.get("init_lora_weights", True)).lower()
+    if settings.get("kasa_config"):
+        start = "kasa"
+    if start not in BEGUN_ON_THE_BASE:
+        hint = (
+            "Merge it by peft (PeftModel.from_pretrained(base, adapter).merge_and_unload()) and take that model, or "
+            "save it by save_pretrained(path_initial_model_for_weight_conversion=...), which makes a plain LoRA of it."
+        )
+        raise UserError(f"this adapter began as {start}, which changes the base, so that its numbers do not belong to "
+                        "the base's files.", location=location, hint=hint)  # fmt: skip
 
 
 def _hub_folder(path: str, revision: str | None) -> Path | None:

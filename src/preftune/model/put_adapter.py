@@ -18,7 +18,7 @@ from preftune.errors import UserError, nearest, third_party_message
 from preftune.model.adapter import AdapterWeights, is_adapter, lora_layers, without_warnings
 from preftune.model.adapter_files import CONFIG, TENSORS, AdapterFiles
 from preftune.model.config import Adapter
-from preftune.model.load import some_of
+from preftune.model.files_fit import some_of
 
 LEARNS = "default"  # name of the adapter within peft
 START, BEFORE = "start", "before"  # what names end with of an adapter that is a part of it, and of what it goes on from

@@ -19,6 +19,7 @@ from preftune.events import Note, emit
 from preftune.model.adapter import AdapterWeights, adapters_in, described, shaken
 from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import take_back
+from preftune.model.config import Adapter
 from preftune.model.heads import LanguageHead, ScalarHead
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.put_adapter import begin_adapter, go_on, put_beside
@@ -46,11 +47,22 @@ def put_adapter(run: Run, module: PreTrainedModel, notes: Notes) -> AdapterWeigh
     if files is None:
         return begin_adapter(module, run.adapter, **names, seed=run.seed)
     files.tell_base(run.model.weights)
+    if dropout := files.settings.get("lora_dropout"):
+        text = f"the adapter was made with lora_dropout = {dropout}, which is not used: it learns without dropout"
+        notes["adapter_dropout"] = (text, {"lora_dropout": dropout})
+        emit(Note(text))
     if files.base and not same_base(run, files):
         text = f"the adapter was made for {files.base}, and goes on with {base_name(run) or 'a model given in Python'}"
         notes["adapter_base"] = (text, {"made_for": files.base})
         emit(Note(text))
     return go_on(module, files, run.adapter, **names, location="adapter.path")
+
+
+def fresh_like(table: Adapter) -> Adapter:
+    """Of a value model: parts that the policy learns whole are its own, and so are the layers of a stored adapter,
+    which may be some that a model with a score does not have."""
+    targets = table.targets if table.path is None else "all-linear"
+    return replace_keys(table, path=None, train_also=(), targets=targets)
 
 
 def value_on_base(
@@ -66,7 +78,7 @@ def value_on_base(
     take_back(policy.module, "eager")
     module = with_score(policy.module, location)
     if files is None:
-        fresh = replace_keys(run.adapter, path=None, train_also=())  # parts that the policy learns whole are its own
+        fresh = fresh_like(run.adapter)
         own = begin_adapter(module, fresh, base=base_name(run), revision=run.model.revision, digest=weights.digest(),
                             seed=run.seed, name=VALUE)  # fmt: skip
     else:

@@ -23,7 +23,7 @@ from preftune.rows.split import Rows, read_rows
 from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup, with_lengths
 from preftune.tokens.tokenize import Tokenized, tokenize
-from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
+from preftune.tokens.tokenizer import load_tokenizer, other_meaning, tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,3 +149,20 @@ def _counts(part: str, result: Tokenized | Tasks, rows: Rows) -> Counts:
         skipped={reason: len(rows) for reason, rows in by_reason([*skipped_before, *result.skipped]).items()},
         notes=tuple(map(str, [*notes, *result.notes])),
     )
+
+
+def other_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Why a model, which is asked about ids of the policy's tokenizer, does not know them, in words; empty where its
+    folder has no tokenizer or one of the same tokens."""
+    try:
+        own = load_tokenizer(tokenizer_source(path, None))
+    except UserError:  # it has none
+        return ""
+    return other_meaning(tokenizer, own)
+
+
+def refuse_other_tokens(path: str, tokenizer: PreTrainedTokenizerBase, location: str) -> None:
+    """Raise UserError where a model means other tokens by the policy's ids."""
+    if reason := other_tokens(path, tokenizer):
+        raise UserError(f"{path} has another tokenizer: {reason}.", location=location,
+                        hint="It is asked about the policy's ids: take one with the same tokenizer.")  # fmt: skip

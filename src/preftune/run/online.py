@@ -124,7 +124,7 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     emit(Note("loading the model"))
     run, policy, shard, packing = load_fitting(run, tasks.dataset, notes, dist)
     digests = {"model": policy.weights.digest()}
-    anchor = load_reference_model(run, policy, tasks.dataset.train, dist, copied=True)
+    anchor = load_reference_model(run, policy, tasks.dataset.train, tasks.dataset.tokenizer, dist, copied=True)
     if anchor is not None:
         digests["reference"] = anchor.weights.digest()
         anchor = at_temperature(anchor, temperature)
@@ -243,6 +243,8 @@ def scorer_and_judge(
     scorer = scorer_of(scoring, load_model)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     digests |= scorer.digests
+    if scorer.remarks:
+        notes["source_unseen"] = ("; ".join(scorer.remarks), {})
     if not judges:
         return scorer, None
     judge, digests_of_judge = judge_of(judges[0])

@@ -176,7 +176,8 @@ def load_fitting(
 def _reference(run: Run, dataset: Dataset, policy: Policy, dist: Distributed) -> tuple[Policy | None, dict[str, str]]:
     """The reference's model, if there is one, and the digests of all that decides the result."""
     digests = {**dataset.digests, "model": policy.weights.digest()}
-    reference = load_reference_model(run, policy, [*dataset.train, *dataset.held_out], dist)
+    groups = [*dataset.train, *dataset.held_out]
+    reference = load_reference_model(run, policy, groups, dataset.tokenizer, dist)
     if reference is not None:
         digests["reference"] = digests["model"] if reference is policy else reference.weights.digest()
     return reference, digests

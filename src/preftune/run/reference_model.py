@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from preftune.config.run import Run
 from preftune.distributed import Distributed
@@ -19,6 +20,7 @@ from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
 from preftune.reference.moving import MovingReference
 from preftune.reference.store import Store
+from preftune.run.dataset import refuse_other_tokens
 from preftune.run.match_rows import Notes
 from preftune.run.models import by_layer, check_vocabulary, in_turn_on
 from preftune.tokens.groups import TokenGroup
@@ -27,10 +29,12 @@ MEMORY = "memory"  # as `reference.store`: keep the reference's numbers for this
 
 
 def load_reference_model(
-    run: Run, policy: Policy, groups: Sequence[TokenGroup], dist: Distributed, *, copied: bool = False
-) -> Policy | None:
+    run: Run, policy: Policy, groups: Sequence[TokenGroup], tokenizer: PreTrainedTokenizerBase, dist: Distributed, *,
+    copied: bool = False,
+) -> Policy | None:  # fmt: skip
     """The model that the reference is, cut by layers where the policy is; that may be the policy's own, unless it is to
-    be `copied`, since it is asked after updates too. None where there is no reference."""
+    be `copied`, since it is asked after updates too. None where there is no reference. Raises UserError where it means
+    other tokens than the policy."""
     kind = run.reference
     if kind is None or isinstance(kind, NoReference):
         return None
@@ -40,6 +44,8 @@ def load_reference_model(
             return start_model(run, policy)
         if not copied:
             return policy
+    if path is not None:
+        refuse_other_tokens(path, tokenizer, "reference.path")
     device, mesh = policy.device, None
     if policy.weights.in_step:
         device, mesh = torch.device("cpu"), mesh_of(device)

@@ -14,6 +14,7 @@ from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import Weights, WholeModel
 from preftune.rollout.config import Value
+from preftune.run.dataset import other_tokens, refuse_other_tokens
 from preftune.run.match_rows import Notes
 from preftune.run.models import verified
 from preftune.run.tasks import TaskSet
@@ -21,10 +22,17 @@ from preftune.run.tasks import TaskSet
 
 @signals.interruptible()
 def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> Policy:
-    """The value model: value.path, else the reward model, else the trunk of the policy's start with a score of 0."""
+    """The value model: value.path, else the reward model where that has the policy's tokens, else the trunk of the
+    policy's start with a score of 0."""
     path, location = (run.value or Value()).path, "value.path"
-    if path is None and (path := next((reward.model for reward in reward_tables(run) if reward.model), None)):
-        location = "reward.model"
+    if path is not None:
+        refuse_other_tokens(path, tasks.dataset.tokenizer, location)
+    elif path := next((reward.model for reward in reward_tables(run) if reward.model), None):
+        if reason := other_tokens(path, tasks.dataset.tokenizer):
+            notes["value_start"] = (f"the value model begins from the policy, not from the reward model: {reason}", {})
+            path = None
+        else:
+            location = "reward.model"
     if run.adapter is not None:
         from preftune.run.adapt import value_on_base  # peft is imported where it is needed
 
@@ -36,11 +44,10 @@ def load_value_model(run: Run, policy: Policy, tasks: TaskSet, notes: Notes) -> 
                          location=location, fresh=True)  # fmt: skip
     weights: Weights = WholeModel(loaded.module)
     if run.adapter is not None:
-        from preftune.run.adapt import put_adapter
+        from preftune.run.adapt import fresh_like, put_adapter
 
         base = run.model if path is None else replace(run.model, path=path, revision=None)
-        fresh = replace(run.adapter, path=None, train_also=())  # a new one, of this base
-        run = replace(run, model=base, adapter=fresh)
+        run = replace(run, model=base, adapter=fresh_like(run.adapter))  # a new one, of this base
         weights = put_adapter(run, loaded.module, Notes())
     model, reason = wrap(loaded.module, run.model.layout, DTYPES[run.model.compute])
     assert isinstance(model.head, ScalarHead)

@@ -104,3 +104,14 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     del content["truncation"], content["padding"]  # whoever called it last left them behind
     deciding = [content, tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def other_meaning(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str:
+    """The first id that is one token of text to a tokenizer and another one to the other, in words; empty where there
+    is none. Control tokens are left out: models that go on from a base give its spare ones names of their own."""
+    control = {*tokenizer.added_tokens_decoder, *other.added_tokens_decoder}
+    tokens, others = ({id_: token for token, id_ in each.get_vocab().items()} for each in (tokenizer, other))
+    for id_ in sorted(tokens.keys() & others.keys() - control):
+        if tokens[id_] != others[id_]:
+            return f"token {id_} is {tokens[id_]!r} to the policy and {others[id_]!r} to this model"
+    return ""
