@@ -143,7 +143,7 @@ FORMATS = (
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
     Format("demos", {"prompt": PROMPT, "response": RESPONSE}, build.single, _SINGLE),
-    Format("conversations with an answer", {"turns": TURNS, "answer": _ANSWER}, build.conversation_with_answer,
+    Format("conversations with an answer", {"turns": TURNS, "answer": _ANSWER}, build.conversation,
            _SINGLE),
     Format("conversations", {"turns": TURNS}, verdicts.conversation, _SINGLE),
     Format("tasks", {"prompt": PROMPT, "answer": _ANSWER}, build.task),
