@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from msgspec.structs import replace as replace_keys
@@ -37,6 +38,8 @@ from preftune.run.dataset import Dataset
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
 
+Type = Literal["float32", "bfloat16"]
+
 
 def device_of(run: Run, local_rank: int = 0) -> torch.device:
     """The device of the run, for this process of the machine. Raises UserError where it does not exist."""
@@ -60,7 +63,7 @@ def with_precision(run: Run, device: torch.device) -> Run:
     return replace_keys(run, model=replace_keys(run.model, weights=weights, compute=compute))
 
 
-def types_of(model: Model, usual: str, *, adapter: bool) -> tuple[str, str]:
+def types_of(model: Model, usual: Type, *, adapter: bool) -> tuple[Type | Literal["nf4", "int8"], Type]:
     """The types of weights and of products. usual: of the products, where nothing is said of them; weights of which
     nothing is said are in fp32, which holds the smallest update, or as the products where they stay under an adapter.
     """
