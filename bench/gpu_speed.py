@@ -7,7 +7,6 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +22,6 @@ from preftune.forward.loss import Loss
 from preftune.model import fused
 from preftune.model.budget import attention_crossover
 from preftune.model.columns import fill_column
-from preftune.model.fuse import original_modules
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.objective import DPO
 from preftune.pack.oom import OomRetry
@@ -258,8 +256,9 @@ def by_adapter(rows: Sequence[common.Row], size: Size, device: torch.device, *, 
     weights = begin_adapter(module, Adapter(rank=RANK, alpha=2 * RANK), base="made", revision=None, digest="", seed=0)
     policy = replace(wrap(module, "trie", compute_of(device))[0], weights=weights)
     policy = trainable(policy, checkpointing=False)
-    with original_modules(module) if plain else nullcontext():
-        return updates(policy, as_groups(rows), size, device, None)
+    for part in module.modules() if plain else ():
+        vars(part).pop("forward", None)
+    return updates(policy, as_groups(rows), size, device, None)
 
 
 def base_of(shape: Shape, vocab: int, device: torch.device) -> PreTrainedModel:

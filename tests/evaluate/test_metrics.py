@@ -10,8 +10,7 @@ from making import group
 
 from preftune import objective as o
 from preftune.evaluate.evaluate import RowMetrics
-from preftune.evaluate.metrics import ranked_right, rewards, score_metrics
-from preftune.evaluate.ratings import rating_auc
+from preftune.evaluate.metrics import ranked_right, rating_auc, rewards, score_metrics
 from preftune.forward.examples import Examples
 from preftune.objective.responses import Responses
 from preftune.record.schema import COMMON

@@ -10,7 +10,7 @@ import torch
 from making import group
 
 from preftune.evaluate.words import deciding_words
-from preftune.forward.parts import outside_fork, part_sums
+from preftune.forward.responses import outside_fork, part_sums
 from preftune.pack.trie import common_prefix
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from making import group
 
-from preftune.evaluate.scores import best_is_first, calibration_error, reward_model_metrics
+from preftune.evaluate.metrics import best_is_first, calibration_error, reward_model_metrics
 from preftune.forward.examples import Examples
 from preftune.objective.responses import Responses
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from preftune.model.fits import WAYS, Demand, Fit, Way, first_that_fits, fit, remedies, ways
+from preftune.model.fits import WAYS, Demand, Fit, Way, fit, least_remedy, remedies, ways
 from preftune.model.memory import Setup, expected
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
@@ -81,13 +81,13 @@ def test_a_long_row_asks_for_recomputing_and_then_for_more() -> None:
 def test_the_least_change_comes_first() -> None:
     shapes = memory_table.shapes("Qwen2.5-7B")
     own = Way(Setup(compute="bfloat16"), ())
-    on_24, on_80 = (first_that_fits(shapes, own, 1, Demand(size * GIB)) for size in (24, 80))
+    on_24, on_80 = (least_remedy(shapes, own, 1, Demand(size * GIB)) for size in (24, 80))
     assert on_24 is not None
     assert on_24.way.words == LORA.words
     assert on_80 is not None
     assert on_80.way.words == FULL_INT8.words
-    assert first_that_fits(shapes, own, 1, Demand(4 * GIB)) is None
-    recomputed = first_that_fits(shapes, LORA, 1, Demand(24 * GIB, longest=6000))
+    assert least_remedy(shapes, own, 1, Demand(4 * GIB)) is None
+    recomputed = least_remedy(shapes, LORA, 1, Demand(24 * GIB, longest=6000))
     assert recomputed is not None
     assert recomputed.way.words == ("model.checkpointing=true",)
 

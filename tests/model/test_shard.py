@@ -128,8 +128,8 @@ def test_digest_and_state_are_those_of_the_whole_model(tmp_path: Path, kind: str
         first, second = (KINDS[kind](policy.weights) for policy in policies)
         batch = policies[0].batch(groups(2, seed=dist.rank))
         before = first.digest(), second.digest()
-        assert first.load_state({name: tensor.clone() for name, tensor in second.state().items()}) == ""
-        assert first.load_state({**second.state(), "a": torch.zeros(1)}) == "a"
+        for name, tensor in second.state().items():
+            local(first.state()[name]).copy_(local(tensor))
         first.share(dist)
         answers = [replace(policies[n], weights=(first, second)[n]).token_logp(batch) for n in (0, 1)]
         assert torch.equal(*answers)

@@ -22,10 +22,10 @@ computes = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs 
 
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    from preftune.model import gate_triton, head_triton
+    from preftune.model import kernels
 
-    for kernels in (head_triton, gate_triton):
-        monkeypatch.setattr(kernels, "BLOCK", 16)
+    for block in ("BLOCK", "GATE_BLOCK"):
+        monkeypatch.setattr(kernels, block, 16)
     for user in (module, fused):
         monkeypatch.setattr(user, "by_triton", lambda _: True)
 
@@ -105,14 +105,12 @@ COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from preftune.model import gate_triton, head_triton
+from preftune.model import kernels
 
 POINTERS = {"target": "*i64", "dlogits": "*bf16", "g": "*bf16", "u": "*bf16", "h": "*bf16", "dg": "*bf16"}
 SIZES = {"count": "i64", "scale": "fp32", "cap": "fp32"}
 SIZES |= dict.fromkeys(("words", "start", "stride", "d_stride"), "i32")
-KERNELS = (head_triton._rows_kernel, head_triton._dlogits_kernel, gate_triton._forward_kernel,
-           gate_triton._backward_kernel)
-for kernel in KERNELS:
+for kernel in (kernels._rows_kernel, kernels._dlogits_kernel, kernels._gate_kernel, kernels._gate_backward_kernel):
     constants = {"vocab": 151936, "BIASED": True, "CAPPED": True, "BLOCK": 4096}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: "constexpr" if name in constants else SIZES.get(name, POINTERS.get(name, "*fp32"))

@@ -155,7 +155,7 @@ def test_what_rounding_moves_follows_the_type_and_leaves_the_model_as_it_was() -
     for kind in ("float32", "products", "weights"):
         policy, batch = policy_of("llama", kind)
         plain, drawn = plain_logp(policy, batch), torch.random.get_rng_state()
-        moves[kind] = rounding_sensitivity(policy, batch, plain).mean
+        moves[kind] = rounding_sensitivity(policy, batch, plain, seeds=2).mean
         assert torch.equal(plain_logp(policy, batch), plain)
         assert torch.equal(torch.random.get_rng_state(), drawn)
     assert 0 < moves["float32"] < 1e-5

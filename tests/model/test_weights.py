@@ -69,7 +69,8 @@ def test_weights_go_there_and_back(kind: type[Weights], tmp_path: Path) -> None:
     changed = {name for name, p in ours.module.named_parameters() if not torch.equal(p, before[name])}
     assert changed == ours.trained().keys() <= ours.state().keys()
     assert ours.digest() != start
-    assert other.load_state({name: tensor.clone() for name, tensor in ours.state().items()}) == ""
+    for name, tensor in other.state().items():
+        tensor.copy_(ours.state()[name])
     assert other.digest() == ours.digest()
     assert torch.equal(policies[0].token_logp(batch), policies[1].token_logp(batch))
     with folders.folder(tmp_path / "exported") as folder:
@@ -77,16 +78,6 @@ def test_weights_go_there_and_back(kind: type[Weights], tmp_path: Path) -> None:
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert WholeModel(exported).digest() == ours.digest()
     assert torch.equal(policies[0].token_logp(batch), policies[1].token_logp(batch))  # export leaves the model usable
-
-
-@pytest.mark.parametrize("kind", [WholeModel, LastLayer])
-def test_what_does_not_fit_is_named_and_changes_nothing(kind: type[Weights]) -> None:
-    weights = kind(tiny())
-    state, digest = {name: tensor + 1 for name, tensor in weights.state().items()}, weights.digest()
-    name = min(state)
-    wrong = {**state, name: state[name][:1]}, {k: v for k, v in state.items() if k != name}, {**state, "a": state[name]}
-    assert [weights.load_state(tensors) for tensors in wrong] == [name, name, "a"]
-    assert weights.digest() == digest
 
 
 def edited(folder: Path, **changes: object) -> None:

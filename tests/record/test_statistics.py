@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preftune.evaluate.ratings import class_auc
+from preftune.evaluate.metrics import class_auc
 from preftune.record.reader import HeldOutRow, Record
 from preftune.record.statistics import (
     Estimate,

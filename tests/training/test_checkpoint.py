@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from preftune import files, folders
 from preftune.model.weights import WholeModel
-from preftune.training import checkpoint
 from preftune.training.checkpoint import State, load_newest, save
 from preftune.training.config import Optim
 from preftune.training.optimizer import adamw
@@ -37,7 +36,7 @@ def made(seed: int, *, moving: bool = False) -> State:
 
 def bits(state: State) -> dict[str, Any]:
     tensors = {**state.weights.state(), **state.learners[""].moments()}
-    reference = {} if state.reference is None else checkpoint._parameters(state.reference)
+    reference = state.tensors.get("reference", {})
     numbers = (state.step, state.skipped, state.oom.splits, state.ema)
     return {name: t.clone() for name, t in {**tensors, **reference}.items()} | {"numbers": numbers}
 
@@ -191,8 +190,7 @@ def test_what_is_not_finite_is_not_saved_and_nothing_is_rotated_away(part: str, 
 
     state = made(0, moving=True)
     kept = save(state, tmp_path, keep=1)
-    tensors = {"weights": state.weights.state(), "optimizer": state.learners[""].moments()}
-    tensors["reference"] = checkpoint._parameters(state.reference) if state.reference is not None else {}
+    tensors = {**state.tensors, "optimizer": state.learners[""].moments()}
     next(iter(tensors[part].values())).view(-1)[0] = float("nan")
     state.step = 2
     with pytest.raises(UserError, match=f"the {part} are no longer finite") as raised:

@@ -20,17 +20,19 @@ from preftune.evaluate.metrics import (
     pair_accuracy,
     rank_correlation,
     ranked_right,
+    rated,
+    rating_auc,
+    reward_model_metrics,
     score_metrics,
     uneven_weight,
+    weighted_mean,
 )
-from preftune.evaluate.ratings import rated, rating_auc
-from preftune.evaluate.scores import reward_model_metrics
 from preftune.evaluate.words import deciding_words
 from preftune.events import Progress, emit
 from preftune.forward.examples import Examples
 from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
-from preftune.forward.parts import outside_fork
+from preftune.forward.responses import outside_fork
 from preftune.forward.scores import score_step
 from preftune.objective import of_scores
 from preftune.objective.base import ObjectiveTable
@@ -153,8 +155,8 @@ class RowMetrics:
         if len(better):
             longer, even = responses.tokens[better] - responses.tokens[worse], weight == 0
             for name, subset in (("chosen_longer", longer > 0), ("chosen_shorter", longer < 0)):
-                metrics[f"accuracy_{name}"] = _mean(self.accuracy, (subset & ~even).to(self.accuracy))
-        return metrics | ({} if self.scores else {"accuracy_of_change": _mean(self.accuracy_of_change, weight)})
+                metrics[f"accuracy_{name}"] = weighted_mean(self.accuracy, (subset & ~even).to(self.accuracy))
+        return metrics | ({} if self.scores else {"accuracy_of_change": weighted_mean(self.accuracy_of_change, weight)})
 
     def rating_metrics(self) -> Metrics:
         """Accuracies and margin of ratings, which have no pairs; nothing where there are pairs, or one class only."""
@@ -184,7 +186,9 @@ class RowMetrics:
             row: dict[str, object] = {"id": group.id or str(group.place)}
             known = len(row) + 2 + bool(group.category)
             row |= {"place": str(group.place)} | ({"category": group.category} if group.category else {})
-            row["prompt"] = hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]
+            alone = group.responses if len(group.prompt) < 2 else ()  # a begin token and no more joins no rows
+            asked = b"".join(ids.tobytes() for ids in (group.prompt, *alone))
+            row["prompt"] = hashlib.sha256(asked).hexdigest()[:12]
             if len(margin[pairs]):
                 row["margin"] = float(margin[pairs].mean())
                 if not group.is_even:
@@ -225,11 +229,6 @@ def _end_token(groups: Sequence[TokenGroup]) -> int | None:
     last = Counter(int(response[-1]) for group in groups for response in group.responses)
     (token, count), *_ = last.most_common(1) or [(0, 0)]
     return token if count and 2 * count >= last.total() else None
-
-
-def _mean(values: Tensor, weight: Tensor) -> float | None:
-    total = float(weight.sum())
-    return float((values * weight).sum()) / total if total else None
 
 
 def _sides_of(group: TokenGroup, start: int) -> list[tuple[str, int]]:

@@ -1,8 +1,11 @@
-"""Metrics of a step or an evaluation: weighted means over the examples (record/schema.py has their meanings)."""
+"""Metrics of a step or an evaluation: weighted means over the examples (record/schema.py has their meanings).
+
+Held by tests/evaluate/test_metrics.py and tests/evaluate/test_scores.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -13,8 +16,10 @@ from preftune.objective import of_scores, parts
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.responses import Responses
 from preftune.objective.rollouts import RolloutFormula
+from preftune.record.statistics import calibration
 
 Metrics = dict[str, float | None]
+BINS = 10  # of the calibration error
 TIE = 1e-3  # nats; fp32 gives a policy that equals its reference a margin of up to about a tenth of it
 
 
@@ -56,8 +61,8 @@ def score_metrics(
     metrics: Metrics = dict.fromkeys(names)
 
     def put(name: str, values: Tensor, weight: Tensor) -> None:
-        if name in metrics and (total := float(weight.sum())):
-            metrics[name] = float((values * weight).sum()) / total
+        if name in metrics:
+            metrics[name] = weighted_mean(values, weight)
 
     responses, scores = examples.responses, of_scores(objective)
     for side, (index, weight) in zip(("chosen", "rejected"), examples.side_index, strict=True):
@@ -84,6 +89,12 @@ def score_metrics(
     if "loss" in metrics and examples.groups:
         metrics["loss"] = loss / len(examples.groups)
     return metrics
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> float | None:
+    """None where nothing has a weight."""
+    total = float(weight.sum())
+    return float((values * weight).sum()) / total if total else None
 
 
 def rollout_metrics(objective: ObjectiveTable, examples: Examples) -> Metrics:
@@ -141,3 +152,71 @@ def _mean_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
+
+
+def rating_auc(examples: Examples, values: Tensor) -> dict[int, float]:
+    """Place of each rated response -> share of the other class on whose right side its value, (responses,), stands.
+
+    The mean over the good ones, or over the bad ones, is how often a good one has the larger value.
+    """
+    classes = rated(examples)
+    places = [place for of_class in classes.values() for place in of_class]
+    if not places:
+        return {}
+    good = np.isin(places, classes[True])
+    return dict(zip(places, class_auc(values.numpy()[places], good).tolist(), strict=True))
+
+
+def class_auc(values: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """(rated,) share of the other class on whose right side each value stands: DeLong's placements."""
+    auc = np.empty(len(values))
+    for called in (True, False):
+        own, others = values[good == called], np.sort(values[good != called])
+        below = np.searchsorted(others, own - TIE) + np.searchsorted(others, own + TIE, "right")
+        auc[good == called] = below / (2 * len(others)) if called else 1 - below / (2 * len(others))
+    return auc
+
+
+def rated(examples: Examples) -> Mapping[bool, list[int]]:
+    """Places of the responses called good (True) and bad (False); empty where one of the two is missing."""
+    rated = [(start, g.good) for start, g in zip(examples.starts, examples.groups, strict=True) if g.kind == "rating"]
+    classes = {called: [place for place, good in rated if good is called] for called in (True, False)}
+    return classes if all(classes.values()) else {}
+
+
+def reward_model_metrics(examples: Examples) -> Metrics:
+    """Calibration, best of K, and the size of scores (record.schema.EVALUATION has their meanings)."""
+    scores, comparisons = examples.responses.logp, examples.comparisons
+    metrics: Metrics = {"score_mean": float(scores.mean()), "score_spread": float(scores.std(correction=0))}
+    if len(comparisons.weight):
+        margin, preferred, weight = (
+            values.numpy() for values in (comparisons.margin, comparisons.preferred, comparisons.weight)
+        )
+        metrics["calibration_error"] = calibration_error(margin, preferred, weight)
+        if np.abs(margin).max() > TIE:
+            both = [*margin.tolist(), *(-margin).tolist()]
+            weights = [*(weight * preferred).tolist(), *(weight * (1 - preferred)).tolist()]
+            metrics["calibration_slope"] = calibration(both, list(map(str, range(len(both)))), weights).value
+    best = [
+        best_is_first(scores[start : start + len(group.responses)].numpy(), group.ranks)
+        for start, group in zip(examples.starts, examples.groups, strict=True)
+        if group.kind == "ranking"
+    ]
+    if best:
+        metrics["accuracy_best_of_k"] = float(np.mean(best))
+    return metrics
+
+
+def calibration_error(margin: np.ndarray, preferred: np.ndarray, weight: np.ndarray) -> float:
+    """Expected calibration error over ten equal bins of sigma(|margin|), which is from 1/2 to 1; all (pairs,)."""
+    sure = 1 / (1 + np.exp(-np.abs(margin)))
+    right = np.where(margin > TIE, preferred, np.where(margin < -TIE, 1 - preferred, 0.5))
+    place = np.minimum(BINS - 1, ((sure - 0.5) * 2 * BINS).astype(int))
+    gaps = np.bincount(place, weight * (sure - right), BINS)
+    return float(np.abs(gaps).sum() / weight.sum())
+
+
+def best_is_first(scores: np.ndarray, ranks: tuple[int, ...]) -> float:
+    """1 where the response of the highest score has the first rank; of several such, the share that has."""
+    top, first = scores >= scores.max() - TIE, np.array(ranks) == min(ranks)
+    return float(first[top].mean())

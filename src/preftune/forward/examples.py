@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -66,10 +67,7 @@ class Examples:
     @cached_property
     def starts(self) -> list[int]:
         """Index of each group's first response."""
-        starts = [0]
-        for group in self.groups:
-            starts.append(starts[-1] + len(group.responses))
-        return starts[:-1]
+        return [0, *accumulate(len(group.responses) for group in self.groups)][:-1]
 
     @cached_property
     def pair_index(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

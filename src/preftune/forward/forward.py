@@ -6,7 +6,7 @@ response (its tokens, its reference, its score) is a sum over columns of its gro
 
 A loss that needs the full step is as exact as any other: every pack is scored without gradient, the loss is called
 once, and then each pack goes through the model again. Ranks exchange a few numbers a response, and then the gradient.
-Held by tests/laws/test_packs.py and tests/laws/test_ranks.py.
+Held by tests/laws/test_packs.py, tests/laws/test_ranks.py and tests/laws/test_online.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from preftune import signals
 from preftune.distributed import Distributed
+from preftune.forward.examples import column_of, response_of_tokens
 from preftune.forward.loss import Loss, LossOutput
 from preftune.forward.scores import PackScores, gather_step, idle_packs, response_places, score_pack, score_step
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
-from preftune.objective.responses import Responses
+from preftune.objective.responses import Responses, Values
+from preftune.objective.rollouts import PPO
 from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
 from preftune.pack.plan import Pack, Step
@@ -156,3 +159,33 @@ def dry_run(
         return float(every.max()) if len(every) else float("nan")
 
     return oom.run(groups, [pack], forward_and_backward)
+
+
+def value_gradient(models: Models, loss: Loss, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> float:
+    """Put the gradient of the step's mean value loss into the value model's parameters, on every rank the same; returns
+    that loss, a mean over the rows."""
+    model, objective = models.value, loss.objective
+    assert model is not None
+    assert isinstance(objective, PPO)
+
+    def forward_and_backward(packs: Sequence[Pack]) -> float:
+        model.weights.zero_grad()
+        value = 0.0
+        for pack in packs:
+            signals.check()
+            rows = [groups[i] for i in pack]
+            answer = model.read(model.batch(rows))
+            leaf = answer.detach().double().cpu().requires_grad_()
+            weight = torch.tensor([row.weight / len(row.responses) for row in rows for _ in row.responses])
+            values = Values(leaf, column_of(rows, "value"), column_of(rows, "returns"), response_of_tokens(rows),
+                            weight.double())  # fmt: skip
+            total = (values.weight * objective.value_loss(values)).sum() / step.rows
+            (d_value,) = torch.autograd.grad(total, [leaf])
+            answer.backward(d_value.to(answer))
+            value += float(total.detach())
+        return value
+
+    with model.cast_once():
+        value = oom.run(groups, step.packs_of_rank(dist.rank), forward_and_backward)
+    model.weights.sum_gradients(dist)
+    return float(dist.sum(torch.tensor(value, dtype=torch.float64)))

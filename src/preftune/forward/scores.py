@@ -14,8 +14,7 @@ from torch import Tensor
 from preftune import signals
 from preftune.distributed import Distributed
 from preftune.forward.loss import TOKENS
-from preftune.forward.parts import part_sums
-from preftune.forward.responses import responses_of, token_weights
+from preftune.forward.responses import part_sums, responses_of, token_weights
 from preftune.model.policy import Policy
 from preftune.objective.responses import Responses
 from preftune.pack.batch import Batch

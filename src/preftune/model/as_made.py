@@ -9,40 +9,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MethodType
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from preftune.model.fuse import PACKAGE, our_forward
 from preftune.model.layout import PrunedLayer
-
-PACKAGE = __name__.partition(".")[0]
-Hooks = dict[int, Callable[..., object]]
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What stood on a model. forwards: of parts; hooks: each part's tables of hooks, with their contents."""
-
-    attention: str
-    forwards: dict[nn.Module, MethodType]
-    hooks: list[tuple[Hooks, Hooks]]
 
 
 @contextmanager
-def as_made(module: PreTrainedModel, attention: str) -> Iterator[None]:
-    """The model without preparation and with this attention; afterwards it is prepared as it was."""
-    preparation = take_back(module, attention)
+def as_made(module: PreTrainedModel, attention: str | None = None) -> Iterator[None]:
+    """The model without preparation and with this attention, or else its family's; afterwards prepared as it was."""
+    if attention is None:
+        before = str(module.config._attn_implementation)
+        attention = "eager" if before.startswith(PACKAGE) else before
+    prepare_again = take_back(module, attention)
     try:
         yield
     finally:
-        for part, forward in preparation.forwards.items():
-            part.forward = forward
-        for table, contents in preparation.hooks:
-            table.clear()
-            table.update(contents)  # in place: handles of torch refer to the table
-        module.set_attn_implementation(preparation.attention)
+        prepare_again()
 
 
 @contextmanager
@@ -74,30 +60,30 @@ def has_adapter_layers(module: nn.Module) -> bool:
     return any("lora_" in name or ".base_layer." in name for name, _ in module.named_parameters())
 
 
-def take_back(module: PreTrainedModel, attention: str) -> Preparation:
-    """Take all preparation off a model, and give it this attention; returns what was there."""
-    forwards = {part: forward for part in module.modules() if (forward := _our_forward(part)) is not None}
+def take_back(module: PreTrainedModel, attention: str) -> Callable[[], None]:
+    """Take all preparation off a model, and give it this attention; returns what puts all back."""
+    forwards = {part: forward for part in module.modules() if (forward := our_forward(part)) is not None}
     for part in forwards:
         del part.forward
-    hooks: list[tuple[Hooks, Hooks]] = []
-    for part in module.modules():
-        for table in (part._forward_pre_hooks, part._forward_hooks):
-            if any(_ours(hook) for hook in table.values()):
-                hooks.append((table, dict(table)))
-                for key in [key for key, hook in table.items() if _ours(hook)]:
-                    del table[key]
+    tables = [table for part in module.modules() for table in (part._forward_pre_hooks, part._forward_hooks)]
+    hooks = [(table, dict(table)) for table in tables if any(_ours(hook) for hook in table.values())]
+    for table, contents in hooks:
+        for key in [key for key, hook in contents.items() if _ours(hook)]:
+            del table[key]
     before = str(module.config._attn_implementation)
     if before != attention:
         module.set_attn_implementation(attention)
-    return Preparation(before, forwards, hooks)
 
+    def prepare_again() -> None:
+        for part, forward in forwards.items():
+            part.forward = forward
+        for table, contents in hooks:
+            table.clear()
+            table.update(contents)  # in place: handles of torch refer to the table
+        if before != attention:
+            module.set_attn_implementation(before)
 
-def _our_forward(part: nn.Module) -> MethodType | None:
-    """What stands here for the part's own forward, if this library put it there."""
-    forward = vars(part).get("forward")
-    if isinstance(forward, MethodType) and forward.__func__.__module__.partition(".")[0] == PACKAGE:
-        return forward
-    return None
+    return prepare_again
 
 
 def _ours(hook: object) -> bool:

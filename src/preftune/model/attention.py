@@ -19,7 +19,7 @@ from torch import Tensor
 
 from preftune.model import flex, varlen
 from preftune.model.layout import Layout, QueryBlock, Shape
-from preftune.model.outputs import saved_outputs
+from preftune.model.reuse import saved_outputs
 
 NAME = "preftune_trie"
 

@@ -30,13 +30,9 @@ def attention_crossover(config: PreTrainedConfig) -> float:
 
     Per token, in multiples of the width, these are about 4 width + 3 MLP width, and attention half the path, twice.
     """
-    return 4 * config.get_text_config().hidden_size + 3 * _mlp_width(config)
-
-
-def _mlp_width(config: PreTrainedConfig) -> int:
     text = config.get_text_config()
-    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    return width if isinstance(width, int) else max(width)  # some families have one a layer
+    mlp_width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return 4 * text.hidden_size + 3 * (mlp_width if isinstance(mlp_width, int) else max(mlp_width))  # or one a layer
 
 
 def largest_pack(shapes: Shapes, setup: Setup, memory: float, most: int, least: int = 1) -> int:

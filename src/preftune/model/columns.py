@@ -18,8 +18,8 @@ from preftune.tokens.groups import TokenGroup
 def read_packs(
     policy: Policy, groups: Groups, packs: Sequence[Pack], oom: OomRetry
 ) -> tuple[dict[int, np.ndarray], int]:
-    """What the head answers for each group's tokens by its index, all of its responses one after the other; and how
-    many tokens were computed."""
+    """What the head answers for each group by its index, all of its responses one after the other: a number a token, or
+    a response where their ends are read; and how many tokens were computed."""
 
     def read(packs: Sequence[Pack]) -> tuple[dict[int, np.ndarray], int]:
         answers: dict[int, np.ndarray] = {}
@@ -29,8 +29,9 @@ def read_packs(
             batch = policy.batch([groups[i] for i in pack])
             with torch.no_grad():
                 answer = policy.read(batch).cpu().numpy()
-            stops = np.cumsum([sum(map(len, groups[i].responses)) for i in pack])[:-1]
-            answers |= dict(zip(pack, np.split(answer, stops), strict=True))
+            responses = [groups[i].responses for i in pack]
+            counts = [len(r) if policy.head.reads == "ends" else sum(map(len, r)) for r in responses]
+            answers |= dict(zip(pack, np.split(answer, np.cumsum(counts)[:-1]), strict=True))
             computed += batch.tokens
         return answers, computed
 
@@ -48,10 +49,6 @@ def fill_column(
         if i in answers:
             part.copy_(torch.from_numpy(answers[i]))
     table = dist.sum(torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)).split(counts)  # 0 where others did
-    return {i: _with(groups[i], name, values.numpy()) for i, values in zip(step.order, table, strict=True)}
-
-
-def _with(group: TokenGroup, name: str, values: np.ndarray) -> TokenGroup:
-    """values: of all responses of the group, one after the other."""
-    stops = np.cumsum([len(response) for response in group.responses])[:-1]
-    return group.with_column(name, tuple(np.split(values, stops)))
+    columns = {i: values.numpy() for i, values in zip(step.order, table, strict=True)}
+    stops = {i: np.cumsum([*map(len, groups[i].responses)])[:-1] for i in columns}
+    return {i: groups[i].with_column(name, tuple(np.split(values, stops[i]))) for i, values in columns.items()}

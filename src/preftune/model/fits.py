@@ -97,27 +97,23 @@ def fit(
 
 def ways(own: Way) -> list[Way]:
     """The run's own way first, and the usual ones, with the models that the run has beside."""
-    others = [replace(way, setup=_beside(way.setup, own.setup)) for way in WAYS]
-    return [own, *(way for way in others if way.name != own.name)]
+    beside = {"copied": own.setup.copied, "frozen": own.setup.frozen, "value": own.setup.value}
+    return [own, *(replace(way, setup=replace(way.setup, **beside)) for way in WAYS if way.name != own.name)]
 
 
 def remedies(own: Way) -> list[Way]:
     """What a run can do whose own way does not fit, the least change first."""
     recomputed = Way(replace(own.setup, checkpointing=True), ("model.checkpointing=true",))
-    rank = [way.setup.adapter + way.setup.quantized for way in WAYS]
-    beyond = own.setup.adapter + own.setup.quantized
-    smaller = [replace(way, setup=_beside(way.setup, own.setup)) for way, place in zip(WAYS, rank, strict=True)
-               if way.words and place >= beyond and way.name != own.name]  # fmt: skip
+    _, *usual = ways(own)
+    smaller = [way for way in usual if way.words and _kind(way) >= _kind(own)]  # who trains an adapter wants one
     return [*([] if own.setup.checkpointing else [recomputed]), *smaller]
 
 
-def _beside(setup: Setup, own: Setup) -> Setup:
-    return replace(setup, copied=own.copied, frozen=own.frozen, value=own.value)
+def _kind(way: Way) -> tuple[bool, bool]:
+    return way.setup.adapter, way.setup.quantized
 
 
-def first_that_fits(
-    shapes: Shapes, own: Way, gpus: int, demand: Demand, shards: Sequence[Shard] = SHARDS
-) -> Fit | None:
+def least_remedy(shapes: Shapes, own: Way, gpus: int, demand: Demand, shards: Sequence[Shard] = SHARDS) -> Fit | None:
     """The least change with which the run fits on so many GPUs; None where there is none."""
     fits = (fit(shapes, way, gpus, demand, shards=shards) for way in remedies(own))
     return next((chosen for chosen in fits if chosen.tokens), None)

@@ -1,6 +1,6 @@
 """Swap parts of a model for those of `fused` that give the same numbers in fp32, on inputs small and large.
 
-All other parts stay, nothing outside the model changes, and `original_modules` has its own parts back for a while.
+All other parts stay, nothing outside the model changes, and `as_made` gives it its own parts back for a while.
 Held by tests/model/test_fused.py.
 """
 
@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import CellType, FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from preftune.model import fused, fused_adapter
 from preftune.model.fused import LINEAR, eps_of, mlp, norm, norm_from_zero, rotate, tied_embedding
 from preftune.model.fused_adapter import adapted, adapted_mlp, is_plain, is_plain_mlp, randomize
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 SIZES = (1e-3, 0.1, 1.0, 30.0, 1000.0)  # of the random rows on which parts are compared: eps shows, and so do clamps
 ROUNDINGS = 50  # steps of the type by which a number may differ there, next to the largest of its row
-OURS = (__name__, fused.__name__, fused_adapter.__name__)
+PACKAGE = __name__.partition(".")[0]
 ROTARY = "apply_rotary_pos_emb"  # a family's function that rotates q and k: a name in its file, not a part of a model
 
 
@@ -32,19 +30,6 @@ def fuse(module: PreTrainedModel) -> None:
     for part in module.modules():
         _fuse(part)
     _fuse_rotation(module)
-
-
-@contextmanager
-def original_modules(module: nn.Module) -> Iterator[None]:
-    """The model with the parts that its family gave it."""
-    swapped = {part: forward for part in module.modules() if (forward := _our_forward(part)) is not None}
-    for part in swapped:
-        del part.forward
-    try:
-        yield
-    finally:
-        for part, forward in swapped.items():
-            part.forward = forward
 
 
 def add_in_place(module: PreTrainedModel) -> None:
@@ -158,7 +143,7 @@ def fused_parts(module: PreTrainedModel) -> dict[str, tuple[int, int]]:
         kind = "adapted layer" if "lora_A" in dict(part.named_children()) else kind
         if kind != "norm" or type(part).__name__.endswith("RMSNorm"):
             taken, met = counts.get(kind, (0, 0))
-            counts[kind] = (taken + (_our_forward(part) is not None), met + 1)
+            counts[kind] = (taken + (our_forward(part) is not None), met + 1)
     return counts
 
 
@@ -183,10 +168,10 @@ def _put(part: nn.Module, forward: Callable[..., object]) -> None:
     part.forward = MethodType(forward, part)  # a bound method is copied with the module that it belongs to
 
 
-def _our_forward(part: nn.Module) -> MethodType | None:
-    """What stands here for the part's own forward."""
+def our_forward(part: nn.Module) -> MethodType | None:
+    """What stands here for the part's own forward, if this library put it there."""
     forward = vars(part).get("forward")
-    ours = isinstance(forward, MethodType) and forward.__func__.__module__ in OURS
+    ours = isinstance(forward, MethodType) and forward.__func__.__module__.partition(".")[0] == PACKAGE
     return forward if ours else None
 
 

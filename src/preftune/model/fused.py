@@ -12,14 +12,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from preftune.model.copies import cast
+from preftune.model.reuse import cast
 from preftune.pack.batch import add_rows
 
 EPS = ("variance_epsilon", "eps")  # under which names norms keep what is added to the mean square
 LINEAR = ("gate_proj", "up_proj", "down_proj")
-TRITON = (
-    False  # whether CUDA takes head_triton.py and gate_triton.py; to be decided by what bench/gpu.py measures there
-)
+TRITON = False  # whether CUDA takes kernels.py; to be decided by what bench/gpu.py measures there
 
 
 def by_triton(x: Tensor) -> bool:
@@ -132,9 +130,9 @@ class GatedMLP(torch.autograd.Function):
         g, u = rows @ gate.T, rows @ up.T
         ctx.save_for_backward(rows, g, u, gate, up, down)
         if by_triton(g):
-            from preftune.model import gate_triton
+            from preftune.model import kernels
 
-            return (gate_triton.forward(g, u) @ down.T).view(*x.shape[:-1], -1)
+            return (kernels.gate_forward(g, u) @ down.T).view(*x.shape[:-1], -1)
         return (nn.functional.silu(g).mul_(u) @ down.T).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -144,9 +142,9 @@ class GatedMLP(torch.autograd.Function):
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
         dh = dy @ down
         if by_triton(g):
-            from preftune.model import gate_triton
+            from preftune.model import kernels
 
-            h, dg, du = gate_triton.backward(g, u, dh)
+            h, dg, du = kernels.gate_backward(g, u, dh)
             ddown = dy.T @ h if down_learns else None
         else:
             a = nn.functional.silu(g)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from preftune.model.copies import cast
 from preftune.model.fused import LINEAR, product_type
+from preftune.model.reuse import cast
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear

@@ -73,17 +73,17 @@ def load_model(
     if left_out:
         text = (
             f"{len(left_out)} weights of the model's files are no part of the language model that is trained, and the "
-            f"export will lack them: {_some(left_out)}"
+            f"export will lack them: {some_of(left_out)}"
         )
         remarks["weights_left_out"] = (text, {"names": left_out})
     if empty := [name for name, p in module.named_parameters() if p.dim() > 1 and not bool(p.any())]:
-        remarks["weights_of_zero"] = (f"all numbers are 0 in {_some(empty)}", {"names": empty})
+        remarks["weights_of_zero"] = (f"all numbers are 0 in {some_of(empty)}", {"names": empty})
+    module.eval()
     if weights in QUANTIZED:
         text = f"what the policy is held against is the model in {weights}, not the one of the files"
         remarks["quantized"] = (text, {})
-        make_exact(module.eval())
-        return Loaded(module, remarks)
-    return Loaded(module.eval(), remarks)
+        make_exact(module)
+    return Loaded(module, remarks)
 
 
 def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scores: bool) -> None:
@@ -99,7 +99,8 @@ def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scor
                         hint="Give the folder or the name of the model.")  # fmt: skip
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first names of a list, for a sentence."""
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
@@ -194,7 +195,7 @@ def _mismatch(info: Mapping[str, Any], known: set[str], types: Mapping[str, str]
         text = f"{name} is {_shape(size)} in its weights, but {_shape(expected)} by its config.json."
         return text, "Is it the config of another model?"
     if missing := sorted(info["missing_keys"]):
-        return f"has no weights for {_some(missing)}.", "Not the folder of a causal language model?"
+        return f"has no weights for {some_of(missing)}.", "Not the folder of a causal language model?"
     if whole := sorted(name for name in known & types.keys() if types[name][0] in "IU"):
         return f"{whole[0]} holds whole numbers ({types[whole[0]]}).", "Quantized weights cannot be trained."
     alike = {_pattern(name) for name in known}

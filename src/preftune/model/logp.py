@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from preftune.model.copies import cast, keeps_copies
 from preftune.model.fused import by_triton, product_type
+from preftune.model.reuse import cast, keeps_copies
 
 if TYPE_CHECKING:
     from preftune.model.heads import LanguageHead
@@ -100,9 +100,9 @@ class _Rows(NamedTuple):
 
 def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool) -> _Rows:
     if by_triton(hidden):
-        from preftune.model import head_triton
+        from preftune.model import kernels
 
-        return _Rows(*head_triton.rows(product(hidden, head.weight.T), head, target, hidden.dtype))
+        return _Rows(*kernels.head_rows(product(hidden, head.weight.T), head, target, hidden.dtype))
     logits, column = head.logits(hidden), target[:, None]
     target_logit, cap_slope = logits.gather(1, column), head.cap_slope(logits)
     largest = None if hidden.device.type in WAITS else logits.max(1, keepdim=True)
@@ -124,10 +124,10 @@ def _rows(hidden: Tensor, head: LanguageHead, target: Tensor, with_squares: bool
 def _dlogits(hidden: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, words: slice) -> Tensor:
     """(rows, words): the dlogits of `_rows`, made again for a slice of the vocabulary."""
     if by_triton(hidden):
-        from preftune.model import head_triton
+        from preftune.model import kernels
 
         x = product(hidden, head.weight[words].T)
-        return head_triton.dlogits(x, head, target, lse, words.start, hidden.dtype)
+        return kernels.head_dlogits(x, head, target, lse, words.start, hidden.dtype)
     logits = head.logits(hidden, words)
     cap_slope = head.cap_slope(logits)
     dlogits = logits.sub_(lse[:, None]).exp_()

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.model import attention
-from preftune.model.fuse import original_modules
+from preftune.model.as_made import as_made
 from preftune.model.heads import ScalarHead
 from preftune.model.policy import Policy
-from preftune.model.probe import attention_of_family
 from preftune.pack.batch import Batch
 
 
@@ -24,14 +22,11 @@ def plain_logp(policy: Policy, batch: Batch) -> Tensor:
         policy.weights.activate()
         ends = isinstance(policy.head, ScalarHead) and policy.head.reads == "ends"
         turns = [turn for g in batch.groups for turns in g.turns for turn in (turns[-1:] if ends else turns)]
-        return torch.cat([answer(policy, _ids(policy, turn.prompt, turn.ids), len(turn.ids)) for turn in turns])
+        ids = [torch.from_numpy(np.concatenate(turn).astype(np.int64)).to(policy.device) for turn in turns]
+        return torch.cat([answer(policy, whole, len(turn.ids)) for whole, turn in zip(ids, turns, strict=True)])
 
-    with attention_of_family(module, attention.NAME), torch.no_grad(), policy.autocast(), original_modules(module):
+    with as_made(module), torch.no_grad(), policy.autocast():
         return policy.weights.through(read, batch)
-
-
-def _ids(policy: Policy, prompt: np.ndarray, response: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64)).to(policy.device)
 
 
 def _score(policy: Policy, ids: Tensor, count: int) -> Tensor:

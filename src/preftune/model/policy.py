@@ -20,12 +20,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import UserError
 from preftune.model import attention
-from preftune.model.copies import copies_kept
+from preftune.model.as_made import as_made
 from preftune.model.fuse import add_in_place, fuse
 from preftune.model.heads import Head, LanguageHead, ScalarHead
 from preftune.model.layout import Layout, prune_last_layer
-from preftune.model.outputs import keep_outputs
-from preftune.model.probe import attention_of_family, decoder, probe
+from preftune.model.probe import decoder, probe
+from preftune.model.reuse import copies_kept, keep_outputs
 from preftune.model.weights import Weights, WholeModel
 from preftune.pack.batch import Batch, collate
 from preftune.tokens.groups import TokenGroup
@@ -152,7 +152,7 @@ class Policy:
 def wrap(module: PreTrainedModel, wanted: str, compute: torch.dtype = torch.float32) -> tuple[Policy, str]:
     """A policy whose whole model is trained, with its language head, or the `score` of a model that has no logits, and
     the sentence of `choose_layout`."""
-    with attention_of_family(module, attention.NAME):
+    with as_made(module):
         behavior = probe(module)
     layout, reason = choose_layout(module, wanted)
     scores = module.get_output_embeddings() is None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -44,19 +44,6 @@ def decoder(module: PreTrainedModel) -> nn.Module:
     if module.base_model is not module:
         return module.base_model
     return next(part for part in module.modules() if isinstance(part, PreTrainedModel) and part is not module)
-
-
-@contextmanager
-def attention_of_family(module: PreTrainedModel, replaced: str) -> Iterator[None]:
-    """The model with attention of its family where it has the one of the name `replaced`."""
-    name = str(module.config._attn_implementation)
-    if name == replaced:
-        module.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if name == replaced:
-            module.set_attn_implementation(name)
 
 
 def probe(module: PreTrainedModel) -> Behavior:
@@ -225,9 +212,14 @@ def try_longest(module: PreTrainedModel, groups: Sequence[TokenGroup]) -> None:
     for length in (2, longest.longest):
         try:
             module(input_ids=torch.ones(1, length, dtype=torch.long, device="meta"), use_cache=False)
-        except (*FAILURES, NotImplementedError) as error:
+        except FAILURES as error:
             if length == 2:  # it fails for the lack of weights
                 return
-            raise UserError(f"{module.config.model_type} fails on this row of {length} tokens: "
-                            f"{third_party_message(error)}", location=str(longest.place),
-                            hint="Lower data.max_tokens to the positions of the model.") from error  # fmt: skip
+            raise fails_on(module, longest, error) from error
+
+
+def fails_on(module: PreTrainedModel, longest: TokenGroup, error: Exception) -> UserError:
+    """The error of a model whose forward pass fails on rows of which this is the longest."""
+    text = f"{module.config.model_type} fails on rows of up to {longest.longest} tokens: {third_party_message(error)}"
+    hint = "Lower data.max_tokens if the model has fewer positions."
+    return UserError(text, location=str(longest.place), hint=hint)

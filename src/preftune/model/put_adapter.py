@@ -18,6 +18,7 @@ from preftune.errors import UserError, nearest, third_party_message
 from preftune.model.adapter import AdapterWeights, is_adapter, lora_layers, without_warnings
 from preftune.model.adapter_files import CONFIG, TENSORS, AdapterFiles
 from preftune.model.config import Adapter
+from preftune.model.load import some_of
 
 LEARNS = "default"  # name of the adapter within peft
 START, BEFORE = "start", "before"  # what names end with of an adapter that is a part of it, and of what it goes on from
@@ -119,7 +120,9 @@ def load_adapter(
     unknown = [key for result in results for key in result.unexpected_keys]
     for problem, keys in (("has no numbers for", missing), ("has numbers that the model has no place for,", unknown)):
         if keys:
-            raise UserError(f"{problem} {_some(keys)}.", location=location, hint="Is it the adapter of another model?")
+            raise UserError(
+                f"{problem} {some_of(keys)}.", location=location, hint="Is it the adapter of another model?"
+            )
     for config in configs:
         config.base_model_name_or_path, config.revision = files.base, files.revision
     return around
@@ -244,7 +247,3 @@ def _saved_whole(module: PreTrainedModel, table: Adapter) -> list[str] | None:
 
 def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

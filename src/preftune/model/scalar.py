@@ -18,9 +18,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from preftune.errors import UserError
 from preftune.model.adapter_files import adapter_at, base_of
 from preftune.model.budget import attention_crossover
+from preftune.model.columns import read_packs
 from preftune.model.load import DTYPES, SCORE, Loaded, load_config, load_model, source_of, tensors_in_files
 from preftune.model.policy import Policy, wrap
 from preftune.model.probe import decoder
+from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.tokens.groups import TokenGroup
 
@@ -78,7 +80,8 @@ def with_score(module: PreTrainedModel, location: str) -> PreTrainedModel:
     Raises UserError where transformers has no such model of the family.
     """
     config, trunk = module.config, decoder(module)
-    refuse_without_score(config, location)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise no_score(config, location)
     config.num_labels = 1
     with torch.device("meta"):
         scorer = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -89,12 +92,6 @@ def with_score(module: PreTrainedModel, location: str) -> PreTrainedModel:
     width = scorer.get_submodule("score").get_parameter("weight").shape[1]
     put_score(scorer, torch.zeros(1, width), None)
     return scorer.eval()
-
-
-def refuse_without_score(config: PreTrainedConfig, location: str) -> None:
-    """Raise UserError where transformers has no model with a score of this family."""
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise no_score(config, location)
 
 
 def no_score(config: PreTrainedConfig, location: str) -> UserError:
@@ -130,12 +127,12 @@ def without_bias(module: PreTrainedModel) -> float:
 
 def load_reward_model(
     path: str | PreTrainedModel, *, revision: str | None = None, weights: str = "float32", compute: str = "float32",
-    device: torch.device | str = "cpu", layout: str = "auto", location: str = "reward.model",
+    device: torch.device | str = "cpu", layout: str = "auto",
 ) -> Policy:  # fmt: skip
     """A reward model to ask, not to train. It is to be compared with its own forward pass (`verify_layout`) before it
     is believed. Raises UserError."""
-    module, _ = load_scorer(path, revision=revision, weights=weights, device=torch.device(device), location=location,
-                            fresh=False, compute=compute)  # fmt: skip
+    module, _ = load_scorer(path, revision=revision, weights=weights, device=torch.device(device),
+                            location="reward.model", fresh=False, compute=compute)  # fmt: skip
     module.requires_grad_(False)
     return wrap(module, layout, DTYPES[compute])[0]
 
@@ -146,11 +143,5 @@ def model_scores(policy: Policy, groups: Sequence[TokenGroup], tokens: int) -> l
     tokens: budget of a pack.
     """
     step = Packing(tokens, attention_crossover(policy.module.config)).step(groups, 1)
-    scores: list[np.ndarray] = [np.empty(0)] * len(groups)
-    with torch.no_grad():
-        for pack in step.packs:
-            values = policy.read(policy.batch([groups[i] for i in pack])).double().cpu().numpy()
-            stops = np.cumsum([len(groups[i].responses) for i in pack])[:-1]
-            for i, of_group in zip(pack, np.split(values, stops), strict=True):
-                scores[i] = of_group
-    return scores
+    scores, _ = read_packs(policy, groups, step.packs, OomRetry())
+    return [scores[index].astype(np.float64) for index in range(len(groups))]

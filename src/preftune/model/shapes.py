@@ -64,9 +64,8 @@ def shapes_of(module: PreTrainedModel) -> Shapes:
     """The shapes of a language model as its family made it, so before an adapter changes its parts."""
     embedding = module.get_input_embeddings().get_parameter("weight")
     output = module.get_output_embeddings()
-    head = (
-        0 if output is None or output.get_parameter("weight") is embedding else output.get_parameter("weight").numel()
-    )
+    matrix = embedding if output is None else output.get_parameter("weight")
+    head = 0 if matrix is embedding else matrix.numel()
     text = module.config.get_text_config()
     width = int(getattr(text, "hidden_size", embedding.shape[1]))
     active = next((n for name in ACTIVE if isinstance(n := getattr(text, name, None), int)), 1)

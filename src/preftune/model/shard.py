@@ -6,6 +6,7 @@ tests/model/test_shard.py and tests/laws/test_shards.py.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -28,17 +29,55 @@ def rows_of(size: int, rank: int, world_size: int) -> slice:
     return slice(min(size, rank * each), min(size, (rank + 1) * each))
 
 
+@dataclass(frozen=True)
+class Sharded(Weights):
+    """Weights of which every rank has a part. inner: what is trained, which answers where the parts do not."""
+
+    inner: Weights
+
+    @property
+    def sharded(self) -> bool:
+        return True
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self.inner.trained()
+
+    def digest(self) -> str:
+        return self.inner.digest()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.inner.state()
+
+    def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Within `whole`."""
+        self.inner.export(into, tokenizer)
+
+    def rate(self, name: str) -> float:
+        return self.inner.rate(name)
+
+    def activate(self) -> None:
+        self.inner.activate()
+
+    def replicas(self) -> dict[str, Tensor]:
+        return self.inner.replicas()
+
+    def sampled(self) -> Tensor:
+        return self.inner.sampled()
+
+    @abstractmethod
+    def share(self, dist: Distributed) -> None: ...
+
+
 @final
 @dataclass(frozen=True)
-class ShardedByStep(Weights):
+class ShardedByStep(Sharded):
     """Whole weights and gradients on every rank, moments and updates divided.
 
     Packs go through without any talk, as many as each rank has. Then one exchange sums the gradients and leaves each
     rank its rows of them, and after the update another one gives every rank the rows of the others: together as much
-    traffic as the sum of whole gradients. inner: what is trained; parts: this rank's rows, which share its memory.
+    traffic as the sum of whole gradients. parts: this rank's rows of what is trained, which share its memory.
     """
 
-    inner: Weights
     mesh: DeviceMesh
     parts: Mapping[str, nn.Parameter]
 
@@ -51,37 +90,15 @@ class ShardedByStep(Weights):
             inner.module, inner, mesh, {n: nn.Parameter(_part(p.detach(), mesh)) for n, p in inner.trained().items()}
         )
 
-    @property
-    def sharded(self) -> bool:
-        return True
-
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.parts)
-
-    def rate(self, name: str) -> float:
-        return self.inner.rate(name)
-
-    def activate(self) -> None:
-        self.inner.activate()
-
-    def digest(self) -> str:
-        return self.inner.digest()
 
     def state(self) -> dict[str, Tensor]:
         return {name: _part(tensor, self.mesh) for name, tensor in self.inner.state().items()}
 
-    def replicas(self) -> dict[str, Tensor]:
-        return self.inner.replicas()
-
-    def sampled(self) -> Tensor:
-        return self.inner.sampled()
-
     def zero_grad(self) -> None:
         self.inner.zero_grad()
         super().zero_grad()
-
-    def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.inner.export(into, tokenizer)
 
     def sum_gradients(self, dist: Distributed) -> None:
         """The sum is taken in fp32 or wider. A gradient that no rank has stays None, as in one process."""

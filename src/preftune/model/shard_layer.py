@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.distributed import Distributed
-from preftune.folders import Folder
 from preftune.lost_rank import exchanging
-from preftune.model.shard import ShardedByStep, mesh_of, refuse_single_numbers
+from preftune.model.shard import Sharded, ShardedByStep, mesh_of, refuse_single_numbers
 from preftune.model.weights import Weights
 from preftune.pack.batch import Batch
 
@@ -32,15 +31,14 @@ PASS = "pass_of_weights"  # name of the method through which all work on the wei
 
 @final
 @dataclass(frozen=True)
-class ShardedByLayer(Weights):
+class ShardedByLayer(Sharded):
     """Everything divided: a layer's weights are whole on a rank while it computes, and its gradients go back at once.
 
     So ranks wait for each other in every layer, and each must take as many passes. What stands beside a base that stays
-    is whole on every rank, and its moments and updates are divided as in `ShardedByStep`. inner: what is trained, its
-    module's other parameters cut by torch's `fully_shard`; began: digest of the model as it was whole.
+    is whole on every rank, and its moments and updates are divided as in `ShardedByStep`. began: digest of the model as
+    it was whole.
     """
 
-    inner: Weights
     began: str
 
     @classmethod
@@ -67,40 +65,17 @@ class ShardedByLayer(Weights):
         return cls(module, ShardedByStep.of(whole) if beside else whole, began)
 
     @property
-    def sharded(self) -> bool:
-        return True
-
-    @property
     def in_step(self) -> bool:
         return True
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        return self.inner.trained()
-
-    def rate(self, name: str) -> float:
-        return self.inner.rate(name)
-
-    def activate(self) -> None:
-        self.inner.activate()
 
     def digest(self) -> str:
         return self.began
 
-    def state(self) -> dict[str, Tensor]:
-        return self.inner.state()
-
     def replicas(self) -> dict[str, Tensor]:
         return self.inner.replicas() if self.inner.sharded else {}
 
-    def sampled(self) -> Tensor:
-        return self.inner.sampled()
-
     def zero_grad(self) -> None:
         self.inner.zero_grad()
-
-    def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Within `whole`."""
-        self.inner.export(into, tokenizer)
 
     def through(self, work: Callable[[Batch], T], batch: Batch) -> T:
         self.activate()

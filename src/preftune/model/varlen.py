@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from preftune.model.layout import Layout, Paths, Shape
-from preftune.model.outputs import saved_outputs
+from preftune.model.reuse import saved_outputs
 
 WIDEST = 256  # head width that the kernel has
 CAPABILITY = (8, 0)  # of a device: older ones lack it
@@ -29,9 +29,8 @@ CAPABILITY = (8, 0)  # of a device: older ones lack it
 def takes(device: torch.device, width: int, value_width: int, *, sinks: bool) -> bool:
     """Whether the kernel can do a layer with heads of these widths. AMD's gives lse in a layout of its own, which only
     sinks read."""
-    if torch.version.hip is not None:
-        return width == value_width <= WIDEST and width % 8 == 0 and not sinks
-    capable = torch.cuda.get_device_capability(device) >= CAPABILITY
+    amd = torch.version.hip is not None
+    capable = not sinks if amd else torch.cuda.get_device_capability(device) >= CAPABILITY
     return capable and width == value_width <= WIDEST and width % 8 == 0
 
 

@@ -21,7 +21,7 @@ from preftune.model.heads import ScalarHead
 from preftune.model.layout import Layout
 from preftune.model.plain import plain_logp
 from preftune.model.policy import NOISE, Policy, choose_layout
-from preftune.model.probe import FAILURES
+from preftune.model.probe import FAILURES, fails_on
 from preftune.pack.batch import Batch
 from preftune.tokens.groups import TokenGroup
 
@@ -181,10 +181,7 @@ def _baseline(policy: Policy, batch: Batch) -> Baseline:
     try:
         plain = plain_logp(policy, batch)
     except FAILURES as error:
-        longest = max(batch.groups, key=lambda group: group.longest)
-        text = f"{policy.module.config.model_type} fails on rows of up to {longest.longest} tokens: "
-        raise UserError(text + third_party_message(error), location=str(longest.place),
-                        hint="Lower data.max_tokens if the model has fewer positions.") from error  # fmt: skip
+        raise fails_on(policy.module, max(batch.groups, key=lambda group: group.longest), error) from error
     baseline = Baseline(policy, batch, plain)
     again = Difference.between(plain_logp(policy, batch), plain)
     if again.mean != 0 and again.mean > baseline.sensitivity.mean / ALLOWED:
@@ -201,7 +198,7 @@ def draws_at_random(nats: float) -> UserError:
     )
 
 
-def rounding_sensitivity(policy: Policy, batch: Batch, plain: Tensor, seeds: int = 2) -> Difference:
+def rounding_sensitivity(policy: Policy, batch: Batch, plain: Tensor, seeds: int) -> Difference:
     """How far log-probabilities move where outputs of parts that have weights are rounded otherwise."""
     moves = []
     for seed in range(seeds):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from preftune.pack.batch import Batch
 
 SAMPLED = 4096  # numbers of a tensor that stand for it
 T = TypeVar("T")
-THREADS = min(16, os.cpu_count() or 1)  # that hash tensors
+THREADS = min(16, os.cpu_count() or 1)  # that hash tensors: 28 GB in seconds, and not in half a minute
 UNRELATED = ("_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype")  # to what it says
 
 
@@ -50,20 +50,20 @@ class Weights(ABC):
         """SHA-256 of everything that decides the model's log-probabilities."""
 
     @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, detached; not a copy."""
-
-    @abstractmethod
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the plain Hugging Face layout into a folder that is being built."""
 
     @abstractmethod
-    def rate(self, name: str) -> float:
-        """What the learning rate of a trained parameter is multiplied by."""
-
-    @abstractmethod
     def activate(self) -> None:
         """Let the module compute with these weights, where it holds others beside them. They stay until others do."""
+
+    def rate(self, name: str) -> float:
+        """What the learning rate of a trained parameter is multiplied by."""
+        return 1.0
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, detached; not a copy."""
+        return self.replicas()
 
     def beside(self) -> list[nn.Parameter]:
         """Parameters of the module that stand beside a base which stays as it is: few, so that every rank has them."""
@@ -109,18 +109,6 @@ class Weights(ABC):
         tensors = [local(p.detach()).flatten() for p in self.trained().values()]
         return torch.cat([tensor[:: 1 + tensor.numel() // SAMPLED].cpu() for tensor in tensors]).clone()
 
-    @final
-    def load_state(self, tensors: Mapping[str, Tensor]) -> str:
-        """Take over a `state`. Returns "", or the name of what does not fit; then nothing has changed."""
-        state = self.state()
-        for name in sorted(state.keys() | tensors.keys()):
-            if name not in state or name not in tensors or state[name].shape != tensors[name].shape:
-                return name
-        with torch.no_grad():
-            for name, tensor in state.items():
-                local(tensor).copy_(local(tensors[name]))
-        return ""
-
 
 @final
 @dataclass(frozen=True)
@@ -129,9 +117,6 @@ class WholeModel(Weights):
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-
-    def rate(self, name: str) -> float:
-        return 1.0
 
     def activate(self) -> None:
         """There are no others."""
@@ -142,16 +127,11 @@ class WholeModel(Weights):
         config = {key: value for key, value in self.module.config.to_dict().items() if key not in UNRELATED}
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         state = dict(sorted(self.module.state_dict().items()))
-        with ThreadPoolExecutor(
-            THREADS
-        ) as threads:  # hashing frees Python's lock: 28 GB in seconds, not in half a minute
+        with ThreadPoolExecutor(THREADS) as threads:
             hashes = list(threads.map(_hash, state.values()))
         for (name, tensor), of_bytes in zip(state.items(), hashes, strict=True):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {of_bytes}".encode())
         return digest.hexdigest()
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.trained().items()}
 
     def export(self, into: Folder, tokenizer: PreTrainedTokenizerBase) -> None:
         name = str(self.module.config._attn_implementation)

@@ -13,7 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from preftune.config.run import Run, reward_tables
 from preftune.model.budget import LARGEST, SMALLEST, positions
 from preftune.model.config import Ranks
-from preftune.model.fits import Demand, Fit, Way, first_that_fits, fit, ways
+from preftune.model.fits import Demand, Fit, Way, fit, least_remedy, ways
 from preftune.model.load import load_config
 from preftune.model.memory import Setup
 from preftune.model.scalar import with_score
@@ -131,7 +131,7 @@ def what_fits(run: Run, config: PreTrainedConfig, gpus: Gpus, longest: int = 0) 
     table = [fit(shapes, each, count, demand, recompute=each is not way, shards=asked if each is way else others)
              for count in counts(gpus.count) for each in ways(way)]  # fmt: skip
     own_fit = next(each for each in reversed(table) if each.way is way)
-    remedy = None if own_fit.tokens else first_that_fits(shapes, way, gpus.count, demand, others)
+    remedy = None if own_fit.tokens else least_remedy(shapes, way, gpus.count, demand, others)
     return WhatFits(shapes.parameters, gpus, demand.longest, tuple(table), remedy)
 
 

@@ -22,12 +22,12 @@ from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model import load, scalar
 from preftune.model.adapter_files import AdapterFiles, adapter_at
-from preftune.model.attention import NAME
+from preftune.model.as_made import as_made
 from preftune.model.config import Model
 from preftune.model.fuse import fused_parts
 from preftune.model.memory import Shard
 from preftune.model.policy import Policy, trainable, wrap
-from preftune.model.probe import attention_of_family, not_followed
+from preftune.model.probe import not_followed
 from preftune.model.quantized import QUANTIZED
 from preftune.model.shard import mesh_of
 from preftune.model.shard_layer import ShardedByLayer
@@ -39,7 +39,7 @@ from preftune.run.dataset import Dataset
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
 
-Type = Literal["float32", "bfloat16"]
+Compute = Literal["float32", "bfloat16"]
 
 
 def device_of(run: Run, local_rank: int = 0) -> torch.device:
@@ -64,7 +64,7 @@ def with_precision(run: Run, device: torch.device) -> Run:
     return with_rounding(replace_keys(run, model=replace_keys(run.model, weights=weights, compute=compute)))
 
 
-def types_of(model: Model, usual: Type, *, adapter: bool) -> tuple[Type | Literal["nf4", "int8"], Type]:
+def types_of(model: Model, usual: Compute, *, adapter: bool) -> tuple[Compute | Literal["nf4", "int8"], Compute]:
     """The types of weights and of products. usual: of the products, where nothing is said of them; weights of which
     nothing is said are in fp32, which holds the smallest update, or as the products where they stay under an adapter.
     """
@@ -111,7 +111,7 @@ def _load_policy(run: Run, dataset: Dataset, notes: Notes, device: torch.device,
     if run.model.trainable is not None:
         notes["trainable"] = text, _ = train_only(module, run.model.trainable)
         emit(Note(text))
-    with attention_of_family(module, NAME):
+    with as_made(module):
         sentences = not_followed(module)
     if sentences:
         notes["not_followed"] = ("; ".join(sentences), {"sentences": sentences})

@@ -23,7 +23,6 @@ from preftune.record.writer import CHECKPOINT_FILES
 from preftune.training import tensor_files
 from preftune.training.learner import Learner
 from preftune.training.optimizer import Moment, Optimizer
-from preftune.training.tensor_files import TensorFiles
 
 PREFIX = "step-"
 MAX_SPLITS = 64  # no pack can be cut in two so often
@@ -51,6 +50,14 @@ class State:
         """All that is trained, by what its files' names begin with."""
         return {"": Learner(self.weights, self.optimizer)} | ({} if self.value is None else {"value_": self.value})
 
+    @property
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that a checkpoint holds but moments, by the name of the file; not copies."""
+        parts = {f"{begin}weights": learner.weights.state() for begin, learner in self.learners.items()}
+        if self.reference is not None:
+            parts["reference"] = {name: parameter.detach() for name, parameter in self.reference.named_parameters()}
+        return parts
+
 
 def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS) -> Path:
     """Write the checkpoint of this step below `root`, then delete all but the newest `keep` valid ones.
@@ -59,11 +66,7 @@ def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS
     nothing, where a number is not finite or any rank cannot write.
     """
     path = root / f"{PREFIX}{state.step:08d}"
-    tensors = {}
-    for begin, learner in state.learners.items():
-        tensors |= {f"{begin}weights": learner.weights.state(), f"{begin}optimizer": learner.moments()}
-    if state.reference is not None:
-        tensors["reference"] = _parameters(state.reference)
+    tensors = state.tensors | {f"{begin}optimizer": learner.moments() for begin, learner in state.learners.items()}
     for name, part in tensors.items():
         with dist.agreed():
             if broken := not_finite(part):
@@ -90,8 +93,8 @@ class _Numbers(Struct, forbid_unknown_fields=True):
 
 def assert_room(state: State, root: Path) -> None:
     """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
-    needed = 0 if state.reference is None else sum(tensor.nbytes for tensor in _parameters(state.reference).values())
-    needed += sum(learner.nbytes for learner in state.learners.values())
+    needed = sum(tensor.nbytes for tensors in state.tensors.values() for tensor in tensors.values())
+    needed += sum(learner.moment_bytes for learner in state.learners.values())
     free = files.free(root)
     if free < needed:  # a tensor that is cut among ranks says how many bytes it has in all
         raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
@@ -121,13 +124,10 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     """
     if damage := folders.verify(path):
         return damage
-    like: dict[str, Mapping[str, Tensor]] = {
-        f"{begin}weights": learner.weights.state() for begin, learner in state.learners.items()
-    }
-    if state.reference is not None:
-        like["reference"] = _parameters(state.reference)
-    expected: dict[str, Mapping[str, Tensor | Moment]] = dict(like)
-    like |= {f"{begin}optimizer": learner.weights.trained() for begin, learner in state.learners.items()}
+    present = state.tensors
+    expected: dict[str, Mapping[str, Tensor | Moment]] = dict(present)
+    cut_as = {f"{begin}optimizer": learner.weights.trained() for begin, learner in state.learners.items()}
+    like: dict[str, Mapping[str, Tensor]] = {**present, **cut_as}
     try:
         listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
         names = {part: tensor_files.files_of(part, listed) for part in like}
@@ -135,7 +135,7 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
         if absent := min([*absent, *{"state.json"} - listed], default=""):
             return f"{absent}: not in the manifest"
         numbers = msgspec.json.decode((path / "state.json").read_bytes(), type=_Numbers)
-        tensors = {part: TensorFiles([path / name for name in names[part]]).read(like[part]) for part in like}
+        tensors = {part: tensor_files.read([path / name for name in names[part]], like[part]) for part in like}
     except Exception as error:  # safetensors has a class of its own
         return third_party_message(error)
     for begin, learner in state.learners.items():
@@ -145,13 +145,11 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
         return f"{part}.safetensors: {differences[part]}"
     if problem := _wrong_number(numbers, path, steps, means):
         return f"state.json: {problem}"
+    for part in present:
+        for name, tensor in present[part].items():
+            local(tensor).copy_(local(tensors[part][name]))
     for begin, learner in state.learners.items():
-        learner.weights.load_state(tensors[f"{begin}weights"])
         learner.load_moments(tensors[f"{begin}optimizer"])
-    if state.reference is not None:
-        with torch.no_grad():
-            for name, parameter in state.reference.named_parameters():
-                parameter.copy_(tensors["reference"][name])
     state.step, state.skipped, state.oom.splits, state.ema = msgspec.structs.astuple(numbers)
     return ""
 
@@ -180,10 +178,6 @@ def _wrong_number(numbers: _Numbers, path: Path, steps: int, means: int) -> str:
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name of a tensor that holds NaN or infinity, or an empty string."""
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(local(tensor)).all())), "")
-
-
-def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
 def _folders(root: Path) -> list[Path]:

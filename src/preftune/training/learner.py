@@ -25,10 +25,10 @@ class Learner:
     optimizer: Optimizer
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of a checkpoint's weights and moments once every parameter has had a gradient."""
-        moments = (moment for p in self.weights.trained().values() for moment in self.optimizer.moments(p).values())
-        return sum(t.nbytes for t in self.weights.state().values()) + sum(moment.nbytes for moment in moments)
+    def moment_bytes(self) -> int:
+        """Bytes of all moments once every parameter has had a gradient."""
+        parameters = self.weights.trained().values()
+        return sum(moment.nbytes for p in parameters for moment in self.optimizer.moments(p).values())
 
     def moments(self) -> dict[str, Tensor]:
         """The moments of every parameter that has had a gradient."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, zeros
 
 from preftune.errors import UserError
-from preftune.model.weights import Weights
+from preftune.model.weights import Weights, local
 from preftune.training.config import Optim
 from preftune.training.rounding import (
     FIRST_MOMENT,
@@ -173,8 +173,8 @@ def _write(moments: dict[str, Tensor], name: str, part: slice, x: Tensor, bits: 
 
 def _rows(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor as rows of its last axis; a vector is one row."""
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
-    return local.view(-1, local.shape[-1]) if local.dim() > 1 else local.view(1, -1)
+    part = local(tensor).detach()
+    return part.view(-1, part.shape[-1]) if part.dim() > 1 else part.view(1, -1)
 
 
 def _first_number(parameter: Tensor) -> int:

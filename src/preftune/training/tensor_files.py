@@ -7,9 +7,10 @@ ranks, so a whole tensor is its parts one after the other. Held by tests/trainin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -68,39 +69,35 @@ def write(path: Path, parts: Parts, state: object, dist: Distributed) -> None:
             stack.close()
 
 
-class TensorFiles:
-    """A part of a checkpoint as it stands in the files of some ranks."""
+def read(paths: Sequence[Path], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of a part of a checkpoint that stands in the files of some ranks, by its name: cut among ranks where
+    that of the same name in `like` is.
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._files = [safe_open(path, "pt") for path in paths]
-        self._names: list[str] = self._files[0].keys()
+    A moment `NAME/exp_avg` is cut as the parameter `NAME`; a number without axes is whole on every rank.
+    """
+    ranks = [safe_open(path, "pt") for path in paths]
+    names: list[str] = ranks[0].keys()
+    return {name: _read(name, ranks, like.get(name.rpartition("/")[0] or name)) for name in names}
 
-    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every tensor by its name, cut among ranks where that of the same name in `like` is.
 
-        A moment `NAME/exp_avg` is cut as the parameter `NAME`; a number without axes is whole on every rank.
-        """
-        return {name: self._read(name, like.get(name.rpartition("/")[0] or name)) for name in self._names}
+def _read(name: str, ranks: Sequence[safe_open], like: Tensor | None) -> Tensor:
+    parts = [file.get_slice(name) for file in ranks]
+    counts = [shape[0] for part in parts if (shape := part.get_shape())]
+    if not counts:
+        return ranks[0].get_tensor(name)
+    if not isinstance(like, DTensor):
+        return _rows(parts, slice(0, sum(counts)))
+    mesh, shape = like.device_mesh, (sum(counts), *parts[0].get_shape()[1:])
+    return cut_tensor(_rows(parts, rows_of(shape[0], mesh.get_local_rank(), mesh.size())), shape, mesh)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        """Of a whole tensor."""
-        shapes = [file.get_slice(name).get_shape() for file in self._files]
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
 
-    def _read(self, name: str, like: Tensor | None) -> Tensor:
-        shape = self._shape(name)
-        if not shape or not isinstance(like, DTensor):
-            return self._rows(name, slice(0, shape[0])) if shape else self._files[0].get_tensor(name)
-        rows = rows_of(shape[0], like.device_mesh.get_local_rank(), like.device_mesh.size())
-        return cut_tensor(self._rows(name, rows), shape, like.device_mesh)
-
-    def _rows(self, name: str, rows: slice) -> Tensor:
-        before, parts = 0, []
-        for file in self._files:
-            tensor = file.get_slice(name)
-            count = tensor.get_shape()[0]
-            start, stop = max(rows.start - before, 0), min(rows.stop - before, count)
-            if start < stop:
-                parts.append(tensor[start:stop])
-            before += count
-        return torch.cat(parts) if parts else self._files[0].get_slice(name)[:0]
+def _rows(parts: Sequence[Any], rows: slice) -> Tensor:
+    """These rows of a tensor, of which each file has the ones behind those of the file before."""
+    before, pieces = 0, []
+    for part in parts:
+        count = part.get_shape()[0]
+        start, stop = max(rows.start - before, 0), min(rows.stop - before, count)
+        if start < stop:
+            pieces.append(part[start:stop])
+        before += count
+    return torch.cat(pieces) if pieces else parts[0][:0]

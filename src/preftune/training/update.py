@@ -15,11 +15,9 @@ from preftune.errors import NON_FINITE, UserError
 from preftune.evaluate.config import Evaluate
 from preftune.evaluate.evaluate import HeldOut
 from preftune.evaluate.metrics import Metrics, score_metrics
-from preftune.forward.forward import Models, step_gradient
+from preftune.forward.forward import Models, step_gradient, value_gradient
 from preftune.forward.loss import Loss
-from preftune.forward.value import value_gradient
 from preftune.model.weights import local
-from preftune.objective.rollouts import PPO
 from preftune.pack.plan import Pack, Packing, Phase, Step, halved
 from preftune.record.schema import STEP
 from preftune.rollout.evaluate import HeldOutTasks
@@ -72,7 +70,7 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
         loss.objective, output.examples, list(STEP), loss=output.value, start=start, d_logp=output.d_logp
     )
     if state.value is not None:
-        metrics["value_loss"] = _value_gradient(training, state, phase, step)
+        metrics["value_loss"] = value_gradient(training.models, loss, phase.groups, step, state.oom, dist)
         norms["value_"] = clipped_norm(state.value, optim.clip, dist)
     if all(map(math.isfinite, (*norms.values(), output.value))):
         for begin, learner in state.learners.items():
@@ -95,14 +93,6 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
         "tokens_shared": gradient.shared,
         "seconds": round(time.monotonic() - began, 4),
     }
-
-
-def _value_gradient(training: Training, state: State, phase: Phase, step: Step) -> float:
-    """The value model's loss, its gradient in place."""
-    model, objective = training.models.value, training.loss.objective
-    assert model is not None
-    assert isinstance(objective, PPO)
-    return value_gradient(model, objective, phase.groups, step, state.oom, training.dist)
 
 
 def clipped_norm(learner: Learner, clip: float, dist: Distributed) -> float:

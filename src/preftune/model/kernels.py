@@ -1,8 +1,8 @@
-"""What the head does to its logits, in one read and then one read and one write, where torch's operations make five
-passes: kernels for CUDA, written in Triton, which torch's CUDA wheels bring along.
+"""Kernels for CUDA, written in Triton, which torch's CUDA wheels bring along.
 
-They have never run on a GPU; `fused.TRITON` switches them on. Held by tests/model/test_triton.py, in Triton's
-interpreter where there is no GPU.
+What the head does to its logits is one read and then one read and one write, where torch's operations make five passes;
+what a gated MLP does between its products is one pass each way, where they make two and five. They have never run on a
+GPU; `fused.TRITON` switches them on. Held by tests/model/test_triton.py, in Triton's interpreter where there is no GPU.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from preftune.model.heads import LanguageHead
 
 BLOCK = 4096  # tokens of the vocabulary at a time
+GATE_BLOCK = 1024  # numbers of a gated MLP at a time
 WARPS = 8
 
 
@@ -93,7 +94,7 @@ def _dlogits_kernel(
     tl.store(dlogits + row * d_stride + places, d.to(dlogits.dtype.element_ty), mask=mask)
 
 
-def rows(x: Tensor, head: LanguageHead, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def head_rows(x: Tensor, head: LanguageHead, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """x (rows, vocab) fp32, W h of each row, and its target (rows,) -> logp, lse, dlogits in `dtype` and log_squares,
     as in `logp._rows`."""
     logp, lse, log_squares = (torch.empty(len(x), dtype=torch.float32, device=x.device) for _ in range(3))
@@ -108,7 +109,7 @@ def rows(x: Tensor, head: LanguageHead, target: Tensor, dtype: torch.dtype) -> t
     return logp, lse, dlogits, log_squares
 
 
-def dlogits(x: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+def head_dlogits(x: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, start: int, dtype: torch.dtype) -> Tensor:
     """x (rows, words) fp32, W h for the slice of the vocabulary that begins at `start` -> dlogits in `dtype`, as in
     `logp._dlogits`."""
     made = torch.empty_like(x, dtype=dtype)
@@ -120,3 +121,40 @@ def dlogits(x: Tensor, head: LanguageHead, target: Tensor, lse: Tensor, start: i
             BIASED=head.bias is not None, CAPPED=head.softcap is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return made
+
+
+# h = silu(g) u, silu(g) = g s with s = 1 / (1 + exp -g):      du = silu(g) dh      dg = s (1 + g (1 - s)) u dh
+@triton.jit
+def _gate_kernel(g, u, h, count, BLOCK: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = places < count
+    gate = tl.load(g + places, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(u + places, mask=mask, other=0.0).to(tl.float32)
+    tl.store(h + places, (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _gate_backward_kernel(g, u, dh, h, dg, du, count, BLOCK: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = places < count
+    gate = tl.load(g + places, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(u + places, mask=mask, other=0.0).to(tl.float32)
+    d = tl.load(dh + places, mask=mask, other=0.0).to(tl.float32)
+    s = tl.sigmoid(gate)
+    tl.store(h + places, (gate * s * up).to(h.dtype.element_ty), mask=mask)
+    tl.store(du + places, (gate * s * d).to(du.dtype.element_ty), mask=mask)
+    tl.store(dg + places, (s * (1 + gate * (1 - s)) * up * d).to(dg.dtype.element_ty), mask=mask)
+
+
+def gate_forward(g: Tensor, u: Tensor) -> Tensor:
+    """silu(g) u, what a gated MLP does between its products, of two contiguous tensors of one shape."""
+    h = torch.empty_like(g)
+    _gate_kernel[(triton.cdiv(g.numel(), GATE_BLOCK),)](g, u, h, g.numel(), BLOCK=GATE_BLOCK)
+    return h
+
+
+def gate_backward(g: Tensor, u: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h again, which is not kept, and the gradients dg and du; all contiguous and of one shape."""
+    h, dg, du = (torch.empty_like(g) for _ in range(3))
+    _gate_backward_kernel[(triton.cdiv(g.numel(), GATE_BLOCK),)](g, u, dh, h, dg, du, g.numel(), BLOCK=GATE_BLOCK)
+    return h, dg, du
