@@ -63,12 +63,12 @@ def sft_run(folder: Path, seed: int) -> Run:
     )  # fmt: skip
 
 
-def offline_run(folder: Path, name: str, objective: Formula, seed: int, lr: float = 5e-4) -> Run:
+def offline_run(folder: Path, name: str, objective: Formula, seed: int) -> Run:
     """From the judged pairs, with the model after SFT as start and reference."""
     return Run(
         model=Model(path=str(folder / "sft" / "model")), data=judged_data(folder), objective=objective,
         reference=Stored(store=str(folder / "store")) if "reference" in objective.reads else None,
-        optim=Optim(lr=lr, epochs=3, schedule="cosine"), batch=Batch(rows=64),
+        optim=Optim(lr=5e-4, epochs=3, schedule="cosine"), batch=Batch(rows=64),
         seed=seed, out=str(folder / name), device="cpu",
     )  # fmt: skip
 

@@ -99,10 +99,10 @@ def _no_one(event: Event) -> None:
 
 def planned(folder: Path, seed: int) -> list[Planned]:
     """The runs in the order in which they are done."""
-    offline = {"DPO": (DPO(), 5e-4), "IPO": (IPO(), 5e-4), "KTO": (KTO(), 5e-4), "SimPO": (SimPO(), 5e-4)}
+    offline = {"DPO": DPO(), "IPO": IPO(), "KTO": KTO(), "SimPO": SimPO()}
     runs = [
-        Planned(name, JUDGED, stages.offline_run(folder, f"offline-{name}", at_beta(objective, BETA), seed, lr))
-        for name, (objective, lr) in offline.items()
+        Planned(name, JUDGED, stages.offline_run(folder, f"offline-{name}", at_beta(objective, BETA), seed))
+        for name, objective in offline.items()
     ]
     learners = {
         "RLOO": (RLOO(beta=BETA), DRAWING),
