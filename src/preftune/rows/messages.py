@@ -79,7 +79,8 @@ def _messages_in(value: object) -> object:
         return value
     messages = _json_or_python(value.strip())
     listed = messages if isinstance(messages, list) else [messages]
-    if not listed or not all(isinstance(message, dict) and _is_message(message) for message in listed):
+    keys = [{*message} if isinstance(message, dict) else set() for message in listed]
+    if not keys or not all(some & {"role", "from"} and some & {"content", "value", "tool_calls"} for some in keys):
         return value
     _, wrong = parse_line(value.encode())
     if wrong.startswith("not JSON"):
@@ -95,10 +96,6 @@ def _json_or_python(text: str) -> object:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return parse(text)
     return None
-
-
-def _is_message(value: Mapping[object, object]) -> bool:
-    return bool({"role", "from"} & {*value}) and bool({"content", "value", "tool_calls"} & {*value})
 
 
 def _message(value: object, field: str, unread: Unread) -> Message:
