@@ -163,11 +163,11 @@ def _joined(parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
     numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "position", "target")}
     numbers |= {name: torch.cat([getattr(part, name) + row for part, row in zip(parts, first_row, strict=False)])
                 for name in ("end", "read", "source")}  # fmt: skip
-    by_row = [numbers[name].cpu().numpy() for name in ("ids", "position", "end")]
+    ids, position, end = (numbers[name].cpu().numpy() for name in ("ids", "position", "end"))
     in_order = [members[i] for i in range(len(members))]
     response = torch.cat([torch.full_like(member, i) for i, member in enumerate(in_order)])
     return Batch(
-        groups=(), trie=Trie(*by_row, tuple(paths[i] for i in range(len(paths)))), **numbers,
+        groups=(), trie=Trie(ids, position, end, tuple(paths[i] for i in range(len(paths)))), **numbers,
         member=torch.cat(in_order), response=response, responses=len(in_order), tokens=sum(p.tokens for p in parts),
         parts=tuple(parts),
     )  # fmt: skip

@@ -162,12 +162,10 @@ class ChatTemplate:
                 continue
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
             free = turn.role in ("system", "developer")
-            for form in map(letters, (content, json.dumps(content, ensure_ascii=False)[1:-1])):
-                place = text.find(form, 0 if free else position)
-                if place >= 0:
-                    break
-            if place >= 0:
-                position = position if free else place + len(form)
+            forms = map(letters, (content, json.dumps(content, ensure_ascii=False)[1:-1]))  # as text, or inside of JSON
+            form = next((form for form in forms if text.find(form, 0 if free else position) >= 0), None)
+            if form is not None:
+                position = position if free else text.index(form, position) + len(form)
             elif letters(content) in letters(opened):
                 raise _changed_prompt(opened, head)
             else:

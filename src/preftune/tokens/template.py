@@ -182,11 +182,13 @@ class Renderer:
         return Message(turn.role, guard(turn.content), guard(turn.thought), changed(turn.beside, guard))
 
     def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
-        if not text:
-            return text
         if GUARD in text:
             raise SkippedRow("text.noncharacter", "holds U+FDD0, which is no character.")
-        return pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
+        return (
+            text
+            if pattern is NOTHING
+            else pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
+        )
 
 
 def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
