@@ -85,7 +85,8 @@ class Format(Struct, frozen=True):
             hint = f"Here it is {known}." if known else ""
             raise MalformedRow(f'"{wrong[0]}" is not read in rows of the form {self.name}.', hint)
         read = {*COMMON, *self.optional, *raw.keys.values()}
-        read |= {"input"} if "instruction" in read else {*()}
+        if "instruction" in read:
+            read.add("input")
         unread = {**{key: entry for key, entry in value.items() if key not in read}, **raw.unread}
         return ReadRow(row, unread, raw.scale)
 

@@ -78,12 +78,14 @@ def _messages_in(value: object) -> object:
         return [_messages_in(entry) for entry in value]
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not re.search("role|from", value):
         return value
-    messages = _json_or_python(value.strip())
+    messages, wrong = parse_line(value.encode())
+    if wrong:
+        messages = _json_or_python(value.strip())
     listed = messages if isinstance(messages, list) else [messages]
-    if not listed or not all(isinstance(message, dict) and _is_message(message) for message in listed):
+    keys = [{*message} if isinstance(message, dict) else set() for message in listed]
+    if not keys or not all(some & {"role", "from"} and some & {"content", "value", "tool_calls"} for some in keys):
         return value
-    _, wrong = parse_line(value.encode())
-    if wrong.startswith("not JSON"):
+    if wrong.startswith("not JSON"):  # so it is Python's
         messages = plain(messages)
         wrong = what_is_wrong(messages, value)
     if wrong:
@@ -92,14 +94,11 @@ def _messages_in(value: object) -> object:
 
 
 def _json_or_python(text: str) -> object:
+    """What the text holds if it is read less strictly; None where it is neither."""
     for parse in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return parse(text)
     return None
-
-
-def _is_message(value: Mapping[object, object]) -> bool:
-    return bool({"role", "from"} & {*value}) and bool({"content", "value", "tool_calls"} & {*value})
 
 
 def _message(value: object, field: str, unread: Unread) -> Message:

@@ -144,7 +144,7 @@ class RawRow:
 
 def _as_text(value: object) -> str:
     """A text as it is, nothing for null, and any other value as JSON."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True, default=str)
 
 
 def parse_weights(

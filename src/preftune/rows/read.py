@@ -7,6 +7,7 @@ but usable is kept and reported once. `parse.py` says how the first two differ.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -142,11 +143,9 @@ class _Reader:
 
 def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:
     """The format that most records have, and the place of the first of them."""
-    forms: dict[str, list[tuple[Format, Place]]] = {}
-    for place, value in records:
-        if form := fitting(value):
-            forms.setdefault(form.name, []).append((form, place))
-    return max(forms.values(), key=len)[0] if forms else None
+    fitted = [(form, place) for place, value in records if (form := fitting(value))]
+    counts = Counter(form.name for form, _ in fitted)
+    return max(fitted, key=lambda first: counts[first[0].name], default=None)
 
 
 def _form(value: Mapping[str, object], first: tuple[Format, Place] | None) -> Format:

@@ -187,11 +187,10 @@ class Renderer:
         return Message(turn.role, guard(turn.content), guard(turn.thought), changed(turn.beside, guard))
 
     def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
-        if not text:
-            return text
         if GUARD in text:
             raise SkippedRow("text.noncharacter", "holds U+FDD0, which is no character.")
-        pattern = NOTHING if self._as_tokens else pattern
+        if self._as_tokens or pattern is NOTHING:
+            return text
         return pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
 
 
