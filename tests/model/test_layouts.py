@@ -193,12 +193,3 @@ def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest
     assert torch.equal(plain[0], again[0])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain[1], again[1], strict=True))
     assert len(computed) == 2 * policy.module.config.num_hidden_layers  # a layer: its output, and queries' gradient
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_what_draws_at_random_in_training_does_not_when_activations_are_computed_again() -> None:
-    batch = collate(groups(4, seed=1))
-    policy, _ = wrap(tiny("mixtral", router_jitter_noise=0.3), "auto")
-    before = policy.token_logp(batch)
-    recompute_activations(policy.module)
-    assert torch.equal(policy.token_logp(batch), before)
