@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from preftune import objective as o
-from preftune.demo.enumerated import enumerated
 from preftune.objective.responses import Draws, Rollouts
-from preftune.tradeoff.world import Members, World, make_world
+from preftune.tradeoff.world import Members, World, enumerated, expected, kl, make_world
 
 BETA = 0.5
 WORLD = make_world(prompts=2)
@@ -45,7 +44,7 @@ def true_gradient(logits: Tensor, world: World = WORLD) -> Tensor:
 
     def loss(leaf: Tensor) -> Tensor:
         logp = world.logp(leaf)
-        return -(logp.exp() * (world.reward - BETA * (logp - world.ref_logp))).sum(-1).mean()
+        return -expected(logp, world.reward - BETA * (logp - world.ref_logp)).mean()
 
     return derivative(loss, logits)
 
@@ -97,21 +96,19 @@ def surrogate_gradient(
 def exact_values(logits: Tensor) -> Tensor:
     """(groups, prefixes) what is still to come of score and KL penalty from each beginning."""
     logp, reference = logits.log_softmax(-1), WORLD.reference.log_softmax(-1)
-    responses = torch.arange(len(WORLD.prefix))
-    last = WORLD.mask.sum(-1) - 1
+    prefix, token = WORLD.tree.last
     final = torch.zeros_like(logp)
-    final[:, WORLD.prefix[responses, last], WORLD.token[responses, last]] = WORLD.reward
+    final[:, prefix, token] = WORLD.reward
     values = torch.zeros_like(logp[..., 0])
     nothing = torch.zeros(len(logits), dtype=logits.dtype)
-    for prefix in range(len(WORLD.tree.below) - 1, -1, -1):
-        after = [nothing if child < 0 else values[:, child] for child in WORLD.tree.below[prefix]]
-        to_come = final[:, prefix] + torch.stack([*after, nothing], -1)
-        gain = to_come - BETA * (logp[:, prefix] - reference[:, prefix])
-        values[:, prefix] = (logp[:, prefix].exp() * gain).sum(-1)
+    for start in range(len(WORLD.tree.below) - 1, -1, -1):
+        after = [nothing if child < 0 else values[:, child] for child in WORLD.tree.below[start]]
+        to_come = final[:, start] + torch.stack([*after, nothing], -1)
+        gain = to_come - BETA * (logp[:, start] - reference[:, start])
+        values[:, start] = expected(logp[:, start], gain)
     return values
 
 
 def kl_to_optimum(logits: Tensor) -> float:
     """Mean KL(pi, pi*) over the prompts, in nats."""
-    logp = WORLD.logp(logits)
-    return float((logp.exp() * (logp - WORLD.logp(OPTIMUM))).sum(-1).mean())
+    return float(kl(WORLD.logp(logits), WORLD.logp(OPTIMUM)).mean())

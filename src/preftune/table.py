@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
@@ -10,7 +10,6 @@ from msgspec import NODEFAULT, Meta, Struct, StructMeta, inspect
 
 from preftune.errors import UserError, nearest
 
-DEFAULTS = {"also": (), "identity": True, "location": False, "python": None, "elsewhere": {}}
 T = TypeVar("T", bound=Struct)
 Count = Annotated[int, Meta(ge=1)]
 
@@ -30,9 +29,8 @@ class Keyed(StructMeta):
     def __doc__(cls) -> str:  # type: ignore[override]
         """What the table is, and what each of its keys means."""
         summary = next((base.__dict__["__doc__"] for base in cls.__mro__ if base.__dict__.get("__doc__")), "")
-        return "\n".join(
-            [str(summary).rstrip(), "", *(f"{name}: {text}" for name, text in _meanings(cast("type[Struct]", cls)))]
-        )
+        meanings = (f"{key.name}: {opened(key.type)[1]}" for key in _keys(cast("type[Struct]", cls)))
+        return "\n".join([str(summary).rstrip(), "", *meanings])
 
     def __call__(cls: type[T], *values: Any, **keys: Any) -> T:  # pyright: ignore[reportGeneralTypeIssues]
         try:
@@ -58,20 +56,17 @@ def opened(kind: inspect.Type) -> tuple[inspect.Type, str, dict[str, Any]]:
     return kind, meaning, facts
 
 
-def _meanings(table: type[Struct]) -> Iterator[tuple[str, str]]:
+def _keys(table: type[Struct]) -> tuple[inspect.Field, ...]:
     facts = inspect.type_info(table)
     assert isinstance(facts, inspect.StructType)
-    for field in facts.fields:
-        yield field.name, opened(field.type)[1]
+    return facts.fields
 
 
 def _right_key(table: type[Struct], unknown: str) -> str:
     """The key that another library calls so, or one that is spelled alike, or all that there are."""
-    facts = inspect.type_info(table)
-    assert isinstance(facts, inspect.StructType)
-    for field in facts.fields:
-        if unknown.lower() in opened(field.type)[2].get("also", ()):
-            return f"Here it is {field.name}."
+    for key in _keys(table):
+        if unknown.lower() in opened(key.type)[2].get("also", ()):
+            return f"Here it is {key.name}."
     names = table.__struct_fields__
     return nearest(unknown, names) or (f"It has {', '.join(names)}." if names else "It has no keys.")
 
@@ -105,7 +100,7 @@ def about(
     something is, and the identity of a run has a digest of what is there instead. python: what it may hold in Python.
     elsewhere: values that it has in other libraries, and what to write here.
     """
-    facts = {"also": tuple(also.split()), "identity": identity, "location": location, "python": python,
-             "elsewhere": elsewhere or {}}  # fmt: skip
-    facts = {name: fact for name, fact in facts.items() if fact != DEFAULTS[name]}  # else a table's own facts hold
+    facts = {"also": tuple(also.split()), "location": location, "python": python, "elsewhere": elsewhere}
+    facts = {name: fact for name, fact in facts.items() if fact}  # else a table's own facts hold
+    facts |= {} if identity else {"identity": False}
     return Meta(description=description, extra=facts, gt=gt, ge=ge, lt=lt, le=le)  # pyright: ignore[reportCallIssue]

@@ -217,7 +217,13 @@ ROWS = [
     refused("weight 0", file(row(weight=0)), '"weight" is 0', "above 0"),
     refused("preferred 2", file(row(preferred=2)), '"preferred" is 2', "between 0 and 1"),
     refused("no known keys", '{"foo": 1, "bar": 2}\n', "no known form", "foo, bar"),
-    refused("text alone", '{"text": "a story"}\n', "no known form", "Text to imitate", '"completion": the text'),
+    read_well("text alone", '{"text": "a story"}\n', 1),
+    noted("text beside what it comes from", '{"text": "a story", "url": "x", "token_count": 2}\n', "fields.extra"),
+    refused("text with a score", '{"text": "a", "score": 3}\n', "alone is imitated", 'data.columns={"score": ""}'),
+    refused("text with another side", '{"text": "a", "rejected": "b"}\n', 'data.columns={"rejected": ""}'),
+    refused("text with its context", '{"text": "a", "context": "b"}\n', '"context" (a part of what was asked)'),
+    refused("text with a system text", '{"text": "a", "system": "b"}\n', "needs a conversation", "Make it messages"),
+    refused("text with tools", '{"text": "a", "tools": [{"name": "b"}]}\n', '"tools" needs a conversation'),
     refused(
         "ranks and responses", '{"prompt": "a", "responses": ["b", "c"], "ranks": [1]}\n', "1 entries for 2 responses"
     ),

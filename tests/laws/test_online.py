@@ -27,7 +27,7 @@ from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.plan import Phase
 from preftune.record.reader import Record
 from preftune.reference.config import Moving
-from preftune.rollout import numbers
+from preftune.rollout import numbers, phase
 from preftune.rollout.config import Reward, Value
 from preftune.rollout.embedded import Embedded
 from preftune.run.online import prepare_online
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     run = online(objective, rollout__epochs=2)
     call, functions = {
         "draw": (2, [(Embedded, "draw")]),
-        "file": (2, [(numbers, "write")]),
+        "file": (2, [(phase, "write_numbers")]),
         "first update": (5, AN_UPDATE),  # the phase is written, and its line is after the checkpoint
         "update": (6, AN_UPDATE),
     }[where]

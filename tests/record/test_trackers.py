@@ -109,7 +109,7 @@ def test_a_callable_of_the_user_gets_every_event_until_it_fails() -> None:
         if isinstance(event, Evaluated):
             raise KeyError("accuracy")
 
-    with listening(happened.append, guarded(sink, "sink")):
+    with listening(happened.append, guarded(sink)):
         for event in (note := Note("loading"), done := StepDone(1, 2, {}), bad := Evaluated(1, {}), StepDone(2, 2, {})):
             emit(event)
     assert received == [note, done, bad]

@@ -138,10 +138,9 @@ def test_a_sum_leaves_out_what_cannot_say_and_subtracts_for_a_cut() -> None:
     first = scorer(lambda prompt, responses, answer: [1.0, None, 3.0, -1.0])
     second = scorer(lambda prompt, responses, answer: [10.0, 20.0, None, 5.0])
     summed = SummedScorer([Part("a", first, 2.0, 0.5), Part("b", second, -1.0)], {})
-    result = summed.scores([task("w", "x", "y", "z", cut=[2, 3])])
-    assert result.total.tolist() == [2 - 10, -20, 2 * 2.5, 2 * -1.5 - 5]
-    np.testing.assert_array_equal(result.by_name["a"], [1, np.nan, 3, -1])
-    np.testing.assert_array_equal(result.by_name["b"], [10, 20, np.nan, 5])
+    total, *by_part = summed.score([task("w", "x", "y", "z", cut=[2, 3])]).T
+    assert total.tolist() == [2 - 10, -20, 2 * 2.5, 2 * -1.5 - 5]
+    np.testing.assert_array_equal(by_part, [[1, np.nan, 3, -1], [10, 20, np.nan, 5]])
     with pytest.raises(UserError, match=r"^tasks.jsonl:3: nothing scores response 2 to this task: a returned None\."):
         SummedScorer([Part("a", first)], {}).score([task(*"abcd", line=3)])
 
@@ -160,13 +159,13 @@ def test_the_scorer_of_a_configuration(tmp_path_factory: pytest.TempPathFactory)
         Reward(verify="regex", pattern="(?P<answer>[0-9])"),
     ]
     summed = scorer_of(rewards, no_model)
-    result = summed.scores([task("It is 4", "4 or 5", cut=[1])])
-    assert list(result.by_name) == [f"{file}:short", "verify number", "verify regex", "verify regex (2)"]
-    assert result.total.tolist() == [-3.5 + 1 + 1 + 1, -3 + 0 - 1 + 0 + 1]
+    names = [part.name for part in summed.parts]
+    assert names == [f"{file}:short", "verify number", "verify regex", "verify regex (2)"]
+    scores = summed.score([task("It is 4", "4 or 5", cut=[1])])
+    assert scores.tolist() == [[-3.5 + 1 + 1 + 1, -7, 1, 1, 1], [-3 + 0 - 1 + 0 + 1, -6, 0, 0, 1]]
     assert list(summed.digests) == [f"reward {file}:short"]
-    assert scorer_of([Reward(function=lambda prompt, responses, answer: [7])], no_model).score(
-        [task("a")]
-    ).tolist() == [7]
+    own = Reward(function=lambda prompt, responses, answer: [7])  # type: ignore[arg-type]
+    assert scorer_of([own], no_model).score([task("a")]).tolist() == [[7, 7]]
 
 
 def test_tasks_without_a_usable_answer_are_refused_before_a_run() -> None:

@@ -14,24 +14,24 @@ from stand_in import serving
 
 from preftune import signals
 from preftune.errors import UserError
-from preftune.rollout.web import ask, ask_json, in_parallel
+from preftune.rollout.web import Api, in_parallel
 
 
 def get(url: str, limit: float = 5) -> dict[str, Any]:
-    return ask_json(url, {"a": "\u00e9"}, time_limit=limit, location="rollout.server", key="secret", hint="Do this.")
+    return Api(url, "rollout.server", "secret", limit).ask_json("/x", {"a": "\u00e9"})
 
 
 def test_json_goes_there_and_back() -> None:
     with serving(lambda path, body: (200, {"path": path, "body": body})) as server:
-        assert get(server.url + "/x") == {"path": "/x", "body": {"a": "\u00e9"}}
-        assert ask(server.url + "/y", None, time_limit=5, location="l") == '{"path": "/y", "body": null}'
-        assert [asked.key for asked in server.asked] == ["Bearer secret", ""]
+        assert get(server.url) == get(server.url + "/v1/") == {"path": "/x", "body": {"a": "\u00e9"}}
+        assert Api(server.url, "l", "", 5).ask("/y", None) == '{"path": "/y", "body": null}'
+        assert [asked.key for asked in server.asked] == ["Bearer secret", "Bearer secret", ""]
 
 
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (400, {"error": {"message": "too\nlong."}}, "answers 400: too long. Do this."),
+        (400, {"error": {"message": "too\nlong."}}, "answers 400: too long."),
         (404, {"detail": "Not Found"}, "answers 404: Not Found."),
         (500, "<html>" + "x" * 5000, "answers 500: <html>xxx"),
         (503, b"", "answers 503: nothing."),
@@ -45,7 +45,7 @@ def test_json_goes_there_and_back() -> None:
 )
 def test_answers_that_are_none(status: int, body: object, message: str) -> None:
     with serving(lambda path, _: (status, body)) as server, pytest.raises(UserError) as caught:
-        get(server.url + "/x")
+        get(server.url)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"rollout.server: {server.url}/x ")
     assert len(str(caught.value)) < 500
@@ -55,11 +55,11 @@ def test_answers_that_are_none(status: int, body: object, message: str) -> None:
 def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/x"
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(UserError, match=r"no server answers at .*: Connection refused\. Start it"):
         get(url)
     with pytest.raises(UserError, match=r"no server answers at "):
-        get("http://no-such-host.invalid/x")
+        get("http://no-such-host.invalid")
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:99999999", "http://host:x", "http://\u00e9..b/", "x"])

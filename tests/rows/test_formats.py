@@ -27,178 +27,125 @@ def pair(prompt: object = (ASK,), chosen: object = (SAY,), rejected: object = (N
     return Pair(prompt=prompt, chosen=chosen, rejected=rejected, place=PLACE, **more)  # type: ignore[arg-type]
 
 
+def rating(good: bool | None, prompt: object = (ASK,), response: object = (SAY,), **more: object) -> Rating:
+    return Rating(prompt=prompt, response=response, good=good, place=PLACE, **more)  # type: ignore[arg-type]
+
+
+def ranking(ranks: tuple[int, ...], prompt: object, *responses: object, **more: object) -> Ranking:
+    return Ranking(prompt=prompt, responses=responses, ranks=ranks, place=PLACE, **more)  # type: ignore[arg-type]
+
+
+def demo(prompt: object = (ASK,), response: object = (SAY,), **more: object) -> Demo:
+    return Demo(prompt=prompt, response=response, place=PLACE, **more)  # type: ignore[arg-type]
+
+
+def task(answer: str | None, prompt: object = (ASK,)) -> Task:
+    return Task(prompt=prompt, place=PLACE, answer=answer)  # type: ignore[arg-type]
+
+
 ADDS = '{"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}'
+ADD = Message("tools", '[{"type": "function", "function": {"name": "add"}}]')
+CANDIDATES = [
+    {"content": [{"text": "no"}], "preferenceLabel": "non-preferred"},
+    {"content": [{"text": "say"}], "preferenceLabel": "preferred"},
+]
 FORMS: dict[str, tuple[dict[str, object], Row]] = {
+    "text": ({"text": "say"}, demo("", "say", rendered=True)),
+    "text that is a transcript": (
+        {"text": "\n\nHuman: ask\n\nAssistant: say", "system": "be kind"}, demo((SYSTEM, ASK))),
+    "text that is JSON of a conversation": ({"text": json.dumps([U, A])}, demo()),
     "TRL, text": ({"prompt": "ask", "chosen": "say", "rejected": "no"}, pair("ask", "say", "no")),
     "TRL, messages": ({"prompt": [U], "chosen": [A], "rejected": [N]}, pair()),
     "TRL, prompt inside": ({"chosen": [U, A], "rejected": [U, N]}, pair()),
     "prompt and whole conversations": ({"prompt": [U], "chosen": [U, A], "rejected": [U, N]}, pair()),
     "UltraFeedback, binarised": (
         {"prompt": "ask", "chosen": [U, A], "rejected": [U, N], "score_chosen": 8.5, "score_rejected": 7},
-        pair(scores=(8.5, 7.0)),
-    ),
+        pair(scores=(8.5, 7.0))),
     "prompt text, response messages": ({"prompt": "ask", "chosen": [A], "rejected": [N]}, pair()),
     "prompt messages, response text": ({"prompt": [U], "chosen": "say", "rejected": "no"}, pair()),
     "hh-rlhf": ({"chosen": "\n\nHuman: ask\n\nAssistant: say", "rejected": "\n\nHuman: ask\n\nAssistant: no"}, pair()),
     "hh-rlhf with its prompt is turns too": (
-        {"prompt": "\n\nHuman: ask\n\nAssistant: ", "chosen": " say", "rejected": "no"},
-        pair(),
-    ),
+        {"prompt": "\n\nHuman: ask\n\nAssistant: ", "chosen": " say", "rejected": "no"}, pair()),
     "ms-swift: the last turn and another response": ({"messages": [U, A], "rejected_response": "no"}, pair()),
     "ms-swift, two conversations": ({"messages": [U, A], "rejected_messages": [U, N]}, pair()),
     "axolotl, system and question": (
-        {"system": "be kind", "question": "ask", "chosen": "say", "rejected": "no"},
-        pair((SYSTEM, ASK)),
-    ),
+        {"system": "be kind", "question": "ask", "chosen": "say", "rejected": "no"}, pair((SYSTEM, ASK))),
     "argilla": ({"instruction": "ask", "chosen_response": "say", "rejected_response": "no"}, pair()),
     "axolotl, input": ({"input": "ask", "chosen": "say", "rejected": "no"}, pair()),
     "LLaMA-Factory, sharegpt": ({"conversations": [H], "chosen": G, "rejected": B}, pair()),
     "LLaMA-Factory, sharegpt with system": (
-        {"conversations": [H], "system": "be kind", "chosen": G, "rejected": B},
-        pair((SYSTEM, ASK)),
-    ),
+        {"conversations": [H], "system": "be kind", "chosen": G, "rejected": B}, pair((SYSTEM, ASK))),
     "LLaMA-Factory, alpaca": (
         {"instruction": "do", "input": "this", "chosen": "say", "rejected": "no"},
-        pair((Message("user", "do\nthis"),)),
-    ),
+        pair((Message("user", "do\nthis"),))),
     "OpenAI": ({"input": {"messages": [U], "tools": []}, "preferred_output": [A], "non_preferred_output": [N]}, pair()),
     "soft label": (
-        {"prompt": "a", "chosen": "b", "rejected": "c", "preferred": 0.8},
-        pair("a", "b", "c", preferred=0.8),
-    ),
+        {"prompt": "a", "chosen": "b", "rejected": "c", "preferred": 0.8}, pair("a", "b", "c", preferred=0.8)),
     "id and weight": (
         {"id": 7, "prompt": "a", "chosen": "b", "rejected": "c", "weight": "2"},
-        pair("a", "b", "c", id="7", weight=2.0),
-    ),
+        pair("a", "b", "c", id="7", weight=2.0)),
     "votes": (
         {"prompt": "a", "response_a": "b", "response_b": "c", "votes_a": 1, "votes_b": 2, "votes_equal": 1},
-        pair("a", "c", "b", preferred=0.625),
-    ),
+        pair("a", "c", "b", preferred=0.625)),
     "votes, tied": (
         {"prompt": "a", "response_a": "b", "response_b": "c", "votes_a": 2, "votes_b": 2},
-        pair("a", "b", "c", preferred=0.5),
-    ),
+        pair("a", "b", "c", preferred=0.5)),
     "halos": ({"prompt": "ask", "output_A": "no", "output_B": "say", "label": 0}, pair("ask", "say", "no")),
     "HelpSteer2, a strength above 0 prefers the second": (
         {"prompt": "ask", "response_1": "no", "response_2": "say", "preference_strength": 2},
-        pair("ask", "say", "no", scores=(1.0, -1.0)),
-    ),
+        pair("ask", "say", "no", scores=(1.0, -1.0))),
     "a winner by its letter": (
-        {"prompt": "ask", "response_a": "say", "response_b": "no", "winner": "model_a"},
-        pair("ask", "say", "no"),
-    ),
+        {"prompt": "ask", "response_a": "say", "response_b": "no", "winner": "model_a"}, pair("ask", "say", "no")),
     "JudgeBench": ({"question": "ask", "response_A": "no", "response_B": "say", "label": "B>A"}, pair()),
     "PKU-SafeRLHF": (
-        {"prompt": "ask", "response_0": "no", "response_1": "say", "better_response_id": 1},
-        pair("ask", "say", "no"),
-    ),
+        {"prompt": "ask", "response_0": "no", "response_1": "say", "better_response_id": 1}, pair("ask", "say", "no")),
     "AlpacaFarm": ({"instruction": "ask", "output_1": "say", "output_2": "no", "preference": 1}, pair()),
     "Chatbot Arena": ({"conversation_a": [U, N], "conversation_b": [U, A], "winner": "model_b"}, pair()),
     "Stack Exchange, paired": ({"question": "ask", "response_j": "say", "response_k": "no"}, pair()),
     "TL;DR comparisons": (
         {"info": {"post": "ask"}, "summaries": [{"text": " no"}, {"text": " say"}], "choice": 1},
-        pair("POST: ask\n\nTL;DR:", " say", " no"),
-    ),
+        pair("POST: ask\n\nTL;DR:", " say", " no")),
     "NeMo: rank 0 is the best": (
-        {"context": [U], "completions": [{"rank": 1, "completion": [N]}, {"rank": 0, "completion": [A]}]},
-        pair(),
-    ),
-    "Bedrock": (
-        {
-            "messages": [
-                U,
-                {
-                    "role": "assistant",
-                    "candidates": [
-                        {"content": [{"text": "no"}], "preferenceLabel": "non-preferred"},
-                        {"content": [{"text": "say"}], "preferenceLabel": "preferred"},
-                    ],
-                },
-            ]
-        },
-        pair(),
-    ),
-    "TRL KTO": (
-        {"prompt": "a", "completion": "b", "label": False},
-        Rating(prompt="a", response="b", good=False, place=PLACE),
-    ),
-    "LLaMA-Factory KTO, messages": (
-        {"messages": [U, A], "label": True},
-        Rating(prompt=(ASK,), response=(SAY,), good=True, place=PLACE),
-    ),
+        {"context": [U], "completions": [{"rank": 1, "completion": [N]}, {"rank": 0, "completion": [A]}]}, pair()),
+    "Bedrock": ({"messages": [U, {"role": "assistant", "candidates": CANDIDATES}]}, pair()),
+    "TRL KTO": ({"prompt": "a", "completion": "b", "label": False}, rating(False, "a", "b")),
+    "a score beside the label": (
+        {"prompt": "a", "completion": "b", "label": 1, "score": "0.5"}, rating(True, "a", "b", score=0.5)),
+    "LLaMA-Factory KTO, messages": ({"messages": [U, A], "label": True}, rating(True)),
     "LLaMA-Factory KTO, sharegpt": (
-        {"conversations": [H, G], "kto_tag": False, "system": "be kind"},
-        Rating(prompt=(SYSTEM, ASK), response=(SAY,), good=False, place=PLACE),
-    ),
+        {"conversations": [H, G], "kto_tag": False, "system": "be kind"}, rating(False, (SYSTEM, ASK))),
     "LLaMA-Factory KTO, alpaca": (
-        {"instruction": "ask", "input": "", "output": "say", "kto_tag": "true"},
-        Rating(prompt=(ASK,), response=(SAY,), good=True, place=PLACE),
-    ),
+        {"instruction": "ask", "input": "", "output": "say", "kto_tag": "true"}, rating(True)),
     "ranks": (
-        {"prompt": "a", "responses": ["b", "c", "d"], "ranks": [3, 1, 3]},
-        Ranking(prompt="a", responses=("b", "c", "d"), ranks=(2, 1, 2), place=PLACE),
-    ),
+        {"prompt": "a", "responses": ["b", "c", "d"], "ranks": [3, 1, 3]}, ranking((2, 1, 2), "a", "b", "c", "d")),
     "scores alone": (
         {"prompt": "a", "responses": ["b", "c", "d"], "scores": [0.5, 2, 0.5]},
-        Ranking(prompt="a", responses=("b", "c", "d"), ranks=(2, 1, 2), scores=(0.5, 2.0, 0.5), place=PLACE),
-    ),
+        ranking((2, 1, 2), "a", "b", "c", "d", scores=(0.5, 2.0, 0.5))),
     "ranked messages": (
-        {"prompt": [U], "responses": [[A], [N]], "ranks": [1, 2]},
-        Ranking(prompt=(ASK,), responses=((SAY,), (NO,)), ranks=(1, 2), place=PLACE),
-    ),
+        {"prompt": [U], "responses": [[A], [N]], "ranks": [1, 2]}, ranking((1, 2), (ASK,), (SAY,), (NO,))),
     "UltraFeedback: the fine-grained score counts, not a misread 10": (
-        {
-            "instruction": "ask",
-            "completions": [
-                {"response": "say", "fine-grained_score": 4.5, "overall_score": 8},
-                {"response": "no", "fine-grained_score": "1.25", "overall_score": 10},
-            ],
-        },
-        Ranking(prompt=(ASK,), responses=((SAY,), (NO,)), ranks=(1, 2), scores=(4.5, 1.25), place=PLACE),
-    ),
+        {"instruction": "ask", "completions": [{"response": "say", "fine-grained_score": 4.5, "overall_score": 8},
+                                               {"response": "no", "fine-grained_score": "1.25", "overall_score": 10}]},
+        ranking((1, 2), (ASK,), (SAY,), (NO,), scores=(4.5, 1.25))),
     "Nectar: rank 1 is the best": (
         {"prompt": "a", "answers": [{"answer": "b", "rank": 2.0}, {"answer": "c", "rank": 1.0}]},
-        Ranking(prompt="a", responses=("b", "c"), ranks=(2, 1), place=PLACE),
-    ),
-    "prompt and completion": ({"prompt": "a", "completion": "b"}, Demo(prompt="a", response="b", place=PLACE)),
-    "alpaca": ({"instruction": "ask", "input": "", "output": "say"}, Demo(prompt=(ASK,), response=(SAY,), place=PLACE)),
+        ranking((2, 1), "a", "b", "c")),
+    "prompt and completion": ({"prompt": "a", "completion": "b"}, demo("a", "b")),
+    "alpaca": ({"instruction": "ask", "input": "", "output": "say"}, demo()),
     "xLAM": (
         {"query": "ask", "answers": '[{"name": "add", "arguments": {}}]', "tools": [{"name": "add"}]},
-        Demo(
-            prompt=(Message("tools", '[{"type": "function", "function": {"name": "add"}}]'), ASK),
-            response=(Message("assistant", "", beside=ADDS),),
-            place=PLACE,
-        ),
-    ),
-    "messages alone": ({"messages": [U, N, U, A]}, Demo(prompt=(ASK,), response=(NO, ASK, SAY), place=PLACE)),
-    "gsm8k: the response is the answer too": (
-        {"question": "ask", "answer": "1 + 1 = 2 #### 2"},
-        Demo(
-            prompt=(ASK,),
-            response=(Message("assistant", "1 + 1 = 2 #### 2"),),
-            place=PLACE,
-            answer="1 + 1 = 2 #### 2",
-        ),
-    ),
-    "TRL GRPO": ({"prompt": [U], "solution": "2"}, Task(prompt=(ASK,), place=PLACE, answer="2")),
-    "RLVR: the last turn is the user's": (
-        {"messages": [U], "ground_truth": "2", "dataset": "gsm8k"},
-        Task(prompt=(ASK,), place=PLACE, answer="2"),
-    ),
+        demo((ADD, ASK), (Message("assistant", "", beside=ADDS),))),
+    "messages alone": ({"messages": [U, N, U, A]}, demo((ASK,), (NO, ASK, SAY))),
+    "gsm8k: the response is the answer too": ({"question": "ask", "answer": "say"}, demo(answer="say")),
+    "TRL GRPO": ({"prompt": [U], "solution": "2"}, task("2")),
+    "RLVR: the last turn is the user's": ({"messages": [U], "ground_truth": "2", "dataset": "gsm8k"}, task("2")),
     "verl": (
         {"data_source": "x", "prompt": [U], "ability": "math", "reward_model": {"style": "rule", "ground_truth": "2"}},
-        Task(prompt=(ASK,), place=PLACE, answer="2"),
-    ),
-    "an answer that is no text": (
-        {"prompt": "a", "ground_truth": [2, 2.5]},
-        Task(prompt="a", place=PLACE, answer="[2, 2.5]"),
-    ),
-    "a conversation with its answer": (
-        {"messages": [U, A], "answer": "2"},
-        Demo(prompt=(ASK,), response=(SAY,), place=PLACE, answer="2"),
-    ),
-    "prompts": ({"prompt": [U], "source": "x", "level": 5}, Task(prompt=(ASK,), place=PLACE)),
-}
+        task("2")),
+    "an answer that is no text": ({"prompt": "a", "ground_truth": [2, 2.5]}, task("[2, 2.5]", "a")),
+    "a conversation with its answer": ({"messages": [U, A], "answer": "2"}, demo(answer="2")),
+    "prompts": ({"prompt": [U], "source": "x", "level": 5}, task(None)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -92,6 +92,7 @@ TOLD: list[dict[str, Any]] = [
     PAIR | {"chosen_model": "m", "preference_type": "delta", "prompt_id": "p", "num_correct": 1},
     PAIR | {"question": "ask", "original_rejected": "no"},  # says what the row holds
     DEMO | {"label": True, "harmlessness": 3},  # the row is judged already
+    DEMO | {"": "x"},
     in_message(name="helper", weight=1),
     in_message(content=[{"type": "text", "text": "say", "image": None, "mime": "x"}]),
     CHAT | {"messages": [U, A]},
@@ -188,14 +189,22 @@ def test_text_that_holds_turns_is_turns(form: Any) -> None:
         assert row_of(PAIR | {"chosen": text}).chosen == text  # type: ignore[union-attr]
 
 
+def test_text_that_holds_turns_is_read_as_strictly_as_a_file() -> None:
+    told = reading_of({"messages": "[{'role': 'user', 'content': 'ask'}, {'role': 'assistant', 'value': 'say', 1: 2}]"})
+    assert (len(told.rows), told.notes[0].message) == (1, "fields that are not used: messages[].1.")
+    for text, wrong in (('{"role": "assistant", "content": "a", "content": "b"}', 'the key "content" stands twice'),
+                        ('{"role": "assistant", "content": NaN}', "NaN is not a number"),
+                        ('{"role": "assistant", "content": "\\ud800"}', "half of a surrogate pair"),
+                        ("{'role': 'assistant', 'content': '\\ud800'}", "half of a surrogate pair")):  # fmt: skip
+        with pytest.raises(UserError, match=f"rows:1: the text of messages cannot be read: .*{wrong}"):
+            read([PAIR | {"chosen": text}])
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "thought"])
 def test_a_thought_beside_the_content_belongs_to_the_response(key: str) -> None:
     pair = row_of(CHAT | {"chosen": [A | {key: "since"}], "rejected": [A | {key: "guess"}]})
     assert isinstance(pair, Pair)
-    assert (pair.chosen, pair.rejected) == (
-        (Message("assistant", "say", "since"),),
-        (Message("assistant", "say", "guess"),),
-    )
+    assert [*pair.chosen, *pair.rejected] == [Message("assistant", "say", thought) for thought in ("since", "guess")]
     part = in_message(content=[{"type": "thinking", "thinking": "since"}, {"type": "text", "text": "say"}])
     assert row_of(part).chosen == pair.chosen  # type: ignore[union-attr]
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Account, refuse_too_many
 from preftune.rows.read import read
-from preftune.rows.row import Demo, Kind, Message, Pair, Place, Ranking, Rating
+from preftune.rows.row import Demo, Kind, Message, Pair, Place, Ranking
 from preftune.rows.split import holdout
 from preftune.tokens.groups import TokenGroup, with_lengths
 
 PLACE = Place("made", 1)
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
 def pairs(*responses: tuple[str, str]) -> str:
@@ -36,13 +37,6 @@ def test_places_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [str(row.place) for row in reading.rows] == ["rows.jsonl:2", "rows.jsonl:6"]
     assert [problem.location for problem in reading.skipped] == ["rows.jsonl:5"]
     assert reading.read == 3
-
-
-def test_limit_takes_the_first_rows_of_each_file(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(pairs(*[(f"{name}{k}", "x") for k in range(9)]))
-    reading = read([str(tmp_path / "a"), str(tmp_path / "b")], limit=2)
-    assert [row.chosen for row in reading.rows if isinstance(row, Pair)] == ["a0", "a1", "b0", "b1"]
 
 
 WORDS = st.sampled_from(["", " ", "a", "a ", "b", "\u200b", "ä", "a\u0308", "<b>", "\x00"])
@@ -110,6 +104,12 @@ class TestHoldout:
     def test_both_parts_have_a_prompt(self, share: float) -> None:
         assert all(holdout(self.rows[:2], share))
 
+    def test_rows_without_a_prompt_are_each_their_own(self) -> None:
+        texts = [Demo(prompt="", response=f"t{k % 8}", rendered=True, place=Place("made", k)) for k in range(16)]
+        train, held = holdout(texts, 0.25)
+        assert (len(train), len(held)) == (12, 4)
+        assert not {row.response for row in train} & {row.response for row in held}
+
     def test_one_prompt_cannot_be_split(self) -> None:
         with pytest.raises(UserError, match="one prompt"):
             holdout([self.rows[0]] * 5, 0.5)
@@ -159,41 +159,23 @@ def test_reading_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     assert done.strip() == "[]"
 
 
-def test_a_score_stays_with_its_rating(tmp_path: Path) -> None:
-    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "completion": "b", "label": 1, "score": "0.5"}\n')
-    (found,) = read(str(tmp_path / "r.jsonl")).rows
-    assert isinstance(found, Rating)
-    assert found.score == 0.5
-
-
-def test_a_misspelt_field_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
-    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "wieght": 1, "source": "x"}\n')
-    (note,) = read(str(tmp_path / "r.jsonl")).notes
-    assert note.message == 'fields that are not used: wieght (did you mean "weight"?), source.'
-
-
 def test_rows_are_hashable_values() -> None:
     row = Ranking(prompt="a", responses=("b", "c"), ranks=(1, 2), place=PLACE)
     assert len({row, Ranking(prompt="a", responses=("b", "c"), ranks=(1, 2), place=PLACE)}) == 1
 
 
+TASK_ONLY = "answer (read only where [rollout] draws responses)."
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "answer": "d"},
-            "answer (read only where [rollout] draws responses).",
-        ),
-        ({"prompt": "a", "completion": "b", "answer": "d"}, "answer (read only where [rollout] draws responses)."),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "scor_chosen": 1, "score_rejected": 0},
-            'scor_chosen (did you mean "score_chosen"?), score_rejected.',
-        ),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "prompt_id": "p"}, "prompt_id."),
+        (PAIR | {"answer": "d"}, TASK_ONLY),
+        ({"prompt": "a", "completion": "b", "answer": "d"}, TASK_ONLY),
+        (PAIR | {"wieght": 1, "source": "x"}, 'wieght (did you mean "weight"?), source.'),
+        (PAIR | {"scor_chosen": 1, "score_rejected": 0}, 'scor_chosen (did you mean "score_chosen"?), score_rejected.'),
+        (PAIR | {"prompt_id": "p"}, "prompt_id."),
     ],
 )
-def test_a_field_is_taken_for_another_only_where_that_would_be_read(
-    row: dict[str, object], said: str, tmp_path: Path
-) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    assert [note.message for note in read(str(tmp_path / "rows.jsonl")).notes] == [f"fields that are not used: {said}"]
+def test_a_field_is_taken_for_another_only_where_that_would_be_read(row: dict[str, object], said: str) -> None:
+    assert [note.message for note in read([row]).notes] == [f"fields that are not used: {said}"]

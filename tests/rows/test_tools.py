@@ -131,6 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [U, CALLS | {"tool_calls": '[{"name": "add", "arguments": {"a": 1, "a": 2}}]'}, A]}, "stands twice"),
     ({"messages": [U, CALLS | {"tool_calls": '[{"name": "\\ud83d"}]'}, A]}, "half of a surrogate pair"),
     ({"messages": [U, CALLS | {"tool_calls": "[{'name': 'add', 'arguments': {1: 2}}]"}]}, "not JSON"),
+    ({"messages": [U, CALLS | {"tool_calls": "[{'name': '\\ud83d'}]"}, A]}, "half of a surrogate pair"),
     ({"messages": [U, A], "chat_template_kwargs": {"tools": [ADD]}}, "tools is no option of a template"),
     ({"messages": [U, A], "chat_template_kwargs": "[1]"}, "chat_template_kwargs is .* needs an object"),
     ({"messages": [U, CALLS], "token_weights": [[0, 1, 2]]}, "is of one turn of text"),

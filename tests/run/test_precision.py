@@ -15,7 +15,7 @@ from preftune import events as events_of
 from preftune.config.load import load
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS
-from preftune.run.precision import with_precision
+from preftune.run.models import with_precision
 from preftune.run.resume import with_recorded_keys
 from preftune.run.train import train
 
@@ -61,3 +61,13 @@ def test_the_record_says_what_it_became_and_a_resume_takes_that(tmp_path: Path) 
     fixed = load(None, [*words, "model.compute=float32", "batch.tokens=512"])
     assert with_recorded_keys(fixed, out, SINGLE_PROCESS).model.compute == "float32"
     assert with_recorded_keys(fixed, out, SINGLE_PROCESS).batch.tokens == 512
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_weights_under_an_adapter_are_in_the_type_of_the_products(
+    device: str, compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
+    run = load(None, [f"model.compute={compute}", "adapter.rank=4"])
+    assert with_precision(run, torch.device(device)).model.weights == compute

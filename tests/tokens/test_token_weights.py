@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -13,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
 from preftune.rows.read import read
-from preftune.rows.row import Message, Pair, Span
+from preftune.rows.row import Pair, Span
 from preftune.tokens.tokenize import Tokenized, tokenize
 
 Make = Callable[..., PreTrainedTokenizerBase]
@@ -32,11 +30,9 @@ def weighted(row: Pair, tokenizer: PreTrainedTokenizerBase, *weights: object) ->
     column = group.column("weight")
     assert column is not None
     assert {numbers.dtype for numbers in column} == {np.dtype(np.float32)}
-    sides = {"chosen": 0, "rejected": 1}
-    tokens = {
-        f"{side} tokens": tokenizer.convert_ids_to_tokens(group.responses[k].tolist()) for side, k in sides.items()
-    }
-    return tokens | {side: column[k].tolist() for side, k in sides.items()}
+    tokens = [tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in group.responses]
+    counts = [numbers.tolist() for numbers in column]
+    return dict(zip(("chosen tokens", "rejected tokens", "chosen", "rejected"), (*tokens, *counts), strict=True))
 
 
 READ = {
@@ -72,10 +68,9 @@ READ = {
 
 
 @pytest.mark.parametrize("form", READ)
-def test_rows_say_what_tokens_count(form: str, tmp_path: Path) -> None:
+def test_rows_say_what_tokens_count(form: str) -> None:
     value, expected = READ[form]
-    (tmp_path / "rows.jsonl").write_text(json.dumps(value))
-    reading = read(str(tmp_path / "rows.jsonl"))
+    reading = read([value])
     assert ([row.token_weights for row in reading.rows], reading.notes) == ([expected], [])
 
 
@@ -103,13 +98,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("slip", WRONG)
-def test_what_does_not_fit_is_an_error_with_its_place(slip: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_an_error_with_its_place(slip: str) -> None:
     value, texts = WRONG[slip]
-    (tmp_path / "rows.jsonl").write_text(json.dumps(value))
-    with pytest.raises(UserError) as raised:
-        read(str(tmp_path / "rows.jsonl"))
-    for part in ("rows.jsonl:1", *texts):
-        assert part in str(raised.value)
+    with pytest.raises(UserError, match=r"^rows:1: ") as raised:
+        read([value])
+    assert [text for text in texts if text not in str(raised.value)] == []
 
 
 def test_spans_are_those_of_tokens_and_the_end_counts_one(byte_level: Make, pair: Row) -> None:
@@ -129,15 +122,8 @@ def test_a_token_counts_the_mean_of_its_characters_without_white_space(byte_leve
 
 
 def test_a_character_of_several_tokens_gives_each_its_weight(byte_level: Make, pair: Row) -> None:
-    assert weighted(pair("a", " \u6771 x", " b"), byte_level(), (Span(1, 2, 5.0),), None)["chosen"] == [
-        1,
-        5,
-        5,
-        5,
-        1,
-        1,
-        1,
-    ]
+    result = weighted(pair("a", " \u6771 x", " b"), byte_level(), (Span(1, 2, 5.0),), None)
+    assert result["chosen"] == [1, 5, 5, 5, 1, 1, 1]
 
 
 def test_a_number_a_token_goes_as_it_stands_or_does_not_fit(byte_level: Make, pair: Row) -> None:
@@ -226,19 +212,10 @@ def test_rows_of_one_file_need_not_all_have_weights(byte_level: Make, pair: Row)
     assert set(partly.column("weight")[0]) == {1}
 
 
-def test_a_message_is_counted_alone(byte_level: Make, pair: Row) -> None:
+def test_a_message_is_counted_alone(byte_level: Make, chat: Row) -> None:
     """Spans are of the response's last turn, in characters, however they are written in bytes."""
-    prompt, chosen, rejected = (
-        (Message("user", "\u6771"),),
-        (Message("assistant", "\u6771 cat"),),
-        (Message("assistant", "no"),),
-    )
-    assert weighted(pair(prompt, chosen, rejected), byte_level(), (Span(0, 1, 0.5),), None)["chosen"][:4] == [
-        0.5,
-        0.5,
-        0.5,
-        1,
-    ]
+    row = chat("\u6771", chosen="\u6771 cat", rejected="no")
+    assert weighted(row, byte_level(), (Span(0, 1, 0.5),), None)["chosen"][:4] == [0.5, 0.5, 0.5, 1]
 
 
 def test_lists_of_a_wrong_length_are_one_problem(byte_level: Make, pair: Row) -> None:

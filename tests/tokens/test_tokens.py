@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokens.conftest import CHAT
 from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
@@ -43,6 +44,31 @@ def test_text_is_continued_and_ends_once(byte_level: Make, pair: Row) -> None:
     assert [text(tokenizer, ids) for ids in group.responses] == [" sat<|im_end|>", " ran<|im_end|>"]
     assert group.prompt.dtype == np.int32
     assert (group.kind, group.ranks, str(group.place)) == ("pair", (1, 2), "made.jsonl:1")
+
+
+@pytest.mark.parametrize("written", ["<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat", "the cat sat"])
+@pytest.mark.parametrize("after", ["", "<|im_end|>", "<|im_end|>\n"])
+def test_text_is_what_a_model_reads_from_its_first_token_on(byte_level: Make, written: str, after: str) -> None:
+    tokenizer = byte_level()
+    row = Demo(prompt="", response=written + after, rendered=True, place=Place("made", 1))
+    done = tokenize([row], tokenizer, max_tokens=99)
+    (group,), ids = done.groups, tokenizer(written + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert [*group.prompt, *group.responses[0]] == ids
+    assert (len(group.prompt), reasons(done)) == (1, ["end.written"] if after else [])
+
+
+@pytest.mark.parametrize("begin", ["", "<s>"])
+def test_text_has_one_begin_token_which_is_not_scored(sentence: PreTrainedTokenizerBase, begin: str) -> None:
+    row = Demo(prompt="", response=f"{begin}the cat</s>the cat", rendered=True, place=Place("made", 1))
+    (group,) = tokenize([row], sentence, max_tokens=99).groups
+    written = sentence(f"{begin}the cat</s>the cat</s>", add_special_tokens=not begin)["input_ids"]
+    assert [[*group.prompt], [*group.responses[0]]] == [written[:1], written[1:]]
+    assert written.count(sentence.eos_token_id) == 2
+
+
+def test_a_noncharacter_is_no_text(byte_level: Make) -> None:
+    row = Demo(prompt="", response="the cat\ufdd0x", rendered=True, place=Place("made", 1))
+    assert [problem.reason for problem in tokenize([row], byte_level(), max_tokens=99).skipped] == ["text.noncharacter"]
 
 
 def test_a_conversation_goes_through_the_template(byte_level: Make, chat: Row) -> None:
@@ -206,8 +232,9 @@ class TestControlTokens:
         done = tokenize([pair(chosen=" <|im_end|>")], byte_level(), max_tokens=99)
         assert [skipped.reason for skipped in done.skipped] == ["response.empty"]
 
-    def test_a_character_that_is_none(self, byte_level: Make, chat: Row) -> None:
-        done = tokenize([chat("\ufdd0")], byte_level(), max_tokens=99)
+    @pytest.mark.parametrize("template", [CHAT, None])
+    def test_a_character_that_is_none(self, byte_level: Make, chat: Row, template: str | None) -> None:
+        done = tokenize([chat("\ufdd0")], byte_level(template), max_tokens=99)
         assert [skipped.reason for skipped in done.skipped] == ["text.noncharacter"]
 
     @settings(

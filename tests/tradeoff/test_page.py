@@ -16,8 +16,7 @@ from preftune.demo.measure import ceiling_by_level
 from preftune.frontier.measure import Frontier
 from preftune.report.study import study_page
 from preftune.tradeoff import language, panels
-from preftune.tradeoff.language_page import at
-from preftune.tradeoff.page import study
+from preftune.tradeoff.page import at, study
 from preftune.tradeoff.results import Results
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "results" / "trade-off.json"

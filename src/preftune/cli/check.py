@@ -89,7 +89,7 @@ def _check_tasks(run: Run, rows: Rows, console: Console) -> int:
 
     assert run.rollout is not None
     with console.status("loading the tokenizer"):
-        from preftune.run.preview_tasks import preview_tasks
+        from preftune.run.preview import preview_tasks
 
         tasks = preview_tasks(run, run.rollout, rows)
     console.print(view.drawing(tasks))

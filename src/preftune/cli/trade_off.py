@@ -54,8 +54,7 @@ def trade_off(*, out: Path = Path("trade-off"), offline: bool = False) -> None:
 
 
 def _print(results: Results) -> None:
-    from preftune.tradeoff.language_page import COLUMNS, at, language_rows
-    from preftune.tradeoff.page import OUTCOME_COLUMNS
+    from preftune.tradeoff.page import LANGUAGE_COLUMNS, OUTCOME_COLUMNS, at, language_rows
 
     best = next(p for p in results.ceiling if p.beta == results.beta)
     columns = [column for column in OUTCOME_COLUMNS if column != "beta"]
@@ -69,8 +68,8 @@ def _print(results: Results) -> None:
     if (world := results.language) is not None:
         best = at(world, world.beta)
         title = f"a language model, beta {world.beta:g}: the best policy has KL {best.kl:.2f}, reward {best.reward:.2f}"
-        left_out = COLUMNS.index("models")  # which the page has room for
-        _print_table(title, COLUMNS[:left_out], [row[:left_out] for row in language_rows(world)])
+        left_out = LANGUAGE_COLUMNS.index("models")  # which the page has room for
+        _print_table(title, LANGUAGE_COLUMNS[:left_out], [row[:left_out] for row in language_rows(world)])
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

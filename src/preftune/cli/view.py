@@ -19,7 +19,7 @@ from preftune.diagnosis.finding import number
 from preftune.errors import Problem, printable
 from preftune.record.reader import Record
 from preftune.record.schema import EVALUATION
-from preftune.rows.account import Account
+from preftune.rows.account import Account, by_reason
 from preftune.rows.read import Reading
 from preftune.rows.row import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
 from preftune.tokens.groups import TokenGroup
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from preftune.run.preview import Preview
-    from preftune.run.preview_tasks import TaskPreview
+    from preftune.run.preview import Preview, TaskPreview
 
 LONGEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 LOCATIONS = 3  # locations named for each reason
@@ -58,10 +57,7 @@ def tokenized(part: str, tokens: Tokenized) -> Text:
 
 
 def _reasons(text: Text, skipped: Sequence[Problem], notes: Sequence[Problem]) -> Text:
-    by_reason: dict[str, list[Problem]] = {}
-    for problem in skipped:
-        by_reason.setdefault(problem.reason, []).append(problem)
-    for reason, problems in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for reason, problems in by_reason(skipped).items():
         locations = ", ".join(p.location for p in problems[:LOCATIONS]) + (" ..." if len(problems) > LOCATIONS else "")
         text.append(f"\n  skipped {len(problems):>6}  {printable(reason)}", style="yellow")
         text.append(f"  {printable(locations)}", style="dim")

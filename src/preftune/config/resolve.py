@@ -1,4 +1,4 @@
-"""Check a run as a whole and fill in its reference, before anything is loaded."""
+"""Check a run as a whole and fill in what it leaves open, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from preftune.config.drawing import refuse_contradictions, without_effect
 from preftune.config.load import convert
-from preftune.config.optimizing import with_optim
-from preftune.config.run import Run
+from preftune.config.run import Run, reward_tables
 from preftune.config.tree import python_values, tree_of, with_values
 from preftune.errors import UserError
 from preftune.model.config import Adapter
-from preftune.objective import Objective, of_scores, parts
+from preftune.objective import PPO, Formula, Objective, of_scores, parts
+from preftune.objective.rollouts import RolloutFormula
 from preftune.reference.config import Moving, NoReference, Reference, Stored
+from preftune.rollout.config import Rollout
 from preftune.tokens.aggregate import Mean, Plain
+from preftune.training.config import DECAY, LR, LR_OF_ADAPTER, WARMUP, Optim
+
+JUDGED = ("pairs", "rankings", "ratings")  # kinds of examples that scores of drawn responses give
+TYPICAL = 0.02  # size of a weight of a language model
+SPACING = 2.0**-13  # distance of bfloat16 numbers of that size: they have 8 digits, and begin anew at 2^-6
 
 
 def resolve(run: Run) -> Run:
@@ -24,52 +29,35 @@ def resolve(run: Run) -> Run:
 
     A run may come from Python, where nothing has checked it yet. Nothing is loaded. Raises UserError.
     """
-    run = with_optim(_checked(run))
-    refuse_contradictions(run)
+    run = _with_optim(_checked(run))
+    _refuse_tables_of_draws(run)
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
     if needed and isinstance(reference, NoReference):
         hint = 'Use reference = "stored", or leave the key out.'
         raise UserError("this objective needs a reference.", location="reference", hint=hint)
     if not needed and not isinstance(reference, NoReference):
-        raise without_effect("this objective uses no reference", "reference")
+        raise _without_effect("this objective uses no reference", "reference")
     if isinstance(run.aggregate, Mean) and all(part.length_normalized for _, part in parts(run.objective)):
-        raise without_effect("this objective takes means over tokens already", "aggregate")
+        raise _without_effect("this objective takes means over tokens already", "aggregate")
     if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
-        raise without_effect("a reward model reads a response's last token", "aggregate")
+        raise _without_effect("a reward model reads a response's last token", "aggregate")
     if run.adapter is not None:
-        refuse_adapter(run.adapter, reference)
+        _refuse_adapter(run.adapter, reference)
         if run.model.trainable is not None:
-            raise without_effect("under an adapter no other weights learn", "model.trainable")
+            raise _without_effect("under an adapter no other weights learn", "model.trainable")
         if run.adapter.start in ("pissa", "olora") and run.model.weights in ("nf4", "int8"):
             raise UserError(f"{run.adapter.start} decomposes matrices that {run.model.weights} does not have.",
                             location="adapter.start", hint='Use "zero".')  # fmt: skip
     if not isinstance(run.model.path, str):
         if run.model.revision:
-            raise without_effect("the model is loaded already", "model.revision")
+            raise _without_effect("the model is loaded already", "model.revision")
         if run.model.tokenizer is None:
             hint = "Use Model(path=model, tokenizer=tokenizer)."
             raise UserError("a loaded model needs its tokenizer.", location="model.tokenizer", hint=hint)
     elif run.model.revision and Path(run.model.path).expanduser().is_dir():
-        raise without_effect("a folder has no revisions", "model.revision")
+        raise _without_effect("a folder has no revisions", "model.revision")
     return replace(run, reference=reference)
-
-
-def refuse_adapter(adapter: Adapter, reference: Reference) -> None:
-    """Raise UserError where keys of an adapter contradict each other or have no effect."""
-    if isinstance(reference, Moving):
-        raise UserError("a moving reference cannot follow an adapter: the mean of two is not their product's.",
-                        location="reference", hint="Use reference = \"stored\".")  # fmt: skip
-    if adapter.start == "orthogonal" and adapter.rank % 2:
-        raise UserError("has to be even for an orthogonal start.", location="adapter.rank",
-                        hint=f"Use {adapter.rank + 1}.")  # fmt: skip
-    if adapter.kind == "dora" and adapter.start in ("pissa", "olora"):
-        raise UserError(f"dora cannot begin as {adapter.start}.", location="adapter.start", hint='Use "zero".')
-    if adapter.path is not None:
-        said = [name for name in ("kind", "rank", "alpha", "scaling", "targets", "start", "train_also")
-                if getattr(adapter, name) != getattr(Adapter(), name)]  # fmt: skip
-        if said:
-            raise without_effect("the adapter that it goes on from says it", f"adapter.{said[0]}")
 
 
 def uses_reference(objective: Objective) -> bool:
@@ -92,3 +80,144 @@ def _checked(run: object) -> Run:
     for whole_table in (name for name in values if "." not in name):
         del tree[whole_table]  # it stands in no union of types
     return with_values(convert(tree), values)
+
+
+def _refuse_adapter(adapter: Adapter, reference: Reference) -> None:
+    """Raise UserError where keys of an adapter contradict each other or have no effect."""
+    if isinstance(reference, Moving):
+        raise UserError("a moving reference cannot follow an adapter: the mean of two is not their product's.",
+                        location="reference", hint="Use reference = \"stored\".")  # fmt: skip
+    if adapter.start == "orthogonal" and adapter.rank % 2:
+        raise UserError("has to be even for an orthogonal start.", location="adapter.rank",
+                        hint=f"Use {adapter.rank + 1}.")  # fmt: skip
+    if adapter.kind == "dora" and adapter.start in ("pissa", "olora"):
+        raise UserError(f"dora cannot begin as {adapter.start}.", location="adapter.start", hint='Use "zero".')
+    if adapter.path is not None:
+        said = [name for name in ("kind", "rank", "alpha", "scaling", "targets", "start", "train_also")
+                if getattr(adapter, name) != getattr(Adapter(), name)]  # fmt: skip
+        if said:
+            raise _without_effect("the adapter that it goes on from says it", f"adapter.{said[0]}")
+
+
+def _with_optim(run: Run) -> Run:
+    """The run with the open keys of [optim] filled in. Raises UserError where one has no effect, or two exclude
+    each other."""
+    optim = run.optim
+    _refuse_schedule(optim)
+    _refuse_moving(run)
+    changes: dict[str, object] = {"rounding": _rounding(run)}
+    if optim.lr is None:
+        changes["lr"] = LR if run.adapter is None else LR_OF_ADAPTER
+    if optim.warmup_steps is None and optim.warmup is None:
+        changes["warmup"] = WARMUP
+    if optim.schedule == "wsd" and optim.decay is None:
+        changes["decay"] = DECAY
+    return replace(run, optim=replace(optim, **changes))
+
+
+def _refuse_schedule(optim: Optim) -> None:
+    for first, second in (("steps", "epochs"), ("warmup", "warmup_steps")):
+        if getattr(optim, first) is not None and getattr(optim, second) is not None:
+            raise UserError(f"{first} and {second} are both given.", location="optim", hint="Remove one of the two.")
+    if optim.floor is not None and optim.schedule == "constant":
+        raise _without_effect("a constant rate has no floor", "optim.floor")
+    if optim.decay is not None and optim.schedule != "wsd":
+        raise _without_effect(f"{optim.schedule} falls from the warm-up on", "optim.decay")
+    decay = DECAY if optim.decay is None else optim.decay
+    if optim.schedule == "wsd" and (optim.warmup or 0.0) + decay > 1:
+        raise UserError("the warm-up and the decay are longer than the run.", location="optim.decay", hint="Lower it.")
+
+
+def _refuse_moving(run: Run) -> None:
+    if isinstance(run.reference, Moving) and run.reference.alpha < 1 and run.model.weights == "bfloat16":
+        message = "a part of the policy's movement is lost to rounding where the reference has bfloat16 weights."
+        hint = 'Set model.weights = "float32", or reference.alpha = 1, which copies the policy.'
+        raise UserError(message, location="reference.alpha", hint=hint)
+
+
+def _rounding(run: Run) -> str:
+    whole_parts = run.adapter is None or run.adapter.train_also or of_scores(run.objective)
+    narrow = run.model.weights == "bfloat16" and bool(whole_parts)  # an adapter's own are in float32
+    rounding = run.optim.rounding
+    if rounding == "stochastic" and not narrow:
+        raise _without_effect("weights in float32 hold their updates", "optim.rounding")
+    if rounding == "nearest" and narrow:
+        raise UserError(
+            f"updates of {run.optim.rate:g} would be rounded away: {SPACING / 2:.1e} is half the distance of a "
+            f"bfloat16 weight of {TYPICAL} to its neighbor.",
+            location="optim.rounding",
+            hint='Leave it out, which makes it "stochastic", or set model.weights = "float32".',
+        )
+    return "stochastic" if narrow else "nearest"
+
+
+def _refuse_tables_of_draws(run: Run) -> None:
+    """Raise UserError where [rollout], [reward] or [value] is missing and another table needs it, or has no effect."""
+    formulas = [part for _, part in parts(run.objective)]
+    online = isinstance(run.objective, RolloutFormula)
+    if run.rollout is None:
+        if online:
+            message = f"{formulas[0].name} learns from responses that the policy draws, and the run draws none."
+            raise UserError(message, location="objective", hint="Give it a [rollout] table, or use dpo.")
+        for name in ("reward", "value"):
+            if getattr(run, name) is not None:
+                raise _without_effect("nothing is drawn without a [rollout] table", name)
+        return
+    _refuse_objective(formulas, online=online)
+    _refuse_rollout(run.rollout, formulas, online=online)
+    if run.rollout.server is not None and run.adapter is None:
+        raise UserError("a server gets new weights as an adapter, and this run trains the whole model.",
+                        location="rollout.server", hint="Train an adapter, such as adapter.rank=16.")  # fmt: skip
+    _refuse_reward(run, run.rollout)
+    if run.value is not None and not isinstance(run.objective, PPO):
+        raise _without_effect("only ppo has a value model", "value")
+    if not isinstance(run.aggregate, Plain):
+        raise _without_effect("drawn tokens count as they are", "aggregate")
+
+
+def _refuse_objective(formulas: list[Formula], *, online: bool) -> None:
+    of_ratings = [part.name for part in formulas if part.kind == "ratings"]
+    of_orders = [part.name for part in formulas if part.kind != "ratings"]
+    if of_ratings and of_orders:
+        text = f"{of_orders[0]} reads the order of the drawn responses and {of_ratings[0]} which of them are good"
+        raise UserError(f"{text}; a phase has one kind of label.", location="objective", hint="Use one of the two.")
+    for part in formulas:
+        if part.kind not in JUDGED and not online:
+            raise UserError(f"{part.name} does not learn from scores of drawn responses.", location="rollout",
+                            hint="Remove [rollout], or use rloo, ppo, grpo or dpo.")  # fmt: skip
+        if lacking := part.reads & {"mismatched", "quantile"}:
+            raise UserError(f"{part.name} reads {min(lacking)} numbers, which draws do not have.", location="objective",
+                            hint="Use it on rows, without [rollout].")  # fmt: skip
+
+
+def _refuse_rollout(rollout: Rollout, formulas: list[Formula], *, online: bool) -> None:
+    for part in formulas:
+        least = part.least_responses if isinstance(part, RolloutFormula) else 2
+        if rollout.responses < least:
+            raise UserError(f"{part.name} compares the responses to a prompt, and needs {least} or more.",
+                            location="rollout.responses")  # fmt: skip
+    names = " and ".join(part.name for part in formulas)
+    if rollout.labels is not None and (online or not any("votes" in part.reads for part in formulas)):
+        raise _without_effect(f"{names} reads no labels", "rollout.labels")
+    if rollout.labels is not None and not any(part.kind == "pairs" for part in formulas):
+        raise _without_effect(f"{names} is an objective of {formulas[0].kind}", "rollout.labels")
+
+
+def _refuse_reward(run: Run, rollout: Rollout) -> None:
+    if not reward_tables(run):
+        raise UserError("nothing scores what is drawn.", location="reward",
+                        hint="Give it a [reward] table with model, function or verify.")  # fmt: skip
+    judges = [reward for reward in reward_tables(run) if reward.judge]
+    if judges and len(reward_tables(run)) > 1:
+        raise UserError("a judge stands alone, since it gives no score.", location="reward", hint="Remove the others.")
+    if not judges and not any(reward.weight for reward in reward_tables(run)):
+        raise UserError("no reward has a weight, so nothing is learned from any.", location="reward.weight",
+                        hint="Give one of them a weight.")  # fmt: skip
+    if bool(judges) != (rollout.labels == "judge"):
+        raise UserError('a judge and rollout.labels = "judge" need each other.', location="reward",
+                        hint="Give both or neither.")  # fmt: skip
+
+
+def _without_effect(why: str, key: str) -> UserError:
+    """The error about a key that does nothing."""
+    return UserError(f"{why}, so the key has no effect.", location=key, hint="Remove it.")

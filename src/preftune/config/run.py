@@ -26,8 +26,6 @@ from preftune.training.config import Optim, Save
 if TYPE_CHECKING:
     from typing import Any
 
-    from preftune.objective.own import OwnObjective
-
     AnyObjective = Any  # in Python also a callable that says what it reads; `resolve` makes an objective of it
     AnyReward = Any  # in Python also a callable
 else:
@@ -40,12 +38,8 @@ def is_own_objective(value: object) -> bool:
     return callable(value) and not isinstance(value, Objective | type)
 
 
-def own_objective_given(objective: OwnObjective) -> dict[str, str]:
-    """What a record says in place of it: its name and a digest of its source."""
-    return objective.recorded()
-
-
-OWN = FromPython("a callable that says what it `reads`", is_own_objective, own_objective_given)
+# a record holds its name and a digest of its source in its place
+OWN = FromPython("a callable that says what it `reads`", is_own_objective, lambda objective: objective.recorded())
 RECORD = "Folder of the record that this run writes, with the metrics of every step."
 
 
@@ -83,3 +77,9 @@ class Run(Table, frozen=True):
     device: Annotated[
         Literal["auto", "cpu", "cuda"], about("Where to compute; auto takes a GPU if there is one.", also="device_map")
     ] = "auto"
+
+
+def reward_tables(run: Run) -> tuple[Reward, ...]:
+    """The tables of [reward], where a callable given in Python is one, too."""
+    rewards = run.reward if isinstance(run.reward, list | tuple) else () if run.reward is None else (run.reward,)
+    return tuple(reward if isinstance(reward, Reward) else Reward(function=reward) for reward in rewards)

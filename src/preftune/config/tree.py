@@ -32,23 +32,18 @@ def tree_of(run: Run) -> Tree:
     Raises UserError where a key holds what it cannot.
     """
     texts = {name: from_python()[name].recorded(value) for name, value in python_values(run).items()}
-    plain = with_values(run, texts)
+    return plain(with_values(run, texts))
+
+
+def plain(holder: object, location: str = "") -> Any:
+    """A run, or a value of the key at a location, as a file holds it. Raises UserError where none can."""
     try:
-        return msgspec.to_builtins(plain, enc_hook=_plain)
+        return msgspec.to_builtins(holder, enc_hook=_plain)
     except _NotPlainError as error:
         (value,) = error.args
         message = f"is of type {type(value).__name__}, and a run holds text, numbers, lists and tables."
         hint = f"Write {value.__name__}(...)." if isinstance(value, type) else ""
-        raise UserError(message, location=_place_of(value, plain), hint=hint) from None
-
-
-def plain(value: object, location: str) -> object:
-    """A value of a key as a file holds it. Raises UserError where none can."""
-    try:
-        return msgspec.to_builtins(value, enc_hook=_plain)
-    except _NotPlainError as error:
-        message = f"is of type {type(error.args[0]).__name__}, and a run holds text, numbers, lists and tables."
-        raise UserError(message, location=location) from None
+        raise UserError(message, location=location or _place_of(value, holder), hint=hint) from None
 
 
 def python_values(run: Run) -> dict[str, Any]:

@@ -10,9 +10,8 @@ import numpy as np
 from msgspec import Struct
 
 from preftune import files
-from preftune.config.drawing import reward_tables
 from preftune.config.load import load
-from preftune.config.run import Run
+from preftune.config.run import Run, reward_tables
 from preftune.demo import readable
 from preftune.demo.measure import ROUNDS, Reference, Reviews
 from preftune.demo.sampling import draw, load_policy

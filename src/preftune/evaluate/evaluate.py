@@ -205,7 +205,8 @@ class RowMetrics:
 def _names_of(group: TokenGroup) -> dict[str, object]:
     """Which row it is."""
     category = {"category": group.category} if group.category else {}
-    prompt = hashlib.sha256(group.prompt.tobytes()).hexdigest()[:12]
+    alone = group.responses if len(group.prompt) < 2 else ()  # a begin token and no more joins no rows
+    prompt = hashlib.sha256(b"".join(ids.tobytes() for ids in (group.prompt, *alone))).hexdigest()[:12]
     return {"id": group.id or str(group.place), "place": str(group.place), **category, "prompt": prompt}
 
 

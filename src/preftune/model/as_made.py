@@ -20,7 +20,7 @@ from preftune.model.layout import PrunedLayer
 
 @contextmanager
 def as_made(module: PreTrainedModel, attention: str | None = None) -> Iterator[None]:
-    """The model without preparation, with this attention or its family's own; afterwards it is prepared as it was."""
+    """The model without preparation and with this attention, or else its family's; afterwards prepared as it was."""
     if attention is None:
         before = str(module.config._attn_implementation)
         attention = "eager" if before.startswith(PACKAGE) else before

@@ -7,10 +7,9 @@ from preftune.objective.coupled import AOT, WPO, BetaDPO, DrDPO
 from preftune.objective.demos import NLL
 from preftune.objective.divergence import FDPO, ODPO, REBEL, RPO, ChiPO
 from preftune.objective.free import CPO, ORPO, AlphaPO, SimPER, SimPO, SLiC
-from preftune.objective.functional import dpo_loss
 from preftune.objective.margins import EXO, IPO, SPPO, APODown, CalDPO, Hinge
 from preftune.objective.own import OwnObjective, own_objective
-from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO
+from preftune.objective.pairs import DPO, RDPO, DPOPositive, HyPO, LengthNormalizedDPO, RobustDPO, dpo_loss
 from preftune.objective.rankings import NCA, InfoNCA, PlackettLuce
 from preftune.objective.ratings import BCO, DRO, KTO, QRPO, APOZero
 from preftune.objective.reward import Reward
@@ -33,61 +32,11 @@ Online = PPO | RLOO | GRPO | ReinforcePP  # of drawn tokens; they stand in no su
 Objective = Single | Online | Sum
 BY_NAME: dict[str, type[Formula]] = {table.__struct_config__.tag: table for table in get_args(Single | Online)}
 __all__ = [
-    "AOT",
-    "BCO",
-    "BY_NAME",
-    "CPO",
-    "DPO",
-    "DRO",
-    "EXO",
-    "FDPO",
-    "GRPO",
-    "IPO",
-    "KTO",
-    "NCA",
-    "NLL",
-    "ODPO",
-    "ORPO",
-    "PPO",
-    "QRPO",
-    "RDPO",
-    "READS",
-    "REBEL",
-    "RLOO",
-    "RPO",
-    "SPPO",
-    "WPO",
-    "APODown",
-    "APOZero",
-    "AlphaPO",
-    "BetaDPO",
-    "CalDPO",
-    "ChiPO",
-    "DPOPositive",
-    "DrDPO",
-    "Formula",
-    "Hinge",
-    "HyPO",
-    "InfoNCA",
-    "LengthNormalizedDPO",
-    "Objective",
-    "Online",
-    "OwnObjective",
-    "PlackettLuce",
-    "ReinforcePP",
-    "Reward",
-    "RobustDPO",
-    "SLiC",
-    "SimPER",
-    "SimPO",
-    "Single",
-    "Sum",
-    "dpo_loss",
-    "expected",
-    "loss_of",
-    "of_scores",
-    "own_objective",
-    "parts",
+    "AOT", "BCO", "BY_NAME", "CPO", "DPO", "DRO", "EXO", "FDPO", "GRPO", "IPO", "KTO", "NCA", "NLL", "ODPO", "ORPO",
+    "PPO", "QRPO", "RDPO", "READS", "REBEL", "RLOO", "RPO", "SPPO", "WPO", "APODown", "APOZero", "AlphaPO", "BetaDPO",
+    "CalDPO", "ChiPO", "DPOPositive", "DrDPO", "Formula", "Hinge", "HyPO", "InfoNCA", "LengthNormalizedDPO",
+    "Objective", "Online", "OwnObjective", "PlackettLuce", "ReinforcePP", "Reward", "RobustDPO", "SLiC", "SimPER",
+    "SimPO", "Single", "Sum", "dpo_loss", "expected", "loss_of", "of_scores", "own_objective", "parts",
 ]  # fmt: skip
 
 

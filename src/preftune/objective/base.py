@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from msgspec import Struct
 
-from preftune.objective.responses import Comparisons, Demos, Pairs, Rankings, Ratings, Responses, Rollouts
+from preftune.objective.responses import (
+    NO_SCORE,
+    Comparisons,
+    Demos,
+    Pairs,
+    Rankings,
+    Ratings,
+    Responses,
+    Rollouts,
+    required,
+)
 from preftune.table import Keyed
 
 if TYPE_CHECKING:
@@ -181,6 +191,4 @@ def swapped(pairs: TwoSided) -> TwoSided:
 
 def scores_of(responses: Responses) -> Tensor:
     """(responses,) the explicit scores, without gradient. Raises ValueError where there are none."""
-    if responses.score is None:
-        raise ValueError("this objective needs an explicit score of each response and the rows give none")
-    return responses.score.detach()
+    return required(responses.score, NO_SCORE)

@@ -9,7 +9,7 @@ from msgspec import Meta
 from preftune.objective.base import EmaFormula, PairFormula, expected
 from preftune.objective.maths import logistic, weighted_mean
 from preftune.objective.pairs import DPO, Beta
-from preftune.objective.responses import Pairs, Responses
+from preftune.objective.responses import Pairs, Responses, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,6 +143,5 @@ class WPO(PairFormula, frozen=True, tag="wpo"):
 
 def sharpness(responses: Responses) -> Tensor:
     """(responses,) the mean over tokens of log pi(y_t) - log sum_v pi_v^2, without gradient, in nats a token."""
-    if responses.sharpness is None:
-        raise ValueError("this objective needs the sharpness of the policy on each response and was given none")
-    return responses.sharpness.detach()
+    message = "this objective needs the sharpness of the policy on each response and was given none"
+    return required(responses.sharpness, message)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from preftune.objective.base import PairFormula, scores_of
-from preftune.objective.maths import bounded_exp, box_cox, kl_from_coin, kl_to_coin, logistic, square
+from preftune.objective.maths import bounded_exp, box_cox, kl_of_coins, logistic, square
 from preftune.objective.pairs import Beta
 from preftune.objective.responses import Pairs
 
@@ -127,7 +127,7 @@ class RPO(PairFormula, frozen=True, tag="rpo"):
     def __call__(self, pairs: Pairs) -> Tensor:
         target = self.eta * (scores_of(pairs.chosen) - scores_of(pairs.rejected))
         reward = self.beta * pairs.margin
-        return kl_to_coin(reward, target) if self.reverse else kl_from_coin(reward, target)
+        return kl_of_coins(reward, target) if self.reverse else kl_of_coins(target, reward)
 
 
 class REBEL(PairFormula, frozen=True, tag="rebel"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
@@ -64,64 +64,63 @@ class CPO(PairFormula, frozen=True, tag="cpo"):
         return logistic(self.beta * apart) - self.nll_weight * pairs.chosen.mean_logp
 
 
-class SimPO(PairFormula, frozen=True, tag="simpo"):
+class TargetFormula(PairFormula, frozen=True):
+    """An objective of the log-prob per token that asks for a reward difference of gamma.
+
+    usual_ratio: gamma / beta where neither key is given.
+    """
+
+    reads = frozenset({"votes"})
+    length_normalized = True
+    usual_ratio: ClassVar[float]
+
+    beta: PerToken
+    gamma: Gamma = None
+    gamma_ratio: GammaRatio = None
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None and self.gamma_ratio is not None:
+            raise ValueError("gamma and gamma_ratio are two names of one quantity; give one of them")
+
+    @property
+    def target(self) -> float:
+        """gamma, by whichever name it was given."""
+        ratio = self.usual_ratio if self.gamma_ratio is None else self.gamma_ratio
+        return self.beta * ratio if self.gamma is None else self.gamma
+
+    @property
+    def variant(self) -> str:
+        return f"{self.name}: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
+
+
+class SimPO(TargetFormula, frozen=True, tag="simpo"):
     """Simple preference optimization: the log-prob per token is the reward, and a margin gamma is asked for."""
 
+    usual_ratio = 0.5
     paper = "2405.14734, eq. 6"
     formula = r"-\log\sigma(\beta (\log\pi_w / n_w - \log\pi_l / n_l) - \gamma)"
     optimum = "set by beta and gamma alone, with no memory of the policy that training began from"
     when = "No memory for a reference, and lengths that differ for no reason."
     fails = "Only the learning rate holds it: a little too much and the text degenerates. gamma is not gamma / beta."
 
-    reads = frozenset({"votes"})
-    length_normalized = True
     beta: PerToken = 2.0
-    gamma: Gamma = None
-    gamma_ratio: GammaRatio = None
-
-    def __post_init__(self) -> None:
-        one_of_two(self.gamma, self.gamma_ratio)
-
-    @property
-    def target(self) -> float:
-        """gamma, by whichever name it was given; half of beta where by none."""
-        return target(self.beta, self.gamma, self.gamma_ratio, 0.5)
-
-    @property
-    def variant(self) -> str:
-        return f"simpo: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * (pairs.chosen.mean_logp - pairs.rejected.mean_logp) - self.target)
 
 
-class AlphaPO(PairFormula, frozen=True, tag="alpha_po"):
+class AlphaPO(TargetFormula, frozen=True, tag="alpha_po"):
     """SimPO with a bent reward, (1 - p^-alpha) / alpha of the mean token probability p."""
 
+    usual_ratio = 0.1
     paper = "2501.03884"
     formula = r"-\log\sigma(\beta (r_w - r_l) - \gamma), \quad r = (1 - \bar\pi^{-\alpha}) / \alpha"
     optimum = "SimPO's with the bent reward; alpha = 0 is SimPO"
     when = "SimPO lowers chosen too far, or not far enough: alpha decides where the gradient goes."
     fails = "With a large alpha the least probable responses take the whole gradient."
 
-    reads = frozenset({"votes"})
-    length_normalized = True
     beta: PerToken = 2.5
     alpha: Annotated[float, Meta(ge=-10, le=10, description="Bend of the reward; 0 is SimPO.")] = 0.25
-    gamma: Gamma = None
-    gamma_ratio: GammaRatio = None
-
-    def __post_init__(self) -> None:
-        one_of_two(self.gamma, self.gamma_ratio)
-
-    @property
-    def target(self) -> float:
-        """gamma, by whichever name it was given; a tenth of beta where by none."""
-        return target(self.beta, self.gamma, self.gamma_ratio, 0.1)
-
-    @property
-    def variant(self) -> str:
-        return f"alpha_po: gamma = {self.target:g}, which is gamma / beta = {self.target / self.beta:g}"
 
     def __call__(self, pairs: Pairs) -> Tensor:
         chosen, rejected = (box_cox(side.mean_logp, self.alpha) for side in (pairs.chosen, pairs.rejected))
@@ -165,14 +164,3 @@ class SimPER(PairFormula, frozen=True, tag="simper"):
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return pairs.rejected.mean_logp.exp() - pairs.chosen.mean_logp.exp()
-
-
-def target(beta: float, gamma: float | None, gamma_ratio: float | None, default_ratio: float) -> float:
-    """gamma by either of its two names, or the default share of beta."""
-    return gamma if gamma is not None else beta * (default_ratio if gamma_ratio is None else gamma_ratio)
-
-
-def one_of_two(gamma: float | None, gamma_ratio: float | None) -> None:
-    """Raise ValueError where the margin is given by both of its names."""
-    if gamma is not None and gamma_ratio is not None:
-        raise ValueError("gamma and gamma_ratio are two names of one quantity; give one of them")

@@ -25,6 +25,11 @@ class Labels(NamedTuple):
     preferred: float | tuple[float, ...] = 1.0
 
 
+def ranks_of(scores: Sequence[float]) -> tuple[int, ...]:
+    """1 for the largest score; equal ones have equal ranks."""
+    return tuple(1 + sum(other > score for other in scores) for score in scores)
+
+
 def labels_of_scores(scores: Sequence[float], how: ScoreLabels, seed: Sequence[int] = ()) -> Labels:
     """What the scores of the responses to a prompt say about its pairs.
 
@@ -33,7 +38,7 @@ def labels_of_scores(scores: Sequence[float], how: ScoreLabels, seed: Sequence[i
     seed: names the prompt's draws, such as (seed, phase, task); nothing else decides them.
     """
     if how == "ranks":
-        return Labels(tuple(1 + sum(other > score for other in scores) for score in scores))
+        return Labels(ranks_of(scores))
 
     def soft(i: int, j: int) -> float:
         return _sigmoid(scores[i] - scores[j])

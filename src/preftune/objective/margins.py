@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from preftune.objective.base import PairFormula
-from preftune.objective.maths import hinge, kl_to_coin, logistic, square
+from preftune.objective.maths import hinge, kl_of_coins, logistic, square
 from preftune.objective.pairs import Beta
 from preftune.objective.responses import Pairs
 
@@ -77,7 +77,7 @@ class EXO(PairFormula, frozen=True, tag="exo"):
     eps: Annotated[float, Meta(gt=0, lt=0.5, description="Probability that the label leaves to rejected.")] = 1e-3
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        return kl_to_coin(self.beta * pairs.margin, log((1 - self.eps) / self.eps))
+        return kl_of_coins(self.beta * pairs.margin, log((1 - self.eps) / self.eps))
 
 
 class SPPO(PairFormula, frozen=True, tag="sppo"):

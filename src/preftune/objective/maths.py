@@ -29,22 +29,14 @@ def square(x: Tensor, at: float | Tensor) -> Tensor:
     return (x - at).square()
 
 
-def kl_to_coin(x: Tensor, log_odds: float | Tensor) -> Tensor:
-    """KL(sigmoid(x) || sigmoid(log_odds)) of two coins, the policy's first; in nats."""
+def kl_of_coins(log_odds: Tensor, other: float | Tensor) -> Tensor:
+    """KL(sigmoid(log_odds) || sigmoid(other)) of two coins, in nats."""
     import torch
     from torch.nn.functional import logsigmoid
 
-    other = torch.as_tensor(log_odds, dtype=x.dtype, device=x.device)
-    heads = x.sigmoid() * (logsigmoid(x) - logsigmoid(other))
-    return heads + (-x).sigmoid() * (logsigmoid(-x) - logsigmoid(-other))
-
-
-def kl_from_coin(x: Tensor, log_odds: Tensor) -> Tensor:
-    """KL(sigmoid(log_odds) || sigmoid(x)) of two coins, the target's first; in nats."""
-    from torch.nn.functional import logsigmoid
-
-    heads = log_odds.sigmoid() * (logsigmoid(log_odds) - logsigmoid(x))
-    return heads + (-log_odds).sigmoid() * (logsigmoid(-log_odds) - logsigmoid(-x))
+    other = torch.as_tensor(other, dtype=log_odds.dtype, device=log_odds.device)
+    heads = log_odds.sigmoid() * (logsigmoid(log_odds) - logsigmoid(other))
+    return heads + (-log_odds).sigmoid() * (logsigmoid(-log_odds) - logsigmoid(-other))
 
 
 def log1mexp(x: Tensor) -> Tensor:

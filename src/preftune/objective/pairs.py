@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from preftune.objective.base import PairFormula
 from preftune.objective.maths import logistic
-from preftune.objective.responses import Pairs
+from preftune.objective.responses import Pairs, Responses
 from preftune.table import about
 
 if TYPE_CHECKING:
@@ -51,6 +51,24 @@ class DPO(PairFormula, frozen=True, tag="dpo"):
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return logistic(self.beta * pairs.margin)
+
+
+def dpo_loss(
+    chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor, beta: float = 0.1
+) -> Tensor:
+    """Mean DPO loss of some pairs, a scalar in nats (arXiv 2305.18290, eq. 7), for those who bring their own loop.
+
+    Each tensor is (pairs,): log-probability of the response summed over its tokens, in nats, under the policy and
+    under the reference. The reference's are detached. Raises ValueError where beta is not above 0.
+    """
+    import torch
+
+    if not beta > 0:
+        raise ValueError(f"beta must be above 0, not {beta}")
+    ones = torch.ones_like(chosen_logp).detach()
+    chosen = Responses(chosen_logp, ones, ref_chosen_logp)
+    rejected = Responses(rejected_logp, ones, ref_rejected_logp)
+    return DPO(beta=beta)(Pairs(chosen, rejected, ones, ones)).mean()
 
 
 class RobustDPO(PairFormula, frozen=True, tag="robust"):

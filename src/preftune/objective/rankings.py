@@ -120,16 +120,13 @@ class NCA(RankingFormula, frozen=True, tag="nca"):
     optimum = "beta u_k = log(K w_k)"
     when = "Chosen responses lose probability under DPO and should not: mathematics, code."
     fails = "It moves less per step than DPO: a smaller beta or more steps are needed for the same margin."
+    states = (
+        "nca: targets are softmax(score / {0.temperature:g}), or the best ranks alike without scores; "
+        "each of K responses is 1 / K of the noise"
+    )
 
     beta: Beta = 0.1
     temperature: Temperature = 0.01
-
-    @property
-    def variant(self) -> str:
-        return (
-            f"nca: targets are softmax(score / {self.temperature:g}), or the best ranks alike without scores; "
-            "each of K responses is 1 / K of the noise"
-        )
 
     def __call__(self, rankings: Rankings) -> Tensor:
         """(groups,) one value a prompt, in nats."""

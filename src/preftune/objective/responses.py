@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NO_REFERENCE = "this objective needs a reference and none was given"
+NO_SCORE = "this objective needs an explicit score of each response and the rows give none"
+
+
+def required(values: Tensor | None, message: str) -> Tensor:
+    """The values without gradient. Raises ValueError with this message where there are none."""
+    if values is None:
+        raise ValueError(message)
+    return values.detach()
+
+
 @dataclass(frozen=True, slots=True)
 class Responses:
     """Responses under the policy and the reference; every field is (responses,).
@@ -40,9 +51,7 @@ class Responses:
     @property
     def ref_logp(self) -> Tensor:
         """Reference log-probability, detached: the one place where the reference loses its gradient."""
-        if self.reference is None:
-            raise ValueError("this objective needs a reference and none was given")
-        return self.reference.detach()
+        return required(self.reference, NO_REFERENCE)
 
     @property
     def log_ratio(self) -> Tensor:
@@ -193,9 +202,7 @@ class Draws:
     @property
     def ref_logp(self) -> Tensor:
         """(members,) under the reference. Raises ValueError where there is none."""
-        if self.reference is None:
-            raise ValueError("this objective needs a reference and none was given")
-        return self.reference
+        return required(self.reference, NO_REFERENCE)
 
     def sum(self, values: Tensor) -> Tensor:
         """(members,) -> (responses,): sum over the tokens of each response."""

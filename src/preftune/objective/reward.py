@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from preftune.objective.base import Formula
 from preftune.objective.maths import logistic
-from preftune.objective.responses import Comparisons
+from preftune.objective.responses import NO_SCORE, Comparisons, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,5 @@ class Reward(Formula, frozen=True, tag="reward"):
         """(pairs,) in nats. Raises ValueError where `margin` asks for scores that the rows do not give."""
         lead = comparisons.margin
         if self.margin:
-            if comparisons.better_by is None:
-                raise ValueError("this objective needs an explicit score of each response and the rows give none")
-            lead = lead - self.margin * comparisons.better_by.detach()
+            lead = lead - self.margin * required(comparisons.better_by, NO_SCORE)
         return logistic(lead) + self.center * (comparisons.chosen + comparisons.rejected).square()

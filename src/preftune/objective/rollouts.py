@@ -22,7 +22,7 @@ from preftune.objective.advantage import (
     whitened,
 )
 from preftune.objective.base import Formula
-from preftune.objective.responses import Advantages, Draws, Rollouts, Values, sum_by
+from preftune.objective.responses import Advantages, Draws, Rollouts, Values, required, sum_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,10 +98,9 @@ class PPO(RolloutFormula, frozen=True, tag="ppo"):
 
     def advantages(self, draws: Draws) -> Advantages:
         """(members,) advantages, and returns for the value model. Raises ValueError where the draws have no values."""
-        if draws.value is None:
-            raise ValueError("ppo needs a value of each token and none was given")
-        advantage = gae(token_rewards(draws, self.beta), draws.value, draws.response, self.lam)
-        return Advantages(advantage, advantage + draws.value)
+        value = required(draws.value, "ppo needs a value of each token and none was given")
+        advantage = gae(token_rewards(draws, self.beta), value, draws.response, self.lam)
+        return Advantages(advantage, advantage + value)
 
     def value_loss(self, values: Values) -> Tensor:
         """(responses,) half the squared error of the values, summed over each response's tokens.

@@ -65,11 +65,8 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 
 def distinct_tokens(sequences: Sequence[np.ndarray]) -> int:
     """Rows that `build` would give, without building."""
-    total, last = 0, np.empty(0, np.int64)
-    for index in lexicographic_order(sequences):
-        total += len(sequences[index]) - common_prefix(last, sequences[index])
-        last = sequences[index]
-    return total
+    ordered = [sequences[index] for index in lexicographic_order(sequences)]
+    return sum(map(len, ordered)) - sum(map(common_prefix, ordered, ordered[1:]))
 
 
 def lexicographic_order(sequences: Sequence[np.ndarray]) -> list[int]:

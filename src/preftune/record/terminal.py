@@ -50,11 +50,9 @@ def terminal() -> Iterator[None]:
             yield
 
 
-@contextlib.contextmanager
-def default_progress() -> Iterator[None]:
+def default_progress() -> contextlib.AbstractContextManager[None]:
     """What a call from Python shows: nothing where the caller has a sink."""
-    with contextlib.nullcontext() if anyone_listens() else terminal():
-        yield
+    return contextlib.nullcontext() if anyone_listens() else terminal()
 
 
 def _can_be_live(console: Console) -> bool:

@@ -201,9 +201,9 @@ def _metrics_sink(guard: Guard, tracker: Tracker) -> Sink:
     return receive
 
 
-def guarded(sink: Sink, name: str) -> Sink:
+def guarded(sink: Sink) -> Sink:
     """A sink that never stops a run, made of one that may raise, such as a function of the caller's."""
-    guard = Guard(name)
+    guard = Guard(getattr(sink, "__name__", type(sink).__name__))
 
     def receive(event: Event) -> None:
         if not isinstance(event, Progress | Note):

@@ -21,7 +21,7 @@ from preftune.model.columns import read_packs
 from preftune.model.policy import Policy
 from preftune.model.quantized import quantization
 from preftune.pack.oom import OomRetry
-from preftune.pack.trie import common_prefix
+from preftune.pack.trie import common_prefix, lexicographic_order
 from preftune.reference.store import PRIVATE, Key, Store, key_of
 from preftune.tokens.groups import TokenGroup, Turn
 
@@ -164,16 +164,16 @@ def _single(group: TokenGroup, turn: Turn) -> TokenGroup:
 
 def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
     """All keys in lexicographic order of their sequences, cut where the distinct tokens exceed the budget."""
-    sequences = {key: np.concatenate([g.prompt, g.responses[0]]).astype(">u4") for key, g in groups.items()}
+    keys, sequences = list(groups), [np.concatenate([g.prompt, g.responses[0]]) for g in groups.values()]
     packs: list[list[Key]] = []
-    size, last = 0, np.empty(0, ">u4")
-    for key in sorted(sequences, key=lambda key: sequences[key].tobytes()):
-        new = len(sequences[key]) - common_prefix(last, sequences[key])
+    size, last = 0, np.empty(0, np.int32)
+    for index in lexicographic_order(sequences):
+        new = len(sequences[index]) - common_prefix(last, sequences[index])
         if not packs or size + new > tokens:
             packs.append([])
-            size, new = 0, len(sequences[key])
-        packs[-1].append(key)
-        size, last = size + new, sequences[key]
+            size, new = 0, len(sequences[index])
+        packs[-1].append(keys[index])
+        size, last = size + new, sequences[index]
     return packs
 
 

@@ -41,12 +41,12 @@ class Store:
     opening, which count as absent."""
 
     def __init__(self, root: Path | None, weights: str, numerics: str) -> None:
-        self.folder = None if root is None else root.expanduser() / f"{weights[:32]}-{numerics}"
+        self.folder = None if root is None else root / f"{weights[:32]}-{numerics}"
         self.damaged = 0
         self._entries: dict[Key, np.ndarray] = {}
         self._new: dict[Key, np.ndarray] = {}
         if root is not None and self.folder is not None:
-            for path in (root.expanduser(), self.folder):
+            for path in (root, self.folder):
                 _refuse_what_others_can_write(path)
             files.sweep_leftovers(self.folder, ABANDONED)
             for file in sorted(self.folder.glob("*.safetensors")):

@@ -16,10 +16,9 @@ import torch
 from preftune import signals
 from preftune.distributed import Distributed
 from preftune.errors import IO, UserError, is_out_of_memory
-from preftune.rollout import numbers as files_of_phases
 from preftune.rollout.draw import Drawn, Sampler
 from preftune.rollout.judges import PairwiseJudge, judged, preferred
-from preftune.rollout.numbers import Numbers
+from preftune.rollout.numbers import Numbers, exchanged
 from preftune.rollout.scorers import Answered, SummedScorer, answered_task
 from preftune.rollout.tasks import Task
 
@@ -43,13 +42,11 @@ def _asking(dist: Distributed) -> Iterator[None]:
         raise NotScoredError(error.problems, code=error.code) from error
 
 
-def draw(
-    sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], weights: np.ndarray, dist: Distributed
-) -> Numbers:
-    """Responses to all tasks, each rank drawing its share. weights: digest of those that draw."""
+def draw(sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], dist: Distributed) -> Numbers:
+    """Responses to all tasks, each rank drawing its share."""
     with signals.interruptible_together(dist):
         drawn = _drawn(sampler, tasks[dist.rank :: dist.world_size], count, seed)
-    return files_of_phases.exchanged(drawn, len(tasks), count, weights, dist)
+    return exchanged(drawn, len(tasks), count, dist)
 
 
 def _drawn(sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int]) -> list[Drawn]:
@@ -74,13 +71,11 @@ def score(
 ) -> Numbers:
     """The numbers with the scores, each rank asking for its share of the tasks."""
     count = len(numbers.lengths) // len(tasks)
-    own_tasks, answered = answered_by(dist, tasks, numbers, tokenizer)
+    own_tasks, answered = _answered(dist, tasks, numbers, tokenizer)
     table = torch.zeros(len(tasks), count, 1 + len(scorer.parts), dtype=torch.float64)
     with _asking(dist):
         if answered and scorer.parts:
-            scores = scorer.scores(answered)
-            columns = np.column_stack([scores.total, *(scores.by_name[part.name] for part in scorer.parts)])
-            table[own_tasks] = torch.from_numpy(columns).view(len(answered), count, -1)
+            table[own_tasks] = torch.from_numpy(scorer.score(answered)).view(len(answered), count, -1)
     total, *each = dist.sum(table).flatten(0, 1).T.numpy()
     by_reward = np.column_stack(each) if each else np.empty((len(total), 0))
     return replace(numbers, score=total.copy(), scores=by_reward)
@@ -91,7 +86,7 @@ def with_votes(
 ) -> Numbers:
     """The numbers with what a judge says of each two responses to a prompt; a response's score is its mean vote."""
     count = len(numbers.lengths) // len(tasks)
-    own_tasks, answered = answered_by(dist, tasks, numbers, tokenizer)
+    own_tasks, answered = _answered(dist, tasks, numbers, tokenizer)
     table = torch.zeros(len(tasks), count, count, dtype=torch.float64)
     with _asking(dist):
         for i, said in zip(own_tasks, judged(judge, answered) if answered else (), strict=True):
@@ -100,14 +95,11 @@ def with_votes(
     return replace(numbers, preferred=votes, score=(votes.sum(1) - 0.5) / max(1, count - 1))
 
 
-def answered_by(
+def _answered(
     dist: Distributed, tasks: Sequence[Task], numbers: Numbers, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[Answered]]:
     """The tasks that this rank asks about, by index, and as what scorers and judges see."""
-    count, responses = len(numbers.lengths) // len(tasks), numbers.by_response(numbers.ids)
     own_tasks = list(range(dist.rank, len(tasks), dist.world_size))
-    parts = [slice(i * count, (i + 1) * count) for i in own_tasks]
-    return own_tasks, [
-        answered_task(tasks[i], responses[part], numbers.ended[part].tolist(), tokenizer)
-        for i, part in zip(own_tasks, parts, strict=True)
-    ]
+    count = len(numbers.lengths) // len(tasks)
+    responses, ended = numbers.by_task(numbers.ids, count), numbers.ended.reshape(-1, count).tolist()
+    return own_tasks, [answered_task(tasks[i], responses[i], ended[i], tokenizer) for i in own_tasks]

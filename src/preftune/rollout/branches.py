@@ -81,25 +81,21 @@ class Branches(Continuation):
         self._own: list[tuple[Tensor, Tensor]] = []  # a layer: (rows, key heads, room, width), views of the buffers
         self._buffers: list[Tensor] = []  # those of one shape side by side, so that rows move in one go
         self._tokens, self._room, self._rows = 0, 0, len(of_row)
-        widths = np.array([-(-len(prompt) // WIDTH) * WIDTH for prompt in prompts])
-        self._members = {int(width): np.flatnonzero(widths == width) for width in np.unique(widths)}
-        self._shelves = [
-            Shelf(width, np.array([len(prompts[int(i)]) for i in members]), self._device)
-            for width, members in self._members.items()
-        ]
-        shelf, self._of_row = np.searchsorted(np.unique(widths), widths)[of_row], np.zeros(len(of_row), int)
-        for members in self._members.values():
-            at = np.full(len(prompts), -1)
-            at[members] = np.arange(len(members))
-            self._of_row = np.where(at[of_row] >= 0, at[of_row], self._of_row)
-        self._shelf_of_row = shelf
+        lengths = np.array([len(prompt) for prompt in prompts])
+        widths = -(-lengths // WIDTH) * WIDTH
+        self._members = [np.flatnonzero(widths == width) for width in np.unique(widths)]  # the prompts of each shelf
+        self._shelves = [Shelf(int(widths[members[0]]), lengths[members], self._device) for members in self._members]
+        shelf_of_prompt, place_on_shelf = np.zeros((2, len(prompts)), int)
+        for index, members in enumerate(self._members):
+            shelf_of_prompt[members], place_on_shelf[members] = index, np.arange(len(members))
+        self._shelf_of_row, self._of_row = shelf_of_prompt[of_row], place_on_shelf[of_row]
         self._filling: Shelf | None = None
 
     def begin(self) -> Tensor:
         """The last hidden state of each prompt, (prompts, width). Raises NotReplaceableError."""
         states: list[Tensor] = []
         try:
-            for shelf, members in zip(self._shelves, self._members.values(), strict=True):
+            for shelf, members in zip(self._shelves, self._members, strict=True):
                 self._filling = shelf
                 for part in np.array_split(members, -(-len(members) * shelf.width // AT_ONCE)):
                     states.append(self._pass(part, shelf.width))
@@ -111,7 +107,7 @@ class Branches(Continuation):
         if len(self._layers) != layers:
             raise NotReplaceableError("not all of its layers take the attention that they are given")
         self._arrange()
-        order = np.concatenate([*self._members.values()])
+        order = np.concatenate(self._members)
         return torch.cat(states)[torch.from_numpy(np.argsort(order)).to(self._device)]
 
     def step(self, token: Tensor, position: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What follows from the numbers of a phase: groups, advantages, metrics.
+"""What follows from the numbers of a phase: groups with their labels, advantages, metrics.
 
 Held by tests/laws/test_online.py.
 """
@@ -6,36 +6,73 @@ Held by tests/laws/test_online.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
+from preftune.distributed import Distributed
+from preftune.model.columns import fill_column
+from preftune.model.policy import Policy
+from preftune.objective import parts
 from preftune.objective.advantage import corrected, return_to_go, token_rewards
+from preftune.objective.base import ObjectiveTable
+from preftune.objective.labels import labels_of_scores, labels_of_votes, ranks_of
 from preftune.objective.responses import Advantages, Draws
 from preftune.objective.rollouts import RolloutFormula
+from preftune.pack.oom import OomRetry
+from preftune.pack.plan import Packing
 from preftune.record.schema import PHASE
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
 
-if TYPE_CHECKING:
-    pass
-
 
 def plain_groups(tasks: Sequence[Task], numbers: Numbers, count: int) -> list[TokenGroup]:
     """The drawn responses as rankings by their scores, with the column `sampled`."""
-    ids, sampled = numbers.by_response(numbers.ids), numbers.by_response(numbers.sampled)
+    ids, sampled = numbers.by_task(numbers.ids, count), numbers.by_task(numbers.sampled, count)
     groups = []
     for i, task in enumerate(tasks):
-        part = slice(i * count, (i + 1) * count)
-        scores = None if numbers.score is None else tuple(numbers.score[part].tolist())
-        ranks = (1,) * count if scores is None else tuple(1 + sum(other > own for other in scores) for own in scores)
+        scores = None if numbers.score is None else tuple(numbers.score[i * count : (i + 1) * count].tolist())
+        ranks = (1,) * count if scores is None else ranks_of(scores)
         groups.append(
-            TokenGroup(prompt=task.ids, responses=tuple(ids[part]), kind="ranking", place=task.place, id=task.id,
-                       weight=task.weight, ranks=ranks, scores=scores, columns={"sampled": tuple(sampled[part])})
+            TokenGroup(prompt=task.ids, responses=ids[i], kind="ranking", place=task.place, id=task.id,
+                       weight=task.weight, ranks=ranks, scores=scores, columns={"sampled": sampled[i]})
         )  # fmt: skip
     return groups
+
+
+def labeled(
+    group: TokenGroup, objective: ObjectiveTable, how: Literal["soft", "drawn", "ranks", "judge"], seed: Sequence[int],
+    votes: np.ndarray | None,
+) -> TokenGroup:  # fmt: skip
+    """A group with scores, with ranks and votes too. seed: names its draws; votes: (responses, responses), of a judge.
+
+    Objectives of ratings are told that responses above their group's mean score are good; where all scores are equal
+    none is better, and the group has the weight 0.
+    """
+    scores = group.scores
+    assert scores is not None
+    if any(part.kind == "ratings" for _, part in parts(objective)):
+        mean = sum(scores) / len(scores)
+        ranks = tuple(1 if score > mean else 2 for score in scores)
+        return replace(group, ranks=ranks, weight=group.weight if len(set(scores)) > 1 else 0.0)
+    if votes is not None:
+        labels = labels_of_votes(len(scores), lambda i, j: float(votes[i, j]))
+    elif how != "judge" and any("votes" in part.reads for _, part in parts(objective)):
+        labels = labels_of_scores(scores, how, seed)
+    else:
+        return group  # whose ranks are those of its scores
+    return replace(group, ranks=labels.ranks, preferred=labels.preferred)
+
+
+def read_by(
+    model: Policy, groups: Sequence[TokenGroup], packing: Packing, oom: OomRetry, dist: Distributed
+) -> np.ndarray:
+    """(members,) what the head of a model answers for each token of the groups, each rank computing its share."""
+    filled = fill_column(model, "answer", groups, packing.step(groups, dist.world_size), oom, dist)
+    return np.concatenate([values for i in range(len(groups)) for values in filled[i].columns["answer"]])
 
 
 def draws_of(numbers: Numbers, count: int) -> Draws:
@@ -91,7 +128,7 @@ def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[
         "entropy": float(-numbers.sampled.mean(dtype=np.float64)),
     }
     if numbers.reference is not None:
-        log_ratios = np.add.reduceat(numbers.sampled - numbers.reference.astype(np.float64), starts_of(numbers))
+        log_ratios = numbers.log_ratio(numbers.reference)
         metrics["kl"] = float(log_ratios.mean())
         metrics["kl_error"] = float(log_ratios.reshape(-1, count).mean(1).std() / max(1, len(by_task) - 1) ** 0.5)
     if numbers.policy is not None:
@@ -102,13 +139,7 @@ def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[
     return metrics
 
 
-def starts_of(numbers: Numbers) -> np.ndarray:
-    """(responses,) the place of each response's first token."""
-    return np.cumsum(numbers.lengths) - numbers.lengths
-
-
 def _distinct(numbers: Numbers, count: int) -> float:
     """Share of the responses to a prompt that are not the same tokens as another before it."""
-    texts = [ids.tobytes() for ids in numbers.by_response(numbers.ids)]
-    groups = [texts[i : i + count] for i in range(0, len(texts), count)]
-    return sum(len(set(group)) for group in groups) / len(texts)
+    distinct = [len({ids.tobytes() for ids in responses}) for responses in numbers.by_task(numbers.ids, count)]
+    return sum(distinct) / len(numbers.lengths)

@@ -38,14 +38,19 @@ class Sampler(Protocol):
     def draw(self, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]: ...
 
 
-def stream_keys(prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> np.ndarray:
-    """(prompts * count,) uint64: where the random numbers of response k to each prompt begin.
+def prompt_key(prompt: np.ndarray, seed: Sequence[int]) -> int:
+    """64 bits that name what is drawn to a prompt under a seed.
 
     Equal prompts share them: what is to be drawn anew is drawn under another seed.
     """
     words = ",".join(str(int(word)) for word in seed).encode() + b":"
-    digests = [hashlib.blake2b(words + np.asarray(ids, "<i4").tobytes(), digest_size=8).digest() for ids in prompts]
-    of_prompt = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+    digest = hashlib.blake2b(words + np.asarray(prompt, "<i4").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def stream_keys(prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> np.ndarray:
+    """(prompts * count,) uint64: where the random numbers of response k to each prompt begin."""
+    of_prompt = np.array([prompt_key(ids, seed) for ids in prompts], np.uint64)
     return _mixed(of_prompt[:, None] + _multiples(np.arange(count)[None])).reshape(-1)
 
 

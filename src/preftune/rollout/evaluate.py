@@ -16,15 +16,13 @@ from preftune.distributed import Distributed
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
 from preftune.frontier.measure import Frontier
-from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
-from preftune.rollout import numbers as files_of_phases
 from preftune.rollout.ask import draw, score
-from preftune.rollout.derive import plain_groups, starts_of
+from preftune.rollout.derive import plain_groups, read_by
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.numbers import Numbers
+from preftune.rollout.numbers import Numbers, read_numbers, write_numbers
 from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
 
@@ -55,7 +53,7 @@ class HeldOutTasks:
     def evaluate(self, models: Models, dist: Distributed) -> dict[str, float | None]:
         """Draw, score, and compare with the best that a policy at this KL could do."""
         emit(Note("drawing to held-out prompts"))
-        numbers = self._scored(draw(self.sampler, self.tasks, self.count, (self.seed, SEED), NO_WEIGHTS, dist), dist)
+        numbers = self._scored(draw(self.sampler, self.tasks, self.count, (self.seed, SEED), dist), dist)
         assert numbers.score is not None
         by_task = numbers.score.reshape(-1, self.count)
         metrics: dict[str, float | None] = {
@@ -66,7 +64,9 @@ class HeldOutTasks:
         }
         reference = self.anchor if models.reference is None else models.reference.policy
         if reference is not None:
-            kl = self._log_ratio(reference, numbers, dist).reshape(-1, self.count)
+            groups = plain_groups(self.tasks, numbers, self.count)
+            anchor = read_by(reference, groups, self.packing, self.oom, dist)
+            kl = numbers.log_ratio(anchor).reshape(-1, self.count)
             metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl)}
             if models.reference is None:  # from one that moves, draws would have to be made anew
                 best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
@@ -77,28 +77,17 @@ class HeldOutTasks:
     def _scored(self, numbers: Numbers, dist: Distributed) -> Numbers:
         return score(self.scorer, self.tasks, numbers, self.tokenizer, dist)
 
-    def _log_ratio(self, reference: Policy, numbers: Numbers, dist: Distributed) -> np.ndarray:
-        """(responses,) in nats."""
-        groups = plain_groups(self.tasks, numbers, self.count)
-        step = self.packing.step(groups, dist.world_size)
-        filled = fill_column(reference, "reference", groups, step, self.oom, dist)
-        anchor = np.concatenate([values for i in range(len(groups)) for values in filled[i].columns["reference"]])
-        return np.add.reduceat(numbers.sampled - anchor.astype(np.float64), starts_of(numbers))
-
     def _reference_scores(self, reference: Policy, dist: Distributed) -> np.ndarray:
         """(tasks, responses) scores of what the reference draws, from the record where they are there."""
         path, count = self.record / START, max(self.count, DRAWN // len(self.tasks))
-        known = files_of_phases.from_first_rank(files_of_phases.read(path) if dist.first else None, dist)
+        known = read_numbers(path, dist)
         if known is None:
             sampler = replace(self.sampler, policy=reference)
-            known = self._scored(draw(sampler, self.tasks, count, (self.seed, SEED), NO_WEIGHTS, dist), dist)
+            known = self._scored(draw(sampler, self.tasks, count, (self.seed, SEED), dist), dist)
             if dist.first:
-                files_of_phases.write(path, known)
+                write_numbers(path, known)
         assert known.score is not None
         return known.score.reshape(len(self.tasks), -1)
-
-
-NO_WEIGHTS = np.zeros(0, np.uint8)
 
 
 def error_over_prompts(by_task: np.ndarray) -> float | None:

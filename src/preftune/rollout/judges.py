@@ -20,7 +20,7 @@ from preftune.errors import UserError
 from preftune.rollout.config import URL, Reward
 from preftune.rollout.functions import TIME_LIMIT, Function, call, load_function
 from preftune.rollout.scorers import Answered, number_of
-from preftune.rollout.web import ask_json, in_parallel
+from preftune.rollout.web import Api, in_parallel
 from preftune.rows.row import Place, Prompt
 from preftune.rows.tools import plain_prompt
 
@@ -107,25 +107,19 @@ class ServerJudge:
     """A language model behind an OpenAI-compatible server, which answers with one letter.
 
     The probability is that of the letters among the likeliest tokens where the server tells them, else 1 or 0 by the
-    letter. url: with or without /v1; model: its name there, or None for the only one that the server has. The
-    environment's OPENAI_API_KEY is sent along.
+    letter. model: its name there, or None for the only one that the server has. The environment's OPENAI_API_KEY is
+    sent along.
     """
 
     def __init__(self, url: str, model: str | None, time_limit: float = TIME_LIMIT) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._time_limit, self._key = time_limit, os.environ.get("OPENAI_API_KEY", "")
+        self._api = Api(url, "reward.judge", os.environ.get("OPENAI_API_KEY", ""), time_limit)
         self._model = model or self._only_model()
 
     def _only_model(self) -> str:
-        answer = ask_json(f"{self._url}/models", None, time_limit=self._time_limit, location="reward.judge",
-                          key=self._key)  # fmt: skip
-        listed = answer.get("data")
-        names = (
-            [str(entry.get("id")) for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        )
+        names = self._api.models()
         if len(names) != 1:
             hint = f"Name one in reward.model: {', '.join(names[:5])}." if names else ""
-            raise UserError(f"{self._url} has {len(names)} models.", location="reward.judge", hint=hint)
+            raise self._api.error(f"{self._api.root}/v1 has {len(names)} models.", hint)
         return names[0]
 
     def ask(self, questions: Sequence[Question]) -> list[float]:
@@ -141,11 +135,9 @@ class ServerJudge:
             "logprobs": True,
             "top_logprobs": 20,
         }
-        answer = ask_json(f"{self._url}/chat/completions", body, time_limit=self._time_limit, location="reward.judge",
-                          key=self._key)  # fmt: skip
-        probability = _from_letters(answer)
+        probability = _from_letters(self._api.ask_json("/v1/chat/completions", body))
         if probability is None:
-            message = f"the judge at {self._url} answers with neither A nor B."
+            message = f"the judge at {self._api.root}/v1 answers with neither A nor B."
             hint = "Models that think first cannot be asked for one letter; use another, or a function."
             raise UserError(message, location=str(question.place), hint=hint)
         return probability

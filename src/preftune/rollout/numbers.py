@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
 from preftune import files
 from preftune.distributed import Distributed
@@ -31,14 +31,14 @@ class Numbers:
     (responses, rewards) each reward's own. reference, value, policy: (members,) log-probabilities under the reference,
     values, and log-probabilities under the policy that drew, where the sampler's own were off. preferred: (responses,
     K) what a judge says: the probability that it is better than each response to its prompt. weights: digests of those
-    that drew, and of all else that decides the numbers.
+    that drew a phase, and of all else that decides its numbers.
     """
 
     lengths: np.ndarray
     ended: np.ndarray
     ids: np.ndarray
     sampled: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     score: np.ndarray | None = None
     scores: np.ndarray | None = None
     reference: np.ndarray | None = None
@@ -50,6 +50,16 @@ class Numbers:
         """(members,) -> one array a response."""
         return np.split(members, np.cumsum(self.lengths)[:-1])
 
+    def by_task(self, members: np.ndarray, count: int) -> list[tuple[np.ndarray, ...]]:
+        """(members,) -> for each task one array for each of its `count` responses."""
+        responses = self.by_response(members)
+        return [tuple(responses[first : first + count]) for first in range(0, len(responses), count)]
+
+    def log_ratio(self, reference: np.ndarray) -> np.ndarray:
+        """(responses,) fp64, in nats. reference: (members,) log-probabilities under it."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.add.reduceat(self.sampled - reference.astype(np.float64), starts)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array that is there, by name."""
         return {name: array for name, array in asdict(self).items() if array is not None}
@@ -60,7 +70,7 @@ def path_of(record: Path, number: int) -> Path:
     return record / FOLDER / f"{number:06d}.safetensors"
 
 
-def write(path: Path, numbers: Numbers) -> None:
+def write_numbers(path: Path, numbers: Numbers) -> None:
     """Write the file of a phase: whole or not at all."""
     files.make(path.parent)
     arrays = {name: np.ascontiguousarray(array) for name, array in numbers.arrays().items()}
@@ -75,7 +85,7 @@ def _seal(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def read(path: Path) -> Numbers | None:
+def _read(path: Path) -> Numbers | None:
     """The numbers of a phase; None where there is no such file. Raises UserError where it is damaged."""
     if not path.exists():
         return None
@@ -93,7 +103,20 @@ def read(path: Path) -> Numbers | None:
     return numbers
 
 
-def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, weights: np.ndarray, dist: Distributed) -> Numbers:
+def read_numbers(path: Path, dist: Distributed) -> Numbers | None:
+    """What rank 0 reads, on every rank."""
+    numbers = _read(path) if dist.first else None
+    if dist.world_size == 1 or not dist.broadcast_int(numbers is not None):
+        return numbers
+    content = bytearray(b"" if numbers is None else save(numbers.arrays()))
+    values = torch.zeros(dist.broadcast_int(len(content)), dtype=torch.uint8)
+    if content:
+        values = torch.frombuffer(content, dtype=torch.uint8)
+    dist.broadcast([values])
+    return Numbers(**load(values.numpy().tobytes()))
+
+
+def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, dist: Distributed) -> Numbers:
     """What all ranks have drawn, on each of them. Rank r has drawn tasks r, r + world_size, ...
 
     Ranks sum one table, with zeros where others have drawn; token ids are exact in fp64.
@@ -114,32 +137,4 @@ def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, weights: np.nd
         ended=ended_flags.astype(bool),
         ids=ids.astype(np.int32),
         sampled=logp.astype(np.float32),
-        weights=weights,
     )
-
-
-def from_first_rank(numbers: Numbers | None, dist: Distributed) -> Numbers | None:
-    """What rank 0 has read, on every rank."""
-    if dist.world_size == 1 or not dist.broadcast_int(numbers is not None):
-        return numbers
-    empty = np.zeros(0)
-    arrays = numbers.arrays() if numbers is not None else {}
-    received: dict[str, np.ndarray] = {}
-    for name, kind in KINDS.items():
-        array = arrays.get(name, empty)
-        if not dist.broadcast_int(name in arrays):
-            continue
-        shape = [dist.broadcast_int(size) for size in (array.ndim, *array.shape, *[0] * (2 - array.ndim))]
-        values = torch.zeros(shape[1 : 1 + shape[0]], dtype=torch.float64)
-        if dist.first:
-            values = torch.from_numpy(array.astype(np.float64))
-        dist.broadcast([values])
-        received[name] = values.numpy().astype(kind)
-    return Numbers(**received)
-
-
-KINDS: dict[str, type] = {
-    "lengths": np.int64, "ended": np.bool_, "ids": np.int32, "sampled": np.float32, "weights": np.uint8,
-    "score": np.float64, "scores": np.float64, "reference": np.float32, "value": np.float32, "policy": np.float32,
-    "preferred": np.float64,
-}  # fmt: skip

@@ -20,20 +20,17 @@ from preftune import events
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
 from preftune.forward.forward import Models
-from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing, Phase, Plan, Step, make_plan, prefix_order
-from preftune.rollout import numbers as files_of_phases
 from preftune.rollout.ask import draw, score, with_votes
 from preftune.rollout.config import Rollout
-from preftune.rollout.derive import advantages_of, phase_metrics, plain_groups, value_explained
+from preftune.rollout.derive import advantages_of, labeled, phase_metrics, plain_groups, read_by, value_explained
 from preftune.rollout.draw import Sampler
 from preftune.rollout.judges import PairwiseJudge
-from preftune.rollout.labels import labeled
-from preftune.rollout.numbers import Numbers
+from preftune.rollout.numbers import Numbers, path_of, read_numbers, write_numbers
 from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
@@ -113,8 +110,8 @@ class Online:
         """What the record holds of a phase, if the weights of now have drawn it or it has had updates, for these tasks
         and under the same keys. Raises UserError where updates cannot go on with it.
         """
-        path = files_of_phases.path_of(self.record, number)
-        numbers = files_of_phases.from_first_rank(files_of_phases.read(path) if self.dist.first else None, self.dist)
+        path = path_of(self.record, number)
+        numbers = read_numbers(path, self.dist)
         if begun and numbers is None:
             raise UserError("a phase that has had updates is missing, so they cannot go on.", location=str(path),
                             hint="Put it back, or start again with --force.", code=CORRUPT)  # fmt: skip
@@ -141,20 +138,22 @@ class Online:
         began = time.monotonic()
         events.emit(events.Progress("drawing", number + 1, sum(stop > start for start, stop in pairwise(self._firsts))))
         digests, seed = self._digests(number, tasks), (self.seed, number)
-        numbers = draw(self.sampler, tasks, self.rollout.responses, seed, digests, self.dist)
+        numbers = replace(draw(self.sampler, tasks, self.rollout.responses, seed, self.dist), weights=digests)
         drawn = time.monotonic()
-        numbers = self._with_policy(tasks, numbers)
+        groups = plain_groups(tasks, numbers, self.rollout.responses)
+        if self._is_off(groups):
+            numbers = replace(numbers, policy=self._read_by(self.models.policy, groups))
         numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
         if self.judge is not None:
             numbers = with_votes(self.judge, tasks, numbers, self.tokenizer, self.dist)
         readers = {"reference": self._reference, "value": self.models.value}
         for name, model in readers.items():
             if model is not None:
-                numbers = replace(numbers, **{name: self._column(model, name, tasks, numbers)})
+                numbers = replace(numbers, **{name: self._read_by(model, groups)})
         seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
         self._tell(number, first, numbers, {key: round(s, 3) for key, s in seconds.items()})
         if self.dist.first:
-            files_of_phases.write(files_of_phases.path_of(self.record, number), numbers)
+            write_numbers(path_of(self.record, number), numbers)
         return numbers
 
     def _tell(self, number: int, first: int, numbers: Numbers, seconds: dict[str, float]) -> None:
@@ -169,64 +168,38 @@ class Online:
         moving = self.models.reference
         return self.anchor if moving is None else moving.policy
 
-    def _with_policy(self, tasks: Sequence[Task], numbers: Numbers) -> Numbers:
-        """Where the sampler's log-probabilities are off the policy's own by more than rounding, those are added."""
-        some = sorted(range(len(tasks)), key=lambda i: len(tasks[i].ids))[: -(-len(tasks) // CHECKED)]
-        groups = self._plain(tasks, numbers)
-        checked = fill_column(self.models.policy, "policy", groups, self._step(groups, some), self.oom, self.dist)
-        off = max(
-            float(np.abs(own - said).max())
-            for group in checked.values()
-            for own, said in zip(group.columns["policy"], group.columns["sampled"], strict=True)
-        )
-        if off <= self.models.policy.noise:
-            return numbers
-        return replace(numbers, policy=self._column(self.models.policy, "policy", tasks, numbers))
+    def _is_off(self, groups: Sequence[TokenGroup]) -> bool:
+        """Whether the sampler's log-probabilities are off the policy's own by more than rounding."""
+        shortest = sorted(groups, key=lambda group: len(group.prompt))[: -(-len(groups) // CHECKED)]
+        own = self._read_by(self.models.policy, shortest)
+        said = np.concatenate([values for group in shortest for values in group.columns["sampled"]])
+        return float(np.abs(own - said).max()) > self.models.policy.noise
 
-    def _step(self, groups: Sequence[TokenGroup], some: Sequence[int]) -> Step:
-        """The groups of these indices as one step."""
-        step = self.packing.step([groups[i] for i in some], self.dist.world_size)
-        return replace(step, packs=tuple(tuple(some[i] for i in pack) for pack in step.packs))
-
-    def _column(self, model: Policy, name: str, tasks: Sequence[Task], numbers: Numbers) -> np.ndarray:
-        """(members,) what a model says of each token."""
-        groups = self._plain(tasks, numbers)
-        filled = fill_column(model, name, groups, self._step(groups, range(len(groups))), self.oom, self.dist)
-        return np.concatenate([values for i in range(len(groups)) for values in filled[i].columns[name]])
-
-    def _plain(self, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
-        return plain_groups(tasks, numbers, self.rollout.responses)
+    def _read_by(self, model: Policy, groups: Sequence[TokenGroup]) -> np.ndarray:
+        return read_by(model, groups, self.packing, self.oom, self.dist)
 
     def _groups(self, number: int, tasks: Sequence[Task], numbers: Numbers) -> list[TokenGroup]:
         """The groups to learn from, with every column that the objective reads."""
-        groups, objective = self._plain(tasks, numbers), self.objective
+        objective, count = self.objective, self.rollout.responses
+        groups = plain_groups(tasks, numbers, count)
         columns = {"reference": numbers.reference}
         if isinstance(objective, RolloutFormula):
             if numbers.policy is not None:
                 columns["sampled"] = numbers.policy
-            advantages = advantages_of(objective, numbers, self.rollout.responses)
+            advantages = advantages_of(objective, numbers, count)
             columns |= {"advantage": advantages.advantage.float().numpy(), "value": numbers.value}
             columns["returns"] = None if advantages.returns is None else advantages.returns.float().numpy()
         else:
+            votes = [None] * len(groups) if numbers.preferred is None else numbers.preferred.reshape(-1, count, count)
             groups = [
-                labeled(group, objective, self.rollout.labels or "soft", (self.seed, number, i), votes)
-                for i, (group, votes) in enumerate(zip(groups, self._votes(numbers, len(groups)), strict=True))
+                labeled(group, objective, self.rollout.labels or "soft", (self.seed, number, i), of_judge)
+                for i, (group, of_judge) in enumerate(zip(groups, votes, strict=True))
             ]
         for name, members in columns.items():
             if members is not None:
-                by_response = numbers.by_response(members)
-                count = self.rollout.responses
-                groups = [
-                    group.with_column(name, tuple(by_response[i * count : (i + 1) * count]))
-                    for i, group in enumerate(groups)
-                ]
+                by_task = numbers.by_task(members, count)
+                groups = [group.with_column(name, values) for group, values in zip(groups, by_task, strict=True)]
         return groups
-
-    def _votes(self, numbers: Numbers, tasks: int) -> list[np.ndarray | None]:
-        """(responses, responses) of each task, what a judge says; None where there is no judge."""
-        if numbers.preferred is None:
-            return [None] * tasks
-        return list(numbers.preferred.reshape(tasks, self.rollout.responses, self.rollout.responses))
 
 
 def updates_before(plan: Plan, epochs: int, rows: int, limit: int | None) -> list[int]:

@@ -19,14 +19,13 @@ from preftune import files
 from preftune.distributed import Distributed
 from preftune.errors import UserError, is_out_of_memory, third_party_message
 from preftune.events import Happened, Note, emit
-from preftune.model.columns import fill_column
 from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.rollout.ask import draw
-from preftune.rollout.derive import plain_groups, starts_of
+from preftune.rollout.derive import plain_groups, read_by
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.evaluate import NO_WEIGHTS, error_over_prompts
+from preftune.rollout.evaluate import error_over_prompts
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.tasks import Task
 from preftune.signals import Stopped
@@ -82,8 +81,8 @@ class Samples:
         emit(Note(f"drawing samples {when} training"))
         seed = (self.seed, SEED)
         try:
-            drawn = draw(self.sampler, self.tasks, COUNT, seed, NO_WEIGHTS, self.dist)
-            likeliest = draw(replace(self.sampler, greedy=True), self.tasks, 1, seed, NO_WEIGHTS, self.dist)
+            drawn = draw(self.sampler, self.tasks, COUNT, seed, self.dist)
+            likeliest = draw(replace(self.sampler, greedy=True), self.tasks, 1, seed, self.dist)
         except Stopped:
             raise
         except UserError as error:
@@ -98,28 +97,20 @@ class Samples:
         }
         said = drawn.sampled
         if start is not None:
-            said = self._said(start, drawn)
-            log_ratio = np.add.reduceat(drawn.sampled - said.astype(np.float64), starts_of(drawn))
+            said = read_by(start, plain_groups(self.tasks, drawn, COUNT), self.packing, self.oom, self.dist)
+            log_ratio = drawn.log_ratio(said)
             metrics["kl"] = float(log_ratio.mean())
             metrics["kl_error"] = error_over_prompts(log_ratio.reshape(-1, COUNT))
         if start is not None or when == "before":
             metrics["start_mean_logp"] = float(said.mean(dtype=np.float64))
         return metrics
 
-    def _said(self, start: Policy, drawn: Numbers) -> np.ndarray:
-        """(members,) log-probabilities under the model that training began from."""
-        groups = plain_groups(self.tasks, drawn, COUNT)
-        step = self.packing.step(groups, self.dist.world_size)
-        filled = fill_column(start, "start", groups, step, self.oom, self.dist)
-        return np.concatenate([values for i in range(len(groups)) for values in filled[i].columns["start"]])
-
     def _write(self, when: str, drawn: Numbers, likeliest: Numbers) -> None:
         path = self.record / NAME
         lines = self._before() if when == "after" else [{} for _ in self.tasks]
-        texts, greedy = drawn.by_response(drawn.ids), likeliest.by_response(likeliest.ids)
-        for i, (line, shown) in enumerate(zip(lines, self.shown, strict=True)):
-            draws = [self.spell(ids) for ids in texts[i * COUNT : i * COUNT + KEPT]]
-            line |= {**shown, when: {"greedy": self.spell(greedy[i]), "draws": draws}}
+        texts, greedy = drawn.by_task(drawn.ids, COUNT), likeliest.by_response(likeliest.ids)
+        for line, shown, draws, first in zip(lines, self.shown, texts, greedy, strict=True):
+            line |= {**shown, when: {"greedy": self.spell(first), "draws": list(map(self.spell, draws[:KEPT]))}}
         files.write_json(path, lines)
 
     def _before(self) -> list[dict[str, object]]:
@@ -152,11 +143,8 @@ def samples_of(
 ) -> Samples | None:  # fmt: skip
     """Samples to some prompts of these groups. most: tokens of a prompt with a response; None where there is no prompt
     to draw to."""
-    prompts = chosen_prompts(groups, count)
-    if not prompts:
-        return None
-    longest = min(LONGEST, 2 * max(len(turns[0].ids) for group in groups for turns in group.turns))
-    prompts = [group for group in prompts if len(group.prompt) + longest <= most]
+    longest = min(LONGEST, 2 * max((len(turns[0].ids) for group in groups for turns in group.turns), default=0))
+    prompts = [group for group in chosen_prompts(groups, count) if len(group.prompt) + longest <= most]
     if not prompts:
         return None
     sampler = Embedded(policy, longest, ends)

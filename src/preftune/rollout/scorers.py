@@ -88,24 +88,20 @@ class FunctionScorer:
     def _of(self, task: Answered) -> list[float]:
         name, place = self._function.name, str(task.place)
 
-        def work() -> list[object]:
+        def work() -> list[object] | str:
             result = self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer)
-            is_list = isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | set | frozenset)
-            return list(result) if is_list else [_NotAList(result)]
+            if isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | set | frozenset):
+                return list(result)
+            return f"{type(result).__name__} ({result!r:.40})"
 
         values = call(self._function, work, self._time_limit, place)
-        if values and isinstance(values[0], _NotAList):
-            message = f"{name} returned {values[0].shown}, and a list of numbers is needed."
+        if isinstance(values, str):
+            message = f"{name} returned {values}, and a list of numbers is needed."
             raise UserError(message, location=place, hint="Return one number a response.")
         if len(values) != len(task.responses):
             message = f"{name} returned {len(values)} scores for {len(task.responses)} responses."
             raise UserError(message, location=place, hint="Return one number a response, in their order.")
         return [number_of(value, f"{name} scored response {k}", place) for k, value in enumerate(values, 1)]
-
-
-class _NotAList:
-    def __init__(self, value: object) -> None:
-        self.shown = f"{type(value).__name__} ({value!r:.40})"
 
 
 def number_of(value: object, what: str, place: str) -> float:
@@ -153,13 +149,6 @@ class Part(Struct, frozen=True):
     missing_end: float = 0.0
 
 
-class Scores(Struct, frozen=True):
-    """total: (responses,) fp64, what is learned from; by_name: what each part said, NaN where it could not say."""
-
-    total: np.ndarray
-    by_name: dict[str, np.ndarray]
-
-
 class SummedScorer:
     """Scorers whose scores are added with weights. digests: of the functions among them, for a run's identity."""
 
@@ -167,24 +156,23 @@ class SummedScorer:
         self.parts, self.digests = tuple(parts), dict(digests)
 
     def score(self, answered: Sequence[Answered]) -> np.ndarray:
-        return self.scores(answered).total
-
-    def scores(self, answered: Sequence[Answered]) -> Scores:
-        """The sum over the parts that can say, and each part's own score. Raises UserError where none can."""
+        """(responses, 1 + parts) fp64: the sum over the parts that can say, which is learned from, and what each part
+        said itself, NaN where it could not say. Raises UserError where none can."""
         cut = np.array([not ended for task in answered for ended in task.ended], np.float64)
-        total, said, by_name = np.zeros(len(cut)), np.zeros(len(cut), bool), {}
+        total, said, by_part = np.zeros(len(cut)), np.zeros(len(cut), bool), []
         for part in self.parts:
-            scores = by_name[part.name] = part.scorer.score(answered)
+            scores = part.scorer.score(answered)
             can_say = ~np.isnan(scores)
             total += np.where(can_say, part.weight * (np.nan_to_num(scores) - part.missing_end * cut), 0.0)
             said |= can_say & (part.weight != 0)
+            by_part.append(scores)
         if not said.all():
             places = [(task.place, k) for task in answered for k in range(1, len(task.responses) + 1)]
             place, number = places[int(np.argmin(said))]
             names = ", ".join(part.name for part in self.parts)
             raise UserError(f"nothing scores response {number} to this task: {names} returned None.",
                             location=str(place), hint="Return a number, or add a reward that does.")  # fmt: skip
-        return Scores(total, by_name)
+        return np.column_stack([total, *by_part])
 
     def refuse_tasks(self, tasks: Sequence[Task]) -> None:
         """Raise UserError that lists the tasks without an answer that a verifier could use."""

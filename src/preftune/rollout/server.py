@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preftune.errors import UserError
-from preftune.rollout.draw import Drawn
-from preftune.rollout.web import ask, ask_json, in_parallel
+from preftune.rollout.draw import Drawn, prompt_key
+from preftune.rollout.web import Api, in_parallel
 from preftune.tokens.tokenizer import PROBES, backend
 
 if TYPE_CHECKING:
@@ -48,31 +48,25 @@ class Server:
         self, url: str, max_tokens: int, end_tokens: frozenset[int], temperature: float, vocab: int, *,
         location: str = "--server", patience: float = PATIENCE,
     ) -> None:  # fmt: skip
-        self._url, self._location = url.rstrip("/").removesuffix("/v1"), location
+        self._api = Api(url, location, os.environ.get("VLLM_API_KEY", ""), patience)
         self._max_tokens, self._end_tokens, self._temperature = max_tokens, end_tokens, temperature
-        self._vocab, self._patience, self._key = vocab, patience, os.environ.get("VLLM_API_KEY", "")
-        self._model, self._adapter = self._models()[0], ""
-
-    def _ask(self, path: str, body: dict[str, object] | None) -> dict[str, Any]:
-        return ask_json(self._url + path, body, time_limit=self._patience, location=self._location, key=self._key)
+        self._vocab, self._model, self._adapter = vocab, self._models()[0], ""
 
     def _models(self) -> list[str]:
         """Names of its model and of the adapters that it has loaded."""
-        listed = self._ask("/v1/models", None).get("data")
-        entries = listed if isinstance(listed, list) else []
-        names = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+        names = self._api.models()
         if not names:
-            raise UserError(f"{self._url} lists no model.", location=self._location)
+            raise self._api.error(f"{self._api.root} lists no model.")
         return names
 
     def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise UserError where the server's tokenizer gives other ids than the policy's."""
         for probe in PROBES:
             body: dict[str, object] = {"model": self._model, "prompt": probe, "add_special_tokens": False}
-            server_ids = self._ask("/tokenize", body).get("tokens")
+            server_ids = self._api.ask_json("/tokenize", body).get("tokens")
             if server_ids != backend(tokenizer).encode(probe, add_special_tokens=False).ids:
                 message = f"the server's model {self._model} has another tokenizer: {probe!r} differs."
-                raise UserError(message, location=self._location, hint="Serve the policy's own model.")
+                raise self._api.error(message, "Serve the policy's own model.")
 
     def load_adapter(self, folder: Path) -> None:
         """Draw from the adapter in this folder from here on. Raises UserError where the server cannot load it.
@@ -87,34 +81,27 @@ class Server:
         if name == self._adapter:
             return
         if name not in self._models():  # a run that goes on finds what it has loaded before
-            self._load(name, folder)
+            hint = "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it reads the same folder."
+            body = {"lora_name": name, "lora_path": str(folder.resolve())}
+            self._api.ask("/v1/load_lora_adapter", body, hint)
         before, self._adapter = self._adapter, name
         if before:
             with contextlib.suppress(UserError):  # one that has been started anew does not know it, and need not
-                ask(f"{self._url}/v1/unload_lora_adapter", {"lora_name": before}, time_limit=self._patience,
-                    location=self._location, key=self._key)  # fmt: skip
-
-    def _load(self, name: str, folder: Path) -> None:
-        hint = "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it reads the same folder."
-        body = {"lora_name": name, "lora_path": str(folder.resolve())}
-        ask(f"{self._url}/v1/load_lora_adapter", body, time_limit=self._patience, location=self._location,
-            key=self._key, hint=hint)  # fmt: skip
+                self._api.ask("/v1/unload_lora_adapter", {"lora_name": before})
 
     def draw(self, prompts: Sequence[np.ndarray], count: int, seed: Sequence[int]) -> list[Drawn]:
         """`count` responses to each prompt. Raises UserError where the server fails or answers something else."""
         return in_parallel(lambda ids: self._drawn(ids, count, seed), prompts, AT_ONCE)
 
     def _drawn(self, prompt: np.ndarray, count: int, seed: Sequence[int]) -> Drawn:
-        words = ",".join(str(int(word)) for word in seed).encode() + b":"
-        digest = hashlib.blake2b(words + np.asarray(prompt, "<i4").tobytes(), digest_size=8).digest()
-        answer = self._ask("/v1/completions", {
+        answer = self._api.ask_json("/v1/completions", {
             **OWN_DISTRIBUTION,
             "model": self._adapter or self._model,
             "prompt": prompt.tolist(),
             "n": count,
             "max_tokens": self._max_tokens,
             "temperature": self._temperature,
-            "seed": int.from_bytes(digest, "little") >> 2,  # the server adds the number of the response
+            "seed": prompt_key(prompt, seed) >> 2,  # the server adds the number of the response
             "stop_token_ids": sorted(self._end_tokens),
             "logprobs": 1,
             "return_token_ids": True,
@@ -157,7 +144,7 @@ class Server:
         return np.array(ids, np.int32), logp, ended
 
     def _wrong(self, message: str, hint: str = "") -> UserError:
-        return UserError(f"the server {message}", location=self._location, hint=hint)
+        return self._api.error(f"the server {message}", hint)
 
 
 class ServedAdapter:

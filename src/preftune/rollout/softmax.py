@@ -1,6 +1,6 @@
 """Attention of queries to keys that lie before them, with the log-sum of its scores.
 
-Held by tests/rollout/test_softmax.py.
+Held by tests/rollout/test_embedded.py.
 """
 
 from __future__ import annotations

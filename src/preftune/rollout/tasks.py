@@ -64,19 +64,17 @@ def tasks_of(
         if responses(row):
             message = "the responses of the row are not read, since responses are drawn"
             tally.add("task.responses", message, row.place)
-    by_prompt: dict[bytes, dict[str | None, list[TokenGroup]]] = {}
+    by_task: dict[tuple[bytes, str | None], list[TokenGroup]] = {}
+    prompts: set[bytes] = set()
     for group in tokenized.groups:
-        answer = row_at[group.place].answer
-        by_answer = by_prompt.setdefault(group.prompt.tobytes(), {})
-        equal = by_answer.setdefault(answer, [])
-        equal.append(group)
-        if len(equal) > 1:
+        prompt, answer = group.prompt.tobytes(), row_at[group.place].answer
+        if (prompt, answer) in by_task:
             tally.add("task.repeated", "the prompt and answer repeat an earlier row's; they are one task", group.place)
-        elif len(by_answer) > 1:
+        elif prompt in prompts:
             tally.add("task.answers", "an earlier row has this prompt and another answer", group.place)
-    tasks = [_task(row_at[equal[0].place], equal) for answers in by_prompt.values() for equal in answers.values()]
-    order = {group.place: index for index, group in enumerate(tokenized.groups)}
-    tasks.sort(key=lambda task: order[task.place])
+        prompts.add(prompt)
+        by_task.setdefault((prompt, answer), []).append(group)
+    tasks = [_task(row_at[equal[0].place], equal) for equal in by_task.values()]
     return Tasks(tasks, tokenized.skipped, [*tokenized.notes, *tally.problems()])
 
 

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -31,57 +32,75 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def ask(
-    url: str, body: Mapping[str, object] | None, *, time_limit: float, location: str, key: str = "", hint: str = ""
-) -> str:
-    """The text that a server answers to a POST of JSON, or to a GET where there is no body.
+@dataclass(frozen=True)
+class Api:
+    """A server with OpenAI's paths. url: with or without /v1; location: the key that names it; key: sent as a bearer
+    token; time_limit: seconds for all of an answer."""
 
-    time_limit: seconds for all of it; location: the key that names the server; key: sent as a bearer token; hint: what
-    to do where the server refuses. Raises UserError.
-    """
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    data = None if body is None else json.dumps(body).encode()
-    deadline = time.monotonic() + time_limit
-    try:
-        request = urllib.request.Request(url, data, headers)
-        direct = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-        opener = urllib.request.build_opener(_NoRedirect, *direct)
-        with opener.open(request, timeout=time_limit) as response:
-            return _body(response, deadline).decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            said = _message(error.read(CHUNK))
-        raise UserError(f"{url} answers {error.code}: {said}", location=location, hint=hint) from error
-    except TimeoutError as error:
-        raise _late(url, time_limit, location) from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _late(url, time_limit, location) from error
-        why = getattr(error.reason, "strerror", None) or str(error.reason)
-        message = f"no server answers at {url}: {why}."
-        raise UserError(message, location=location, hint="Start it, or mend the address.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{url} answers with something that is no text.", location=location) from error
-    except (http.client.InvalidURL, ValueError, OverflowError) as error:
-        raise UserError(f"{url} is no address of a server.", location=location) from error
-    except (http.client.HTTPException, OSError) as error:
-        message = f"{url} breaks off: {type(error).__name__}."
-        raise UserError(message, location=location, hint="Look at the server's own log.") from error
+    url: str
+    location: str
+    key: str
+    time_limit: float
 
+    @property
+    def root(self) -> str:
+        """Its address, without /v1."""
+        return self.url.rstrip("/").removesuffix("/v1")
 
-def ask_json(
-    url: str, body: Mapping[str, object] | None, *, time_limit: float, location: str, key: str = "", hint: str = ""
-) -> dict[str, Any]:
-    """The object that a server answers. Raises UserError."""
-    text = ask(url, body, time_limit=time_limit, location=location, key=key, hint=hint)
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise UserError(f"{url} answers with something that is no JSON object: {text[:40]!r}.", location=location,
-                        hint="Is it a server of this kind?")  # fmt: skip
-    return answer
+    def error(self, message: str, hint: str = "") -> UserError:
+        """An error with the key that names the server."""
+        return UserError(message, location=self.location, hint=hint)
+
+    def ask(self, path: str, body: Mapping[str, object] | None, hint: str = "") -> str:
+        """The text that it answers to a POST of JSON, or to a GET where there is no body.
+
+        hint: what to do where it refuses. Raises UserError.
+        """
+        url = self.root + path
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+        data = None if body is None else json.dumps(body).encode()
+        deadline = time.monotonic() + self.time_limit
+        late = f"{url} took longer than {self.time_limit:g} seconds."
+        try:
+            request = urllib.request.Request(url, data, headers)
+            direct = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+            opener = urllib.request.build_opener(_NoRedirect, *direct)
+            with opener.open(request, timeout=self.time_limit) as response:
+                return _body(response, deadline).decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                said = _message(error.read(CHUNK))
+            raise self.error(f"{url} answers {error.code}: {said}", hint) from error
+        except TimeoutError as error:
+            raise self.error(late) from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise self.error(late) from error
+            why = getattr(error.reason, "strerror", None) or str(error.reason)
+            raise self.error(f"no server answers at {url}: {why}.", "Start it, or mend the address.") from error
+        except UnicodeDecodeError as error:
+            raise self.error(f"{url} answers with something that is no text.") from error
+        except (http.client.InvalidURL, ValueError, OverflowError) as error:
+            raise self.error(f"{url} is no address of a server.") from error
+        except (http.client.HTTPException, OSError) as error:
+            raise self.error(f"{url} breaks off: {type(error).__name__}.", "Look at the server's own log.") from error
+
+    def ask_json(self, path: str, body: Mapping[str, object] | None) -> dict[str, Any]:
+        """The object that it answers. Raises UserError."""
+        text = self.ask(path, body)
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            message = f"{self.root + path} answers with something that is no JSON object: {text[:40]!r}."
+            raise self.error(message, "Is it a server of this kind?")
+        return answer
+
+    def models(self) -> list[str]:
+        """Names of its models, and of the adapters that it has loaded. Raises UserError."""
+        listed = self.ask_json("/v1/models", None).get("data")
+        return [str(entry.get("id")) for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
@@ -145,10 +164,6 @@ def _message(body: bytes) -> str:
         pass
     line = " ".join(text.split())[:LONGEST].rstrip(".")
     return f"{line or 'nothing'}."
-
-
-def _late(url: str, time_limit: float, location: str) -> UserError:
-    return UserError(f"{url} took longer than {time_limit:g} seconds.", location=location)
 
 
 def _is_loopback(url: str) -> bool:

@@ -10,15 +10,7 @@ import re
 from preftune.rows import transcripts
 from preftune.rows.keys import ABOUT, JUDGEMENT, words_of
 from preftune.rows.messages import align, first_difference, is_texts, part, split_first_turn, whole_conversation
-from preftune.rows.parse import (
-    MalformedRow,
-    SkippedRow,
-    hole,
-    parse_count,
-    parse_label,
-    parse_number,
-    parse_text,
-)
+from preftune.rows.parse import MalformedRow, SkippedRow, hole, parse_count, parse_label, parse_number, parse_text
 from preftune.rows.ranked import ranking_of
 from preftune.rows.raw_row import RawRow
 from preftune.rows.row import Demo, Message, Pair, Prompt, Rating, Response, Row, Task
@@ -177,12 +169,23 @@ def conversation_with_answer(raw: RawRow) -> Row:
     return Task(prompt=raw.with_system(turns), place=raw.place)
 
 
+def text(raw: RawRow) -> Row:
+    """Text to imitate from its first token on; a conversation that is written as text is read as one."""
+    written = raw.turns("text")
+    if not isinstance(written, str) or transcripts.is_transcript(written):
+        prompt, response = split_first_turn(whole_conversation(written))
+        return Demo(prompt=raw.with_system(prompt), response=response, place=raw.place)
+    if raw.with_system(""):
+        raise MalformedRow("a system text needs a conversation, and the row is text.", "Make it messages.")
+    return Demo(prompt="", response=written, rendered=True, place=raw.place)
+
+
 def _rating_or_demo(raw: RawRow, prompt: Prompt, response: Response) -> Row:
     """A rating where there is a label or a score, a demo otherwise."""
     good = parse_label(raw["label"], raw.keys["label"]) if "label" in raw.keys else None
     weights = raw.token_weights((response,), "token_weights")
     raw.scale = next((key for key in SCORES if raw.value.get(key) is not None), "")
-    score = raw.optional_number(raw.scale)
+    score = raw.optional_number(raw.scale) if raw.scale else None
     if good is None and score is None:
         return Demo(prompt=prompt, response=response, place=raw.place, token_weights=weights)
     return Rating(prompt=prompt, response=response, good=good, place=raw.place, score=score, token_weights=weights)

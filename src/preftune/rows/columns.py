@@ -1,4 +1,4 @@
-"""From the columns of Parquet files and datasets to what JSON would hold, by the types of their schema.
+"""What JSON would hold: of columns of Parquet files and datasets, by the types of their schema, and of Python values.
 
 What is JSON text by its type (`arrow.json`) is parsed; the number of a class becomes the name of the class; decimals
 become numbers, maps objects, dates and times text in ISO form, and NaN null. Held by tests/rows/test_columns.py.
@@ -36,6 +36,20 @@ def arrow_records(batches: Iterable[RecordBatch | Table], schema: Schema, name: 
                 yield Place(name, number), None, f"{error}."
                 continue
             yield Place(name, number), value, what_is_wrong(value, json.dumps(value))
+
+
+def plain(value: object) -> object:
+    """The value as JSON would hold it: scalars of numpy as numbers, arrays and tuples as lists, mappings as dicts, what
+    pandas puts where nothing is (NaN) as null."""
+    import numpy as np
+
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _features(schema: Schema) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ whose slots are all filled. Text under `prompt` is continued as it stands (as in
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -76,21 +77,15 @@ class Format(Struct, frozen=True):
     def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
         """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
         raw = RawRow(value, place, self.keys(value))
-        row = raw.with_told(self.build(raw))
+        row = raw.with_tools_and_options(self.build(raw))
         row = replace(row, id=raw.id, weight=raw.weight, answer=raw.answer, category=raw.category)
-        if wrong := next(
-            (key for key in (*value, *raw.unread) if "token_weight" in key and key not in self.optional), ""
-        ):
+        if wrong := [key for key in (*value, *raw.unread) if "token_weight" in key and key not in self.optional]:
             known = " and ".join(f'"{key}"' for key in self.optional if "token_weight" in key)
             known = known or ("token_weights in each entry of the list" if "items" in self.slots else "")
             hint = f"Here it is {known}." if known else ""
-            raise MalformedRow(f'"{wrong}" is not read in rows of the form {self.name}.', hint)
-        read = {
-            *COMMON,
-            *self.optional,
-            *raw.keys.values(),
-            *(("input",) if "instruction" in raw.keys.values() else ()),
-        }
+            raise MalformedRow(f'"{wrong[0]}" is not read in rows of the form {self.name}.', hint)
+        read = {*COMMON, *self.optional, *raw.keys.values()}
+        read |= {"input"} if "instruction" in read else {*()}
         unread = {**{key: entry for key, entry in value.items() if key not in read}, **raw.unread}
         return ReadRow(row, unread, raw.scale)
 
@@ -139,7 +134,8 @@ FORMATS = (
     Format("two conversations with a winner", {"a": "conversation_a", "b": "conversation_b", "better": BETTER},
            verdicts.compared, ("margin",)),
     Format("summaries with a choice", {"prompt": "info", "items": "summaries", "choice": "choice"}, verdicts.choice),
-    Format("ranked completions in a context", {"prompt": "context", "items": "completions"}, verdicts.ranked_objects),
+    Format("ranked completions in a context", {"prompt": "context", "items": "completions"},
+           lambda raw: ranked.as_pair(ranked.ranked_objects(raw))),
     Format("rankings", {"prompt": f"{PROMPT}|{TURNS}", "responses": "responses|completions|outputs|generations",
                         "order": "ranks|rank|scores|rewards|ratings"}, ranked.ranked, ("scores", "token_weights")),
     Format("questions with calls", {"prompt": PROMPT, "calls": "answers", "tools": "tools"}, build.called),
@@ -152,6 +148,7 @@ FORMATS = (
     Format("conversations", {"turns": TURNS}, verdicts.conversation, _SINGLE),
     Format("tasks", {"prompt": PROMPT, "answer": _ANSWER}, build.task),
     Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
+    Format("texts", {"text": "text"}, build.text, bare=True),
 )  # fmt: skip
 
 
@@ -182,19 +179,20 @@ def detect_format(value: Mapping[str, object]) -> Format:
     """The format of a record. Raises MalformedRow that names the missing keys of the most similar one."""
     if form := fitting(value):
         return form
-    seen = ", ".join(map(str, value)) or "none"
+    seen = ", ".join(value) or "none"
     near = max((form for form in FORMATS if not form.bare), key=lambda form: _similarity(form, value))
     missing = [keys.split("|") for slot, keys in near.slots.items() if slot not in near.keys(value)]
-    hints = list(filter(None, [_hints(value, missing)]))
+    hints = _hints(value, missing)
+    if "text" in value:
+        others = json.dumps({key: "" for key in value if may_be_response(key)})
+        hints += f' A "text" alone is imitated. What may be left out is named so: data.columns={others}.'
     if not near.keys(value) and not hints:
         hint = 'Pairs need "prompt", "chosen" and "rejected".'
-        if "text" in value:
-            hint = 'Text to imitate, for objective = "nll", is {"prompt": "", "completion": the text}.'
         raise MalformedRow(f"its keys are no known form of preferences: {seen}.", hint, "row.unknown")
     named = ", ".join(" or ".join(f'"{name}"' for name in names) for names in missing)
     needed = ", ".join(keys.split("|")[0] for keys in near.slots.values())
-    hints.append(f"Most similar form: {near.name} ({needed}).")
-    raise MalformedRow(f"{named} is missing; keys seen: {seen}.", " ".join(hints), "row.missing")
+    hints += f" Most similar form: {near.name} ({needed})."
+    raise MalformedRow(f"{named} is missing; keys seen: {seen}.", hints.lstrip(), "row.missing")
 
 
 def is_hole(value: Mapping[str, object], form: Format) -> str:
@@ -209,7 +207,7 @@ def _renamed(value: Mapping[str, object], missing: list[list[str]]) -> dict[str,
     """The key of a record that may have been meant by each missing one: a similar name of as many words."""
     renamed = {}
     for names in missing:
-        for key in map(str, value):
+        for key in value:
             other = OTHER_NAMES.get(key, "")
             if key in names or key in renamed:
                 continue

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from preftune.rows.parse import MalformedRow
 
-ANSWERS = ("response", "answer", "completion", "text", "content")  # hold the response of an object of a list
+RESPONSE_KEYS = ("response", "answer", "completion", "text", "content")  # hold the response of an object of a list
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -124,9 +124,8 @@ def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn
 def _grades(value: object) -> bool:
     """Whether an object or a list holds a judgement inside."""
     if isinstance(value, Mapping):
-        inner = value.items()
-        return any((words_of(str(key)) & JUDGEMENT and not words_of(str(key)) & ABOUT and not is_nothing(entry))
-                   or _grades(entry) for key, entry in inner)  # fmt: skip
+        return any((words_of(key) & JUDGEMENT and not words_of(key) & ABOUT and not is_nothing(entry))
+                   or _grades(entry) for key, entry in value.items())  # fmt: skip
     return isinstance(value, list) and any(map(_grades, value))
 
 

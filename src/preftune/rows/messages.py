@@ -9,11 +9,14 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from msgspec.structs import replace
 
 from preftune.errors import nearest
 from preftune.rows import tools, transcripts
+from preftune.rows.columns import plain
+from preftune.rows.json_text import parse_line, what_is_wrong
 from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
 from preftune.rows.row import ROLES, TOLD, Message, Prompt, Response, turns_of
@@ -68,20 +71,30 @@ def is_texts(value: object) -> bool:
 
 
 def _messages_in(value: object) -> object:
-    """What JSON or Python text of messages holds; any other value as it is."""
+    """What JSON or Python text of messages holds; any other value as it is. Raises MalformedRow where such text says
+    what strict JSON cannot."""
     if isinstance(value, list):
         return [_messages_in(entry) for entry in value]
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not re.search("role|from", value):
         return value
+    messages = _json_or_python(value.strip())
+    listed = messages if isinstance(messages, list) else [messages]
+    if not listed or not all(isinstance(message, dict) and _is_message(message) for message in listed):
+        return value
+    _, wrong = parse_line(value.encode())
+    if wrong.startswith("not JSON"):
+        messages = plain(messages)
+        wrong = what_is_wrong(messages, value)
+    if wrong:
+        raise MalformedRow(f"the text of messages cannot be read: {wrong}")
+    return messages
+
+
+def _json_or_python(text: str) -> object:
     for parse in (json.loads, ast.literal_eval):
-        try:
-            messages = parse(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            continue
-        listed = messages if isinstance(messages, list) else [messages]
-        if listed and all(isinstance(message, dict) and _is_message(message) for message in listed):
-            return messages
-    return value
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            return parse(text)
+    return None
 
 
 def _is_message(value: Mapping[object, object]) -> bool:
@@ -101,7 +114,8 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         raise MalformedRow(f"{field}.role is {describe(role)}, which is no known role.", hint)
     if role in TOLD:
         unread.add(value, field, ("role", "content"))
-        return tools.told(role, value.get("content"), f"{field}.content")
+        written_out = tools.listed if role == tools.TOOLS else tools.options_of  # as `plain_prompt` writes it
+        return written_out(value.get("content"), f"{field}.content")
     role = OTHER_ROLES.get(role, role)
     thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
     weighed = ["weight"] if role == "assistant" and value.get("weight") in (0, 1) else []

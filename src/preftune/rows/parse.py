@@ -108,4 +108,4 @@ def first_of(value: Mapping[str, object], keys: tuple[str, ...], field: str) -> 
             return value[key]
     if any(key in value for key in keys):
         raise hole(f"{field}.{keys[0]}")
-    raise MalformedRow(f"{field}.{keys[0]} is missing.", f"Seen: {', '.join(map(str, value)) or 'no key'}.")
+    raise MalformedRow(f"{field}.{keys[0]} is missing.", f"Seen: {', '.join(value) or 'no key'}.")

@@ -22,7 +22,7 @@ from preftune.rows.row import (
     responses,
     text_of,
     turns_of,
-    words_of,
+    with_thoughts,
 )
 
 UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e"
@@ -68,18 +68,18 @@ def check(row: Row) -> None:
         for number, turn in enumerate(turns if isinstance(turns, tuple) else (), 1):
             if turn.role in ("user", "assistant") and is_blank(turn.says):
                 raise SkippedRow("turn.empty", f"turn {number} of {name} is empty.")
+    said = [with_thoughts(response) for response in responses(row)]
     if isinstance(row, Pair):
-        texts = [words_of(response) for response in responses(row)]
-        if texts[0] == texts[1]:
+        if said[0] == said[1]:
             raise SkippedRow("pair.identical", "chosen and rejected are the same.")
-        if _look_equal(*texts):
+        if _look_equal(*said):
             raise SkippedRow("pair.equal_after_folding", "chosen and rejected differ only in what no reader sees.")
     if isinstance(row, Ranking):
-        if len(texts) < 2:
+        if len(said) < 2:
             raise SkippedRow("ranking.short", "a ranking needs two responses or more.")
         if len(set(row.ranks)) < 2:
             raise SkippedRow("ranking.tied", "all responses are tied.")
-        if len(set(zip(map(words_of, row.responses), row.ranks, strict=True))) > len(set(map(words_of, row.responses))):
+        if len(set(zip(said, row.ranks, strict=True))) > len(set(said)):
             raise SkippedRow("ranking.identical", "the same response has two ranks.")
 
 
@@ -114,7 +114,7 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
 
 def _remark_on_text(row: Row, tally: Tally) -> None:
     prompt = last_text(row.prompt)
-    if is_blank(prompt):
+    if is_blank(prompt) and not (isinstance(row, Demo) and row.rendered):
         tally.add("prompt.empty", "the prompt is empty", row.place)
     before = () if isinstance(row.prompt, str) else row.prompt
     if isinstance(row, Demo) and any(turn.role == "assistant" for turn in before):

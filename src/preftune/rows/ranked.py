@@ -6,16 +6,9 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from preftune.rows.keys import ANSWERS
+from preftune.rows.keys import RESPONSE_KEYS
 from preftune.rows.messages import parse_turns
-from preftune.rows.parse import (
-    MalformedRow,
-    SkippedRow,
-    describe,
-    hole,
-    parse_list,
-    parse_number,
-)
+from preftune.rows.parse import MalformedRow, SkippedRow, describe, hole, parse_list, parse_number
 from preftune.rows.raw_row import RawRow, parse_weights
 from preftune.rows.row import Pair, Prompt, Ranking, Response, Row
 
@@ -69,8 +62,7 @@ def objects_of(raw: RawRow) -> list[dict[str, object]]:
     name, items = raw.keys["items"], []
     for index, item in enumerate(parse_list(raw["items"], name)):
         if not isinstance(item, dict):
-            message = f"{name}[{index}] is {describe(item)}, needs an object with a response and its score."
-            raise MalformedRow(message)
+            raise MalformedRow(f"{name}[{index}] is {describe(item)}, needs an object with a response and its score.")
         items.append(item)
     return items
 
@@ -78,7 +70,7 @@ def objects_of(raw: RawRow) -> list[dict[str, object]]:
 def answer_of(raw: RawRow, index: int, item: dict[str, object], read: Sequence[str]) -> Prompt:
     """The response of object `index` of the list. read: the keys beside it that are read."""
     field = f"{raw.keys['items']}[{index}]"
-    keys = [key for key in ANSWERS if item.get(key) is not None]
+    keys = [key for key in RESPONSE_KEYS if item.get(key) is not None]
     if not keys:
         raise hole(f"{field}.response", "missing or null")
     if any(item[key] != item[keys[0]] for key in keys):

@@ -17,18 +17,7 @@ from preftune.rows import transcripts
 from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
 from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
-from preftune.rows.row import (
-    TOLD,
-    Message,
-    Place,
-    Prompt,
-    Response,
-    Row,
-    Span,
-    TokenWeights,
-    last_text,
-    text_of,
-)
+from preftune.rows.row import TOLD, Message, Place, Prompt, Response, Row, Span, TokenWeights, last_text, text_of
 from preftune.rows.tools import LISTED, OF_TEMPLATE, listed, options_of
 
 SYSTEM = ("system", "system_prompt")
@@ -57,8 +46,7 @@ class RawRow:
 
     @property
     def id(self) -> str:
-        value = self.value.get("id")
-        return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+        return _as_text(self.value.get("id"))
 
     @property
     def answer(self) -> str | None:
@@ -73,12 +61,11 @@ class RawRow:
             if key == "reward_model" and isinstance(value, Mapping):
                 self.unread.add(value, key, ("ground_truth",))
                 value = value.get("ground_truth")
-            text = value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
-            if text.strip():
-                return text
+            if _as_text(value).strip():
+                return _as_text(value)
         return None
 
-    def with_told(self, row: Row) -> Row:
+    def with_tools_and_options(self, row: Row) -> Row:
         """The row, whose prompt begins with the tools and the options of a template that the record has. Raises
         MalformedRow."""
         nested = {f"{key}.{name}": value[name] for key in self.keys.values() for name in LISTED
@@ -137,9 +124,9 @@ class RawRow:
 
     def _system(self, key: str) -> str:
         """The text under a key, or in the parts under it."""
-        value = self.value[key]
-        parts: object = [{"role": "system", "content": value}] if isinstance(value, list) else value
-        return last_text(parse_turns(parts, key, self.unread)) if parts is not value else parse_text(value, key)
+        if not isinstance(value := self.value[key], list):
+            return parse_text(value, key)
+        return last_text(parse_turns([{"role": "system", "content": value}], key, self.unread))
 
     def token_weights(self, responses: Sequence[Response], *keys: str) -> tuple[TokenWeights | None, ...] | None:
         """The token weights of each response, each under a key of its own; None where the record gives none."""
@@ -155,35 +142,33 @@ class RawRow:
         return parse_weights([(entry, f"token_weights[{index}]") for index, entry in enumerate(entries)], responses)
 
 
+def _as_text(value: object) -> str:
+    """A text as it is, nothing for null, and any other value as JSON."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+
+
 def parse_weights(
     fields: Sequence[tuple[object, str]], responses: Sequence[Response]
 ) -> tuple[TokenWeights | None, ...] | None:
     """The token weights of each response. fields: a value with the name of its field for each. Raises MalformedRow."""
-    for response, (value, field) in zip(responses, fields, strict=True):
-        if (
-            value is not None
-            and not isinstance(response, str)
-            and (response[1:] or any(turn.beside for turn in response))
-        ):
-            raise MalformedRow(f'"{field}" is of one turn of text, and the response is more.', "Leave it out.")
     weights = tuple(
-        _token_weights(value, field, text_of(response))
+        None if value is None else _token_weights(value, field, response)
         for (value, field), response in zip(fields, responses, strict=True)
     )
     return weights if any(weights) else None
 
 
-def _token_weights(value: object, field: str, text: str) -> TokenWeights | None:
-    """The weights that a field gives to a response's text; None for null. Raises MalformedRow."""
-    if value is None:
-        return None
+def _token_weights(value: object, field: str, response: Response) -> TokenWeights:
+    """The weights that a field gives to a response. Raises MalformedRow."""
+    if not isinstance(response, str) and (response[1:] or any(turn.beside for turn in response)):
+        raise MalformedRow(f'"{field}" is of one turn of text, and the response is more.', "Leave it out.")
     entries = parse_list(value, field)
     if not any(isinstance(entry, list) for entry in entries):
         numbers = tuple(parse_count(entry, f"{field}[{index}]") for index, entry in enumerate(entries))
         if not any(numbers):
             raise MalformedRow(f'"{field}" is all 0, so nothing of the response counts.', "Leave such rows out.")
         return numbers
-    spans = [_span(entry, f"{field}[{index}]", text) for index, entry in enumerate(entries)]
+    spans = [_span(entry, f"{field}[{index}]", text_of(response)) for index, entry in enumerate(entries)]
     spans.sort(key=lambda span: span.begin)
     for span, following in pairwise(spans):
         if following.begin < span.end:

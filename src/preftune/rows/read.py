@@ -29,39 +29,40 @@ class Reading(Struct, frozen=True):
     """What was read.
 
     rows: the usable rows in their order; skipped: one problem for each row left out; notes: what is odd about rows
-    that are kept, once for each reason; read: the number of rows seen; files: SHA-256 of each file.
+    that are kept, once for each reason; files: SHA-256 of each file.
     """
 
     rows: list[Row]
     skipped: list[Problem]
     notes: list[Problem]
-    read: int
     files: dict[str, str]
 
+    @property
+    def read(self) -> int:
+        """The number of rows seen."""
+        return len(self.rows) + len(self.skipped)
 
-def read(
-    source: str | Iterable[object], *, limit: int | None = None, columns: Mapping[str, str | None] | None = None
-) -> Reading:
+
+def read(source: str | Iterable[object], *, columns: Mapping[str, str | None] | None = None) -> Reading:
     """All rows of a file, of a list of files, of a hub dataset (`owner/name` or `owner/name:split`), or of an iterable
     of mappings, such as a list or a `datasets.Dataset`, which is gone through once.
 
-    limit: rows to take of each file, all if None; columns: key of the rows -> the key that is read, "" or None to leave
-    it out. Raises one UserError that lists every malformed row of all files.
+    columns: key of the rows -> the key that is read, "" or None to leave it out. Raises one UserError that lists every
+    malformed row of all files.
     """
-    reader = _Reader()
+    reader = _Reader(columns or {})
     names = _names(source)
     for name in names:
         try:
-            reader.add(name, load(name, limit), columns or {})
+            reader.add(name, load(name))
         except UserError as error:
             reader.problems += error.problems
             reader.code = error.code
     if not names:
-        reader.add(IN_PYTHON, from_objects(source, IN_PYTHON, limit), columns or {})
+        reader.add(IN_PYTHON, from_objects(source, IN_PYTHON))
     if reader.problems:
         raise UserError(reader.problems, code=reader.code)
-    notes = [*reader.notes, *remarks(reader.rows)]
-    return Reading(reader.rows, reader.skipped, notes, len(reader.rows) + len(reader.skipped), reader.files)
+    return Reading(reader.rows, reader.skipped, [*reader.notes, *remarks(reader.rows)], reader.files)
 
 
 def _names(source: str | Iterable[object]) -> list[str]:
@@ -74,7 +75,8 @@ def _names(source: str | Iterable[object]) -> list[str]:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, columns: Mapping[str, str | None]) -> None:
+        self._columns = columns
         self.rows: list[Row] = []
         self.skipped: list[Problem] = []
         self.problems: list[Problem] = []
@@ -82,15 +84,15 @@ class _Reader:
         self.notes: list[Problem] = []
         self.code = 2
 
-    def add(self, name: str, source: Source, columns: Mapping[str, str | None]) -> None:
+    def add(self, name: str, source: Source) -> None:
         if source.digest in self.files.values():
             self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
         self.files[name] = source.digest
         self.problems += source.problems
-        records = [(place, _mapped(value, columns)) for place, value in source.records]
-        absent = [key for key in columns if source.records and not any(key in value for _, value in source.records)]
+        records = [(place, self._renamed(value)) for place, value in source.records]
+        absent = [key for key in self._columns if records and not any(key in value for _, value in source.records)]
         if absent:
-            hint = f"Seen: {', '.join(map(str, source.records[0][1]))}."
+            hint = f"Seen: {', '.join(source.records[0][1])}."
             self.problems.append(Problem(f"no row has the key {', '.join(absent)} of data.columns.", name, hint))
         malformed: list[tuple[MalformedRow, Place]] = []
         first = _first_of_most(records)
@@ -116,6 +118,12 @@ class _Reader:
         self.problems += merge_malformed(malformed, lambda error: (DETAIL.sub("", error.message), error.reason))
         self._note(name, unread, ways)
 
+    def _renamed(self, value: dict[str, object]) -> dict[str, object]:
+        """The record with its keys renamed by data.columns; those renamed to nothing are left out."""
+        if not self._columns:
+            return value
+        return {self._columns.get(key) or key: entry for key, entry in value.items() if self._columns.get(key, True)}
+
     def _note(self, name: str, unread: Mapping[str, Mapping[str, object]], ways: Mapping[bool, Place]) -> None:
         """Note what is odd about the whole file."""
         if unread:
@@ -129,14 +137,6 @@ class _Reader:
             message = f"some rows (as line {ways[True].line}) are text that is continued as it stands, while others (as"
             message += f" line {ways[False].line}) are conversations, which go through the chat template."
             self.notes.append(Problem(message, name, reason="rows.mixed"))
-
-
-def _mapped(value: Mapping[str, object], columns: Mapping[str, str | None]) -> dict[str, object]:
-    """The record with its keys renamed by data.columns; those renamed to nothing are left out."""
-    renamed = (
-        {columns.get(key, key): entry for key, entry in value.items() if columns.get(key, key)} if columns else value
-    )
-    return {str(key): entry for key, entry in renamed.items()}
 
 
 def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:

@@ -6,7 +6,7 @@ kept, because a model continues text as it stands, while a conversation goes thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -107,9 +107,14 @@ class Ranking(_AnyRow, frozen=True, kw_only=True):
 
 
 class Demo(_AnyRow, frozen=True, kw_only=True):
-    """A prompt with a response to imitate."""
+    """A prompt with a response to imitate.
+
+    rendered: the response is text from its first token on, as a model reads it, so control tokens in it count as such;
+    the prompt is empty then.
+    """
 
     response: Response
+    rendered: bool = False
 
 
 class Task(_AnyRow, frozen=True, kw_only=True):
@@ -128,6 +133,11 @@ def responses(row: Row) -> tuple[Response, ...]:
     if isinstance(row, Pair):
         return (row.chosen, row.rejected)
     return row.responses if isinstance(row, Ranking) else (row.response,)
+
+
+def shared_by(row: Row) -> Hashable:
+    """What rows have in common that depend on each other: their prompt, or their responses where it is empty."""
+    return row.prompt or responses(row)
 
 
 def with_responses(row: Row, responses: Sequence[Response]) -> Row:
@@ -157,7 +167,7 @@ def turns_of(response: Response) -> tuple[int, ...]:
     return tuple(place for place, turn in enumerate(response) if turn.role == "assistant" and turn.learned)
 
 
-def words_of(response: Response) -> str:
+def with_thoughts(response: Response) -> str:
     """As `text_of`, with the thoughts before it."""
     thoughts = [] if isinstance(response, str) else [turn.thought for turn in response if turn.thought]
     return "\n".join([*thoughts, text_of(response)])

@@ -8,23 +8,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from msgspec import Struct
 
 from preftune.errors import IO as IO_CODE
 from preftune.errors import Problem, UserError, nearest, third_party_message
 from preftune.files import digest
-from preftune.rows.columns import arrow_records
+from preftune.rows.columns import arrow_records, plain
 from preftune.rows.json_text import FORMS, MAX_LINE, Parsed, records, what_is_wrong
 from preftune.rows.parse import describe
 from preftune.rows.row import Place
@@ -53,21 +51,20 @@ class Source(Struct, frozen=True):
     problems: list[Problem]
 
 
-def load(name: str, limit: int | None = None) -> Source:
-    """The first `limit` records of a file or hub dataset; what is wrong with single lines is listed in `problems`.
+def load(name: str) -> Source:
+    """The records of a file or hub dataset; what is wrong with single lines is listed in `problems`.
 
     Raises UserError where the file as a whole cannot be read.
     """
     path = Path(name).expanduser()
     if HUB.fullmatch(name) and not path.suffix and not path.exists() and not path.parent.exists():
-        values, problems = _gather(_hub(name), limit)
+        values, problems = _gather(_hub(name))
         text = json.dumps([value for _, value in values], sort_keys=True, default=str)
         return Source(hashlib.sha256(text.encode()).hexdigest(), values, problems)
-    before = _ordinary_file(path, name)
     try:
+        before = _ordinary_file(path, name)
         head = _head(path, name)
-        parsed = _parquet(path, name) if head.startswith(b"PAR1") else _text(path, name, head)
-        values, problems = _gather(parsed, limit)
+        values, problems = _gather(_parquet(path, name) if head.startswith(b"PAR1") else _text(path, name, head))
         sha, after = digest(path), path.stat()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError("the gzip file is cut short or damaged.", location=name, hint="Copy it again.") from error
@@ -75,16 +72,16 @@ def load(name: str, limit: int | None = None) -> Source:
         raise UserError(f"cannot be read: {error.strerror or error}.", location=name, code=IO_CODE) from error
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         raise UserError("changed while it was read.", location=name, hint="Wait until it is written.")
-    if not values and not problems and limit != 0:
+    if not values and not problems:
         raise UserError("holds no rows.", location=name)
     return Source(sha, values, problems)
 
 
-def _gather(parsed: Iterable[Parsed], limit: int | None) -> tuple[list[tuple[Place, dict[str, object]]], list[Problem]]:
+def _gather(parsed: Iterable[Parsed]) -> tuple[list[tuple[Place, dict[str, object]]], list[Problem]]:
     """The records that are objects, and one problem for each that is none."""
     values: list[tuple[Place, dict[str, object]]] = []
     problems: list[Problem] = []
-    for place, value, wrong in islice(parsed, limit):
+    for place, value, wrong in parsed:
         if not wrong and isinstance(value, dict):
             values.append((place, value))
         else:
@@ -94,17 +91,17 @@ def _gather(parsed: Iterable[Parsed], limit: int | None) -> tuple[list[tuple[Pla
 
 
 def _ordinary_file(path: Path, name: str) -> os.stat_result:
+    """The state of a file that may hold rows. Raises UserError where there is none, OSError where it cannot be seen."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        several = f"Several files are a list: data.train='{json.dumps(name.split(','))}'." if "," in name else ""
-        hint = "They were given in Python: give them there again, as train(run, resume=True)."
-        in_python = hint if name.endswith("rows given in Python)") else ""
-        hint = several or in_python or nearest(path.name, near)
+        if "," in name:
+            hint = f"Several files are a list: data.train='{json.dumps(name.split(','))}'."
+        elif name.endswith("rows given in Python)"):
+            hint = "They were given in Python: give them there again, as train(run, resume=True)."
+        else:
+            hint = nearest(path.name, sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
         raise UserError("there is no such file.", location=name, hint=hint) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}.", location=name, code=IO_CODE) from error
     if stat.S_ISDIR(status.st_mode):
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:5])
         raise UserError("is a folder.", location=name, hint=f"Name the files: {inside}." if inside else "It is empty.")
@@ -117,11 +114,10 @@ def _ordinary_file(path: Path, name: str) -> os.stat_result:
 
 def _head(path: Path, name: str) -> bytes:
     """The first bytes, unpacked. Raises UserError for what is plainly no rows."""
-    gzipped = _is_gzipped(path)
-    with gzip.open(path) if gzipped else path.open("rb") as stream:
+    with _unpacked(path) as stream:
         head = stream.read(4096)
         limit, unpacked = max(MAX_LINE, MAX_RATIO * path.stat().st_size), 0
-        while gzipped and (block := stream.read(2**20)):
+        while isinstance(stream, gzip.GzipFile) and (block := stream.read(2**20)):
             unpacked += len(block)
             if unpacked > limit:
                 raise UserError(f"unpacks to more than {MAX_RATIO} times its size, as no text does.", location=name)
@@ -135,13 +131,14 @@ def _head(path: Path, name: str) -> bytes:
     return head
 
 
-def _is_gzipped(path: Path) -> bool:
+def _unpacked(path: Path) -> IO[bytes] | gzip.GzipFile:
     with path.open("rb") as packed:
-        return packed.read(2) == b"\x1f\x8b"
+        gzipped = packed.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if gzipped else path.open("rb")
 
 
 def _text(path: Path, name: str, head: bytes) -> Iterator[Parsed]:
-    with gzip.open(path) if _is_gzipped(path) else path.open("rb") as stream:
+    with _unpacked(path) as stream:
         yield from records(stream, name, head)
 
 
@@ -167,10 +164,14 @@ def _hub(name: str) -> Iterator[Parsed]:
         message = f"neither a file nor a dataset that the hub gives: {third_party_message(error)}"
         hint = "Check the name and the network, or download the file."
         raise UserError(message, location=name, code=IO_CODE, hint=hint) from error
-    yield from arrow_records(table.with_format("arrow").iter(1024), table.features.arrow_schema, name)
+    yield from _dataset(table, name)
 
 
-def from_objects(rows: Iterable[object], name: str, limit: int | None = None) -> Source:
+def _dataset(table: Any, name: str) -> Iterator[Parsed]:
+    return arrow_records(table.with_format("arrow").iter(1024), table.features.arrow_schema, name)
+
+
+def from_objects(rows: Iterable[object], name: str) -> Source:
     """Python mappings as records, gone through once; their digest is that of the same rows as canonical JSON lines.
 
     Raises UserError where they are not an iterable of mappings.
@@ -180,11 +181,11 @@ def from_objects(rows: Iterable[object], name: str, limit: int | None = None) ->
         raise UserError(f"is {describe(rows)}, needs an iterable of mappings.", location=name, hint=hint)
     datasets, table = sys.modules.get("datasets"), cast(Any, rows)
     if datasets is not None and isinstance(table, datasets.Dataset):
-        parsed = arrow_records(table.with_format("arrow").iter(1024), table.features.arrow_schema, name)
+        parsed = _dataset(table, name)
     else:
         parsed = _mappings(rows, name)
-    values, problems = _gather(parsed, limit)
-    if not values and not problems and limit != 0:
+    values, problems = _gather(parsed)
+    if not values and not problems:
         raise UserError("there are no rows.", location=name)
     lines = "".join(f"{_canonical(value)}\n" for _, value in values)
     return Source(hashlib.sha256(lines.encode()).hexdigest(), values, problems)
@@ -198,7 +199,7 @@ def _mappings(rows: Iterable[object], name: str) -> Iterator[Parsed]:
             message = f"is {describe(row)}, needs a mapping from keys to values."
             raise UserError(message, location=str(place), hint=hint)
         try:
-            value = _plain(row)
+            value = plain(row)
             yield place, value, what_is_wrong(value, _canonical(value))
         except RecursionError:
             yield place, None, "nested too deeply."
@@ -207,17 +208,3 @@ def _mappings(rows: Iterable[object], name: str) -> Iterator[Parsed]:
 def _canonical(value: object) -> str:
     """The value as JSON with sorted keys. What JSON cannot hold is no part of a row, so its type stands for it."""
     return json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
-
-
-def _plain(value: object) -> object:
-    """The value as JSON would hold it: scalars of numpy as numbers, arrays and tuples as lists, mappings as dicts, what
-    pandas puts where nothing is (NaN) as null."""
-    import numpy as np
-
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

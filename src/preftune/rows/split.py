@@ -12,7 +12,7 @@ from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, refuse_too_many
 from preftune.rows.config import Data
 from preftune.rows.read import Reading, read
-from preftune.rows.row import Prompt, Row, with_last_turn
+from preftune.rows.row import Row, responses, shared_by, with_last_turn
 
 FEWEST_PROMPTS = 10
 
@@ -61,15 +61,15 @@ def read_rows(data: Data) -> Rows:
 
 
 def _trained_prompts(train: Sequence[Row], evaluate: Sequence[Row]) -> list[Problem]:
-    tally, trained = Tally(), {row.prompt for row in train}
+    tally, trained = Tally(), {shared_by(row) for row in train}
     for row in evaluate:
-        if row.prompt in trained:
+        if shared_by(row) in trained:
             tally.add("prompt.trained", "the prompt is trained on too", row.place)
     return tally.problems()
 
 
 def _held_out_note(rows: Sequence[Row]) -> Problem:
-    prompts = len({row.prompt for row in rows})
+    prompts = len({shared_by(row) for row in rows})
     text = f"{len(rows)} rows of {prompts} prompt{'s' if prompts > 1 else ''} are held out"
     if prompts < FEWEST_PROMPTS:
         text += ", which are too few to tell how far an accuracy would be off on other prompts"
@@ -82,19 +82,22 @@ def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     Which prompts are held out depends on the prompts alone, not on their order, on how often one occurs, or on the
     run's seed: runs with different seeds are measured on the same rows.
     """
-    hashes = {row.prompt: _hash(row.prompt) for row in rows}
+    hashes = {shared_by(row): _hash(row) for row in rows}
     if len(hashes) < 2:
         raise UserError("all rows have one prompt, so none can be held out.", location="data.holdout",
                         hint="Name held-out rows in data.evaluate.")  # fmt: skip
     count = min(max(1, round(share * len(hashes))), len(hashes) - 1)
     held_out = set(sorted(hashes, key=lambda prompt: hashes[prompt])[:count])
-    return [row for row in rows if row.prompt not in held_out], [row for row in rows if row.prompt in held_out]
+    train = [row for row in rows if shared_by(row) not in held_out]
+    return train, [row for row in rows if shared_by(row) in held_out]
 
 
-def _hash(prompt: Prompt) -> bytes:
-    parts = (
-        [prompt]
-        if isinstance(prompt, str)
-        else [part for turn in prompt for part in (turn.role, turn.content, *filter(None, [turn.thought, turn.beside]))]
-    )
+def _hash(row: Row) -> bytes:
+    parts: list[str] = []
+    for said in [row.prompt] if row.prompt else responses(row):
+        if isinstance(said, str):
+            parts.append(said)
+            continue
+        for turn in said:
+            parts += turn.role, turn.content, *filter(None, [turn.thought, turn.beside])
     return hashlib.sha256("\0".join(parts).encode()).digest()

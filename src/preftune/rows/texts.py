@@ -9,7 +9,7 @@ from operator import ne
 from msgspec.structs import replace
 
 from preftune.rows.account import Account, Texts
-from preftune.rows.row import Pair, Rating, Row, responses, text_of
+from preftune.rows.row import Pair, Rating, Row, responses, shared_by, text_of
 
 CLOSING = set(".!?:;…。！？｡．।؟»”’\"'`)]}>*_|~^$%")  # also ends of quotations, code and markup
 FEWEST = 20  # responses of a side
@@ -18,8 +18,8 @@ SENTENCE = 4  # words; shorter responses are answers without punctuation, such a
 
 def with_texts(account: Account, train: Sequence[Row], evaluate: Sequence[Row]) -> Account:
     """The account with what the texts of these rows show."""
-    trained = {row.prompt for row in train}
-    seen = sum(row.prompt in trained for row in evaluate) / len(evaluate) if evaluate else None
+    trained = {shared_by(row) for row in train}
+    seen = sum(shared_by(row) in trained for row in evaluate) / len(evaluate) if evaluate else None
     sides: dict[str, list[str]] = defaultdict(list)
     for row in train:
         for index, response in enumerate(responses(row)):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from preftune.rows.json_text import parse_line
+from preftune.rows.json_text import parse_line, what_is_wrong
 from preftune.rows.keys import TOOL, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, describe
 from preftune.rows.row import OPTIONS, TOLD, TOOLS, Message, Prompt
@@ -50,11 +50,6 @@ def options_of(value: object, field: str) -> Message:
     if taken := [name for name in TAKEN if name in options]:
         raise MalformedRow(f"{field}.{taken[0]} is no option of a template.", "Leave it out.")
     return Message(OPTIONS, _dumped(options))
-
-
-def told(role: str, value: object, field: str) -> Message:
-    """A turn that was written out (`plain_prompt`). Raises MalformedRow."""
-    return listed(value, field) if role == TOOLS else options_of(value, field)
 
 
 def beside_content(message: Mapping[str, object], role: str, field: str) -> dict[str, object]:
@@ -135,8 +130,8 @@ def plain_prompt(prompt: Prompt) -> str | list[dict[str, Any]]:
     return messages
 
 
-def changed(turn: Message, change: Callable[[str], str]) -> str:
-    """`beside` of a turn, or the content of a list of tools, with every text inside of it changed."""
+def changed(text: str, change: Callable[[str], str]) -> str:
+    """JSON text, or none, with every text inside of it changed."""
 
     def walk(value: object) -> object:
         if isinstance(value, str):
@@ -145,7 +140,6 @@ def changed(turn: Message, change: Callable[[str], str]) -> str:
             return [*map(walk, value)]
         return {change(key): walk(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
-    text = turn.content if turn.role in TOLD else turn.beside
     return _dumped(walk(json.loads(text))) if text else ""
 
 
@@ -160,8 +154,9 @@ def _loaded(value: object, field: str) -> object:
     if wrong.startswith("not JSON"):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             literal = ast.literal_eval(value.strip())
-            if json.loads(json.dumps(literal, allow_nan=False)) == literal:  # else JSON would change it
-                return literal
+            written = json.dumps(literal, allow_nan=False)
+            if json.loads(written) == literal and not (wrong := what_is_wrong(literal, written)):
+                return literal  # which JSON would not change
     raise MalformedRow(f"{field}: {wrong}")
 
 

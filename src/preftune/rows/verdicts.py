@@ -92,11 +92,6 @@ def _side(text: str, sides: tuple[str, ...]) -> int | None:
     return None
 
 
-def ranked_objects(raw: RawRow) -> Row:
-    """As the function of this name in `build`, and a pair where there are two."""
-    return ranked.as_pair(ranked.ranked_objects(raw))
-
-
 def choice(raw: RawRow) -> Row:
     """Summaries of a post beside the index of the better one, as OpenAI published them (arXiv 2009.01325).
 

@@ -97,13 +97,7 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
             raise UserError(f"no row is left to {PURPOSES[part]} ({reasons}).", location=f"data.{part}",
                             hint=f"max_tokens is {max_tokens}; see `preftune check`.")  # fmt: skip
     groups = {part: result.groups for part, result in tokenized.items()}
-    account = Account(
-        train=_counts("train", tokenized, rows),
-        evaluate=_counts("evaluate", tokenized, rows) if "evaluate" in tokenized else None,
-        max_tokens=max_tokens,
-        files={part: reading.files for part, reading in rows.readings.items()},
-    )
-    account = with_lengths(account, groups["train"])
+    account = with_lengths(account_of(rows, tokenized, max_tokens), groups["train"])
     account = with_texts(account, rows.train, rows.evaluate)
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     held_out = groups.get("evaluate", [])
@@ -133,20 +127,25 @@ def refuse_skipped(rows: Rows, parts: Mapping[str, Tokenized | Tasks], allowed: 
             refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
 
 
-def counts_of(part: str, result: Tokenized | Tasks, rows: Rows, kinds: Mapping[str, int], cut: int = 0) -> Counts:
-    """The account of a part. kinds: how many groups of each kind there are; cut: responses that were cut."""
+def account_of(rows: Rows, parts: Mapping[str, Tokenized | Tasks], max_tokens: int) -> Account:
+    """The account of rows that were read and tokenized, without lengths and texts."""
+    counts = {part: _counts(part, result, rows) for part, result in parts.items()}
+    files = {part: reading.files for part, reading in rows.readings.items()}
+    return Account(train=counts["train"], evaluate=counts.get("evaluate"), max_tokens=max_tokens, files=files)
+
+
+def _counts(part: str, result: Tokenized | Tasks, rows: Rows) -> Counts:
+    if isinstance(result, Tokenized):
+        kinds, cut = [group.kind for group in result.groups], result.cut
+    else:
+        kinds, cut = ["task"] * len(result.tasks), 0
     reading = rows.readings.get(part)
     skipped_before, notes = (reading.skipped, reading.notes) if reading else ([], [])
     return Counts(
         read=len(rows.train if part == "train" else rows.evaluate) + len(skipped_before),
-        kept=sum(kinds.values()),
+        kept=len(kinds),
         cut=cut,
-        kinds=dict(kinds),
+        kinds=dict(Counter(kinds)),
         skipped={reason: len(rows) for reason, rows in by_reason([*skipped_before, *result.skipped]).items()},
         notes=tuple(map(str, [*notes, *result.notes])),
     )
-
-
-def _counts(part: str, tokenized: Mapping[str, Tokenized], rows: Rows) -> Counts:
-    result = tokenized[part]
-    return counts_of(part, result, rows, Counter(group.kind for group in result.groups), result.cut)

@@ -21,8 +21,7 @@ from preftune.rollout.server import Server
 from preftune.rows.config import Data
 from preftune.rows.tools import plain_prompt
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, load_policy
-from preftune.run.precision import with_precision
+from preftune.run.models import device_of, load_policy, with_precision
 from preftune.run.tasks import TaskSet, load_tasks
 
 AT_ONCE = 256  # responses that are drawn together: from here on a larger batch is little faster

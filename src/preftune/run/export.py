@@ -22,7 +22,6 @@ from preftune.model.plain import plain_logp
 from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import WholeModel
-from preftune.pack.batch import Batch
 from preftune.rows.row import Place
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer
@@ -62,22 +61,21 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     from preftune.model.adapter import without_warnings
 
     emit(Note("loading base and adapter"))
-    tuned = _said(_loaded(files, files.quantized)) if files.quantized else None
+    tuned = _said(_policy(_loaded(files, files.quantized))) if files.quantized else None
     around = _loaded(files, "float32")
-    before, module = _said(around), around.get_base_model()
-    assert isinstance(module, PreTrainedModel)
+    before = _policy(around)
+    said_before, module = _said(before), before.module
     emit(Note("merging"))
     take_back(module, "eager")
     with without_warnings():
         around.merge_and_unload()
     module.to(DTYPES[weights])  # pyright: ignore[reportArgumentType]
-    policy = wrap(module, "padded")[0]
-    merged = plain_logp(policy, _random_rows(policy)).double()
-    off, off_quantized = (merged - before).abs(), 0.0 if tuned is None else float((merged - tuned).abs().mean())
+    merged = _said(wrap(module, "padded")[0])
+    off, off_quantized = (merged - said_before).abs(), 0.0 if tuned is None else float((merged - tuned).abs().mean())
     tokenizer = load_tokenizer(tokenizer_source(path, None))
     with folders.folder(into) as folder:
-        WholeModel(policy.module).export(folder, tokenizer)
-    return Merged(float(off.mean()), float(off.max()), policy.head.unit, files.quantized, off_quantized)
+        WholeModel(module).export(folder, tokenizer)
+    return Merged(float(off.mean()), float(off.max()), before.head.unit, files.quantized, off_quantized)
 
 
 def _loaded(files: AdapterFiles, weights: str) -> PeftModel:
@@ -90,19 +88,19 @@ def _loaded(files: AdapterFiles, weights: str) -> PeftModel:
     return load_adapter(loaded.module, files, "ADAPTER")
 
 
-def _said(around: PeftModel) -> Tensor:
-    """What base and adapter say of some random tokens, before either is prepared."""
+def _policy(around: PeftModel) -> Policy:
+    """The model that an adapter changes, before either is prepared."""
     module = around.get_base_model()
     assert isinstance(module, PreTrainedModel)
-    policy = wrap(module, "padded")[0]
-    return plain_logp(policy, _random_rows(policy)).double()
+    return wrap(module, "padded")[0]
 
 
-def _random_rows(policy: Policy) -> Batch:
-    """Random tokens: the same for every adapter of a family, and harder on rounding than text is."""
+def _said(policy: Policy) -> Tensor:
+    """What a model says of random tokens: the same for every adapter of a family, and harder on rounding than text."""
     random, tokens = np.random.default_rng(0), min(TOKENS, positions(policy.module.config) // 2)
     rows = random.integers(0, policy.vocab, (ROWS, 2, tokens)).astype(np.int32)
-    return policy.batch([
+    batch = policy.batch([
         TokenGroup(prompt=prompt, responses=(response,), kind="demo", place=Place("random", index), id=str(index))
         for index, (prompt, response) in enumerate(rows)
     ])  # fmt: skip
+    return plain_logp(policy, batch).double()

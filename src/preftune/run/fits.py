@@ -10,8 +10,7 @@ from msgspec.structs import replace as replace_keys
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from preftune.config.drawing import reward_tables
-from preftune.config.run import Run
+from preftune.config.run import Run, reward_tables
 from preftune.model.budget import LARGEST, SMALLEST, positions
 from preftune.model.config import Ranks
 from preftune.model.fits import Demand, Fit, Way, fit, least_remedy, ways
@@ -24,7 +23,7 @@ from preftune.objective import of_scores
 from preftune.objective.rollouts import PPO
 from preftune.reference.config import Moving, Stored
 from preftune.rollout.config import Value
-from preftune.run.models import refuse_untrainable, stands_on_base, stored_adapter
+from preftune.run.models import refuse_untrainable, stands_on_base, stored_adapter, types_of
 from preftune.run.shards import refuse_undividable, shards_of
 
 SHOWN = 4  # numbers of GPUs in a table
@@ -88,7 +87,7 @@ def learned_by(run: Run, module: PreTrainedModel) -> Learned:
 def setup_of(run: Run, parameters: int, device: str, learned: Learned) -> Setup:
     """What decides a run's memory, but for reward models. parameters: of the policy, and so of its copies; learned: of
     these, none where the run only scores."""
-    trains, model, copied, value = learned.trained != 0, run.model, 0, 0
+    trains, copied, value = learned.trained != 0, 0, 0
     adapter = run.adapter if trains else None
     if trains and (
         isinstance(run.reference, Moving) or (run.rollout is not None and isinstance(run.reference, Stored))
@@ -100,15 +99,14 @@ def setup_of(run: Run, parameters: int, device: str, learned: Learned) -> Setup:
         on_base = adapter is not None and (path is None or stands_on_base(run, path, "value.path"))
         value = 0 if on_base else value  # a second adapter, as small as the first
     usual = "bfloat16" if device == "cuda" else "float32"
-    compute = usual if model.compute == "auto" else model.compute
-    usual_weights = "float32" if adapter is None else compute
+    weights, compute = types_of(run.model, usual, adapter=adapter is not None)
     return Setup(
-        weights=usual_weights if model.weights == "auto" else model.weights,
+        weights=weights,
         compute=compute,
         rank=0 if adapter is None else adapter.rank,
         trained=learned.trained,
         state=run.optim.state,
-        checkpointing=model.checkpointing,
+        checkpointing=run.model.checkpointing,
         copied=copied,
         frozen=learned.fixed,
         value=value,

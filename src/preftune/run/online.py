@@ -12,8 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from preftune import signals
-from preftune.config.drawing import reward_tables
-from preftune.config.run import Run
+from preftune.config.run import Run, reward_tables
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.evaluate.evaluate import HeldOut
@@ -30,8 +29,6 @@ from preftune.model.shapes import shapes_of
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
-from preftune.reference.config import Moving
-from preftune.reference.moving import MovingReference
 from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
@@ -44,10 +41,9 @@ from preftune.rollout.tasks import Task
 from preftune.run.fits import Learned, setup_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes
-from preftune.run.models import device_of, refuse_untrainable, stands_on_base
-from preftune.run.precision import with_precision
+from preftune.run.models import device_of, refuse_untrainable, stands_on_base, with_precision
 from preftune.run.prepare import Prepared, load_fitting
-from preftune.run.reference_model import load_reference_model
+from preftune.run.reference_model import load_reference_model, moving_reference
 from preftune.run.served import served
 from preftune.run.shards import divided
 from preftune.run.tasks import TaskSet, load_tasks
@@ -135,9 +131,8 @@ def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     value = load_value_model(run, policy, tasks, notes) if isinstance(run.objective, PPO) else None
     if value is not None:
         digests["value"] = value.weights.digest()
-    moving = run.reference if isinstance(run.reference, Moving) else None
-    follows = MovingReference(anchor, moving.alpha, moving.update_every) if moving and anchor else None
-    models = Models(at_temperature(divided(policy, shard), temperature), follows, value and divided(value, shard))
+    policy = at_temperature(divided(policy, shard), temperature)
+    models = Models(policy, moving_reference(run, anchor), value and divided(value, shard))
     return Loaded(run, models, anchor, packing, digests)
 
 

@@ -25,17 +25,14 @@ from preftune.model.memory import Shard
 from preftune.model.policy import Policy
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Phase
-from preftune.reference.config import Moving
-from preftune.reference.moving import MovingReference
 from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.fits import needs_of
 from preftune.run.identity import assert_same_on_all_ranks, identity
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import device_of, load_policy, refuse_untrainable
+from preftune.run.models import device_of, load_policy, refuse_untrainable, with_precision
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
-from preftune.run.precision import with_precision
-from preftune.run.reference_model import fill_reference, load_reference_model, start_model
+from preftune.run.reference_model import fill_reference, load_reference_model, moving_reference, start_model
 from preftune.run.shards import choose_shard, divided
 from preftune.tokens.groups import TokenGroup
 from preftune.training.schedule import refuse_long_warmup
@@ -85,7 +82,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     phase = Phase([by_index.get(i, group) for i, group in enumerate(groups)], plan)
     policy = divided(policy, shard)
     training = Training(
-        models=_models(run, policy, reference),
+        models=Models(policy, moving_reference(run, reference)),
         loss=loss,
         source=Offline(phase),
         packing=packing,
@@ -127,7 +124,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS, start: str = "
         raise UserError("is not the model that the run began from.", location="reference.path", hint=hint)
     assert_same_on_all_ranks(identity(run, digests), dist)
     groups = fill_reference(run, reference, digests.get("reference", ""), rows.groups, notes, dist)
-    return run, _models(run, policy, reference), loss, HeldOut(groups, rows.rows, rows.step)
+    return run, Models(policy, moving_reference(run, reference)), loss, HeldOut(groups, rows.rows, rows.step)
 
 
 def samples_to(
@@ -183,9 +180,3 @@ def _reference(run: Run, dataset: Dataset, policy: Policy, dist: Distributed) ->
     if reference is not None:
         digests["reference"] = digests["model"] if reference is policy else reference.weights.digest()
     return reference, digests
-
-
-def _models(run: Run, policy: Policy, reference: Policy | None) -> Models:
-    if isinstance(run.reference, Moving) and reference is not None:
-        return Models(policy, MovingReference(reference, run.reference.alpha, run.reference.update_every))
-    return Models(policy)

@@ -1,14 +1,19 @@
-"""What a run would do, worked out from its rows and the shapes of its model; no weights are loaded."""
+"""What a run would do, worked out from its rows and the shapes of its model; no weights are loaded.
+
+Held by tests/run/test_preview.py and tests/cli/test_check.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from preftune.config.resolve import resolve
-from preftune.config.run import Run
+from preftune.config.run import Run, reward_tables
 from preftune.model.budget import LARGEST, attention_crossover
+from preftune.model.load import load_config
 from preftune.model.memory import Expected, expected
 from preftune.model.probe import try_longest
 from preftune.model.shapes import meta_module
@@ -16,13 +21,18 @@ from preftune.model.weights import train_only
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
+from preftune.rollout.config import Rollout
+from preftune.rollout.judges import judge_of
+from preftune.rollout.phase import updates_before
+from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rows.split import Rows
 from preftune.run.dataset import Dataset, tokenize_rows
-from preftune.run.fits import needs_of
+from preftune.run.fits import learned_by, needs_of
 from preftune.run.match_rows import Notes, match_rows
-from preftune.run.models import check_vocabulary, device_of, refuse_untrainable
+from preftune.run.models import check_vocabulary, device_of, refuse_untrainable, with_precision
+from preftune.run.online import plan_tasks
 from preftune.run.plan_steps import plan_steps
-from preftune.run.precision import with_precision
+from preftune.run.tasks import TaskSet, tasks_from
 from preftune.training.schedule import refuse_long_warmup
 
 COUNTED_STEPS = 20  # steps whose packs are counted to the token; the others are taken to be alike
@@ -66,3 +76,38 @@ def preview(run: Run, rows: Rows) -> Preview:
     tokens, naive = np.mean(counts, axis=0)
     memory = expected(shapes, setup, budget)
     return Preview(run, dataset, notes, plan, shapes.parameters, memory, float(tokens), float(naive))
+
+
+class TaskPreview(NamedTuple):
+    """phases: how often the run draws; steps: its updates."""
+
+    tasks: TaskSet
+    rollout: Rollout
+    phases: int
+    steps: int
+
+
+def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
+    """Make tasks of the rows, read what scores them, and plan, as `train` would. Raises UserError."""
+    refuse_untrainable(run)
+    tasks = tasks_from(run, rollout, rows)
+    if run.adapter is not None:
+        learned_by(run, meta_module(tasks.dataset.config))  # refuses what the model does not have
+    for reward in reward_tables(run):
+        if reward.model and not reward.judge:
+            load_config(reward.model, None, "reward.model")
+    _scorer(run).refuse_tasks([*tasks.train, *tasks.held_out])
+    plan = plan_tasks(run, rollout, len(tasks.train))
+    before = updates_before(plan, rollout.epochs, min(run.batch.rows, rollout.phase_tasks), run.optim.steps)
+    refuse_long_warmup(run.optim, before[-1])
+    return TaskPreview(tasks, rollout, sum(first < before[-1] for first in before), before[-1])
+
+
+def _scorer(run: Run) -> SummedScorer:
+    """What scores a response without a model. Raises UserError where a function or a pattern cannot be used."""
+    tables = reward_tables(run)
+    for reward in tables:
+        if reward.judge and "://" not in reward.judge:
+            judge_of(reward)
+    without_model = [reward for reward in tables if reward.function or reward.verify]
+    return scorer_of(without_model, lambda reward: _scorer(run))

@@ -17,6 +17,7 @@ from preftune.model.shard import mesh_of
 from preftune.model.verify import sample, verify_layout
 from preftune.reference.config import Moving, NoReference, Stored
 from preftune.reference.fill import ReferencePass, filled, numerics, score_missing
+from preftune.reference.moving import MovingReference
 from preftune.reference.store import Store
 from preftune.run.match_rows import Notes
 from preftune.run.models import by_layer, check_vocabulary, in_turn_on
@@ -72,6 +73,13 @@ def start_model(run: Run, policy: Policy) -> Policy | None:
                                 compute=run.model.compute, device=policy.device, location="model.path")  # fmt: skip
     module.requires_grad_(False)
     return wrap(module, policy.layout, policy.compute)[0]
+
+
+def moving_reference(run: Run, model: Policy | None) -> MovingReference | None:
+    """The reference that follows the policy; None where it stays, or there is none."""
+    if model is None or not isinstance(run.reference, Moving):
+        return None
+    return MovingReference(model, run.reference.alpha, run.reference.update_every)
 
 
 def fill_reference(

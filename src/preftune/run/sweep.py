@@ -23,7 +23,7 @@ from preftune.report import page
 from preftune.rows.split import read_rows
 from preftune.run.dataset import cached_loader
 from preftune.run.match_rows import match_rows
-from preftune.run.preview_tasks import preview_tasks
+from preftune.run.preview import preview_tasks
 from preftune.run.train import train
 
 

@@ -14,15 +14,14 @@ from preftune.events import Note, emit
 from preftune.model.budget import positions
 from preftune.rollout.config import Rollout
 from preftune.rollout.tasks import Task, Tasks, tasks_of
-from preftune.rows.account import Account
 from preftune.rows.row import Demo, Message, Response, last_text
 from preftune.rows.split import Rows, read_rows
 from preftune.rows.tools import a_call
 from preftune.run.dataset import (
     MAX_TOKENS,
     Dataset,
+    account_of,
     config_of,
-    counts_of,
     limit_of,
     refuse_skipped,
     tokenizer_of,
@@ -82,12 +81,7 @@ def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout
                             hint=f"A prompt may have {longest} tokens; see `preftune check`.")  # fmt: skip
     train = parts["train"].tasks
     held_out = parts["evaluate"].tasks if "evaluate" in parts else []
-    account = Account(
-        train=counts_of("train", parts["train"], rows, {"task": len(train)}),
-        evaluate=counts_of("evaluate", parts["evaluate"], rows, {"task": len(held_out)}) if held_out else None,
-        max_tokens=max_tokens,
-        files={name: reading.files for name, reading in rows.readings.items()},
-    )
+    account = account_of(rows, parts, max_tokens)
     tried = [_made_up(task) for task in (*train, *held_out)]
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     dataset = Dataset(tried, [], account, tokenizer, config, max_tokens, digests, {})

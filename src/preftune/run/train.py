@@ -64,7 +64,7 @@ def train(
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
             stack.enter_context(default_progress())
-            stack.enter_context(events.listening(*(guarded(sink, name_of(sink)) for sink in sinks)))
+            stack.enter_context(events.listening(*map(guarded, sinks)))
         else:
             stack.enter_context(events.silence())
         stack.enter_context(signals.listening())
@@ -108,11 +108,6 @@ def new_state(prepared: Prepared) -> State:
 def settings(run: Run) -> dict[str, object]:
     """What a tracker shows of a run: every key with its value."""
     return {key: value for key, value in flatten(tree_of(run)).items() if not key.startswith("track.")}
-
-
-def name_of(sink: events.Sink) -> str:
-    """What an event calls a sink of the caller's."""
-    return getattr(sink, "__name__", type(sink).__name__)
 
 
 def tell_movement(state: State, start: Tensor, dist: Distributed) -> None:

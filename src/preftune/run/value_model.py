@@ -7,8 +7,7 @@ from dataclasses import replace as changed
 from msgspec.structs import replace
 
 from preftune import signals
-from preftune.config.drawing import reward_tables
-from preftune.config.run import Run
+from preftune.config.run import Run, reward_tables
 from preftune.model.heads import ScalarHead
 from preftune.model.load import DTYPES
 from preftune.model.policy import Policy, trainable, wrap

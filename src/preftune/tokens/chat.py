@@ -23,8 +23,7 @@ from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
 from preftune.rows.row import TOLD, TOOLS, Message
 from preftune.tokens.calls import Marks, in_json
-from preftune.tokens.frame import Frame, Words, shared_start
-from preftune.tokens.thoughts import Thought, letters, stand_in, written_out
+from preftune.tokens.frame import Frame, Thought, Words, letters, shared_start, stand_in, written_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,13 +68,12 @@ class ChatTemplate:
         turns = [Message("user", QUESTION)]
         try:
             opened = self.frame(turns).opened
-        except MalformedRow:
+        except MalformedRow as error:
             self._in_parts = True  # templates of models that see pictures want content as a list of parts
             try:
                 opened = self.frame(turns).opened
             except MalformedRow:
-                self._in_parts = False
-                opened = self.frame(turns).opened
+                raise error from None
         if opened.count(QUESTION) != 1:
             raise MalformedRow("the chat template repeats the user's turn.")
         frame = self.frame(turns)

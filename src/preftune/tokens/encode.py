@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally
-from preftune.rows.row import Row
+from preftune.rows.row import Demo, Row
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import FIRST, GUARD, RenderedRow
 from preftune.tokens.tokenizer import backend
@@ -57,18 +57,21 @@ class Encoder:
         """The ids of each row; what is odd about them goes into the tally."""
         encoded: dict[int, EncodedRow] = {}
         for templated in (False, True):
-            indices = [index for index, (_, text) in enumerate(rows) if text.templated is templated]
-            prompts = [self._prompt_text(rows[index][1]) for index in indices]
+            some = [(index, row, text) for index, (row, text) in enumerate(rows) if text.templated is templated]
+            prompts = [self._prompt_text(text) for _, _, text in some]
             prompt_ids = self._ids(prompts, templated)
-            wholes = [p + r for p, index in zip(prompts, indices, strict=True) for r in rows[index][1].responses]
+            wholes = [p + r for p, (_, _, text) in zip(prompts, some, strict=True) for r in text.responses]
             whole_ids = iter(self._ids(wholes, templated))
-            for index, prompt, start in zip(indices, prompts, prompt_ids, strict=True):
-                row, text = rows[index]
+            for (index, row, text), prompt, start in zip(some, prompts, prompt_ids, strict=True):
                 if prompt != text.prompt:
                     message = "the prompt begins with the begin token as text; it is kept once"
                     tally.add("begin.written", message, row.place)
                 responses = [self._rest(start, next(whole_ids), r, row, text, tally) for r in text.responses]
-                encoded[index] = EncodedRow(start if templated else self._begun(start, row, tally), responses)
+                if isinstance(row, Demo) and row.rendered:
+                    start, responses = self._opened(responses[0])
+                elif not templated:
+                    start = self._begun(start, row, tally)
+                encoded[index] = EncodedRow(start, responses)
         return [encoded[index] for index in range(len(rows))]
 
     def offsets(self, text: RenderedRow, index: int) -> TokenOffsets:
@@ -144,6 +147,12 @@ class Encoder:
             raise UserError("the tokenizer has no end token, so no response can end.", location="model.tokenizer",
                             hint="Set eos_token in its tokenizer_config.json.")  # fmt: skip
         return [*ids, self.end]
+
+    def _opened(self, ids: list[int]) -> tuple[list[int], list[list[int]]]:
+        """Text from its first token on as prompt and response: the first token is predicted from the begin-of-text ids,
+        or, where the tokenizer has none, not at all."""
+        start = self.begin or ids[:1]
+        return start, [ids[len(start) :] if ids[: len(start)] == start else ids]
 
     def _begun(self, start: list[int], row: Row, tally: Tally) -> list[int]:
         """The prompt's ids after the begin-of-text ids; never empty, since a token is needed to predict the first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
@@ -18,23 +19,23 @@ from preftune.errors import Problem
 from preftune.rows import transcripts
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
-from preftune.rows.row import TOLD, Message, Prompt, Response, Row, responses, text_of
+from preftune.rows.row import TOLD, Demo, Message, Prompt, Response, Row, responses, text_of
 from preftune.rows.tools import changed
 from preftune.tokens.chat import TODAY, ChatTemplate
-from preftune.tokens.frame import shared_start
-from preftune.tokens.thoughts import Thought, split_thought
+from preftune.tokens.frame import Thought, shared_start, split_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control token that a person wrote
+NOTHING = re.compile(r"(?!)")  # a pattern that is nowhere
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
 
 
 class RenderedRow(Struct, frozen=True):
     """One row as text. A task has no response, and its prompt is the one to which responses are drawn.
 
-    templated: control tokens in the text are the template's and count as such; ends_turn: each response ends with its
+    templated: control tokens in the text are a template's and count as such; ends_turn: each response ends with its
     end-of-turn token, else the tokenizer's end token is still to be added; remarks: (reason, message) of what is odd;
     text_starts: where the row's own text begins in each response, in characters; None where the template rewrote it.
     """
@@ -77,6 +78,9 @@ class Renderer:
     def render(self, row: Row) -> RenderedRow:
         """The row's text. Raises MalformedRow where the template fails, SkippedRow where no response is left."""
         remarks: dict[str, str] = {}
+        if isinstance(row, Demo) and row.rendered:
+            text = self._without_end(self._guard(text_of(row.response), NOTHING), [self._end], remarks)
+            return RenderedRow("", (text,), True, False, tuple(remarks.items()), (0,))
         if isinstance(row.prompt, str) or self._template is None:
             prompt, texts, starts = self._text(row.prompt, responses(row), remarks)
             return RenderedRow(prompt, texts, False, False, tuple(remarks.items()), starts)
@@ -94,6 +98,7 @@ class Renderer:
         """(prompt, responses, where their own text begins) of text and of a conversation without a template."""
         texts = [self._without_end(text_of(response), [self._end], remarks) for response in spoken]
         written = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+        start = 0
         if any(map(self._patterns.assistant.search, (written, *texts))):
             remarks["control.text"] = "control tokens in the text stay text"
         if not isinstance(prompt, str):
@@ -102,11 +107,10 @@ class Renderer:
                 message = "there is no chat template, so thoughts and tools beside the content have no place."
                 raise MalformedRow(message, "Give a template with data.template.", "template")
             remarks["chat.transcript"] = "written as a Human/Assistant transcript, since there is no chat template"
-            prompt, own = transcripts.render(prompt), texts
+            written, start = transcripts.render(prompt), len(transcripts.response(""))
             texts = [transcripts.response(text) for text in texts]
-            return prompt, tuple(texts), tuple(map(str.index, texts, own))
-        prompt, *guarded = (self._guard(text, self._patterns.text) for text in (prompt, *texts))
-        return prompt, tuple(guarded), (0,) * len(texts)
+        written, *guarded = (self._guard(text, self._patterns.text) for text in (written, *texts))
+        return written, tuple(guarded), (start,) * len(texts)
 
     def _without_end(self, text: str, ends: Collection[str], remarks: dict[str, str]) -> str:
         """The response without an end that is written as text, since it gets its own."""
@@ -172,10 +176,10 @@ class Renderer:
 
     def _guarded(self, turn: Message) -> Message:
         pattern = self._patterns.assistant if turn.role == "assistant" else self._patterns.prompt
+        guard = partial(self._guard, pattern=pattern)
         if turn.role in TOLD:
-            return Message(turn.role, changed(turn, lambda text: self._guard(text, pattern)))
-        beside = changed(turn, lambda text: self._guard(text, pattern)) if turn.beside else ""
-        return Message(turn.role, self._guard(turn.content, pattern), self._guard(turn.thought, pattern), beside)
+            return Message(turn.role, changed(turn.content, guard))
+        return Message(turn.role, guard(turn.content), guard(turn.thought), changed(turn.beside, guard))
 
     def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
         if not text:
@@ -187,4 +191,5 @@ class Renderer:
 
 def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
     """The tokens as a pattern, the longest first, since one may be the beginning of another."""
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token)))) or r"(?!)")
+    ordered = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else NOTHING

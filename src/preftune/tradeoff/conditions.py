@@ -5,35 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from preftune.objective import DPO, RLOO, Formula, HyPO, RobustDPO
-from preftune.tradeoff.methods import (
-    MODELED,
-    PAIRS,
-    TRUE,
-    Method,
-    drawn,
-    generator,
-    modeled,
-    offline,
-    online,
-    ppo,
-    rloo,
-    soft,
-)
-from preftune.tradeoff.offline import Judged, judge, learn_offline, reward_model
-from preftune.tradeoff.results import Mean, Outcome, Rare, Shift, mean
-from preftune.tradeoff.world import World
+from preftune.objective import DPO, Formula, HyPO, RobustDPO
+from preftune.tradeoff.methods import BETA, PAIRS, Method, means, modeled, offline, online, outcome
+from preftune.tradeoff.offline import Judged, judge, learn_offline, reward_model, together
+from preftune.tradeoff.results import MODELED, TRUE, Mean, Outcome, Rare, Shift, mean
+from preftune.tradeoff.world import World, expected
 
-BETA, STEEP = 0.5, 0.25  # of the panels, and of the one in which a reward model is leaned on
-JUDGE_SEED, SECOND_SEED, MORE_SEED, CHECK_SEED = 1, 3, 4, 9
+STEEP = 0.25  # beta of the panel in which a reward model is leaned on
+SECOND_SEED, MORE_SEED, CHECK_SEED = 3, 4, 9
 CHECKED = 4000  # pairs of a prompt on which a reward model is measured
 BINS = 10
-
-
-def ended_at(world: World, method: Method, logp: Tensor, beta: float | None) -> Outcome:
-    """What a policy, (groups, responses) log-probabilities, is worth."""
-    kl, reward, gap = world.measured(logp).T
-    return Outcome(method.name, method.source, beta, mean(kl), mean(reward), mean(gap), method.limit)
 
 
 def explored(world: World) -> tuple[list[Rare], float, float]:
@@ -41,30 +22,28 @@ def explored(world: World) -> tuple[list[Rare], float, float]:
 
     Returns also the share of such answers under the reference and under the best policy.
     """
-    first = world.token[:, 0] == 1
+    first = world.tree.token[:, 0] == 1
 
     def share(logp: Tensor) -> Mean:
-        return mean(logp.exp()[:, first].sum(-1).view(-1, world.prompts).mean(1).numpy())
+        return mean(world.by_run(logp.exp()[:, first].sum(-1)))
 
-    made = []
-    for count in (100, 1000, 10_000):
-        pairs = judge(world, count, generator(JUDGE_SEED))
-        for method in (offline(DPO(), "DPO"), modeled("RLOO, linear model", RLOO(), linear=True)):
-            logp = method.policy(world, pairs, BETA, 0)
-            made.append(Rare(method.name, count, share(logp), ended_at(world, method, logp, BETA).gap))
-    for method in (
-        online("RLOO", rloo), online("PPO", ppo), online("online DPO, soft labels", soft),
-        online("online DPO, drawn labels", drawn),
-    ):  # fmt: skip
-        logp = method.policy(world, pairs, BETA, 0)
-        made.append(Rare(method.name, None, share(logp), ended_at(world, method, logp, BETA).gap))
-    return made, share(world.ref_logp).value, share(world.logp(world.optimum(BETA))).value
+    def end(method: Method, pairs: Judged, count: int | None) -> Rare:
+        logp = method.policy(world, pairs, BETA)
+        _, _, gap = means(world, logp)
+        return Rare(method.name, count, share(logp), gap)
+
+    judged = {count: judge(world, count) for count in (100, 1000, 10_000)}
+    ends = [end(method, pairs, count) for count, pairs in judged.items()
+            for method in (offline(DPO(), "DPO"), modeled("RLOO"))]  # fmt: skip
+    names = ("RLOO", "PPO", "online DPO, soft labels", "online DPO, drawn labels")
+    ends += [end(online(name), judged[10_000], None) for name in names]
+    return ends, share(world.ref_logp).value, share(world.logp(world.optimum(BETA))).value
 
 
 def shifted(world: World) -> tuple[list[Shift], list[Outcome]]:
     """Reward models on the responses that they were fitted to and on those of the policy that they made; and what a
     second round of pairs gives the table, from that policy or from the reference again."""
-    pairs = judge(world, PAIRS, generator(JUDGE_SEED))
+    pairs = judge(world, PAIRS)
     shifts, rounds = [], []
     for linear in (False, True):
         name = "linear" if linear else "table"
@@ -75,23 +54,18 @@ def shifted(world: World) -> tuple[list[Shift], list[Outcome]]:
         shifts.append(Shift(name, before[0], after[0], before[1], after[1], claimed, true))
         again = {
             "one round": pairs,
-            "a second of the tuned policy": pairs + judge(world, PAIRS, generator(SECOND_SEED), tuned),
-            "a second of the reference": pairs + judge(world, PAIRS, generator(MORE_SEED)),
+            "a second of the tuned policy": together(pairs, judge(world, PAIRS, SECOND_SEED, tuned)),
+            "a second of the reference": together(pairs, judge(world, PAIRS, MORE_SEED)),
         }
         for round_name, of_round in again.items():
-            method = Method(f"{name} model, {round_name}", MODELED, _not_called, limit=True)
             logp = world.tilted(reward_model(world, of_round, linear=linear), STEEP)
-            rounds.append(ended_at(world, method, logp, STEEP))
+            rounds.append(Outcome(f"{name} model, {round_name}", MODELED, STEEP, *means(world, logp), limit=True))
     return shifts, rounds
-
-
-def _not_called(world: World, pairs: Judged, beta: float, seed: int) -> Tensor:
-    raise AssertionError("a policy that is there already")
 
 
 def checked(world: World, score: Tensor, logp: Tensor) -> tuple[Mean, Mean]:
     """Share of pairs of a policy that the scores order as the true reward does, and their calibration error."""
-    draws = generator(CHECK_SEED)
+    draws = torch.Generator().manual_seed(CHECK_SEED)
     a, b = (torch.multinomial(logp.exp(), CHECKED, True, generator=draws) for _ in range(2))
     said, true = (values.gather(1, a) - values.gather(1, b) for values in (score, world.reward))
     label = torch.bernoulli(true.sigmoid(), generator=draws)
@@ -113,25 +87,23 @@ def _calibration_error(probability: Tensor, label: Tensor) -> float:
 
 def _gain(world: World, values: Tensor, logp: Tensor) -> Mean:
     """Mean of the values under a policy minus that under the reference."""
-    gains = ((logp.exp() - world.ref_logp.exp()) * values).sum(-1)
-    return mean(gains.view(-1, world.prompts).mean(1).numpy())
+    return mean(world.by_run(((logp.exp() - world.ref_logp.exp()) * values).sum(-1)))
 
 
 def weakened(world: World) -> list[Outcome]:
     """With a reference that was turned away from the reward: the reward that each method reaches."""
-    pairs = judge(world, PAIRS, generator(JUDGE_SEED))
     methods = (
-        Method("reference", "", lambda world, pairs, beta, seed: world.ref_logp, limit=True),
-        offline(DPO(), "DPO"), offline(HyPO(), "HyPO"), modeled("RLOO, linear model", RLOO(), linear=True),
-        online("RLOO", rloo),
-        Method("best policy", TRUE, lambda world, pairs, beta, seed: world.tilted(world.reward, beta), limit=True),
+        Method("reference", "", lambda world, pairs, beta: world.ref_logp, limit=True),
+        offline(DPO(), "DPO"), offline(HyPO(), "HyPO"), modeled("RLOO"), online("RLOO"),
+        Method("best policy", TRUE, lambda world, pairs, beta: world.tilted(world.reward, beta), limit=True),
     )  # fmt: skip
-    return [ended_at(world, method, method.policy(world, pairs, BETA, 0), BETA) for method in methods]
+    pairs = judge(world, PAIRS)
+    return [outcome(world, method, pairs, BETA) for method in methods]
 
 
 def noisy(world: World, flipped: float) -> dict[str, Mean]:
     """With a share of the labels turned round: slope of beta times the log-ratio on the reward, 1 where it is right."""
-    pairs = judge(world, PAIRS, generator(JUDGE_SEED), flipped=flipped)
+    pairs = judge(world, PAIRS, flipped=flipped)
     objectives: dict[str, Formula] = {
         "DPO": DPO(beta=BETA), "cDPO": DPO(beta=BETA, flip=flipped), "robust DPO": RobustDPO(beta=BETA, flip=flipped),
     }  # fmt: skip
@@ -140,11 +112,9 @@ def noisy(world: World, flipped: float) -> dict[str, Mean]:
 
 def _slope(world: World, logp: Tensor) -> Mean:
     """Of beta (log pi - log pi_ref) on the reward, weighted by the reference, prompt by prompt."""
-    weight = world.ref_logp.exp()
 
     def centered(values: Tensor) -> Tensor:
-        return values - (weight * values).sum(-1, keepdim=True)
+        return values - expected(world.ref_logp, values)[:, None]
 
-    reward, learned = centered(world.reward), centered(BETA * (logp - world.ref_logp))
-    slopes = (weight * reward * learned).sum(-1) / (weight * reward**2).sum(-1)
-    return mean(slopes.view(-1, world.prompts).mean(1).numpy())
+    weight, reward, learned = world.ref_logp.exp(), centered(world.reward), centered(BETA * (logp - world.ref_logp))
+    return mean(world.by_run((weight * reward * learned).sum(-1) / (weight * reward**2).sum(-1)))

@@ -31,8 +31,8 @@ from preftune.objective import DPO, IPO, KTO, PPO, RLOO, SimPO
 from preftune.record.reader import Record
 from preftune.rollout.config import Reward, Rollout, Value
 from preftune.run.train import train
-from preftune.tradeoff.methods import JUDGED, MODELED, TRUE, at_beta
-from preftune.tradeoff.results import Ceiling, Language, Mean, Outcome, Trained
+from preftune.tradeoff.methods import at_beta
+from preftune.tradeoff.results import JUDGED, MODELED, TRUE, Ceiling, Language, Mean, Outcome, Trained
 
 WORKERS = 2  # runs at a time, each on one core
 PHASES = 90

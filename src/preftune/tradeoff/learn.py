@@ -18,13 +18,15 @@ from preftune.objective.responses import Draws, Pairs, Responses, Rollouts, Valu
 from preftune.objective.rollouts import RolloutFormula
 from preftune.tradeoff.world import Members, World
 
+DRAW_SEED = 0
 TokenLoss = Callable[[Tensor, Draws], Tensor]  # token_logp (members,) and the phase -> (members,)
+Watch = Callable[[int, Tensor], None]  # the number of phases done and the policy
+Losses = Callable[[], list[Tensor]]  # of the policy and, for PPO, of the values
 
 
 class Schedule(Struct, frozen=True):
     """How long and how fast to learn. phases: rounds of drawing; draws: groups a prompt and phase, of `responses` each;
-    epochs: updates on a phase; lr, value_lr: of Adam, both falling to 0 in a line; warmup: phases in which only the
-    values learn."""
+    epochs: updates on a phase; lr, value_lr: of Adam, both falling to 0 in a line."""
 
     phases: int = 300
     draws: int = 4
@@ -32,10 +34,6 @@ class Schedule(Struct, frozen=True):
     epochs: int = 1
     lr: float = 0.05
     value_lr: float = 0.1
-    warmup: int = 0
-
-
-USUAL = Schedule()
 
 
 def draw(world: World, logits: Tensor, schedule: Schedule, generator: torch.Generator) -> tuple[Members, Tensor]:
@@ -50,20 +48,18 @@ def learn_online(
     world: World,
     objective: RolloutFormula | PairFormula,
     score: Tensor,
-    schedule: Schedule = USUAL,
+    schedule: Schedule,
     *,
     labels: ScoreLabels = "soft",
     token_loss: TokenLoss | None = None,
-    watch: Callable[[int, Tensor], None] | None = None,
-    seed: int = 0,
+    watch: Watch | None = None,
 ) -> Tensor:
     """(groups, prefixes, vocab) the policy that an objective learns from its own draws, scored by `score`.
 
     score: (groups, responses), the true reward or a reward model's. An objective of pairs gets all pairs of a group.
-    token_loss: what some recipes add to each token, for showing where they lead; watch: called with the number of
-    phases done and the policy.
+    token_loss: what some recipes add to each token, for showing where they lead; watch: called after each phase.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(DRAW_SEED)
     logits = world.reference.clone().requires_grad_()
     values = torch.zeros(logits.shape[:2], dtype=logits.dtype, requires_grad=True)
     optimizers = [
@@ -85,14 +81,10 @@ def learn_online(
             for (optimizer, _), loss in zip(optimizers, losses(), strict=False):
                 optimizer.zero_grad()
                 (loss * len(logits)).backward()  # tables do not share weights: each has the gradient of its own mean
-                if optimizer is not optimizers[0][0] or phase >= schedule.warmup:
-                    optimizer.step()
+                optimizer.step()
         if watch is not None:
             watch(phase + 1, logits.detach())
     return logits.detach()
-
-
-Losses = Callable[[], list[Tensor]]
 
 
 def _rollout_losses(

@@ -7,35 +7,74 @@ formula that is not in `preftune.objective`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-import torch
 from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor
 
 from preftune.objective import BY_NAME, DPO, GRPO, IPO, KTO, NLL, PPO, RLOO, Formula, SimPO
+from preftune.objective.base import PairFormula
+from preftune.objective.labels import ScoreLabels
 from preftune.objective.responses import Draws
-from preftune.tradeoff.learn import Schedule, TokenLoss, learn_online
+from preftune.objective.rollouts import RolloutFormula
+from preftune.tradeoff.learn import Schedule, TokenLoss, Watch, learn_online
 from preftune.tradeoff.offline import Judged, best_of, learn_offline, reward_model
+from preftune.tradeoff.results import JUDGED, MODELED, TRUE, Mean, Outcome, mean
 from preftune.tradeoff.world import World
 
-PAIRS = 1000  # judged pairs of a prompt, unless a panel says otherwise
-PPO_SCHEDULE = Schedule(epochs=4)
+BETA = 0.5  # unless a panel says otherwise, as the next line
+PAIRS = 1000  # judged pairs of a prompt
 BEST_OF = (2, 4, 8, 16, 64)
-JUDGED, MODELED, TRUE = "judged pairs", "reward model", "true reward"
 
 
 class Method(Struct, frozen=True):
-    """policy: from a world, its judged pairs, beta and a seed to (groups, responses) log-probabilities.
+    """policy: from a world, its judged pairs and beta to (groups, responses) log-probabilities.
 
     source: what it learns from; limit: where it is an exact optimum or a bound, and nothing was trained.
     """
 
     name: str
     source: str
-    policy: Callable[[World, Judged, float, int], Tensor]
+    policy: Callable[[World, Judged, float], Tensor]
     limit: bool = False
+
+
+class Recipe(Struct, frozen=True):
+    """How a policy learns from its own draws. labels: what scores become for an objective of pairs; kl_loss: whether
+    the KL is a loss of each token, as it is published for GRPO, in place of a part of the reward."""
+
+    objective: RolloutFormula | PairFormula
+    schedule: Schedule = Schedule()
+    labels: ScoreLabels = "soft"
+    kl_loss: bool = False
+
+    def learn(self, world: World, score: Tensor, beta: float, watch: Watch | None = None) -> Tensor:
+        """(groups, prefixes, vocab) the policy. score: (groups, responses)."""
+        objective = replace(self.objective, beta=0.0 if self.kl_loss else beta)
+        token_loss = k3_loss(beta) if self.kl_loss else None
+        return learn_online(world, objective, score, self.schedule, labels=self.labels, token_loss=token_loss,
+                            watch=watch)  # fmt: skip
+
+
+def k3_loss(beta: float) -> TokenLoss:
+    """(members,) beta (exp(-d) - 1 + d) times the ratio to the drawing policy, d = log pi - log pi_ref."""
+
+    def loss(token_logp: Tensor, draws: Draws) -> Tensor:
+        d = token_logp - draws.ref_logp
+        return beta * ((-d).exp() - 1 + d) * (token_logp - draws.sampled).exp()
+
+    return loss
+
+
+ONLINE = {
+    "PPO": Recipe(PPO(), Schedule(epochs=4)),
+    "RLOO": Recipe(RLOO()),
+    "GRPO": Recipe(GRPO()),
+    "online DPO, soft labels": Recipe(DPO()),
+    "online DPO, drawn labels": Recipe(DPO(), labels="drawn"),
+    "online DPO, ranks": Recipe(DPO(), labels="ranks"),
+    "GRPO as published": Recipe(GRPO(scale="group"), kl_loss=True),  # scores over their group's deviation
+}
 
 
 def at_beta(objective: Formula, beta: float) -> Formula:
@@ -52,87 +91,52 @@ def at_beta(objective: Formula, beta: float) -> Formula:
 
 
 def offline(objective: Formula, name: str) -> Method:
-    def policy(world: World, pairs: Judged, beta: float, seed: int) -> Tensor:
+    def policy(world: World, pairs: Judged, beta: float) -> Tensor:
         return world.logp(learn_offline(world, at_beta(objective, beta), pairs))
 
     return Method(name, JUDGED, policy)
 
 
-def modeled(name: str, objective: PPO | RLOO | None, *, linear: bool) -> Method:
-    """A reward model on the pairs, and the best policy for it: learned online, or exact where there is no objective."""
-
-    def policy(world: World, pairs: Judged, beta: float, seed: int) -> Tensor:
-        score = reward_model(world, pairs, linear=linear)
-        if objective is None:
-            return world.tilted(score, beta)
-        schedule = PPO_SCHEDULE if isinstance(objective, PPO) else Schedule()
-        return world.logp(learn_online(world, replace(objective, beta=beta), score, schedule, seed=seed))
-
-    return Method(name, MODELED, policy, limit=objective is None)
-
-
-def online(name: str, learn: Callable[[World, float, int], Tensor]) -> Method:
+def online(name: str) -> Method:
     """Draws of its own, scored by the true reward."""
-    return Method(name, TRUE, lambda world, pairs, beta, seed: world.logp(learn(world, beta, seed)))
+    return Method(name, TRUE, lambda world, pairs, beta: world.logp(ONLINE[name].learn(world, world.reward, beta)))
 
 
-def rloo(world: World, beta: float, seed: int, schedule: Schedule = Schedule()) -> Tensor:  # noqa: B008
-    return learn_online(world, RLOO(beta=beta), world.reward, schedule, seed=seed)
+def modeled(name: str) -> Method:
+    """Draws of its own, scored by a linear reward model of the pairs."""
+
+    def policy(world: World, pairs: Judged, beta: float) -> Tensor:
+        score = reward_model(world, pairs, linear=True)
+        return world.logp(ONLINE[name].learn(world, score, beta))
+
+    return Method(f"{name}, linear model", MODELED, policy)
 
 
-def ppo(world: World, beta: float, seed: int, schedule: Schedule = PPO_SCHEDULE) -> Tensor:
-    return learn_online(world, PPO(beta=beta), world.reward, schedule, seed=seed)
+def optimum(name: str, *, linear: bool) -> Method:
+    """The best policy for a reward model of the pairs."""
 
+    def policy(world: World, pairs: Judged, beta: float) -> Tensor:
+        return world.tilted(reward_model(world, pairs, linear=linear), beta)
 
-def grpo(world: World, beta: float, seed: int) -> Tensor:
-    return learn_online(world, GRPO(beta=beta), world.reward, seed=seed)
-
-
-def soft(world: World, beta: float, seed: int) -> Tensor:
-    return learn_online(world, DPO(beta=beta), world.reward, seed=seed)
-
-
-def drawn(world: World, beta: float, seed: int) -> Tensor:
-    return learn_online(world, DPO(beta=beta), world.reward, labels="drawn", seed=seed)
-
-
-def ranked(world: World, beta: float, seed: int) -> Tensor:
-    return learn_online(world, DPO(beta=beta), world.reward, labels="ranks", seed=seed)
-
-
-def published_grpo(world: World, beta: float, seed: int) -> Tensor:
-    """Scores divided by their group's deviation, and the KL as a loss of each token (k3 times the ratio)."""
-    objective = GRPO(beta=0.0, scale="group")
-    return learn_online(world, objective, world.reward, token_loss=k3_loss(beta), seed=seed)
-
-
-def k3_loss(beta: float) -> TokenLoss:
-    """(members,) beta (exp(-d) - 1 + d) times the ratio to the drawing policy, d = log pi - log pi_ref."""
-
-    def loss(token_logp: Tensor, draws: Draws) -> Tensor:
-        d = token_logp - draws.ref_logp
-        return beta * ((-d).exp() - 1 + d) * (token_logp - draws.sampled).exp()
-
-    return loss
+    return Method(f"optimum of a {name} model", MODELED, policy, limit=True)
 
 
 def best_of_methods() -> list[Method]:
     """The best of several draws of the reference, by the true reward; of the linear reward model, the best of 16."""
 
-    def policy(count: int, model: bool, world: World, pairs: Judged, beta: float, seed: int) -> Tensor:
-        return best_of(world, reward_model(world, pairs, linear=True) if model else world.reward, count)
+    def by_reward(count: int) -> Method:
+        return Method(f"best of {count}", TRUE, lambda world, *_: best_of(world, world.reward, count), limit=True)
 
-    bounds = [Method(f"best of {count}", TRUE, partial(policy, count, False), limit=True) for count in BEST_OF]
-    return [*bounds, Method("best of 16", MODELED, partial(policy, 16, True), limit=True)]
+    def by_model(world: World, pairs: Judged, beta: float) -> Tensor:
+        return best_of(world, reward_model(world, pairs, linear=True), 16)
+
+    return [*map(by_reward, BEST_OF), Method("best of 16", MODELED, by_model, limit=True)]
 
 
 METHODS = (
     offline(DPO(), "DPO"), offline(IPO(), "IPO"), offline(KTO(), "KTO"), offline(SimPO(), "SimPO"),
-    modeled("optimum of a table model", None, linear=False), modeled("optimum of a linear model", None, linear=True),
-    modeled("PPO, linear model", PPO(), linear=True), modeled("RLOO, linear model", RLOO(), linear=True),
-    online("PPO", ppo), online("RLOO", rloo), online("GRPO", grpo),
-    online("online DPO, soft labels", soft), online("online DPO, drawn labels", drawn),
-    online("online DPO, ranks", ranked), online("GRPO as published", published_grpo),
+    optimum("table", linear=False), optimum("linear", linear=True), modeled("PPO"), modeled("RLOO"),
+    *map(online, ONLINE),
 )  # fmt: skip
 SFT = offline(NLL("sum"), "SFT on chosen")
 
@@ -144,5 +148,13 @@ def every_offline() -> list[Method]:
     return [offline(objective, objective.name) for objective in usable if "quantile" not in objective.reads]
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def outcome(world: World, method: Method, pairs: Judged, beta: float | None) -> Outcome:
+    """Where a method ends."""
+    logp = method.policy(world, pairs, beta or BETA)
+    return Outcome(method.name, method.source, beta, *means(world, logp), method.limit)
+
+
+def means(world: World, logp: Tensor) -> tuple[Mean, Mean, Mean]:
+    """KL, true reward and gap of a policy, (groups, responses) log-probabilities, over the runs."""
+    kl, reward, gap = map(mean, world.measured(logp))
+    return kl, reward, gap

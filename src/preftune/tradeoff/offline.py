@@ -7,7 +7,8 @@ Held by tests/tradeoff/test_tradeoff.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +16,14 @@ from torch import Tensor
 from preftune.objective import Formula, loss_of
 from preftune.objective.responses import Demos, Pairs, Rankings, Ratings, Responses
 from preftune.tradeoff.learn import minimize
-from preftune.tradeoff.world import World
+from preftune.tradeoff.world import World, kl
 
+JUDGE_SEED = 1
 RIDGE = 1e-3  # weight of the squared scores of a reward model, which pairs fix only up to a number
 GUMBEL_FLOOR = 1e-300
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """Different pairs of a world; every field is (pairs,).
 
     group, first, second: prompt and places of the two responses; share: which part of its prompt's pairs this one is;
@@ -38,23 +39,22 @@ class Judged:
     def run(self, index: int, prompts: int) -> Judged:
         """Those of one run, with places in that run alone."""
         own = self.group // prompts == index
-        group = self.group[own] - index * prompts
-        return Judged(group, self.first[own], self.second[own], self.share[own], self.vote[own])
-
-    def __add__(self, other: Judged) -> Judged:
-        """Both, as one set of pairs in which each half has half of the weight."""
-        names = ("group", "first", "second", "share", "vote")
-        group, first, second, share, vote = (torch.cat([getattr(self, name), getattr(other, name)]) for name in names)
-        return Judged(group, first, second, share / 2, vote)
+        group, *others = (column[own] for column in self)
+        return Judged(group - index * prompts, *others)
 
 
-def judge(
-    world: World, count: int, generator: torch.Generator, logp: Tensor | None = None, flipped: float = 0.0
-) -> Judged:
+def together(pairs: Judged, others: Judged) -> Judged:
+    """Both, as one set of pairs in which each half has half of the weight."""
+    both = Judged(*map(torch.cat, zip(pairs, others, strict=True)))
+    return both._replace(share=both.share / 2)
+
+
+def judge(world: World, count: int, seed: int = JUDGE_SEED, logp: Tensor | None = None, flipped: float = 0.0) -> Judged:
     """`count` pairs of a prompt, each judged once; pairs of equal responses are dropped.
 
     logp: (groups, responses) of the policy that they are drawn from; flipped: share of labels turned round at random.
     """
+    generator = torch.Generator().manual_seed(seed)
     share = (world.ref_logp if logp is None else logp).exp()
     groups, responses = share.shape
     a, b = (torch.multinomial(share, count, True, generator=generator) for _ in range(2))
@@ -81,36 +81,33 @@ def examples(world: World, pairs: Judged, logp: Tensor, part: Formula) -> tuple[
 
     def side(at: Tensor) -> Responses:
         place = (pairs.group, at)
-        tokens = world.tokens[at]
+        tokens = world.tree.tokens[at]
         score = world.reward[place] if scored else None
         return Responses(logp[place], tokens, world.ref_logp[place], score, -0.1 * tokens)
 
     first, second = side(pairs.first), side(pairs.second)
-    if part.kind == "pairs":
-        both = [_joined(first, second), _joined(second, first)]
-        weight = torch.cat([pairs.share * pairs.vote, pairs.share * (1 - pairs.vote)])
-        return Pairs(both[0], both[1], weight, torch.ones_like(weight)), weight
     responses = _joined(first, second)
     good = torch.cat([pairs.share * pairs.vote, pairs.share * (1 - pairs.vote)])
-    bad = torch.cat([pairs.share * (1 - pairs.vote), pairs.share * pairs.vote])
+    if part.kind == "pairs":
+        return Pairs(responses, _joined(second, first), good, torch.ones_like(good)), good
     if part.kind == "demos":
         return Demos(responses, good), good
+    index = torch.arange(len(good))
+    other = index.roll(len(good) // 2)  # of each response, the other one of its pair
     if part.kind == "rankings":
-        count = len(good)
-        order = torch.arange(count).view(2, -1).flip(0).reshape(-1)  # of each response, the other one of its pair
-        both_of = torch.stack([torch.arange(count), order], 1).reshape(-1)
-        group, rank = torch.arange(count).repeat_interleave(2), torch.tensor([1, 2]).repeat(count)
-        return Rankings(responses[both_of], group, rank, good), good
-    drift = (logp.exp() * (logp - world.ref_logp)).sum(-1).mean().detach().expand(1)
+        members = torch.stack([index, other], 1).reshape(-1)
+        return Rankings(
+            responses[members], index.repeat_interleave(2), torch.tensor([1, 2]).repeat(len(good)), good
+        ), good
+    drift = kl(logp, world.ref_logp).mean().detach().expand(1)
     mismatched = Responses(drift, torch.ones_like(drift), torch.zeros_like(drift))
-    weight = torch.cat([good, bad]) / 2
-    is_good = torch.arange(2 * len(good)) < len(good)
+    weight = torch.cat([good, good[other]]) / 2
+    is_good = torch.arange(len(weight)) < len(good)
     return Ratings(_joined(responses, responses), is_good, weight, mismatched), weight
 
 
 def _joined(first: Responses, second: Responses) -> Responses:
-    fields = ("logp", "tokens", "reference", "score", "sharpness")
-    sides = [(getattr(first, name), getattr(second, name)) for name in fields]
+    sides = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(Responses)]
     return Responses(*(None if a is None else torch.cat([a, b]) for a, b in sides))  # type: ignore[arg-type]
 
 
@@ -139,11 +136,11 @@ def reward_model(world: World, pairs: Judged, *, linear: bool, steps: int = 300,
     linear: one weight a symbol, the same for all prompts of a run; otherwise one number a response and prompt.
     """
     groups = len(world.reward)
-    shape = (groups // world.prompts, world.counts.shape[1]) if linear else tuple(world.reward.shape)
+    shape = (groups // world.prompts, world.tree.counts.shape[1]) if linear else tuple(world.reward.shape)
     weights = torch.zeros(shape, dtype=world.reward.dtype, requires_grad=True)
 
     def score() -> Tensor:
-        return (weights @ world.counts.T).repeat_interleave(world.prompts, 0) if linear else weights
+        return (weights @ world.tree.counts.T).repeat_interleave(world.prompts, 0) if linear else weights
 
     def loss() -> Tensor:
         scores = score()

@@ -6,17 +6,26 @@ from collections.abc import Callable, Sequence
 
 from preftune.report.charts import Chart, Series
 from preftune.report.study import Panel, Study
-from preftune.tradeoff.language_page import language_panel
-from preftune.tradeoff.results import Outcome, Results
+from preftune.tradeoff.results import JUDGED, MODELED, TRUE, Ceiling, Language, Outcome, Results
 
 CURVES = {  # method and what it learned from -> color role of its line over the betas
-    ("DPO", "judged pairs"): "run-1", ("IPO", "judged pairs"): "run-5", ("KTO", "judged pairs"): "run-6",
-    ("SimPO", "judged pairs"): "run-4", ("RLOO, linear model", "reward model"): "run-3",
-    ("PPO", "true reward"): "run-7", ("online DPO, ranks", "true reward"): "run-2",
-    ("GRPO as published", "true reward"): "run-8",
+    ("DPO", JUDGED): "run-1", ("IPO", JUDGED): "run-5", ("KTO", JUDGED): "run-6", ("SimPO", JUDGED): "run-4",
+    ("RLOO, linear model", MODELED): "run-3", ("PPO", TRUE): "run-7", ("online DPO, ranks", TRUE): "run-2",
+    ("GRPO as published", TRUE): "run-8",
 }  # fmt: skip
+COLORS = {JUDGED: "run-1", MODELED: "run-3", TRUE: "run-7"}
+COURSE_COLORS = ("run-7", "run-3", "run-1", "run-6", "run-2", "run-8")
+FURTHEST = 6.5  # nats of KL up to which the ceiling is drawn
 OUTCOME_COLUMNS = ("method", "learned from", "beta", "KL, nats", "true reward", "below the best of its KL")
-KINDS = ["run-7", "run-3", "run-1", "run-6", "run-2", "run-8"]
+LANGUAGE_COLUMNS = (
+    "method",
+    "learned from",
+    "KL, nats",
+    "true reward",
+    "below the best of its KL",
+    "models",
+    "seconds",
+)
 
 
 def study(results: Results) -> Study:
@@ -28,7 +37,7 @@ def study(results: Results) -> Study:
         "4 prompts and 121 responses, in which every KL, every reward and the best policy are sums over all responses."
     )
     if results.language is not None:
-        panels.insert(1, language_panel(results.language))
+        panels.insert(1, _language(results.language))
         foot += f" The language model took {results.language.seconds:.0f} seconds more."
     return Study("trade-off", "DPO and RLHF under the ceiling that theory gives", _lead(results), panels, foot)
 
@@ -55,17 +64,21 @@ def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     ]
 
 
-def _ceiling(results: Results, up_to: float) -> Series:
-    points = [p for p in results.ceiling if p.kl <= up_to]
+def _ceiling(ceiling: Sequence[Ceiling], up_to: float) -> Series:
+    points = [p for p in ceiling if p.kl <= up_to]
     return Series("The best policy of each KL", "train", [p.kl for p in points], [p.reward for p in points], dash=True)
 
 
+def _ends(name: str, color: str, outcomes: Sequence[Outcome], text: list[str] | None = None) -> Series:
+    """Reward over KL of some outcomes, as dots that are joined, or as points with a text each."""
+    style = "dots" if text is None else "points"
+    return Series(name, color, [o.kl.value for o in outcomes], [o.reward.value for o in outcomes], style, text=text)
+
+
 def _frontier(results: Results) -> Panel:
-    series = [_ceiling(results, 6.5), *_curves(results, lambda o: (o.kl.value, o.reward.value))]
-    drawn = [o for o in results.frontier if o.method.startswith("best of") and o.source == "true reward"]
-    series.append(
-        Series("Best of 2 to 64", "muted", [o.kl.value for o in drawn], [o.reward.value for o in drawn], "dots")
-    )
+    best_of = [o for o in results.frontier if o.method.startswith("best of") and o.source == TRUE]
+    series = [_ceiling(results.ceiling, FURTHEST), *_curves(results, lambda o: (o.kl.value, o.reward.value)),
+              _ends("Best of 2 to 64", "muted", best_of)]  # fmt: skip
     look = (
         "One line a method, one dot a beta. On the dashed line nothing is lost; how far right a dot stands is beta's."
     )
@@ -88,18 +101,52 @@ def _curves(results: Results, place: Callable[[Outcome], tuple[float, float]]) -
     for (name, source), color in CURVES.items():
         own = [o for o in results.frontier if (o.method, o.source) == (name, source)]
         dots = sorted(place(outcome) for outcome in own)
-        label = f"{name}, {source}" if source == "true reward" else name
+        label = f"{name}, {source}" if source == TRUE else name
         series.append(Series(label, color, [x for x, _ in dots], [y for _, y in dots], "dots"))
     return series
 
 
+def _language(world: Language) -> Panel:
+    """Every method on a language model, under the ceiling that draws of the reference give."""
+    series = [_ceiling(world.ceiling, 1.15 * max(trained.outcome.kl.value for trained in world.trained))]
+    for source, color in COLORS.items():
+        ends = [trained.outcome for trained in world.trained if trained.outcome.source == source]
+        series.append(_ends(f"From {source}", color, ends, [o.method for o in ends]))
+    series.append(_ends("Best of 2 to 16", "muted", world.best_of))
+    chart = Chart("language", "Reward over KL, a language model", "true reward",
+        "Each dot is one run at the same beta. Those that draw stay near the line and differ in where they stop. "
+        "Of those on the pairs alone, only DPO does.",
+        "KL from the reference, nats", series)  # fmt: skip
+    best, scaled = at(world, world.beta), world.beta / world.slope
+    text = (
+        "A small transformer writes restaurant reviews; their reward is kind words minus harsh words, so what is true "
+        "is known here too, and the rest is estimated from draws to prompts that nothing was trained on after SFT. "
+        f"Every row is an ordinary run at beta {world.beta:g} on one seed, from {world.pairs:,} judged pairs or "
+        f"{world.drawn:,} draws in {world.phases} phases; ± is half of a 95 % interval over draws, not over runs. At "
+        f"this beta the best policy has KL {best.kl:.2f} and reward {best.reward:.2f}. The reward model orders "
+        f"{world.accuracy:.1%} of new pairs as their judge did, and gives a point of reward {world.slope:.2f}, so to "
+        f"what learns from it beta is {scaled:.2f}: a reward model's scale is part of beta."
+    )
+    return Panel("The methods on a language model", text, [chart], LANGUAGE_COLUMNS, language_rows(world))
+
+
+def at(world: Language, beta: float) -> Ceiling:
+    """The best policy at one of the betas of the ceiling."""
+    return next(point for point in world.ceiling if point.beta == beta)
+
+
+def language_rows(world: Language) -> list[list[str]]:
+    """One row a method, as LANGUAGE_COLUMNS says."""
+    needs = [(t.outcome, ", ".join(t.models), f"{t.seconds:.0f}") for t in world.trained]
+    needs += [(outcome, "reference", "") for outcome in world.best_of]
+    return [[o.method, o.source, o.kl.text(), o.reward.text(), o.gap.text(), *need] for o, *need in needs]
+
+
 def _objectives(results: Results) -> Panel:
-    points = Series("Objectives", "run-1", [o.kl.value for o in results.objectives],
-                    [o.reward.value for o in results.objectives], "points",
-                    text=[o.method for o in results.objectives])  # fmt: skip
+    points = _ends("Objectives", "run-1", results.objectives, [o.method for o in results.objectives])
     chart = Chart("objectives", "All objectives on the same pairs", "true reward",
         "Each dot is one objective. The closer to the dashed line, the less of its KL is noise of the pairs.",
-        "KL from the reference, nats", [_ceiling(results, 6.5), points])  # fmt: skip
+        "KL from the reference, nats", [_ceiling(results.ceiling, FURTHEST), points])  # fmt: skip
     text = (
         f"Each objective that pairs serve, at beta {results.beta:g} where its beta is one of nats, with its usual "
         "constants otherwise. odpo, rpo, rebel and dro get the true scores as well. A small gap at a small KL says "
@@ -111,7 +158,7 @@ def _objectives(results: Results) -> Panel:
 def _courses(results: Results) -> Panel:
     series = [
         Series(c.method, color, [float(p) for p in c.phases], list(c.distance), "dots")
-        for c, color in zip(results.courses, KINDS, strict=True)
+        for c, color in zip(results.courses, COURSE_COLORS, strict=True)
     ]
     chart = Chart("courses", "Distance to the optimum", "KL(pi, pi*), nats",
         "It should fall to 0. Ranks turn back: with certain labels the optimum is at infinity. GRPO as published stays "
@@ -155,14 +202,11 @@ def _shifted(results: Results) -> Panel:
 
 
 def _weak(results: Results) -> Panel:
-    names = [o.method for o in results.weak[0][1]]
+    turns = [turned for turned, _ in results.weak]
+    by_method = {ends[0].method: ends for ends in zip(*(outcomes for _, outcomes in results.weak), strict=True)}
     colors = ("muted", "run-1", "run-4", "run-3", "run-7", "train")
-    series = [
-        Series(
-            name, color, [turned for turned, _ in results.weak], [of[i].reward.value for _, of in results.weak], "dots"
-        )
-        for i, (name, color) in enumerate(zip(names, colors, strict=True))
-    ]
+    series = [Series(name, color, turns, [o.reward.value for o in ends], "dots")
+              for (name, ends), color in zip(by_method.items(), colors, strict=True)]  # fmt: skip
     chart = Chart("weak", "A weak reference", "true reward",
         "All fall with the reference, since all are held to it. RLOO on a model of a weak reference's pairs falls "
         "further behind RLOO on the true reward.", "how far the reference is turned away from the reward",
@@ -171,11 +215,8 @@ def _weak(results: Results) -> Panel:
         "The reference is tilted against the reward, and pairs are its own. True reward and KL at beta "
         f"{results.beta:g}; HyPO, which follows a reference less where it ranks wrongly, does not gain from it here."
     )
-    rows = []
-    for i, name in enumerate(names):
-        ends = [outcomes[i] for _, outcomes in results.weak]
-        rows.append([name, *(f"{o.reward.text()} at KL {o.kl.text()}" for o in ends)])
-    columns = ["method", *(f"turned by {turned:g}" for turned, _ in results.weak)]
+    rows = [[name, *(f"{o.reward.text()} at KL {o.kl.text()}" for o in ends)] for name, ends in by_method.items()]
+    columns = ["method", *(f"turned by {turned:g}" for turned in turns)]
     return Panel("A weak reference", text, [chart], columns, rows)
 
 

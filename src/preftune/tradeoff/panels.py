@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
+from msgspec.structs import replace
 from torch import Tensor
 
 from preftune.events import Progress, emit
 from preftune.objective import DPO, GRPO, NLL, PPO, RLOO, Formula
-from preftune.tradeoff.conditions import BETA, JUDGE_SEED, ended_at, explored, noisy, shifted, weakened
-from preftune.tradeoff.learn import Schedule, learn_online
-from preftune.tradeoff.methods import (
-    METHODS,
-    PAIRS,
-    PPO_SCHEDULE,
-    SFT,
-    Method,
-    best_of_methods,
-    every_offline,
-    generator,
-    k3_loss,
-    ppo,
-    rloo,
-)
-from preftune.tradeoff.offline import judge, learn_offline
+from preftune.tradeoff.conditions import explored, noisy, shifted, weakened
+from preftune.tradeoff.learn import Schedule
+from preftune.tradeoff.methods import BETA, METHODS, ONLINE, PAIRS, SFT, best_of_methods, every_offline, outcome
+from preftune.tradeoff.offline import Judged, judge, learn_offline
 from preftune.tradeoff.results import Ceiling, Cost, Course, Outcome, Results, Spread
-from preftune.tradeoff.world import World, make_world
+from preftune.tradeoff.world import World, kl, make_world
 
-BETAS, RUNS, PANELS = (0.25, 0.5, 1.0), 5, 10
+BETAS, RUNS, PANELS = (0.25, 0.5, 1.0), 5, 9
+COURSES = ("RLOO", "PPO", "online DPO, soft labels", "online DPO, drawn labels", "online DPO, ranks",
+           "GRPO as published")  # fmt: skip
 SNAPSHOTS = (10, 25, 50, 100, 150, 200, 250, 300)
 CEILING = (8.0, 4.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.14, 0.1)
 WEAK, FLIPPED = (0.0, 0.5, 1.0), (0.0, 0.1, 0.2, 0.4)
@@ -41,15 +30,16 @@ def compare(runs: int = RUNS) -> Results:
     """Every panel, in a minute and a half of one core."""
     began = time.process_time()
     world = make_world(runs=runs)
+    pairs = judge(world, PAIRS)
     announced = iter(range(1, PANELS + 1))
 
     def announce(name: str) -> None:
         emit(Progress(f"the exact world: {name}", next(announced), PANELS))
 
     announce("methods")
-    methods = frontier(world)
+    methods = frontier(world, pairs)
     announce("objectives")
-    objectives = [outcome(world, method, BETA) for method in every_offline()]
+    objectives = [outcome(world, method, pairs, BETA) for method in every_offline()]
     announce("courses")
     course = courses(world)
     announce("exploration")
@@ -61,7 +51,7 @@ def compare(runs: int = RUNS) -> Results:
     announce("noise")
     noise = [(flipped, noisy(world, flipped)) for flipped in FLIPPED]
     announce("sensitivity")
-    spreads = sensitivity(world)
+    spreads = sensitivity(world, pairs)
     announce("costs")
     return Results(
         runs=runs, beta=BETA, pairs=PAIRS,
@@ -72,76 +62,60 @@ def compare(runs: int = RUNS) -> Results:
     )  # fmt: skip
 
 
-def outcome(world: World, method: Method, beta: float | None) -> Outcome:
-    """Where a method ends on the usual pairs of the reference."""
-    judged = judge(world, PAIRS, generator(JUDGE_SEED))
-    return ended_at(world, method, method.policy(world, judged, beta or BETA, 0), beta)
-
-
-def frontier(world: World) -> list[Outcome]:
+def frontier(world: World, pairs: Judged) -> list[Outcome]:
     """The methods at each beta, and what has none once."""
-    by_beta = [outcome(world, method, beta) for beta in BETAS for method in METHODS]
-    return [*by_beta, outcome(world, SFT, None), *(outcome(world, method, None) for method in best_of_methods())]
+    by_beta = [outcome(world, method, pairs, beta) for beta in BETAS for method in METHODS]
+    return [*by_beta, *(outcome(world, method, pairs, None) for method in (SFT, *best_of_methods()))]
 
 
 def courses(world: World) -> list[Course]:
     """How far each online method is from pi* as it goes."""
-    best, reward = world.logp(world.optimum(BETA)), world.reward
-    learners: dict[str, Callable[..., Tensor]] = {
-        "RLOO": partial(learn_online, world, RLOO(beta=BETA), reward),
-        "PPO": partial(learn_online, world, PPO(beta=BETA), reward, PPO_SCHEDULE),
-        "online DPO, soft labels": partial(learn_online, world, DPO(beta=BETA), reward),
-        "online DPO, drawn labels": partial(learn_online, world, DPO(beta=BETA), reward, labels="drawn"),
-        "online DPO, ranks": partial(learn_online, world, DPO(beta=BETA), reward, labels="ranks"),
-        "GRPO as published": partial(
-            learn_online, world, GRPO(beta=0.0, scale="group"), reward, token_loss=k3_loss(BETA)
-        ),
-    }
+    best = world.logp(world.optimum(BETA))
     made = []
-    for name, learn in learners.items():
+    for name in COURSES:
         distances: list[float] = []
 
         def watch(phase: int, logits: Tensor, distances: list[float] = distances) -> None:
             if phase in SNAPSHOTS:
-                logp = world.logp(logits)
-                distances.append(float((logp.exp() * (logp - best)).sum(-1).mean()))
+                distances.append(float(kl(world.logp(logits), best).mean()))
 
-        learn(watch=watch)
+        ONLINE[name].learn(world, world.reward, BETA, watch)
         made.append(Course(name, list(SNAPSHOTS), distances))
     return made
 
 
-def sensitivity(world: World) -> list[Spread]:
+def sensitivity(world: World, pairs: Judged) -> list[Spread]:
     """The gap over grids of the settings that one has to choose, a third of the usual phases for those online."""
-    judged = judge(world, PAIRS, generator(JUDGE_SEED))
-    policies: dict[str, list[Tensor]] = {
-        "DPO": [learn_offline(world, DPO(beta=BETA), judged, steps=steps, lr=lr) for lr in RATES for steps in STEPS],
-        "RLOO": [
-            rloo(world, BETA, 0, Schedule(phases=100, lr=lr, epochs=epochs)) for lr in RATES for epochs in EPOCHS
-        ],
-        "PPO": [
-            ppo(world, BETA, 0, Schedule(phases=100, lr=lr, epochs=epochs, value_lr=value_lr))
-            for lr in RATES for epochs in EPOCHS for value_lr in VALUE_RATES
-        ],
+
+    policies = {
+        "DPO": [learn_offline(world, DPO(beta=BETA), pairs, steps=steps, lr=lr) for lr in RATES for steps in STEPS]
+    }
+    schedules = {
+        "RLOO": [Schedule(phases=100, lr=lr, epochs=epochs) for lr in RATES for epochs in EPOCHS],
+        "PPO": [Schedule(phases=100, lr=lr, epochs=epochs, value_lr=value_lr)
+                for lr in RATES for epochs in EPOCHS for value_lr in VALUE_RATES],
     }  # fmt: skip
+    for name, grid in schedules.items():
+        recipes = [replace(ONLINE[name], schedule=schedule) for schedule in grid]
+        policies[name] = [recipe.learn(world, world.reward, BETA) for recipe in recipes]
     spreads = []
     for name, of_method in policies.items():
-        gaps = [float(world.measured(world.logp(logits))[:, 2].mean()) for logits in of_method]
+        gaps = [float(world.measured(world.logp(logits))[2].mean()) for logits in of_method]
         spreads.append(Spread(name, len(gaps), min(gaps), float(np.median(gaps)), max(gaps)))
     return spreads
 
 
 def costs() -> list[Cost]:
     """What each method needs, counted from its objective and its schedule, of one prompt."""
-    usual, updates = Schedule(), 300
-    drawn, drawn_ppo = usual.phases * usual.draws * usual.responses, PPO_SCHEDULE.phases * PPO_SCHEDULE.epochs
+    usual, ppo, updates = Schedule(), ONLINE["PPO"].schedule, 300
+    drawn = usual.phases * usual.draws * usual.responses
     rows: list[tuple[str, Formula, list[str], int, int, int]] = [
         ("DPO", DPO(), [], PAIRS, 0, updates),
         ("SFT on chosen", NLL(), [], PAIRS, 0, updates),
         ("RLOO, reward model", RLOO(), ["reward"], PAIRS, drawn, usual.phases),
         ("RLOO, a function", RLOO(), [], 0, drawn, usual.phases),
         ("GRPO, a function", GRPO(), [], 0, drawn, usual.phases),
-        ("PPO, reward model", PPO(), ["reward"], PAIRS, drawn, drawn_ppo),
+        ("PPO, reward model", PPO(), ["reward"], PAIRS, drawn, ppo.phases * ppo.epochs),
         ("online DPO, reward model", DPO(), ["reward"], PAIRS, drawn, usual.phases),
     ]
     counted = []

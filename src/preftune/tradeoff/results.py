@@ -10,6 +10,8 @@ from msgspec import Struct
 
 from preftune.record.statistics import student_quantile
 
+JUDGED, MODELED, TRUE = "judged pairs", "reward model", "true reward"  # what a method learns from
+
 
 class Mean(Struct, frozen=True):
     """A mean over independent runs, and half of its 95 % interval by Student's t; half is 0 for what is exact."""
