@@ -18,7 +18,7 @@ from preftune.model.load import load_config
 from preftune.model.memory import Setup
 from preftune.model.scalar import with_score
 from preftune.model.shapes import Shapes, meta_module, shapes_of
-from preftune.model.trained import train_only
+from preftune.model.weights import train_only
 from preftune.objective import of_scores
 from preftune.objective.rollouts import PPO
 from preftune.reference.config import Moving, Stored

@@ -31,9 +31,8 @@ from preftune.model.probe import not_followed
 from preftune.model.quantized import QUANTIZED
 from preftune.model.shard import mesh_of
 from preftune.model.shard_layer import ShardedByLayer
-from preftune.model.trained import train_only
 from preftune.model.verify import Difference, sample, verify_layout
-from preftune.model.weights import Weights, WholeModel
+from preftune.model.weights import Weights, WholeModel, train_only
 from preftune.objective import of_scores
 from preftune.run.dataset import Dataset
 from preftune.run.match_rows import Notes
