@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
 from preftune.rows import transcripts
 from preftune.rows.keys import ABOUT, JUDGEMENT, may_be_response, words_of
 from preftune.rows.messages import align, first_difference, is_texts, part, split_first_turn, whole_conversation
@@ -139,7 +141,13 @@ def called(raw: RawRow) -> Row:
 def single(raw: RawRow) -> Row:
     """A prompt beside one response."""
     prompt, (response,) = raw.align([raw.turns("response")])
-    return _rating_or_demo(raw, prompt, response)
+    row = _rating_or_demo(raw, prompt, response)
+    if "history" in raw.keys and isinstance(row, Demo) and not row.token_weights:  # its answers are learned from too
+        assert not isinstance(prompt, str)
+        assert not isinstance(response, str)
+        prompt, response = split_first_turn((*prompt, *response))
+        return replace(row, prompt=prompt, response=response)
+    return row
 
 
 def conversation(raw: RawRow) -> Row:

@@ -55,9 +55,14 @@ def load_dataset(run: Run) -> Dataset:
     """Read and tokenize, and say what is odd about the rows. Raises UserError."""
     emit(Note("reading rows"))
     dataset = tokenize_rows(run, read_rows(run.data))
-    for counts in (dataset.account.train, dataset.account.evaluate):
+    for part, counts in (("train", dataset.account.train), ("evaluate", dataset.account.evaluate)):
         for note in counts.notes if counts else ():
             emit(Note(note))
+        if counts and counts.skipped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.skipped.items())
+            left_out = f"{sum(counts.skipped.values()):,} of {counts.read:,} rows are left out ({reasons})"
+            limit = f"; data.max_tokens is {dataset.max_tokens:,}" if {*TOO_LONG} & {*counts.skipped} else ""
+            emit(Note(f"data.{part}: {left_out}{limit}"))
     return dataset
 
 

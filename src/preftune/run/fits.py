@@ -1,4 +1,4 @@
-"""What of a run decides its memory, and the table of what fits. Held by tests/run/test_fits.py and tests/cli."""
+"""What of a run decides its memory, and the table of what fits. Held by tests/model/test_fits.py and tests/cli."""
 
 from __future__ import annotations
 

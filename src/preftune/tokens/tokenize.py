@@ -85,7 +85,9 @@ class _RowsInIds:
     tokens that stay text."""
 
     def __init__(self, renderer: Renderer, encoder: Encoder, max_tokens: int, too_long: TooLong) -> None:
-        self._renderer, self._encoder, self._max_tokens, self._too_long = renderer, encoder, max_tokens, too_long
+        self._renderer, self._encoder = renderer, encoder
+        self._max_tokens = max_tokens
+        self._too_long: TooLong = too_long
         self.groups: list[TokenGroup] = []
         self.skipped: list[Problem] = []
         self.malformed: list[tuple[MalformedRow, Place]] = []
