@@ -40,7 +40,7 @@ TOO_LONG = (
 )
 CONTROL_TOKENS = (
     "What control tokens in the text of rows are: tokens, as where a template has written it, or text, which is their "
-    "letters. Where nothing is said they are text, and refused if most rows have some."
+    "letters. Where nothing is said they are text, and refused if most rows of plain text have some."
 )
 TURNS = "Turns of the assistant in a conversation to imitate that are learned from: all of them, or the last."
 RANKINGS = "Pairs of a ranking: all of different rank, or the best against each other response."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control token that a person wrote
-CONTROL = "control.text"  # the reason of a remark
+CONTROL, STAY_TEXT = "control.text", 'control tokens in the text stay text; data.control_tokens = "tokens" reads them'
 NOTHING = re.compile(r"(?!)")  # a pattern that is nowhere
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
 
@@ -105,7 +105,7 @@ class Renderer:
         written = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
         start = 0
         if any(map(self._patterns.assistant.search, (written.removeprefix(self._begin), *texts))):
-            remarks[CONTROL] = "control tokens in the text stay text"
+            remarks[CONTROL] = STAY_TEXT
         if not isinstance(prompt, str):
             turns = [turn for turns in (prompt, *spoken) for turn in turns if isinstance(turn, Message)]
             if any(turn.thought or turn.beside or turn.role in TOLD for turn in turns):
@@ -157,7 +157,7 @@ class Renderer:
             rendered.append(template.words(turns, said, thought, frame, remarks))
             cores.append((text.strip(), turn.content))
         if any(GUARD in text for text in (*(said.words for said in rendered), *(turn.says for turn in turns))):
-            remarks[CONTROL] = "control tokens in the text stay text"
+            remarks[CONTROL] = STAY_TEXT
         shared = shared_start([said.prompt for said in rendered] or [template.opening(frame)])
         whole = [said.prompt[len(shared) :] + said.words for said in rendered]
         starts = [self._start(words, *core) for words, core in zip(whole, cores, strict=True)]

@@ -81,8 +81,8 @@ def tokenize(
 
 
 class _RowsInIds:
-    """Groups of rows, and what became of the others. cut: rows with a response cut; with_control: rows with control
-    tokens that stay text."""
+    """Groups of rows, and what became of the others. cut: rows with a response cut; with_control: rows without turns
+    in which control tokens stay text."""
 
     def __init__(self, renderer: Renderer, encoder: Encoder, max_tokens: int, too_long: TooLong) -> None:
         self._renderer, self._encoder = renderer, encoder
@@ -124,7 +124,7 @@ class _RowsInIds:
         elif shorter:
             self.tally.add("turns.too_long", "turns that lie beyond data.max_tokens are left out", row.place)
         remarks = dict.fromkeys(remark for text in texts for remark in text.remarks)
-        self.with_control += any(reason == CONTROL for reason, _ in remarks)
+        self.with_control += isinstance(row.prompt, str) and any(reason == CONTROL for reason, _ in remarks)
         for reason, message in remarks:
             self.tally.add(reason, message, row.place)
 
