@@ -101,7 +101,7 @@ class Embedded:
         return responses
 
     def _drawn_by_cache(self, ids: Tensor, member: Tensor, wanted: Wanted, choice: Choice) -> Responses | None:
-        """ids: (prompts, tokens); member: (rows,) the prompt of each. None where a pass without a cache says otherwise."""
+        """ids: (prompts, tokens); member: (rows,) their prompts. None where a pass without a cache says otherwise."""
         cached = Cached(self.policy)
         drawn = decode(cached, cached.begin(ids, member), wanted, choice)
         if off_a_plain_pass(self.policy, ids[member], drawn, choice) <= max(OFF, self.policy.noise):
