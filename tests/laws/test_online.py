@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -284,13 +285,13 @@ def test_a_signal_stops_all_ranks_while_they_draw(
 
 
 CALLS: list[str] = []
-ACTS: dict[int, Callable[[], object]] = {}  # what the reward does at which of its calls
+ACTS = SimpleNamespace(at={})  # by call; no part of what the reward is, since nobody can compare it
 
 
 def failing(prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
     """As `words`."""
     CALLS.append(prompt)
-    ACTS.get(len(CALLS), list)()
+    ACTS.at.get(len(CALLS), list)()
     return words(prompt, responses, answer)
 
 
@@ -306,8 +307,8 @@ def hang() -> None:
 def acting(run: Run, **acts: Callable[[], object]) -> Path:
     """Do the run whose reward does this at call `_N`."""
     CALLS.clear()
-    ACTS.clear()
-    ACTS.update({int(name[1:]): act for name, act in acts.items()})
+    ACTS.at.clear()
+    ACTS.at.update({int(name[1:]): act for name, act in acts.items()})
     return train(run, resume=Path(run.out).exists())
 
 

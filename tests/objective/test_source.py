@@ -123,6 +123,28 @@ def test_what_nobody_can_compare_is_said() -> None:
     assert re.search(remark, own_objective(function).variant)
 
 
+LOG: list[object] = []
+CACHE: dict[object, object] = {}
+
+
+def logging_reward(prompt: object, responses: list, answer: object) -> list[int]:
+    LOG.append(prompt)
+    return [0 for _ in responses]
+
+
+def caching_reward(prompt: object, responses: list, answer: object) -> list[int]:
+    CACHE[prompt] = len(responses)
+    return [0 for _ in responses]
+
+
+@pytest.mark.parametrize("function", [logging_reward, caching_reward])
+def test_what_it_fills_while_it_runs_is_said_and_no_part_of_it(function: Callable) -> None:
+    before = digest(function)
+    function("a question", [""], None)
+    assert digest(function) == before
+    assert re.search("(LOG|CACHE), which f changes", source_of(function, "f", "reward").remark("f"))
+
+
 def test_one_that_refers_to_itself_has_an_end() -> None:
     holder = Holder([])
     holder.content.append(holder)

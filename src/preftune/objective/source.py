@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import dis
 import enum
 import functools
 import hashlib
@@ -19,8 +20,9 @@ import sysconfig
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path, PurePath
-from types import MethodType, ModuleType
+from types import CodeType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from preftune.errors import UserError
@@ -28,6 +30,9 @@ from preftune.errors import UserError
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 SAYS_ITSELF = (numbers.Number, decimal.Decimal, range, slice, bytes, PurePath, enum.Enum,
                datetime.date, datetime.time, datetime.timedelta)  # fmt: skip
+CONTAINERS = (list, dict, set, deque)
+CHANGES = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove",
+           "discard", "clear", "sort", "reverse"}  # fmt: skip
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -129,8 +134,12 @@ class _Reader:
         called = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', type(code).__name__)}"
         if not opened and _is_installed(code):
             return called
-        attributes = vars(code).values() if isinstance(code, type) else [code]
-        functions = [function for function in map(_function_of, attributes) if function is not None]
+        attributes = {**vars(code), "__repr__": None}.values() if isinstance(code, type) else [code]  # it only shows
+        functions = [
+            function
+            for function in map(_function_of, attributes)
+            if function is not None and (opened or not _is_installed(function))
+        ]
         used: dict[str, object] = {}
         for function in functions:
             for key, value in sorted(self._used_by(function, name).items()):
@@ -151,7 +160,21 @@ class _Reader:
                 used[variable] = cell.cell_contents
             except ValueError:  # it is not set yet
                 self.unseen.append(f"{variable} of {name}")
-        return used
+        state = [each for each in sorted(used) if isinstance(used[each], CONTAINERS) and each in _changed_by(codes)]
+        self.unseen += [f"{each}, which {name} changes" for each in state]
+        return {each: value for each, value in used.items() if each not in state}
+
+
+def _changed_by(codes: list[CodeType]) -> set[str]:
+    """Names whose containers this code changes while it runs, such as a log or a cache: they are no part of what it is.
+    An item that is set may be of any of them."""
+    names: set[str] = set()
+    for code in codes:
+        steps = [*dis.get_instructions(code)]
+        if any(step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") for step in steps):
+            names.update(code.co_names, code.co_freevars)
+        names |= {str(first.argval) for first, second in pairwise(steps) if second.argval in CHANGES}
+    return names
 
 
 def _text(code: Any) -> str:
