@@ -67,7 +67,7 @@ def _right_key(table: type[Struct], unknown: str) -> str:
     """The key that another library calls so, here or in another table, one that is spelled alike, or all there are."""
     name = spelled(unknown)
     by_table = {other: [key.name for key in _keys(other) if name in (key.name, *opened(key.type)[2].get("also", ()))]
-                for other in (table, *Table.__subclasses__())}  # fmt: skip
+                for other in (table, *sorted(Table.__subclasses__(), key=lambda other: other.__name__))}  # fmt: skip
     if by_table[table]:
         return f"Here it is {by_table[table][0]}."
     elsewhere = [f"{key} of {other.__name__}" for other, keys in by_table.items() for key in keys]

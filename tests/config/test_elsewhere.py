@@ -103,9 +103,9 @@ def test_an_adapter_of_peft_is_answered_with_the_same_one_here() -> None:
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], use_rslora=True, lora_dropout=0.1)
     with pytest.raises(UserError, match="adapter: cannot be of type LoraConfig") as raised:
         resolve(Run(adapter=config))
-    words = "Adapter(rank=4, alpha=8, targets=['q_proj'], scaling='root')"
+    words = "Adapter(rank=4, alpha=8, targets=('q_proj',), scaling='root')"
     assert str(raised.value).endswith(f"Write {words}. There is no lora_dropout here.")
-    assert resolve(Run(adapter=Adapter(rank=4, alpha=8, targets=["q_proj"], scaling="root"))).adapter is not None
+    assert resolve(Run(adapter=Adapter(rank=4, alpha=8, targets=("q_proj",), scaling="root"))).adapter is not None
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's, of transformers

@@ -88,7 +88,8 @@ def answer_to(word: str, place: str = "") -> str:
         return BY_NAME.get(word, "")
     tags = [key.choice for key in named if key.choice and key.path != key.table]
     owner = f" of {named[0].table}={' or '.join(tags)}" if len(paths) == 1 and 0 < len(tags) <= FEW else ""
-    meanings = {key.meaning for key in named}
+    example = f"Write for instance {named[0].path}={named[0].choice}."
+    meanings = {example if key.type == "choice" else key.meaning for key in named}
     return f"Here it is {' or '.join(paths)}{owner}. {meanings.pop() if len(meanings) == 1 else ''}".rstrip()
 
 

@@ -43,7 +43,8 @@ def _instead_of_peft_config(value: object) -> str:
     keys["kind"] = "dora" if keys["kind"] else None
     keys["scaling"] = "root" if keys["scaling"] else None
     keys["start"] = None if keys["start"] is True else keys["start"]
-    keys["targets"] = sorted(keys["targets"]) if isinstance(keys["targets"], set) else keys["targets"] or "all-linear"
+    targets = keys["targets"] or "all-linear"
+    keys["targets"] = tuple(sorted(targets)) if isinstance(targets, set) else targets
     words = ", ".join(f"{key}={word!r}" for key, word in keys.items() if word is not None)
     usual = type(value)()
     differing = sorted(key for key in vars(usual) if getattr(value, key) != getattr(usual, key))
