@@ -55,8 +55,8 @@ ANSWERS = {
     "curriculum_sampling":
         "The order of rows follows from seed.",
     "eos_token pad_token unk_token bos_token special_tokens added_tokens add_tokens add_special_tokens "
-    "new_special_tokens resize_vocab resize_token_embeddings_to_32x split_special_tokens eot_tokens "
-    "additional_special_tokens mean_resizing_embeddings":
+    "new_special_tokens resize_vocab resize_token_embeddings_to_32x eot_tokens additional_special_tokens "
+    "mean_resizing_embeddings":
         "The tokenizer stays as it is; data.template says how turns end.",
     "image_max_pixels image_min_pixels image_size processor_type media_dir freeze_vision_tower is_encoder_decoder":
         "Causal models of text are trained; rows with pictures are refused.",
