@@ -15,7 +15,7 @@ from typing import Any
 
 from preftune.rows.json_text import parse_line, what_is_wrong
 from preftune.rows.keys import TOOL, is_nothing, words_of
-from preftune.rows.parse import MalformedRow, describe
+from preftune.rows.parse import MalformedRow, describe, refuse_other
 from preftune.rows.row import OPTIONS, TOLD, TOOLS, Message, Prompt
 
 LISTED = ("tools", "functions")  # keys of a row that list tools
@@ -168,4 +168,4 @@ def _without_null(value: object) -> object:
 
 
 def _dumped(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=refuse_other)
