@@ -157,7 +157,8 @@ def test_a_template_that_cuts_content_never_gets_it_in_parts(byte_level: Make, c
 
 
 def test_a_list_of_parts_is_never_written_as_it_is(byte_level: Make) -> None:
-    parts = "{% if m.role == 'system' %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
+    parts = "{% for p in m.content %}{{ p.text }}{% endfor %}"
+    parts = f"{{% if m.role == 'system' %}}{{{{ m.content }}}}{{% else %}}{parts}{{% endif %}}"
     tokenizer = byte_level(PLAIN.replace("{{ m.content }}", parts))
     assert scored(tokenizer, pair(said("a"), said("b")))[0].count("2+2?") == 1
     with pytest.raises(UserError, match="writes a content's list of parts as it stands"):
