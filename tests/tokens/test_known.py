@@ -84,7 +84,7 @@ def test_characters_without_a_token_are_told_and_many_are_refused() -> None:
     (note,) = done.notes
     assert (note.reason, note.location) == ("token.dropped", "made:1")
     assert "of all characters have no token and are left out, such as 'x'." in note.message
-    with pytest.raises(UserError, match="has no token for .*% of the characters, such as 'x', 'y', 'z'"):
+    with pytest.raises(UserError, match=r"has no token for .*% of the characters, such as 'x', 'y', 'z'"):
         tokenize([pair("AC xyz GT", "GG", "CC")], tokenizer, max_tokens=500)
 
 
@@ -120,5 +120,5 @@ def test_a_tokenizer_that_fails_at_unknown_words_is_an_error_of_the_user(model: 
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = of_letters(inner)
     assert pieces(tokenize([pair("C", " G", " C")], tokenizer, max_tokens=9), tokenizer)[0] == ["<s>", "C"]
-    with pytest.raises(UserError, match="the tokenizer fails: .* no token for what it does not know"):
+    with pytest.raises(UserError, match=r"the tokenizer fails: .* no token for what it does not know"):
         tokenize([pair("C word", " G", " C")], tokenizer, max_tokens=9)

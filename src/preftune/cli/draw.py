@@ -9,8 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from preftune.cli.verbs import at_work
 from preftune.errors import UserError
-from preftune.events import Note, emit
 
 
 def draw(
@@ -51,10 +51,7 @@ def draw(
         JSON-lines file to write, one object a prompt, in place of the screen.
     """
     _check(out, {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature})
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note("loading torch and transformers"))
+    with at_work():
         from preftune.rollout.config import Rollout
         from preftune.run import draw as run
 

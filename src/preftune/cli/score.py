@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from preftune.cli.verbs import run_of
+from preftune.cli.verbs import at_work, run_of
 from preftune.config.load import load
 from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
-from preftune.events import Note, emit
 from preftune.record.parse import MODEL, RUN_FILE
 
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
@@ -66,10 +65,7 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     if out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words_of(words, reward))
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note("loading torch and transformers"))
+    with at_work():
         from preftune.run.score import score
 
         means = score(run, out)
