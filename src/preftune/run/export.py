@@ -1,4 +1,5 @@
-"""An adapter and its base as one model. Held by tests/laws/test_adapters.py."""
+"""An adapter and its base as one model, and a checkpoint as a model. Held by tests/laws/test_adapters.py and
+tests/laws/test_finished.py."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune import folders
-from preftune.errors import UserError
+from preftune.config.load import load
+from preftune.errors import CORRUPT, UserError
 from preftune.events import Note, emit
 from preftune.model.adapter_files import AdapterFiles, adapter_at, base_of, tokenizer_source
 from preftune.model.as_made import take_back
@@ -22,9 +24,17 @@ from preftune.model.plain import plain_logp
 from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import WholeModel
+from preftune.objective import of_scores
+from preftune.record.parse import RUN_FILE
+from preftune.record.writer import CHECKPOINTS
 from preftune.rows.row import Place
+from preftune.run.dataset import load_dataset, tokenizer_of
+from preftune.run.match_rows import Notes, match_rows
+from preftune.run.models import load_weights
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer
+from preftune.training import checkpoint
+from preftune.training.checkpoint import PREFIX
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,8 +66,7 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     if files is None:
         raise UserError("is no adapter, so there is nothing to merge.", location=path,
                         hint="Name a folder with adapter_config.json, or a run with [adapter].")  # fmt: skip
-    if into.exists() and any(into.iterdir()):
-        raise UserError("this folder is not empty.", location=str(into), hint="Name another one.")
+    refuse_filled(into)
     from preftune.model.adapter import without_warnings
 
     emit(Note("loading base and adapter"))
@@ -76,6 +85,30 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     with folders.folder(into) as folder:
         WholeModel(module).export(folder, tokenizer)
     return Merged(float(off.mean()), float(off.max()), before.head.unit, files.quantized, off_quantized)
+
+
+def checkpoint_as_model(record: Path, step: int, into: Path) -> None:
+    """Write the model, or the adapter, that a run would have left had it ended after this step. Raises UserError."""
+    path = record / CHECKPOINTS / f"{PREFIX}{step:08d}"
+    if not path.is_dir():
+        steps = sorted(int(p.name.removeprefix(PREFIX)) for p in path.parent.glob(f"{PREFIX}*"))
+        hint = f"There are: {', '.join(map(str, steps))}." if steps else "Runs write them with save.every."
+        raise UserError(f"there is no checkpoint of step {step}.", location=str(path.parent), hint=hint)
+    refuse_filled(into)
+    run = load(str(record / RUN_FILE))
+    emit(Note("loading the model"))
+    tokenizer = match_rows(run, load_dataset(run)).dataset.tokenizer if of_scores(run.objective) else tokenizer_of(run)
+    weights = load_weights(run, tokenizer, Notes(), torch.device("cpu"))
+    if problem := checkpoint.load_weights(weights, path):
+        raise UserError(f"cannot be read: {problem}.", location=str(path), code=CORRUPT)
+    with folders.folder(into) as folder:
+        weights.export(folder, tokenizer)
+
+
+def refuse_filled(into: Path) -> None:
+    """Raise UserError where something is in a folder that is to be written."""
+    if into.exists() and any(into.iterdir()):
+        raise UserError("this folder is not empty.", location=str(into), hint="Name another one.")
 
 
 def _loaded(files: AdapterFiles, weights: str) -> PeftModel:
