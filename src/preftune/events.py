@@ -64,24 +64,25 @@ Event = Progress | Note | Happened | StepDone | Evaluated | PhaseDrawn
 Sink = Callable[[Event], object]  # a reader of events
 
 
-_sinks: ContextVar[tuple[Sink, ...]] = ContextVar("sinks", default=())
+_sinks: ContextVar[tuple[Sink, ...] | None] = ContextVar("sinks", default=None)  # None: nobody said who listens
 
 
 def emit(event: Event) -> None:
     """Give an event to every sink that listens now."""
-    for sink in _sinks.get():
+    for sink in _sinks.get() or ():
         sink(event)
 
 
-def anyone_listens() -> bool:
-    """Whether any sink listens now."""
-    return bool(_sinks.get())
+def is_decided() -> bool:
+    """Whether a caller has said who listens: a sink of its own, by `listening`, or nobody, by `silence`."""
+    return _sinks.get() is not None
 
 
 @contextmanager
 def listening(*sinks: Sink) -> Iterator[None]:
     """Let these sinks receive every event of the block, in addition to those that listen already."""
-    token = _sinks.set((*_sinks.get(), *sinks))
+    before = _sinks.get()
+    token = _sinks.set((*(before or ()), *sinks) if sinks else before)
     try:
         yield
     finally:
@@ -90,7 +91,7 @@ def listening(*sinks: Sink) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Let no sink receive the events of the block, as on ranks other than the first."""
+    """Let no sink receive the events of the block, and show no progress, as on ranks other than the first."""
     token = _sinks.set(())
     try:
         yield

@@ -55,7 +55,9 @@ def test_two_phases_train_as_one(run_of: Callable[..., Run], cut: int) -> None:
     assert steps == [(number, 7) for number in range(1, 8)], "their number is known before the second phase"
 
 
-def test_sinks_of_the_caller_see_the_whole_run_and_one_that_fails_is_dropped(run_of: Callable[..., Run]) -> None:
+def test_sinks_of_the_caller_see_the_whole_run_and_one_that_fails_is_dropped(
+    run_of: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[Event] = []
 
     def failing(event: Event) -> None:
@@ -67,3 +69,4 @@ def test_sinks_of_the_caller_see_the_whole_run_and_one_that_fails_is_dropped(run
     assert any(isinstance(event, Note) for event in seen), "also what was said before training"
     assert sum(isinstance(event, StepDone) for event in seen) == 7
     assert len(calls) == 1
+    assert capsys.readouterr() == ("", "failing is turned off, and the run goes on: planted.\n")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preftune.errors import UserError
 from preftune.rows.read import read
-from preftune.rows.row import Message, Pair, Place, words_of
+from preftune.rows.row import Message, Pair, Place, with_thoughts
 from preftune.tokens.tokenize import tokenize
 
 PEERS = Path(os.environ.get("PEERS", Path(__file__).parents[2] / ".venv-peers/bin/python")).absolute().parents[1]
@@ -88,7 +88,7 @@ def refusal(name: str, kind: str) -> str:
         response = str(tokenizer.decode(ids.tolist()))
         whole, missing = letters(prompt + response), [*ROWS[kind]]
         assert [turn.content for turn in missing if letters(turn.content) not in whole] == []
-        assert letters(words_of(side).splitlines()[0]) in letters(response)
+        assert letters(with_thoughts(side).splitlines()[0]) in letters(response)
         assert letters(side[-1].content) in letters(response)
         ended = response.rpartition(side[-1].content.splitlines()[-1])[2] if side[-1].thought else response
         assert ended.count(str(tokenizer.eos_token)) == 1  # it may end a thought too

@@ -9,7 +9,7 @@ import types
 import pytest
 from rich.console import Console
 
-from preftune.events import Evaluated, Event, Happened, Note, Progress, StepDone, anyone_listens, emit, listening
+from preftune.events import Evaluated, Event, Happened, Note, Progress, StepDone, emit, is_decided, listening, silence
 from preftune.record import terminal as module
 from preftune.record.terminal import LiveLine, PlainLines, default_progress, terminal
 
@@ -59,7 +59,7 @@ def test_elsewhere_each_sentence_is_a_line_and_progress_one_now_and_then(capsys:
         "evaluated  loss 0.5000",
         "finished after 3 steps",
     ]
-    assert not anyone_listens()
+    assert not is_decided()
 
 
 @pytest.mark.parametrize("sink", ["none", "the caller's"])
@@ -72,6 +72,9 @@ def test_a_call_from_python_shows_progress_unless_the_caller_listens(
         emit(Note("loading"))
     assert events == ([Note("loading")] if sink != "none" else [])
     assert ("loading" in capsys.readouterr().err) == (sink == "none")
+    with silence(), default_progress():
+        emit(Note("loading"))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_notebook_gets_the_live_line_where_it_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_row_that_contains_itself_is_an_error() -> None:
 def test_values_of_python_are_read_as_those_of_a_column() -> None:
     row = {"prompt": "\U0001f600", "completion": b"say", "score": Decimal("0.5"), "id": date(2024, 1, 2), "at": {1}}
     reading = read([row, row | {"id": UUID(int=1)}])
-    assert [row.id for row in reading.rows] == ["2024-01-02", '"00000000-0000-0000-0000-000000000001"']
+    assert [row.id for row in reading.rows] == ["2024-01-02", "00000000-0000-0000-0000-000000000001"]
     assert reading.rows[0] == Rating(prompt="\U0001f600", response="say", good=None, score=0.5,
                                      id="2024-01-02", place=Place("rows", 1))  # fmt: skip
     assert [note.reason for note in reading.notes] == ["fields.extra", "row.duplicate"]

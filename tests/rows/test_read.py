@@ -179,3 +179,57 @@ TASK_ONLY = "answer (read only where [rollout] draws responses)."
 )
 def test_a_field_is_taken_for_another_only_where_that_would_be_read(row: dict[str, object], said: str) -> None:
     assert [note.message for note in read([row]).notes] == [f"fields that are not used: {said}"]
+
+
+BETTER = {"better": "d"}
+
+
+@pytest.mark.parametrize("row", [{**PAIR, **BETTER}, {**BETTER, **PAIR}])
+def test_a_key_that_would_be_two_by_columns_is_refused_in_any_order(row: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r'"chosen" and "better" would both be "chosen" .* out: \{"chosen" = ""\}'):
+        read([row, row], columns={"better": "chosen"})
+    (pair,) = read([row], columns={"better": "chosen", "chosen": ""}).rows
+    assert isinstance(pair, Pair)
+    assert pair.chosen == "d"
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    row = {"prompt": "a", "x": "b", "y": "c", "rejected": "d"}
+    with pytest.raises(UserError, match='"x" and "y" would both be "chosen"'):
+        read([row], columns={"x": "chosen", "y": "chosen"})
+    rows = [row | {"y": None}, row | {"x": None}]  # null is absent, in whatever order
+    assert [
+        pair.chosen for pair in read(rows, columns={"x": "chosen", "y": "chosen"}).rows if isinstance(pair, Pair)
+    ] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sides"),
+    [
+        ({"chosen": "chosen"}, ("b", "c")),
+        ({"chosen": "rejected", "rejected": "chosen"}, ("c", "b")),
+        ({"more": ""}, ("b", "c")),
+        ({"more": None}, ("b", "c")),
+    ],
+)
+def test_columns_rename_swap_and_leave_out(columns: dict[str, str | None], sides: tuple[str, str]) -> None:
+    (pair,) = read([{**PAIR, "more": 1}], columns=columns).rows
+    assert isinstance(pair, Pair)
+    assert (pair.chosen, pair.rejected) == sides
+
+
+@pytest.mark.parametrize(
+    ("ranks", "scores", "contradicts"),
+    [
+        ([1, 2, 3], [3, 2, 1], False),
+        ([1, 2, 3], [1, 2, 3], True),
+        ([3, 1, 2], [2, 3, 2.5], False),
+        ([1, 3, 2], [3, 2, 1], True),
+        ([1, 2, 2], [3, 1, 2], False),
+        ([1, 2, 3], [2, 2, 2], False),
+        ([1, 1, 2], [1, 3, 2], True),
+    ],
+)
+def test_ranks_that_contradict_scores_are_told(ranks: list[int], scores: list[float], contradicts: bool) -> None:
+    reading = read([{"prompt": "a", "responses": ["x", "y", "z"], "ranks": ranks, "scores": scores}])
+    assert [note.reason for note in reading.notes] == ["ranking.scores"] * contradicts

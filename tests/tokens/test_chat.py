@@ -150,6 +150,21 @@ def test_content_in_parts_where_the_template_wants_it(byte_level: Make) -> None:
     assert scored(byte_level(template), pair(said("a"), said("b")))[1] == ["a<|im_end|>", "b<|im_end|>"]
 
 
+@pytest.mark.parametrize("cut", ["m.content[:8]", "m.content|first", "m.content|list|last", "(m.content[:4]|string)|e"])
+def test_a_template_that_cuts_content_never_gets_it_in_parts(byte_level: Make, cut: str) -> None:
+    with pytest.raises(UserError, match="the chat template drops the assistant's turn"):
+        scored(byte_level(PLAIN.replace("m.content", cut)), pair(said("a"), said("b")))
+
+
+def test_a_list_of_parts_is_never_written_as_it_is(byte_level: Make) -> None:
+    parts = "{% for p in m.content %}{{ p.text }}{% endfor %}"
+    parts = f"{{% if m.role == 'system' %}}{{{{ m.content }}}}{{% else %}}{parts}{{% endif %}}"
+    tokenizer = byte_level(PLAIN.replace("{{ m.content }}", parts))
+    assert scored(tokenizer, pair(said("a"), said("b")))[0].count("2+2?") == 1
+    with pytest.raises(UserError, match="writes a content's list of parts as it stands"):
+        scored(tokenizer, pair(said("a"), said("b"), Message("system", "be kind"), Message("user", "2+2?")))
+
+
 @pytest.mark.parametrize(
     ("tail", "eos", "end"),
     [

@@ -26,7 +26,7 @@ from preftune.events import (
     PhaseDrawn,
     Progress,
     StepDone,
-    anyone_listens,
+    is_decided,
     listening,
 )
 
@@ -51,8 +51,8 @@ def terminal() -> Iterator[None]:
 
 
 def default_progress() -> contextlib.AbstractContextManager[None]:
-    """What a call from Python shows: nothing where the caller has a sink."""
-    return contextlib.nullcontext() if anyone_listens() else terminal()
+    """What a call from Python shows: nothing where the caller has a sink, or asked for silence."""
+    return contextlib.nullcontext() if is_decided() else terminal()
 
 
 def _can_be_live(console: Console) -> bool:

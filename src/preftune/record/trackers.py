@@ -208,7 +208,10 @@ def guarded(sink: Sink) -> Sink:
     def receive(event: Event) -> None:
         if not isinstance(event, Progress | Note):
             guard.step = event.step
+        failed = guard.failed
         guard(sink, event)
+        if guard.failed and not failed:  # it may stand in the terminal's place, and the record may not be there yet
+            sys.stderr.write(f"{guard.failed}\n")
 
     return receive
 
@@ -217,7 +220,7 @@ class Guard:
     """Calls functions of one tracker. After the first exception it calls nothing more, and the record says why."""
 
     def __init__(self, name: str, step: int = 0) -> None:
-        self.name, self.step, self.failed = name, step, False
+        self.name, self.step, self.failed = name, step, ""
 
     def __call__(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | None:
         if self.failed:
@@ -225,9 +228,8 @@ class Guard:
         try:
             return function(*arguments, **keywords)
         except Exception as error:
-            self.failed = True
-            text = f"{self.name} is turned off, and the run goes on: {third_party_message(error)}"
-            emit(Happened(self.step, "tracker_failed", text, {"tracker": self.name}))
+            self.failed = f"{self.name} is turned off, and the run goes on: {third_party_message(error)}"
+            emit(Happened(self.step, "tracker_failed", self.failed, {"tracker": self.name}))
             return None
 
 

@@ -7,17 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 
 from preftune.errors import UserError
-
-# A sign counts only where nothing stands before it that it could subtract from: `5-3` ends with 3, `x=-3` with -3.
-NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.])[-\u2212])?"
-    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    r"(?:[eE][+-]?\d{1,3}(?!\d))?(?:/\d+)?"
-)
-LONGEST = 1000  # digits of a number that is compared
+from preftune.rollout.written_numbers import of_answer, of_response
 
 Verifier = Callable[[str, str | None], float]
 
@@ -28,21 +20,10 @@ def exact(response: str, answer: str | None) -> float:
 
 
 def number(response: str, answer: str | None) -> float:
-    """Whether the last number of both is equal: `#### 1,000` and `It is 1000.0.`; a response without one is wrong."""
-    last = last_number(response)
-    return float(last is not None and last == last_number(answer or ""))
-
-
-def last_number(text: str) -> Fraction | None:
-    """The last number of a text as it is written in English: 1,000.5, -3, 3/4, 1e-3; None if there is none."""
-    written = ""
-    for match in NUMBER.finditer(text):
-        written = match.group()
-    whole, _, below = written.replace(",", "").replace("\u2212", "-").partition("/")
-    if not whole or max(len(whole), len(below)) > LONGEST:
-        return None
-    value = Fraction(whole)
-    return value / int(below) if below and int(below) else value
+    """Whether the last number of the response, or the one in its last \\boxed{}, is the answer's: `#### 1,000` and
+    `It is 1000.0.` agree; a response without one is wrong."""
+    value = of_response(response)
+    return float(value is not None and value == of_answer(answer or "")[0])
 
 
 class Pattern:
@@ -99,4 +80,5 @@ def unusable_answer(name: str, answer: str | None) -> str:
     """Why no response can agree with the answer, or an empty string."""
     if answer is None:
         return "the task has no answer."
-    return "the task's answer has no number." if name == "number" and last_number(answer) is None else ""
+    why = of_answer(answer)[1] if name == "number" else ""
+    return f"the task's answer {why}." if why else ""

@@ -1,8 +1,9 @@
 """What JSON would hold: of columns of Parquet files and datasets, by the types of their schema, and of Python values.
 
 What is JSON text by its type (`arrow.json`) is parsed; the number of a class becomes the name of the class; decimals
-become numbers, maps objects, bytes text, dates and times text in ISO form, and NaN null. Held by
-tests/rows/test_columns.py and tests/rows/test_python_rows.py.
+become numbers, maps objects, dates and times text in ISO form, and NaN null. Bytes are text where they are UTF-8, and
+else stay bytes, which are of no use as text. Held by tests/rows/test_columns.py and
+tests/rows/test_python_rows.py.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from preftune.rows.json_text import Parsed, what_is_wrong
+from preftune.errors import UserError
+from preftune.rows.json_text import STRICT, Parsed, what_is_wrong
+from preftune.rows.parse import MalformedRow
 from preftune.rows.row import Place
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, RecordBatch, Schema, Table
+    from pyarrow import DataType, Field, RecordBatch, Schema, Table
 
 Convert = Callable[[Any], object]
 
 
 def arrow_records(batches: Iterable[RecordBatch | Table], schema: Schema, name: str) -> Iterator[Parsed]:
-    """The rows of all batches as records, and what is wrong with each."""
+    """The rows of all batches as records, and what is wrong with each. Raises UserError where two columns, or two
+    fields of one, have the same name, of which one row could hold but the last."""
+    if twice := _name_twice(list(schema)):
+        raise UserError(f'two columns have the name "{twice}".', location=name, hint="Rename or drop one of them.")
     features = _features(schema)
     converts = {field.name: _converter(field.type, features.get(field.name)) for field in schema}
     number = 0
@@ -35,7 +42,7 @@ def arrow_records(batches: Iterable[RecordBatch | Table], schema: Schema, name: 
             except (ValueError, RecursionError) as error:
                 yield Place(name, number), None, f"{error}."
                 continue
-            yield Place(name, number), value, what_is_wrong(value, json.dumps(value))
+            yield Place(name, number), value, what_is_wrong(value, canonical(value))
 
 
 def plain(value: object) -> object:
@@ -46,8 +53,50 @@ def plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else _scalar(value)
+        return _named((str(key), plain(entry)) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return _scalar(value)
+
+
+def canonical(value: object) -> str:
+    """The value as JSON with sorted keys. What JSON cannot hold is no part of a row, so its type stands for it."""
+    return json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
+
+
+def _named(entries: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """Raises ValueError for a key that stands twice."""
+    named: dict[str, object] = {}
+    for key, entry in entries:
+        if key in named:
+            raise ValueError(f'the key "{key}" stands twice in one object')
+        named[key] = entry
+    return named
+
+
+def _name_twice(fields: Sequence[Field]) -> str:
+    """A name that two of the fields have, or two fields inside of one, or an empty string."""
+    names = [field.name for field in fields]
+    if len(set(names)) < len(names):
+        return next(name for name in names if names.count(name) > 1)
+    return next(filter(None, (_name_twice(_fields_of(field.type)) for field in fields)), "")
+
+
+def _fields_of(kind: DataType) -> Sequence[Field]:
+    """The fields of an object, or the one of the entries of a list or map."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return list(kind)
+    if types.is_map(kind):
+        return [kind.item_field]
+    return [kind.value_field] if _is_list(kind) else []
+
+
+def _is_list(kind: DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def _features(schema: Schema) -> Mapping[str, Any]:
@@ -71,13 +120,15 @@ def _converter(kind: DataType, feature: object) -> Convert:
         return lambda number: names[number] if 0 <= number < len(names) else None  # -1 stands where nobody said
     if getattr(kind, "extension_name", "") == "arrow.json":
         return _json
+    if types.is_dictionary(kind):
+        return _converter(kind.value_type, feature)
     if types.is_struct(kind):
         inner = {field.name: _converter(field.type, _inside(feature, field.name)) for field in kind}
         return lambda value: {key: _convert(inner[key], entry) for key, entry in value.items()}
     if types.is_map(kind):
         item = _converter(kind.item_type, None)
-        return lambda value: {str(key): _convert(item, entry) for key, entry in value}
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return lambda value: _named((str(key), _convert(item, entry)) for key, entry in value)
+    if _is_list(kind):
         entry_of = _converter(kind.value_type, _inside(feature, "feature"))
         return lambda value: [_convert(entry_of, entry) for entry in value]
     return _scalar
@@ -92,8 +143,8 @@ def _inside(feature: object, name: str) -> object:
 
 def _json(text: Any) -> object:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return STRICT.decode(text)
+    except (ValueError, MalformedRow) as error:
         raise ValueError(f"a column of JSON holds what is not JSON: {error}") from error
 
 
@@ -106,5 +157,5 @@ def _scalar(value: Any) -> object:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return f"({len(value)} bytes)"
-    return str(value) if isinstance(value, date | time | timedelta) else value
+            return value
+    return str(value) if isinstance(value, date | time | timedelta | UUID) else value

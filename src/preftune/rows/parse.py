@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NoReturn
 
 YES = frozenset({"true", "yes", "1", "good", "up", "thumbs_up", "like", "positive", "chosen", "desirable"})
 NO = frozenset({"false", "no", "0", "bad", "down", "thumbs_down", "dislike", "negative", "rejected", "undesirable"})
@@ -47,7 +48,14 @@ def describe(value: object) -> str:
         return f"a number ({excerpt(value)})"
     if isinstance(value, str):
         return f"the text {excerpt(value)}" if value else "an empty text"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes that are no text"
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
+
+
+def refuse_other(value: object) -> NoReturn:
+    """For `default` of json.dumps: raise MalformedRow for what JSON cannot hold, such as bytes or a picture."""
+    raise MalformedRow(f"{describe(value)} cannot be written as text.", "Leave it out, or make it text or a number.")
 
 
 def parse_text(value: object, field: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 from preftune.errors import Problem
 from preftune.rows.account import Tally
@@ -102,6 +104,8 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
             tally.add("rating.contradiction", "the rating is the opposite of another", row.place)
         if isinstance(row, Pair) and row.scores and row.scores[0] < row.scores[1]:
             tally.add("pair.scores", "rejected has the higher score", row.place)
+        if isinstance(row, Ranking) and row.scores and _contradicts(row.ranks, row.scores):
+            tally.add("ranking.scores", "a response of a worse rank has a higher score", row.place)
         if isinstance(row, Pair) and row.preferred == 0.5:
             tally.add("pair.tied", "neither response is judged better, so each is preferred by half", row.place)
         _remark_on_text(row, tally)
@@ -110,6 +114,18 @@ def remarks(rows: Sequence[Row]) -> list[Problem]:
         label = "good" if labels.pop() else "bad"
         tally.add("rating.one_class", f"from here on all ratings are {label}", rows[0].place)
     return tally.problems()
+
+
+def _contradicts(ranks: Sequence[int], scores: Sequence[float]) -> bool:
+    """Whether a response of a worse rank has a higher score than a better one; equal ranks or scores say nothing."""
+    lowest = math.inf  # score of a better rank
+    by_rank = groupby(sorted(zip(ranks, scores, strict=True)), key=itemgetter(0))
+    for _, equals in by_rank:
+        of_rank = [score for _, score in equals]
+        if max(of_rank) > lowest:
+            return True
+        lowest = min(lowest, *of_rank)
+    return False
 
 
 def _remark_on_text(row: Row, tally: Tally) -> None:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from preftune.rows import transcripts
 from preftune.rows.keys import is_nothing
 from preftune.rows.messages import Unread, align, parse_turns
-from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text
+from preftune.rows.parse import MalformedRow, describe, parse_count, parse_list, parse_number, parse_text, refuse_other
 from preftune.rows.row import TOLD, Message, Place, Prompt, Response, Row, Span, TokenWeights, last_text, text_of
 from preftune.rows.tools import LISTED, OF_TEMPLATE, listed, options_of
 
@@ -46,7 +46,8 @@ class RawRow:
 
     @property
     def id(self) -> str:
-        return _as_text(self.value.get("id"))
+        value = self.value.get("id")
+        return value.hex() if isinstance(value, bytes) else _as_text(value)
 
     @property
     def answer(self) -> str | None:
@@ -161,7 +162,13 @@ class RawRow:
 
 def _as_text(value: object) -> str:
     """A text as it is, nothing for null, and any other value as JSON."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True, default=str)
+    return (
+        value
+        if isinstance(value, str)
+        else ""
+        if value is None
+        else json.dumps(value, sort_keys=True, default=refuse_other)
+    )
 
 
 def parse_weights(

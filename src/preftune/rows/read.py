@@ -90,12 +90,19 @@ class _Reader:
             self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
         self.files[name] = source.digest
         self.problems += source.problems
-        records = [(place, self._renamed(value)) for place, value in source.records]
-        absent = [key for key in self._columns if records and not any(key in value for _, value in source.records)]
+        records: list[tuple[Place, Mapping[str, object]]] = []
+        malformed: list[tuple[MalformedRow, Place]] = []
+        for place, value in source.records:
+            try:
+                records.append((place, renamed(value, self._columns)))
+            except MalformedRow as error:
+                malformed.append((error, place))
+        absent = [
+            key for key in self._columns if source.records and not any(key in value for _, value in source.records)
+        ]
         if absent:
             hint = f"Seen: {', '.join(source.records[0][1])}."
             self.problems.append(Problem(f"no row has the key {', '.join(absent)} of data.columns.", name, hint))
-        malformed: list[tuple[MalformedRow, Place]] = []
         first = _first_of_most(records)
         unread: dict[str, Mapping[str, object]] = {}
         scale, kind, form_of_kind = "", None, None
@@ -120,12 +127,6 @@ class _Reader:
         self.problems += merge_malformed(malformed, lambda error: (DETAIL.sub("", error.message), error.reason))
         self._note(name, unread, ways)
 
-    def _renamed(self, value: dict[str, object]) -> dict[str, object]:
-        """The record with its keys renamed by data.columns; those renamed to nothing are left out."""
-        if not self._columns:
-            return value
-        return {self._columns.get(key) or key: entry for key, entry in value.items() if self._columns.get(key, True)}
-
     def _note(self, name: str, unread: Mapping[str, Mapping[str, object]], ways: Mapping[bool, Place]) -> None:
         """Note what is odd about the whole file."""
         if unread:
@@ -139,6 +140,29 @@ class _Reader:
             message = f"some rows (as line {ways[True].line}) are text that is continued as it stands, while others (as"
             message += f" line {ways[False].line}) are conversations, which go through the chat template."
             self.notes.append(Problem(message, name, reason="rows.mixed"))
+
+
+def renamed(value: Mapping[str, object], columns: Mapping[str, str | None]) -> Mapping[str, object]:
+    """The record with its keys renamed by data.columns; those renamed to nothing are left out.
+
+    Null is absent here too. Raises MalformedRow where two values that are not null would have one name: which of them
+    is meant must not depend on the order in which the keys stand in the file.
+    """
+    if not columns:
+        return value
+    record: dict[str, object] = {}
+    source: dict[str, str] = {}
+    for key, entry in value.items():
+        name = columns.get(key) or key
+        if key in columns and not columns[key]:
+            continue
+        if entry is not None and record.get(name) is not None:
+            first, second = sorted((source[name], key), key=lambda other: other in columns)
+            message = f'"{first}" and "{second}" would both be "{name}" by data.columns.'
+            raise MalformedRow(message, f'Leave one of them out: {{"{first}" = ""}} in data.columns.', "key.twice")
+        if name not in record or entry is not None:
+            record[name], source[name] = entry, key
+    return record
 
 
 def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:

@@ -22,7 +22,7 @@ from msgspec import Struct
 from preftune.errors import IO as IO_CODE
 from preftune.errors import Problem, UserError, nearest, third_party_message
 from preftune.files import digest
-from preftune.rows.columns import arrow_records, plain
+from preftune.rows.columns import arrow_records, canonical, plain
 from preftune.rows.json_text import FORMS, MAX_LINE, Parsed, records, what_is_wrong
 from preftune.rows.parse import describe
 from preftune.rows.row import Place
@@ -168,6 +168,21 @@ def _hub(name: str) -> Iterator[Parsed]:
 
 
 def _dataset(table: Any, name: str) -> Iterator[Parsed]:
+    """The rows of a dataset, those of its columns that its format shows. Raises UserError where a function makes them
+    anew each time they are looked at: it works on what its author expects, and reading by the schema passes it by.
+    """
+    format_ = table.format
+    if format_["type"] == "custom":
+        hint = "Give dataset.map(function, batched=True) in place of dataset.with_transform(function)."
+        raise UserError("is a dataset with a transform, which is not applied here.", location=name, hint=hint)
+    shown = table.with_format("arrow", columns=None if format_["output_all_columns"] else format_["columns"])
+    return arrow_records(shown.iter(1024), table.features.arrow_schema, name)
+
+
+def _streamed(table: Any, name: str) -> Iterator[Parsed]:
+    """The rows of an iterable dataset, by its features where it has them (its `map` leaves none)."""
+    if table.features is None:
+        return _mappings(table.with_format(None), name)
     return arrow_records(table.with_format("arrow").iter(1024), table.features.arrow_schema, name)
 
 
@@ -182,12 +197,14 @@ def from_objects(rows: Iterable[object], name: str) -> Source:
     datasets, table = sys.modules.get("datasets"), cast(Any, rows)
     if datasets is not None and isinstance(table, datasets.Dataset):
         parsed = _dataset(table, name)
+    elif datasets is not None and isinstance(table, datasets.IterableDataset):
+        parsed = _streamed(table, name)
     else:
         parsed = _mappings(rows, name)
     values, problems = _gather(parsed)
     if not values and not problems:
         raise UserError("there are no rows.", location=name)
-    lines = "".join(f"{_canonical(value)}\n" for _, value in values)
+    lines = "".join(f"{canonical(value)}\n" for _, value in values)
     return Source(hashlib.sha256(lines.encode()).hexdigest(), values, problems)
 
 
@@ -196,15 +213,13 @@ def _mappings(rows: Iterable[object], name: str) -> Iterator[Parsed]:
         place = Place(name, number)
         if not isinstance(row, Mapping):
             hint = 'A pair is {"prompt": ..., "chosen": ..., "rejected": ...}.'
+            hint += ' Rows of a table of pandas are table.to_dict("records").' if isinstance(row, str) else ""
             message = f"is {describe(row)}, needs a mapping from keys to values."
             raise UserError(message, location=str(place), hint=hint)
         try:
             value = plain(row)
-            yield place, value, what_is_wrong(value, _canonical(value))
+            yield place, value, what_is_wrong(value, canonical(value))
         except RecursionError:
             yield place, None, "nested too deeply."
-
-
-def _canonical(value: object) -> str:
-    """The value as JSON with sorted keys. What JSON cannot hold is no part of a row, so its type stands for it."""
-    return json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
+        except ValueError as error:
+            yield place, None, f"{error}."

@@ -52,8 +52,9 @@ def train(
     """Do a run and return the folder of its record.
 
     resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
-    force: replace a run that is there. sinks: callables that receive each event of the run (see preftune.events); one
-    that raises is dropped. load: what reads and tokenizes. Raises UserError with the exit code as `code`.
+    force: replace a run that is there. sinks: callables that receive each event of the run (see preftune.events), in
+    place of the progress on stderr; one that raises is dropped. load: what reads and tokenizes. Raises UserError with
+    the exit code as `code`.
     """
     if resume and force:
         raise UserError("--resume and --force cannot be combined.", hint="Go on with the run, or replace it.")
@@ -64,8 +65,7 @@ def train(
         refuse_shards(run, dist)
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
-            stack.enter_context(default_progress())
-            stack.enter_context(events.listening(*map(guarded, sinks)))
+            stack.enter_context(events.listening(*map(guarded, sinks)) if sinks else default_progress())
         else:
             stack.enter_context(events.silence())
         stack.enter_context(signals.listening())

@@ -27,6 +27,7 @@ from preftune.tokens.frame import Frame, Thought, Words, letters, shared_start, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PART = "part-goes-here"  # a key that no template reads: where it shows, a list of parts was written as it is
 RESPONSE, QUESTION, THINKING = "the-response-goes-here", "the-prompt-goes-here", "the-thought-goes-here"
 PROBED = {"name": "tool-goes-here", "arguments": {"key-goes-here": "value-goes-here", "flag-goes-here": True}}
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
@@ -114,7 +115,7 @@ class ChatTemplate:
                 value = json.loads(turn.content)
                 options |= {"tools": value} if turn.role == TOOLS else value
                 continue
-            content = [{"type": "text", "text": turn.content}] if self._in_parts else turn.content
+            content = [{"type": "text", "text": turn.content, PART: ""}] if self._in_parts else turn.content
             thought = {self._thought_key: turn.thought} if self._thought_key and turn.thought else {}
             beside = tools.for_template(turn, self._arguments_as_text)
             messages.append({"role": turn.role, "content": content, **thought, **beside})
@@ -127,6 +128,9 @@ class ChatTemplate:
             kind = f"{f' at its line {line}' if line else ''}: {type(error).__name__}"
             message = f"the chat template fails{kind}: {third_party_message(error)}"
             raise MalformedRow(message, OTHER_TEMPLATE, "template") from error
+        if self._in_parts and PART in text:
+            message = "the chat template writes a content's list of parts as it stands, brackets and keys included."
+            raise MalformedRow(message, OTHER_TEMPLATE, "template")
         return str(text)
 
     def frame(self, turns: Sequence[Message]) -> Frame:

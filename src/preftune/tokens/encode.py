@@ -8,13 +8,15 @@ ends with one end token, unless it was cut. A control token that a person wrote 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from preftune.errors import Problem, UserError
+from preftune.errors import Problem, UserError, third_party_message
 from preftune.rows.account import Tally
 from preftune.rows.row import Row
 from preftune.tokens.groups import TokenGroup
+from preftune.tokens.known import DroppedCharacters, ids_of, known_text, unknown_tokens
 from preftune.tokens.template import FIRST, GUARD, RenderedRow
 from preftune.tokens.tokenizer import backend
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TokenOffsets = Sequence[tuple[int, int, int]]  # (id, begin, end): a token and the characters that it stands for
-MAX_UNKNOWN = 0.1  # share of unknown tokens from which the tokenizer is surely another model's
 
 
 class EncodedRow(NamedTuple):
@@ -41,17 +42,19 @@ class Encoder:
         self._backend, self._size = backend(tokenizer), len(tokenizer)
         self._backend.no_padding()
         self._backend.no_truncation()
-        bare, framed = self._plain_ids(["a"], False)[0], self._backend.encode("a").ids
-        start = next((k for k in range(len(framed)) if framed[k : k + len(bare)] == bare), 0)
-        self.begin = framed[:start]
-        self.begin_text = str(tokenizer.bos_token or "") if self.begin else ""
         named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
         ids = [self._backend.token_to_id(str(token)) if token else None for token in named]
         self._start, self.end, _, unknown = ids
         self._unknown = None if unknown in ids[:-1] else unknown  # GPT-2 calls its end token unknown too
+        self._dropped = DroppedCharacters(self._backend)
+        trial = known_text(self._backend, self._unknown)
+        bare, framed = self._plain_ids([trial], False)[0], self._backend.encode(trial).ids
+        start = next((k for k in range(len(framed)) if framed[k : k + len(bare)] == bare), 0)
+        self.begin = framed[:start]
+        self.begin_text = str(tokenizer.bos_token or "") if self.begin else ""
         # SentencePiece puts a space before any text. After a line break, which joins with nothing, it does not.
-        line, after = self._plain_ids(["\n", "\na"], False)
-        self._anchor = "" if after[len(line) :] == bare else "\n"
+        line, after = (ids_of(self._backend, text) for text in ("\n", f"\n{trial}"))
+        self._anchor = "\n" if after and after[len(line) :] != bare else ""
 
     def encode(self, rows: Sequence[tuple[Row, RenderedRow]], tally: Tally) -> list[EncodedRow]:
         """The ids of each row; what is odd about them goes into the tally."""
@@ -61,7 +64,11 @@ class Encoder:
             prompts = [self._prompt_text(text) for _, _, text in some]
             prompt_ids = self._ids(prompts, templated)
             wholes = [p + r for p, (_, _, text) in zip(prompts, some, strict=True) for r in text.responses]
-            whole_ids = iter(self._ids(wholes, templated))
+            encoded_wholes = self._ids(wholes, templated)
+            places = [row.place for _, row, _ in some] + [row.place for _, row, text in some for _ in text.responses]
+            for written, ids, place in zip(prompts + wholes, prompt_ids + encoded_wholes, places, strict=True):
+                self._dropped.add(self._without_guards(written), ids, place)
+            whole_ids = iter(encoded_wholes)
             for (index, row, text), prompt, start in zip(some, prompts, prompt_ids, strict=True):
                 if prompt != text.prompt:
                     message = "the prompt begins with the begin token as text; it is kept once"
@@ -87,10 +94,23 @@ class Encoder:
         return _shifted(self._encode_continued(response, text.templated), -text_start)
 
     def _plain_ids(self, texts: Sequence[str], templated: bool) -> list[list[int]]:
-        self._backend.encode_special_tokens = not templated  # True: as the text that they are
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        self._backend.encode_special_tokens = False
+        with self._control_tokens(as_text=not templated):
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    @contextmanager
+    def _control_tokens(self, *, as_text: bool) -> Iterator[None]:
+        """Encode control tokens of the block as the text that they are, or as tokens. Raises UserError where the
+        tokenizer fails."""
+        self._backend.encode_special_tokens = as_text
+        try:
+            yield
+        except Exception as error:  # the tokenizers library has no class of its own
+            hint = "It has no token for what it does not know. Is it the one of this model, and for this language?"
+            message = f"the tokenizer fails: {third_party_message(error)}"
+            raise UserError(message, location="model.tokenizer", hint=hint) from error
+        finally:
+            self._backend.encode_special_tokens = False
 
     def _ids(self, texts: Sequence[str], templated: bool) -> list[list[int]]:
         """Ids of each text; a guarded control token is encoded as the text that it was."""
@@ -100,9 +120,8 @@ class Encoder:
     def _encode(self, text: str, templated: bool) -> TokenOffsets:
         """Ids with their characters, counted in the text in which guards are replaced by what they stand for."""
         if GUARD not in text:
-            self._backend.encode_special_tokens = not templated
-            encoding = self._backend.encode(text, add_special_tokens=False)
-            self._backend.encode_special_tokens = False
+            with self._control_tokens(as_text=not templated):
+                encoding = self._backend.encode(text, add_special_tokens=False)
             return [(id_, *characters) for id_, characters in zip(encoding.ids, encoding.offsets, strict=True)]
         first, *rest = text.split(GUARD)
         tokens, position = list(self._encode(first, templated)) if first else [], len(first)
@@ -167,20 +186,13 @@ class Encoder:
         return [] if stand_in is None else [stand_in]
 
     def check_known(self, groups: Sequence[TokenGroup]) -> list[Problem]:
-        """A note on unknown tokens. Raises UserError where they are many, or an id is not the tokenizer's."""
+        """Notes on unknown tokens, and on characters of the texts encoded that are in no token. Raises UserError where
+        they are many, or an id is not the tokenizer's."""
         highest = max((int(ids.max()) for g in groups for ids in g.parts if len(ids)), default=0)
         if highest >= self._size:
             message = f"the tokenizer gives the id {highest}, but has {self._size} tokens."
             raise UserError(message, location="model.tokenizer")
-        if self._unknown is None:
-            return []
-        counts = [sum(int((ids == self._unknown).sum()) for ids in g.parts) for g in groups]
-        share = sum(counts) / max(sum(g.tokens for g in groups), 1)
-        if share > MAX_UNKNOWN:
-            raise UserError(f"the tokenizer does not know {share:.0%} of the tokens.", location="model.tokenizer",
-                            hint="Is it the one of this model, and for this language?")  # fmt: skip
-        first = next((str(g.place) for g, count in zip(groups, counts, strict=True) if count), "")
-        return [Problem(f"{share:.2%} of all tokens are unknown.", first, reason="token.unknown")] if first else []
+        return [*self._dropped.notes(), *([] if self._unknown is None else unknown_tokens(groups, self._unknown))]
 
 
 def _shifted(tokens: TokenOffsets, by: int) -> list[tuple[int, int, int]]:

@@ -6,9 +6,8 @@ The ceiling, KL and reward are estimated from draws here, and every method is tr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,7 @@ from preftune.demo import stages
 from preftune.demo.comparison import models_in_memory
 from preftune.demo.measure import Reference, Reviews, ceiling_by_level, shares_of_levels
 from preftune.demo.stages import BETA, DRAWING, HELD_OUT_DISHES, JUDGED_DISHES
-from preftune.events import Event, Progress, emit, listening, silence
+from preftune.events import Progress, emit, silence
 from preftune.frontier.measure import Frontier, interval
 from preftune.objective import DPO, IPO, KTO, PPO, RLOO, SimPO
 from preftune.record.reader import Record
@@ -58,21 +57,21 @@ def compare_language(seed: int = 0) -> Language:
         steps = ["a model that writes", "judged pairs", "a reward model", *(f"{p.name}, {p.source}" for p in runs)]
         announced = iter([Progress(f"the readable world: {name}", i + 1, len(steps)) for i, name in enumerate(steps)])
         emit(next(announced))
-        with quietly():
+        with silence():  # of runs that would tell of every step
             stages.make(folder, seed)
             train(stages.sft_run(folder, seed))
         emit(next(announced))
-        with quietly():
+        with silence():
             stages.ask(folder, seed)
         emit(next(announced))
-        with quietly():
+        with silence():
             train(stages.reward_run(folder, seed))
         seconds = []
         with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
             for spent in pool.map(trained, [plan.run for plan in runs]):
                 seconds.append(spent)
                 emit(next(announced))
-        with quietly():
+        with silence():
             world = measured(folder, runs, seconds, seed)
     return replace(world, seconds=sum(seconds) + time.process_time() - began)
 
@@ -81,20 +80,9 @@ def trained(run: Run) -> float:
     """Do the run and return its seconds of one core. Called in a process of its own."""
     torch.set_num_threads(1)
     start = time.process_time()
-    with quietly():
+    with silence():
         train(run)
     return time.process_time() - start
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Tell nobody of the runs inside, which would tell of every step."""
-    with silence(), listening(_no_one):
-        yield
-
-
-def _no_one(event: Event) -> None:
-    """A sink, so that a run opens no terminal of its own."""
 
 
 def planned(folder: Path, seed: int) -> list[Planned]:
