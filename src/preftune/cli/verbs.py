@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from preftune import files
 from preftune.config import explain
+from preftune.config.inputs import refuse_inside
 from preftune.config.load import load, parse
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
@@ -64,7 +65,8 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
         Go on with the run in the folder `out`, to the same bits; where there is none, start one. Without any other
         word than `out` the run's own configuration is taken.
     force
-        Replace the run that is in the folder `out`.
+        Replace the run that is in the folder `out`, of which nothing is read: not before rows and models have been
+        read, checked and scored, so that a command with a mistake in it deletes nothing.
     allow_change
         Keys, separated by commas, in which a resumed run may differ.
     """
@@ -75,6 +77,8 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
     run = run_of(words)
     if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
         assert_writable(Path(run.out).expanduser(), resume=resume, force=force)
+        if force:
+            refuse_inside(run, Path(run.out))
     from preftune.record.terminal import terminal
 
     with terminal():

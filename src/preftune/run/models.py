@@ -38,7 +38,6 @@ from preftune.run.dataset import Dataset
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
 
-
 Compute = Literal["float32", "bfloat16"]
 
 

@@ -3,6 +3,7 @@ scores."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -14,6 +15,7 @@ from preftune.distributed import process_group
 from preftune.errors import UserError
 from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.evaluate.metrics import Metrics, margins, rewards
+from preftune.model.modes import own_modes
 from preftune.objective import of_scores, parts
 from preftune.pack.oom import OomRetry
 from preftune.record.parse import parse_json, written_by_run
@@ -31,7 +33,9 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     out: JSON-lines file with one object a row. Returns means over all rows (record.schema.EVALUATION, without the
     changes, which a file alone does not have). Raises UserError.
     """
-    with process_group() as dist, default_progress() if dist.first else events.silence(), signals.listening():
+    with own_modes(), process_group() as dist, ExitStack() as stack:
+        stack.enter_context(default_progress() if dist.first else events.silence())
+        stack.enter_context(signals.listening())
         run, start = _against_start(resolve(run))
         others = isinstance(run.data.train, str) and not run.data.train  # then those that a run would measure on
         named = run.data.evaluate if others and run.data.evaluate is not None else run.data.train
