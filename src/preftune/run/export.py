@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from preftune import folders
 from preftune.errors import UserError
 from preftune.events import Note, emit
+from preftune.files import lies_in
 from preftune.model.adapter_files import AdapterFiles, adapter_at, base_of, tokenizer_source
 from preftune.model.as_made import take_back
 from preftune.model.budget import positions
@@ -22,6 +23,7 @@ from preftune.model.plain import plain_logp
 from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import WholeModel
+from preftune.record.parse import model_of
 from preftune.rows.row import Place
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer
@@ -51,13 +53,15 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
 
     Raises UserError where `adapter` is none.
     """
-    path = str(Path(adapter, "model")) if Path(adapter, "run.toml").is_file() else adapter
+    path = model_of(adapter)
     files = adapter_at(path, None, "ADAPTER")
     if files is None:
         raise UserError("is no adapter, so there is nothing to merge.", location=path,
                         hint="Name a folder with adapter_config.json, or a run with [adapter].")  # fmt: skip
-    if into.exists() and any(into.iterdir()):
-        raise UserError("this folder is not empty.", location=str(into), hint="Name another one.")
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise UserError("there is something here already.", location=str(into), hint="Name a folder that is new.")
+    if source := next((name for name in (path, files.base) if name and lies_in(into, Path(name))), ""):
+        raise UserError(f"this lies in {source}, which is read.", location=str(into), hint="Name another folder.")
     from preftune.model.adapter import without_warnings
 
     emit(Note("loading base and adapter"))

@@ -136,8 +136,9 @@ def finish(prepared: Prepared, state: State, record: RecordWriter | None) -> Non
             with ExitStack() as stack:
                 for learner in state.learners.values():
                     stack.enter_context(learner.weights.whole())
-                if record is not None:
-                    export(prepared, state, record.path)
+                with prepared.training.dist.agreed():
+                    if record is not None:
+                        export(prepared, state, record.path)
         if record is None:
             return
         events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))
