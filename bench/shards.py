@@ -38,13 +38,17 @@ def learner_of(folder: str, kind: str) -> tuple:
 
     from preftune.model.load import load_model
     from preftune.model.policy import trainable, wrap
-    from preftune.run.shards import sharded
+    from preftune.model.shard import mesh_of
+    from preftune.run.models import by_layer
+    from preftune.run.shards import divided
     from preftune.training.config import Optim
     from preftune.training.learner import Learner
     from preftune.training.optimizer import adamw
 
-    loaded = load_model(folder, revision=None, weights="float32", device=torch.device("cpu"), location="model.path")
-    policy = sharded(trainable(wrap(loaded.module, "auto")[0], checkpointing=False), kind)
+    device = torch.device("cpu")
+    loaded = load_model(folder, revision=None, weights="float32", device=device, location="model.path")
+    policy = trainable(wrap(loaded.module, "auto")[0], checkpointing=False)
+    policy = by_layer(policy, device, mesh_of(device)) if kind == "layer" else divided(policy, kind)
     return policy, Learner(policy.weights, adamw(policy.weights, Optim(lr=1e-6), 0))
 
 
@@ -96,18 +100,13 @@ def on_two_ranks(**spec: object) -> dict:
 
 def formula(folder: Path, kind: str) -> float:
     """Bytes of a rank of two."""
-    import torch
-
     from preftune.config.run import Run
-    from preftune.model.load import load_model
-    from preftune.model.policy import wrap
-    from preftune.run.fits import setup_of
+    from preftune.model.load import load_config
+    from preftune.run.fits import needs_of
     from preftune.run.shards import bytes_of_a_rank
 
-    module = load_model(str(folder), revision=None, weights="float32", device=torch.device("cpu"), location="m").module
-    policy = wrap(module, "auto")[0]
-    setup = setup_of(Run(), module.num_parameters(), "cpu")
-    return bytes_of_a_rank(policy, setup, 2, MEMORY_TOKENS)[kind]
+    shapes, setup = needs_of(Run(), load_config(str(folder), None, "model.path"), "cpu")
+    return bytes_of_a_rank(shapes, setup, 2, MEMORY_TOKENS)[kind]
 
 
 def case(place: Path, vocab: int, steps: int) -> dict:

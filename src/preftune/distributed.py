@@ -195,7 +195,8 @@ def process_group(location: str = "env://") -> Iterator[Distributed]:
     if _group is not None or not (of_caller or location != "env://" or launched_by_torchrun()):
         yield current()
         return
-    _group = group = _of_caller() if of_caller else _join(location)
+    group = Distributed(dist.get_rank(), dist.get_world_size(), None, _control()) if of_caller else _join(location)
+    _group = group
     try:
         with exchanging():  # a backward pass may be in one, too
             yield group
@@ -218,10 +219,6 @@ def _join(location: str) -> Distributed:
         return Distributed(rank, world_size, store, _control())
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other ranks: {cause_of(error)}.", hint="Start them with torchrun.") from error
-
-
-def _of_caller() -> Distributed:
-    return Distributed(dist.get_rank(), dist.get_world_size(), None, _control())
 
 
 def _control() -> dist.ProcessGroup:

@@ -169,18 +169,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def remove(path: Path) -> None:
-    """Delete a folder so that a crash leaves it whole under its name, or not at all."""
-    trash = temporary_name(path, "trash")
-    path.rename(trash)
-    shutil.rmtree(trash)
-
-
 def delete(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it is there; a crash leaves a folder whole under its name, or not at all."""
     with reported(path, "delete"):
         if path.is_dir() and not path.is_symlink():
-            remove(path)
+            trash = temporary_name(path, "trash")
+            path.rename(trash)
+            shutil.rmtree(trash)
         else:
             path.unlink(missing_ok=True)
 

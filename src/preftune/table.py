@@ -75,6 +75,13 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, metac
     """A table of the configuration file."""
 
 
+def flatten(value: Any, above: str = "") -> dict[str, Any]:
+    """{"optim.lr": 1e-6, ...}: every leaf of a tree under its dotted key."""
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in flatten(item, f"{above}{name}.").items()}
+    return {above[:-1]: value}
+
+
 def type_given(value: object) -> object:
     """What a record says in place of a value that only Python can hold: `(LlamaForCausalLM given in Python)`."""
     return f"({type(value).__name__} given in Python)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,18 @@ from preftune.pack.plan import make_plan, prefix_order
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import common
 import table
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [path for folder in ("bench", "examples", "docs") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_imports_what_there_is(path: Path) -> None:
+    """Most scripts take hours, so that no test runs them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("preftune"):
+            imported = __import__(str(node.module), fromlist=[alias.name for alias in node.names])
+            assert [alias.name for alias in node.names if not hasattr(imported, alias.name)] == []
 
 
 def test_the_peer_meets_the_rows_of_every_step_of_our_plan() -> None:

@@ -26,8 +26,10 @@ def check(command):
         Path(name).mkdir()
         Path(name, "config.json").write_text(json.dumps(config))
 
-    def run(line: str) -> tuple[int, str]:
-        return command("check", *line.split())
+    def run(line: str, code: int = 0) -> str:
+        ended_with, output = command("check", *line.split())
+        assert ended_with == code, output
+        return output
 
     return run
 
@@ -38,8 +40,7 @@ def lines(output: str) -> list[str]:
 
 
 def test_one_card_and_a_model_of_7_billion(check) -> None:
-    code, output = check("model.path=m --gpus 1 --gpu-memory 24")
-    assert code == 0
+    output = check("model.path=m --gpus 1 --gpu-memory 24")
     assert "7,615,616,512 weights on GPUs of 24 GiB" in output
     own, *others = lines(output)
     assert own.split()[:2] == ["1", ">"]
@@ -51,23 +52,20 @@ def test_one_card_and_a_model_of_7_billion(check) -> None:
 
 
 def test_eight_cards_are_counted_by_powers_of_two(check) -> None:
-    code, output = check("model.path=m --gpus 8 --gpu-memory 80")
-    assert code == 0
+    output = check("model.path=m --gpus 8 --gpu-memory 80")
     assert [line.split()[0] for line in lines(output) if line.split()[0].isdigit()] == ["1", "2", "4", "8"]
     assert "This run fits on 8 GPUs of 80 GiB" in output
 
 
 def test_the_words_of_the_remedy_make_a_run_that_fits(check) -> None:
-    _, output = check("model.path=m --gpu-memory 24")
+    output = check("model.path=m --gpu-memory 24")
     words = output.partition("Change first: ")[2].partition(" (")[0]
-    code, output = check(f"model.path=m --gpu-memory 24 {words}")
-    assert code == 0
+    output = check(f"model.path=m --gpu-memory 24 {words}")
     assert "This run fits on 1 GPU" in output
 
 
 def test_nothing_may_fit(check) -> None:
-    code, output = check("model.path=moe --gpu-memory 24")
-    assert code == 0
+    output = check("model.path=moe --gpu-memory 24")
     assert "Nor does any other way" in output
 
 
@@ -96,8 +94,7 @@ def test_models_beside_the_policy_are_counted(check) -> None:
     }
     needed = {}
     for words in runs:
-        code, output = check(f"model.path=m {words} --gpu-memory 24")
-        assert code == 0, output
+        output = check(f"model.path=m {words} --gpu-memory 24")
         needed[words] = float(lines(output)[0].partition("none")[2].split()[0])
     weights = 4 * 7_615_616_512 / 2**30
     for words, models in runs.items():
@@ -120,8 +117,7 @@ ABSURD = {
 
 @pytest.mark.parametrize("flags", ABSURD)
 def test_absurd_flags_are_one_sentence(flags: str, check) -> None:
-    code, output = check(f"model.path=m {flags}")
-    assert code == 2
+    output = check(f"model.path=m {flags}", code=2)
     assert ABSURD[flags] in output
     assert len(output.splitlines()) == 1
 
@@ -139,8 +135,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_training_refuses_is_refused(words: str, check) -> None:
-    code, output = check(f"model.path=m {words} --gpus 8 --gpu-memory 80")
-    assert code == 2, output
+    output = check(f"model.path=m {words} --gpus 8 --gpu-memory 80", code=2)
     assert REFUSED[words] in output
 
 
@@ -149,8 +144,7 @@ def test_what_an_adapter_trains_is_counted(check) -> None:
     that one too."""
     needed = {}
     for words in ("", 'adapter.train_also=["lm_head"]', 'adapter.targets=["q_proj"]', "adapter.start=pissa"):
-        code, output = check(f"model.path=m adapter.rank=16 model.weights=bfloat16 {words} --gpu-memory 80")
-        assert code == 0, output
+        output = check(f"model.path=m adapter.rank=16 model.weights=bfloat16 {words} --gpu-memory 80")
         needed[words] = float(lines(output)[0].partition("none")[2].split()[0])
     plain, head, few, begun = needed.values()
     assert 16 * 152064 * 3584 / 2**30 * 0.7 < head - plain < 16 * 152064 * 3584 / 2**30 * 1.3
@@ -159,21 +153,18 @@ def test_what_an_adapter_trains_is_counted(check) -> None:
 
 def test_a_shard_that_is_named_is_the_one_that_is_counted(check) -> None:
     for shard in ("none", "step", "layer"):
-        code, output = check(f"model.path=m ranks.shard={shard} --gpus 4 --gpu-memory 80")
-        assert code == 0
+        output = check(f"model.path=m ranks.shard={shard} --gpus 4 --gpu-memory 80")
         own = [line for line in lines(output) if ">" in line]
         assert shard in own[-1]
         assert ("does not fit" in own[-1]) == (shard != "layer")
 
 
 def test_flags_need_a_model(check) -> None:
-    code, output = check("--gpus 8 --gpu-memory 80")
-    assert code == 2
+    output = check("--gpus 8 --gpu-memory 80", code=2)
     assert "model.path: no model is named." in output
 
 
 def test_gpus_that_are_not_here_need_their_memory(check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    code, output = check("model.path=m --gpus 8")
-    assert code == 2
+    output = check("model.path=m --gpus 8", code=2)
     assert "--gpus: this machine has no GPU whose memory could be taken. Add --gpu-memory 24" in output

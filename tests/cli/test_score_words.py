@@ -1,6 +1,8 @@
-"""The words of `preftune score --reward`: a file of rows may stand by itself, and nothing is said twice."""
+"""The words of `preftune score`: a run or a model and a file of rows may stand by themselves; nothing is said twice."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,28 @@ from preftune.cli.score import words_of
 from preftune.config.load import load
 from preftune.errors import UserError
 from preftune.objective import Reward
+
+NAMED = {
+    "RUN rows.jsonl": "RUN model.path=RUN/model data.train=rows.jsonl",
+    "RUN": "RUN model.path=RUN/model",
+    "RUN rows.jsonl objective=simpo": "RUN reference=none model.path=RUN/model objective=simpo data.train=rows.jsonl",
+    "RUN rows.jsonl objective=ipo": "RUN reference=stored model.path=RUN/model objective=ipo data.train=rows.jsonl",
+    "my-model rows.jsonl seed=1": "seed=1 model.path=my-model data.train=rows.jsonl",
+    "run.toml rows.jsonl": "run.toml data.train=rows.jsonl",
+    "model.path=m rows.jsonl": "model.path=m data.train=rows.jsonl",
+}
+
+
+@pytest.mark.parametrize("line", NAMED)
+def test_words_name_a_run_or_a_model_and_a_file(line: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    meant = NAMED[line].replace("RUN", str(tmp_path)).split()
+    assert words_of(line.replace("RUN", str(tmp_path)).split(), None) == meant
+
+
+def test_a_reward_model_may_be_a_runs_folder(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    assert words_of(["rows.jsonl"], str(tmp_path))[1] == f"model.path={tmp_path / 'model'}"
 
 
 def test_a_file_of_rows_may_stand_by_itself() -> None:

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 
 from preftune.config.explain import keys, schema
-from preftune.config.load import dump, flatten, load
+from preftune.config.load import dump, load
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.objective import DPO, IPO, NLL, Sum
 from preftune.reference.config import Moving
 from preftune.rows.config import Data
+from preftune.table import flatten
 
 TOML = 'seed = 3\n[model]\npath = "m"\n[objective]\nname = "dpo"\nbeta = 0.2\n[optim]\nlr = 1e-6\n'
 YAML = "seed: 3\nmodel: {path: m}\nobjective: {name: dpo, beta: 0.2}\noptim:\n  lr: 1e-6\n"

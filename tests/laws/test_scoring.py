@@ -61,20 +61,6 @@ def test_what_a_run_has_tuned_is_held_against_what_the_run_began_from(
     assert score(run_of(data__evaluate=None, objective="nll", reference=None))["rows"] == 50
 
 
-def test_words_name_a_run_or_a_model_and_a_file(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text("")
-    run, model = str(tmp_path), f"model.path={tmp_path / 'model'}"
-    assert words_of([run, "rows.jsonl"], None) == [run, model, "data.train=rows.jsonl"]
-    assert words_of([run], None) == [run, model]
-    assert words_of(["my-model", "rows.jsonl", "seed=1"], None) == [
-        "seed=1",
-        "model.path=my-model",
-        "data.train=rows.jsonl",
-    ]
-    assert words_of(["run.toml", "rows.jsonl"], None) == ["run.toml", "data.train=rows.jsonl"]
-    assert words_of(["model.path=m", "rows.jsonl"], None) == ["model.path=m", "data.train=rows.jsonl"]
-
-
 @pytest.mark.parametrize("kind", ["an adapter", "a moving reference"])
 def test_the_start_of_other_runs_is_known_too(run_of: Callable[..., Run], tmp_path: Path, kind: str) -> None:
     run = run_of(optim__epochs=2, evaluate__samples=0, **({"adapter__rank": 4} if kind == "an adapter" else {}))
@@ -97,14 +83,6 @@ def test_another_model_under_the_name_of_the_start_is_refused(run_of: Callable[.
     own = Model(path=loaded, tokenizer=AutoTokenizer.from_pretrained(out / "model"))
     with pytest.raises(UserError, match="nothing here says what this model was tuned from"):
         score(replace(run_of(data__evaluate=None), model=own))
-
-
-def test_a_reward_model_may_be_a_runs_folder(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text("")
-    assert words_of(["rows.jsonl"], str(tmp_path))[1] == f"model.path={tmp_path / 'model'}"
-    (tmp_path / "run.toml").write_text('[reference]\nkind = "stored"\n')
-    assert "reference=none" in words_of([str(tmp_path), "rows.jsonl", "objective=simpo"], None)
-    assert "reference=stored" in words_of([str(tmp_path), "rows.jsonl", "objective=ipo"], None)
 
 
 def test_an_objective_that_draws_says_nothing_of_rows(run_of: Callable[..., Run]) -> None:

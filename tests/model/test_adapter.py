@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 from making import groups, save_model, tiny
 from peft import PeftModel
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from preftune import folders
@@ -22,7 +19,6 @@ from preftune.model.adapter_files import adapter_at
 from preftune.model.as_made import as_made, take_back
 from preftune.model.config import Adapter
 from preftune.model.fuse import fused_parts
-from preftune.model.fused_adapter import AdaptedMLP, AdaptedProduct
 from preftune.model.plain import plain_logp
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.put_adapter import begin_adapter, go_on
@@ -60,7 +56,7 @@ def adapted(module: PreTrainedModel, table: Adapter) -> Policy:
     return trainable(replace(wrap(module, policy.layout)[0], weights=weights), checkpointing=False)
 
 
-def gradients(policy: Policy, batch: Batch, answer: torch.Tensor) -> dict[str, torch.Tensor]:
+def gradients(policy: Policy, answer: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of a sum over tokens in which each counts otherwise, and otherwise in each response."""
     policy.weights.zero_grad()
     (answer * torch.linspace(0.5, 1.5, len(answer)).cos()).sum().backward()
@@ -90,7 +86,7 @@ def test_the_engine_says_and_learns_what_peft_does(family: str, table: Adapter) 
     with shaken(policy.weights):
         ours, expected = policy.read(batch), by_peft(policy, batch)
         assert float((ours - expected).detach().abs().max()) < 5e-5
-        own, peft = gradients(policy, batch, ours), gradients(policy, batch, expected)
+        own, peft = gradients(policy, ours), gradients(policy, expected)
     assert own.keys() == peft.keys() == policy.weights.learned
     largest = max(float(g.abs().max()) for g in peft.values())
     assert max(float((own[name] - g).abs().max()) for name, g in peft.items()) < 5e-5 * largest
@@ -235,44 +231,3 @@ def test_a_folder_that_holds_no_adapter_of_this_model_is_refused(tmp_path: Path,
 
     with pytest.raises(UserError, match=r"adapter\.path"):
         put()
-
-
-def double(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-
-
-def thin_mlp(x: torch.Tensor, *m: torch.Tensor) -> torch.Tensor:
-    gate, up, down, ag, bg, au, bu, ad, bd = m
-    h = nn.functional.silu(x @ (gate + 2 * bg @ ag).T) * (x @ (up + 3 * bu @ au).T)
-    return h @ (down + 0.5 * bd @ ad).T
-
-
-FORMULAS: dict[str, tuple[Callable, Callable, list[torch.Tensor], int]] = {
-    "product": (
-        lambda x, w, b, down, up: AdaptedProduct.apply(x, w, b, down, up, 1.5),
-        lambda x, w, b, down, up: x @ (w + 1.5 * up @ down).T + b,
-        [double(2, 3, 5), double(4, 5, seed=1), double(4, seed=2), double(2, 5, seed=3), double(4, 2, seed=4)],
-        3,
-    ),
-    "mlp": (
-        lambda x, g, u, d, *thin: AdaptedMLP.apply(x, g, u, d, (2.0, 3.0, 0.5), *thin),
-        thin_mlp,
-        [double(2, 3, 4), double(6, 4, seed=1), double(6, 4, seed=2), double(4, 6, seed=3), double(2, 4, seed=4),
-         double(6, 2, seed=5), double(2, 4, seed=6), double(6, 2, seed=7), double(2, 6, seed=8), double(4, 2, seed=9)],
-        4,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-def test_value_and_gradient_in_double(name: str) -> None:
-    ours, plain, inputs, first_thin = FORMULAS[name]
-    y, expected = ours(*inputs), plain(*inputs)
-    assert torch.allclose(y, expected, atol=1e-12, rtol=0)
-    upstream, learn = torch.randn_like(expected), [inputs[0], *inputs[first_thin:]]  # the base gets no gradient
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pairs = zip(
-            torch.autograd.grad(y, learn, upstream), torch.autograd.grad(expected, learn, upstream), strict=True
-        )
-    assert all(torch.allclose(a, b, atol=1e-11, rtol=1e-11) for a, b in pairs)

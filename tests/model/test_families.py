@@ -14,18 +14,8 @@ assert SPEC.loader is not None
 families = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(families)
 SOME = [
-    "apertus",
-    "bert",
-    "deepseek_v3",
-    "falcon_h1",
-    "gpt_bigcode",
-    "llama",
-    "mamba",
-    "minicpm3",
-    "mpt",
-    "phi3",
-    "xglm",
-]
+    "apertus", "bert", "deepseek_v3", "falcon_h1", "gpt_bigcode", "llama", "mamba", "minicpm3", "mpt", "phi3", "xglm",
+]  # fmt: skip
 
 
 def rows_of_page() -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from dense import dense
+from dense import PACKS, assert_dense, dense
 from making import group, groups, tiny
 
 from preftune.errors import UserError
@@ -20,29 +20,9 @@ from preftune.pack.batch import collate
 from preftune.pack.trie import visible
 
 SHARING = [
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "mistral",
-    "mixtral",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "phi",
-    "phi3",
-    "olmo2",
-    "smollm3",
-    "granite",
-    "starcoder2",
-    "glm4",
-    "cohere",
-    "cohere2",
-    "gpt2",
-    "gpt_neox",
-    "opt",
-    "gpt_oss",
-]
+    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
+    "olmo2", "smollm3", "granite", "starcoder2", "glm4", "cohere", "cohere2", "gpt2", "gpt_neox", "opt", "gpt_oss",
+]  # fmt: skip
 PADDED = ["bloom", "falcon", "stablelm", "lfm2", "qwen3_next"]
 
 
@@ -108,13 +88,6 @@ def test_packs_are_filled_where_a_shape_costs() -> None:
     assert wrap(tiny(dtype=torch.bfloat16), "auto")[0].multiple == 128
 
 
-PACKS = {
-    "pairs": groups(4, seed=5, prompt=(20, 90), response=(5, 40)),
-    "short": groups(9, seed=6, prompt=(1, 9), response=(1, 3), shared=1),
-    "ranking": [group(range(3, 90), *([8 + n, *range(20, 30 + 5 * n)] for n in range(7)), kind="ranking")],
-}
-
-
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("more", [{}, {"softcap": 3.0}, {"window": 13}, {"softcap": 2.0, "window": 70}], ids=str)
 @pytest.mark.parametrize("sunk", [False, True])
@@ -122,21 +95,7 @@ PACKS = {
     ("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_blocks_equal_the_mask(pack: str, more: dict, sunk: bool, dtype: torch.dtype, allowed: float) -> None:
-    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, **more)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, len(layout.end), 16).to(dtype).requires_grad_() for heads in (6, 2, 2))
-    inputs = [q, k, v, *([torch.randn(6).to(dtype).requires_grad_()] if sunk else [])]
-    sinks = inputs[3] if sunk else None
-    upstream = torch.randn(1, len(layout.end), 6, 16).to(dtype)
-    ways = []
-    for way in (attention.InBlocks.apply, dense):
-        out = way(q, k, v, sinks, layout, shape)
-        ways.append([out, *torch.autograd.grad(out, inputs, upstream.to(out.dtype))])
-    for ours, exact in zip(*ways, strict=True):
-        assert ours.dtype == dtype
-        assert float((ours.double() - exact).detach().abs().max()) <= allowed * max(
-            1.0, float(exact.detach().abs().max())
-        )
+    assert_dense(attention.InBlocks.apply, pack, Shape(0.25, **more), dtype, allowed, key_heads=2, sunk=sunk)
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -234,12 +193,3 @@ def test_gradient_checkpointing_changes_nothing(family: str, monkeypatch: pytest
     assert torch.equal(plain[0], again[0])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain[1], again[1], strict=True))
     assert len(computed) == 2 * policy.module.config.num_hidden_layers  # a layer: its output, and queries' gradient
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_what_draws_at_random_in_training_does_not_when_activations_are_computed_again() -> None:
-    batch = collate(groups(4, seed=1))
-    policy, _ = wrap(tiny("mixtral", router_jitter_noise=0.3), "auto")
-    before = policy.token_logp(batch)
-    recompute_activations(policy.module)
-    assert torch.equal(policy.token_logp(batch), before)

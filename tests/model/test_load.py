@@ -17,6 +17,7 @@ from preftune.model.load import Loaded, load_config, load_model
 from preftune.model.probe import not_followed
 from preftune.model.weights import WholeModel
 
+UP = "model.layers.0.mlp.up_proj.weight"
 LAYERS = {"model.layers.3.mlp.up_proj.weight": torch.ones(48, 32)}
 CARRIED = {  # what a folder holds besides -> what is told
     "prediction layer": {**LAYERS, "model.layers.3.eh_proj.weight": torch.ones(32, 64)},
@@ -26,13 +27,16 @@ CARRIED = {  # what a folder holds besides -> what is told
 }
 
 
-def loaded(folder: Path) -> Loaded:
-    return load_model(str(folder), revision=None, weights="float32", device=torch.device("cpu"), location="model.path")
+def loaded(model: Path | PreTrainedModel) -> Loaded:
+    path = str(model) if isinstance(model, Path) else model
+    return load_model(path, revision=None, weights="float32", device=torch.device("cpu"), location="model.path")
 
 
-def saved(module: PreTrainedModel, folder: Path, **more: torch.Tensor) -> Path:
+def saved(module: PreTrainedModel, folder: Path, **more: torch.Tensor | None) -> Path:
+    """The folder of a model with other tensors; None deletes one."""
     module.save_pretrained(folder)
-    save_file({**load_file(folder / "model.safetensors"), **more}, folder / "model.safetensors", {"format": "pt"})
+    tensors = {**load_file(folder / "model.safetensors"), **more}
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -51,12 +55,42 @@ def test_weights_that_a_family_passes_over_are_told_too(tmp_path: Path) -> None:
     assert re.search(text, remarks["weights_left_out"][0])
 
 
-def test_whole_numbers_and_zeros_are_seen(tmp_path: Path) -> None:
-    name = "model.layers.0.mlp.up_proj.weight"
-    remarks = loaded(saved(tiny(), tmp_path / "a", **{name: torch.zeros(48, 32)})).remarks
-    assert remarks["weights_of_zero"][1] == {"names": [name]}
-    with pytest.raises(UserError, match="holds whole numbers"):
-        loaded(saved(tiny(), tmp_path / "b", **{name: torch.ones(48, 32, dtype=torch.int8)}))
+def test_zeros_are_told(tmp_path: Path) -> None:
+    remarks = loaded(saved(tiny(), tmp_path, **{UP: torch.zeros(48, 32)})).remarks
+    assert remarks["weights_of_zero"][1] == {"names": [UP]}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "text"),
+    [
+        ("model.norm.weight", None, "has no weights for model.norm.weight"),
+        ("model.norm.weight", torch.ones(31), "model.norm.weight is 31 in its weights, but 32 by its config"),
+        ("model.layers.3.mlp.up_proj.weight", torch.ones(48, 32), "has no place for, such as model.layers.3"),
+        ("model.norm.weight", torch.full((32,), torch.nan), "model.norm.weight holds NaN"),
+        (UP, torch.ones(48, 32, dtype=torch.int8), "holds whole numbers"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(name: str, tensor: torch.Tensor | None, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=text):
+        loaded(saved(tiny(), tmp_path, **{name: tensor}))
+
+
+def test_a_loaded_model_is_taken_as_it_is() -> None:
+    module = tiny("llama", attention_dropout=0.5, tie_word_embeddings=True).bfloat16().train()
+    module.tie_weights()
+    angles, embedding = module.base_model.rotary_emb.inv_freq, module.get_input_embeddings().weight
+    assert loaded(module).module is module
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert module.get_input_embeddings().weight is module.get_output_embeddings().weight is embedding
+    assert module.base_model.rotary_emb.inv_freq is angles
+    assert not module.training
+    assert module.config.attention_dropout == 0.5  # off by mode alone, and exported as it came
+    with torch.no_grad():
+        embedding[3] = float("nan")
+    with pytest.raises(UserError, match="NaN"):
+        loaded(module)
+    with pytest.raises(UserError, match="LlamaModel is no causal language model"):
+        loaded(module.base_model)
 
 
 @pytest.mark.parametrize("peft_keys", [{"base_model_name_or_path": "elsewhere"}, {}])

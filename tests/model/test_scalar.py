@@ -18,7 +18,7 @@ from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_reward_model, load_scorer, model_scores, put_score, with_score, without_bias
 from preftune.model.verify import sample, verify_layout
 
-CPU = torch.device("cpu")
+ARGUMENTS = {"revision": None, "weights": "float32", "device": torch.device("cpu"), "location": "model.path"}
 END = 2
 RANKINGS = [
     group(g.prompt, *(np.append(r, END) for r in g.responses), kind="ranking", ranks=tuple(range(1, 5)))
@@ -98,8 +98,7 @@ def test_a_wrong_trie_is_caught_though_a_fresh_score_is_zero(monkeypatch: pytest
 
 
 def load(path: object, *, fresh: bool = False) -> PreTrainedModel:
-    arguments = {"revision": None, "weights": "float32", "device": CPU, "location": "model.path"}
-    return load_scorer(path, fresh=fresh, **arguments).module
+    return load_scorer(path, fresh=fresh, **ARGUMENTS).module
 
 
 def test_folders_that_are_read(tmp_path: Path) -> None:
@@ -117,7 +116,7 @@ def test_folders_that_are_read(tmp_path: Path) -> None:
         folder = save_model(tmp_path / name)
         more = {f"{name}.weight": torch.full((1, 32), 2.0)} | ({f"{name}.bias": torch.tensor([3.0])} if bias else {})
         save_file(tensors | more, folder / "model.safetensors", {"format": "pt"})
-        loaded = load_scorer(str(folder), revision=None, weights="float32", device=CPU, location="m", fresh=False)
+        loaded = load_scorer(str(folder), fresh=False, **ARGUMENTS)
         assert loaded.remarks == {}
         assert loaded.module.get_parameter("score.weight").unique().tolist() == [2.0]
         assert without_bias(loaded.module) == (3.0 if bias else 0.0)
@@ -134,14 +133,13 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         load(str(language))
     put_score(fresh := load(str(language), fresh=True), torch.ones(32), None)
     fresh.save_pretrained(tmp_path / "reward")
-    arguments = {"revision": None, "weights": "float32", "device": CPU, "location": "model.path"}
     with pytest.raises(UserError, match=r"is a reward model \(it holds score\.weight\) and no language model"):
-        load_model(str(tmp_path / "reward"), **arguments)
+        load_model(str(tmp_path / "reward"), **ARGUMENTS)
     tied = tiny(tie_word_embeddings=True)
     tied.save_pretrained(tmp_path / "tied")
     with_score(tied, "m").save_pretrained(tmp_path / "tied")
     with pytest.raises(UserError, match="is a reward model"):
-        load_model(str(tmp_path / "tied"), **arguments)
+        load_model(str(tmp_path / "tied"), **ARGUMENTS)
     save_file(load_file(tmp_path / "reward" / "model.safetensors") | {"score.weight": torch.ones(2, 32)},
               tmp_path / "reward" / "model.safetensors", {"format": "pt"})  # fmt: skip
     with pytest.raises(UserError, match=r"score\.weight is 2 x 32 in its weights, but 1 x 32"):

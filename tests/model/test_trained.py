@@ -13,8 +13,7 @@ from preftune.model.as_made import given_back
 from preftune.model.load import load_model
 from preftune.model.policy import Policy, trainable, wrap
 from preftune.model.scalar import with_score
-from preftune.model.trained import train_only
-from preftune.model.weights import WholeModel
+from preftune.model.weights import WholeModel, train_only
 
 
 def policy_of(patterns: Sequence[str], *, layout: str = "auto", checkpointing: bool = False, **keys: object) -> Policy:

@@ -6,21 +6,14 @@ import itertools
 
 import pytest
 import torch
-from dense import dense
-from making import group, groups, tiny
+from dense import PACKS, assert_dense, dense
+from making import groups, tiny
 from torch import Tensor
 
 from preftune.model import attention, varlen
 from preftune.model.layout import Layout, Paths, Shape
 from preftune.model.policy import recompute_activations, wrap
 from preftune.pack.batch import collate
-
-PACKS = {
-    "pairs": groups(4, seed=5, prompt=(20, 90), response=(5, 40)),
-    "short": groups(9, seed=6, prompt=(1, 9), response=(1, 3), shared=1),
-    "ranking": [group(range(3, 90), *([8 + n, *range(20, 30 + 5 * n)] for n in range(7)), kind="ranking")],
-    "prefix": [group([3, 4, 5], [6, 7, 8, 9], [6, 7])],
-}
 
 
 def scores(q: Tensor, k: Tensor, shape: Shape) -> Tensor:
@@ -85,20 +78,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_paths_equal_the_mask(
     pack: str, window: int | None, sunk: bool, key_heads: int, dtype: torch.dtype, allowed: float
 ) -> None:
-    layout, shape = Layout.of(collate(PACKS[pack])), Shape(0.25, window=window)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, n, len(layout.end), 16).to(dtype).requires_grad_() for n in (6, key_heads, key_heads))
-    sinks = torch.randn(6).to(dtype).requires_grad_() if sunk else None
-    inputs = [q, k, v, *([] if sinks is None else [sinks])]
-    upstream = torch.randn(1, len(layout.end), 6, 16).to(dtype)
-    ways = []
-    for way in (varlen.AlongPaths.apply, dense):
-        out = way(q, k, v, sinks, layout, shape)
-        ways.append([out.detach(), *torch.autograd.grad(out, inputs, upstream.to(out.dtype))])
-    for ours, exact in zip(*ways, strict=True):
-        assert ours.dtype == dtype
-        assert ours.shape == exact.shape
-        assert float((ours.double() - exact).abs().max()) <= allowed * max(1.0, float(exact.abs().max()))
+    shape = Shape(0.25, window=window)
+    assert_dense(varlen.AlongPaths.apply, pack, shape, dtype, allowed, key_heads=key_heads, sunk=sunk)
 
 
 @pytest.mark.parametrize("multiple", [32, 1000])

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import groups, save_model, tiny
-from safetensors.torch import load_file, save_file
+from making import groups, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from preftune import folders
-from preftune.errors import UserError
 from preftune.folders import Folder
 from preftune.model.load import load_model
 from preftune.model.policy import trainable, wrap
@@ -78,43 +76,3 @@ def test_weights_go_there_and_back(kind: type[Weights], tmp_path: Path) -> None:
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert WholeModel(exported).digest() == ours.digest()
     assert torch.equal(policies[0].token_logp(batch), policies[1].token_logp(batch))  # export leaves the model usable
-
-
-def edited(folder: Path, **changes: object) -> None:
-    """Tensors of a model folder replaced; None deletes one."""
-    tensors = {**load_file(folder / "model.safetensors"), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "text"),
-    [
-        ("model.norm.weight", None, "has no weights for model.norm.weight"),
-        ("model.norm.weight", torch.ones(31), "model.norm.weight is 31 in its weights, but 32 by its config"),
-        ("model.layers.3.mlp.up_proj.weight", torch.ones(48, 32), "has no place for, such as model.layers.3"),
-        ("model.norm.weight", torch.full((32,), torch.nan), "model.norm.weight holds NaN"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(name: str, tensor: torch.Tensor | None, text: str, tmp_path: Path) -> None:
-    edited(save_model(tmp_path / "m"), **{name: tensor})
-    with pytest.raises(UserError, match=text):
-        load_model(str(tmp_path / "m"), revision=None, weights="float32", device=CPU, location="model.path")
-
-
-def test_a_loaded_model_is_taken_as_it_is() -> None:
-    module = tiny("llama", attention_dropout=0.5, tie_word_embeddings=True).bfloat16().train()
-    module.tie_weights()
-    angles, embedding = module.base_model.rotary_emb.inv_freq, module.get_input_embeddings().weight
-    taken = load_model(module, revision=None, weights="float32", device=CPU, location="model.path").module
-    assert taken is module
-    assert {p.dtype for p in module.parameters()} == {torch.float32}
-    assert module.get_input_embeddings().weight is module.get_output_embeddings().weight is embedding
-    assert module.base_model.rotary_emb.inv_freq is angles
-    assert not module.training
-    assert module.config.attention_dropout == 0.5  # off by mode alone, and exported as it came
-    with torch.no_grad():
-        embedding[3] = float("nan")
-    with pytest.raises(UserError, match="NaN"):
-        load_model(module, revision=None, weights="float32", device=CPU, location="model.path")
-    with pytest.raises(UserError, match="LlamaModel is no causal language model"):
-        load_model(module.base_model, revision=None, weights="float32", device=CPU, location="model.path")

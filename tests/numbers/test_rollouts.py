@@ -21,7 +21,7 @@ from preftune.objective import advantage as a
 from preftune.objective.labels import labels_of_scores
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.responses import Advantages, Draws, Rollouts, Values, sum_by
-from preftune.tradeoff.learn import Schedule, learn_online, pair_votes
+from preftune.tradeoff.learn import Recipe, Schedule, learn_online, pair_votes
 
 AT_REFERENCE = exact.true_gradient(WORLD.reference).norm()
 AT_BETWEEN = exact.true_gradient(BETWEEN)
@@ -481,26 +481,27 @@ LONG = Schedule(phases=400, draws=8)
 
 
 @pytest.mark.parametrize(
-    ("objective", "schedule"),
+    "recipe",
     [
-        (o.RLOO(beta=BETA), LONG),
-        (o.PPO(beta=BETA), Schedule(phases=400, draws=8, epochs=4)),
-        (o.GRPO(beta=BETA), LONG),
-        (o.GRPO(beta=BETA, scale="group"), LONG),
-        (o.DPO(beta=BETA), LONG),
+        Recipe(o.RLOO(), LONG),
+        Recipe(o.PPO(), Schedule(phases=400, draws=8, epochs=4)),
+        Recipe(o.GRPO(), LONG),
+        Recipe(o.GRPO(scale="group"), LONG),
+        Recipe(o.DPO(), LONG),
     ],
-    ids=lambda value: getattr(value, "name", ""),
+    ids=lambda recipe: recipe.objective.name,
 )
-def test_it_comes_to_the_optimum_from_its_own_draws(objective: o.RLOO | o.DPO, schedule: Schedule) -> None:
+def test_it_comes_to_the_optimum_from_its_own_draws(recipe: Recipe) -> None:
     """KL(pi, pi*) is 1.6 at the start; the two that DPO inverts are soft labels."""
-    policy = learn_online(WORLD, objective, WORLD.reward, schedule)
+    policy = learn_online(WORLD, recipe, WORLD.reward, BETA)
     assert exact.kl_to_optimum(policy) < 0.01
     assert exact.kl_to_optimum(WORLD.reference) > 1
 
 
 def test_labels_that_are_certain_run_away() -> None:
-    hard = learn_online(WORLD, o.DPO(beta=BETA), WORLD.reward, LONG, labels="ranks")
-    drawn = learn_online(WORLD, o.DPO(beta=BETA), WORLD.reward, LONG, labels="drawn")
+    hard, drawn = (
+        learn_online(WORLD, Recipe(o.DPO(), LONG, labels), WORLD.reward, BETA) for labels in ("ranks", "drawn")
+    )
     assert exact.kl_to_optimum(hard) > 0.5
     assert exact.kl_to_optimum(drawn) < 0.05
 

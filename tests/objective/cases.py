@@ -19,7 +19,7 @@ from torch import Tensor
 from preftune import objective as o
 from preftune.forward.examples import Examples
 from preftune.objective.presets import PRESETS
-from preftune.objective.responses import Pairs, Ratings, Responses
+from preftune.objective.responses import Pairs, Rankings, Ratings, Responses
 
 DRIFT = 0.2
 
@@ -163,6 +163,30 @@ def examples_of(pairs: Pairs, mismatched: Responses | None = None) -> Examples:
 def ratings_of(pairs: Pairs) -> Ratings:
     """Chosen responses as good, rejected as bad, each with half of its pair's weight; no mismatched ones."""
     return examples_of(pairs).ratings
+
+
+def ratings(u: list[float], good: list[bool], away: list[float] | None = None) -> Ratings:
+    """Responses of these log-ratios; away: log-ratios of mismatched ones."""
+    x = torch.tensor(u, dtype=torch.float64)
+    mismatched = None
+    if away is not None:
+        other = torch.tensor(away, dtype=torch.float64)
+        mismatched = Responses(other, torch.ones_like(other), torch.zeros_like(other))
+    one = torch.ones_like(x)
+    return Ratings(Responses(x, one, 0 * one), torch.tensor(good, dtype=torch.bool), one, mismatched)
+
+
+def rankings(
+    groups: list[list[float]], ranks: list[list[int]] | None = None, score: list[list[float]] | None = None
+) -> Rankings:
+    """Groups of responses of these log-ratios, the best first where no ranks are given."""
+    x = torch.tensor([u for group in groups for u in group], dtype=torch.float64)
+    scores = None if score is None else torch.tensor([s for group in score for s in group], dtype=torch.float64)
+    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group], dtype=torch.long)
+    ranks = ranks or [list(range(1, len(group) + 1)) for group in groups]
+    place = torch.tensor([rank for group in ranks for rank in group], dtype=torch.long)
+    one = torch.ones_like(x)
+    return Rankings(Responses(x, one, 0 * one, scores), owner, place, torch.ones(len(groups), dtype=torch.float64))
 
 
 def values(objective: o.Objective, pairs: Pairs, mismatched: Responses | None = None) -> Tensor:

@@ -8,39 +8,16 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from objective.cases import changed, ones, pairs_of, random_pairs, sigmoid, soft, values
-from objective.cases import ratings_of as pairs_as_ratings
+from objective.cases import changed, ones, pairs_of, random_pairs, rankings, ratings, ratings_of, sigmoid, soft, values
 from torch import Tensor
 
 from preftune import objective as o
 from preftune.objective.coupled import LEAST
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.ratings import drift, middle
-from preftune.objective.responses import Rankings, Ratings, Responses
 from preftune.tokens.aggregate import LD, Aggregate, Decay, Mean, Plain, SamPO
 
 WORKED = pairs_of()
-
-
-def doubles(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def ratings_of(good: list[bool], weight: float = 1.0) -> Ratings:
-    """Responses at the reference, and mismatched ones there too."""
-    zero = torch.zeros(len(good), dtype=torch.float64)
-    at_reference = Responses(zero, zero + 1, zero, zero)
-    return Ratings(at_reference, torch.tensor(good, dtype=torch.bool), zero + weight, at_reference)
-
-
-def rankings_of(ratios: list[list[float]], scores: list[list[float]] | None = None) -> Rankings:
-    """Groups of any size, each in its order, best first."""
-    flat = doubles(*(x for ratio in ratios for x in ratio))
-    group = torch.tensor([i for i, ratio in enumerate(ratios) for _ in ratio], dtype=torch.long)
-    rank = torch.tensor([k for ratio in ratios for k in range(1, len(ratio) + 1)], dtype=torch.long)
-    given = None if scores is None else doubles(*(x for score in scores for x in score))
-    one = torch.ones_like(flat)
-    return Rankings(Responses(flat, one, one * 0, given), group, rank, torch.ones(len(ratios), dtype=torch.float64))
 
 
 UNSCORED = changed(WORKED, score=lambda _: None, sharpness=lambda _: None)
@@ -55,16 +32,10 @@ CERTAIN_OR_WORSE = "flip must be at least 0 and below 0.5: at one half a label s
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        *[
-            (lambda table=table: values(table(), UNSCORED), NO_SCORE)
-            for table in (o.ODPO, o.RPO, o.REBEL, o.QRPO, o.DRO)
-        ],
+        *[(lambda table=table: values(table(), UNSCORED), NO_SCORE) for table in SCORED],
         (lambda: o.WPO()(UNSCORED), NO_SHARPNESS),
         (lambda: o.WPO()(replace(WORKED, chosen=UNSCORED.chosen)), NO_SHARPNESS),
-        (
-            lambda: drift(pairs_as_ratings(WORKED)),
-            "KTO needs mismatched responses to estimate the drift and was given none",
-        ),
+        (lambda: drift(ratings_of(WORKED)), NO_DRIFT),
         (lambda: o.FDPO(divergence="js", alpha=0.5), 'alpha has an effect only with divergence = "alpha"'),
         (lambda: o.SimPO(gamma=1.0, gamma_ratio=0.5), TWO_NAMES),
         (lambda: o.AlphaPO(gamma=1.0, gamma_ratio=0.5), TWO_NAMES),
@@ -134,17 +105,17 @@ def test_dr_dpo_of_light_rows() -> None:
 @pytest.mark.parametrize("good", [True, False])
 def test_kto_of_one_class_only(good: bool) -> None:
     """Nothing to balance: each counts as it is."""
-    assert o.KTO()(ratings_of([good, good])).tolist() == [0.5, 0.5]
+    assert o.KTO()(ratings([0.0, 0.0], [good, good], away=[0.0, 0.0])).tolist() == [0.5, 0.5]
     assert o.KTO().with_data_defaults(3.0 * good, 3.0 * (not good)) == o.KTO(good_weight=1.0, bad_weight=1.0)
 
 
 def test_empty_steps() -> None:
-    nobody = ratings_of([])
+    nobody = ratings([], [], away=[])
     assert drift(nobody) == 0
     assert isinstance(middle(nobody.responses.logp, nobody), Tensor)
     assert len(o.BCO()(nobody)) == 0
     for table in (o.PlackettLuce, o.InfoNCA, o.NCA):
-        assert len(table()(rankings_of([]))) == 0
+        assert len(table()(rankings([]))) == 0
     assert ranking_pairs(()) == ([], [], [])
 
 
@@ -152,24 +123,23 @@ def test_empty_steps() -> None:
 @pytest.mark.parametrize("table", [o.PlackettLuce, o.InfoNCA, o.NCA])
 def test_groups_of_different_sizes_do_not_touch(table: type, scored: bool) -> None:
     ratios, scores = [[1.0, -2.0], [0.5, 3.0, -1.0, 2.0], [0.3, 0.1, 0.2]], [[0.01, 0.02], [0.0] * 4, [0.03, 0.0, 0.02]]
-    together = table()(rankings_of(ratios, scores if scored else None))
+    together = table()(rankings(ratios, score=scores if scored else None))
     alone = [
-        table()(rankings_of([ratio], [score] if scored else None)) for ratio, score in zip(ratios, scores, strict=True)
+        table()(rankings([ratio], score=[score] if scored else None))
+        for ratio, score in zip(ratios, scores, strict=True)
     ]
     assert torch.allclose(together, torch.cat(alone), rtol=1e-12)
 
 
 def test_three_that_share_the_first_place_share_the_target() -> None:
     """A third each, in double precision."""
-    rankings = rankings_of([[1.0, -2.0, 0.5]])
-    tied = replace(rankings, rank=torch.ones_like(rankings.rank))
-    expected = -(0.1 * rankings.responses.logp).log_softmax(0).mean()
+    tied = rankings([[1.0, -2.0, 0.5]], [[1, 1, 1]])
+    expected = -(0.1 * tied.responses.logp).log_softmax(0).mean()
     assert float(o.InfoNCA()(tied)) == pytest.approx(float(expected), rel=1e-14)
 
 
 def test_a_prompt_whose_responses_are_all_gone() -> None:
-    rankings = rankings_of([[1.0, 0.0], []])
-    assert o.PlackettLuce()(rankings).tolist() == pytest.approx([soft(0.1), 0])
+    assert o.PlackettLuce()(rankings([[1.0, 0.0], []])).tolist() == pytest.approx([soft(0.1), 0])
 
 
 @pytest.mark.parametrize("aggregate", [Plain(), Mean(), LD(), SamPO(), Decay()], ids=lambda a: type(a).__name__)

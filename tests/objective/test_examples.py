@@ -10,35 +10,12 @@ import numpy as np
 import pytest
 import torch
 from making import group
-from objective.cases import ones, pairs_of, random_pairs, ratings_of, slopes, values
+from objective.cases import ones, pairs_of, random_pairs, rankings, ratings, ratings_of, slopes, values
 
 from preftune import objective as o
 from preftune.errors import UserError
 from preftune.objective.rankings import by_group, ranking_pairs
-from preftune.objective.responses import Rankings, Ratings, Responses
 from preftune.tokens.aggregate import LD, Decay, Mean, Plain, SamPO, apply_aggregate, hashed_positions
-
-
-def ratings(
-    u: list[float], good: list[bool], away: list[float] | None = None, weight: list[float] | None = None
-) -> Ratings:
-    x = torch.tensor(u, dtype=torch.float64)
-    zero = torch.zeros_like(x)
-    mismatched = None
-    if away is not None:
-        other = torch.tensor(away, dtype=torch.float64)
-        mismatched = Responses(other, torch.ones_like(other), torch.zeros_like(other))
-    weights = torch.tensor(weight or [1.0] * len(u), dtype=torch.float64)
-    return Ratings(Responses(x, zero + 1, zero), torch.tensor(good), weights, mismatched)
-
-
-def rankings(groups: list[list[float]], ranks: list[list[int]], score: list[list[float]] | None = None) -> Rankings:
-    x = torch.tensor([u for group in groups for u in group], dtype=torch.float64)
-    given = None if score is None else torch.tensor([s for group in score for s in group], dtype=torch.float64)
-    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group])
-    place = torch.tensor([r for group in ranks for r in group])
-    one = torch.ones(len(groups), dtype=torch.float64)
-    return Rankings(Responses(x, torch.ones_like(x), torch.zeros_like(x), given), owner, place, one)
 
 
 def test_kto_by_hand() -> None:

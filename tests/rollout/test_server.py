@@ -116,54 +116,35 @@ def test_a_server_without_adapters_says_how_to_start_it(tmp_path: Path) -> None:
 
 
 Change = Callable[[dict[str, Any]], object]
+
+
+def says(ids: list[Any], logp: list[float | None], reason: str = "stop") -> Change:
+    """The second response has these tokens and log-probabilities, and ends for this reason."""
+    logprobs = {"token_logprobs": logp}
+    return lambda a: a["choices"][1].update(token_ids=ids, logprobs=logprobs, finish_reason=reason)
+
+
 CHANGES: dict[str, tuple[Change, str]] = {
     "fewer responses": (lambda a: a["choices"].pop(), "gives 1 responses where 2 were asked for"),
     "no responses": (lambda a: a.pop("choices"), "gives 0 responses where 2"),
     "no ids": (lambda a: a["choices"][1].pop("token_ids"), "tells no token ids. vLLM does from version 0.10.2"),
-    "empty ids": (lambda a: a["choices"][1].update(token_ids=[]), "tells no token ids"),
+    "empty ids": (says([], [-1.0]), "tells no token ids"),
     "no log-probabilities": (lambda a: a["choices"][1].update(logprobs=None), "tells no log-probability"),
-    "null among them": (
-        lambda a: a["choices"][1]["logprobs"].update(token_logprobs=[None]),
-        "tells no log-probability of its tokens",
-    ),
-    "too few of them": (
-        lambda a: a["choices"][1].update(token_ids=[4] * 3, logprobs={"token_logprobs": [-1.0]}),
-        "gives 3 tokens and 1 log-probabilities",
-    ),
-    "not finite": (
-        lambda a: a["choices"][1].update(token_ids=[2], logprobs={"token_logprobs": [math.nan]}),
-        "gives a log-probability that is none",
-    ),
-    "above 0": (
-        lambda a: a["choices"][1].update(token_ids=[2], logprobs={"token_logprobs": [0.5]}),
-        "gives a log-probability that is none",
-    ),
-    "another vocabulary": (
-        lambda a: a["choices"][1].update(token_ids=[64], logprobs={"token_logprobs": [-1.0]}),
-        "gives the token id 64, and the policy has 64. Is it another model?",
-    ),
+    "null among them": (says([2], [None]), "tells no log-probability of its tokens"),
+    "too few of them": (says([4] * 3, [-1.0]), "gives 3 tokens and 1 log-probabilities"),
+    "not finite": (says([2], [math.nan]), "gives a log-probability that is none"),
+    "above 0": (says([2], [0.5]), "gives a log-probability that is none"),
+    "another vocabulary": (says([64], [-1.0]), "gives the token id 64, and the policy has 64. Is it another model?"),
     "another end": (
-        lambda a: a["choices"][1].update(token_ids=[9], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
+        says([9], [-1.0]),
         "ends a response with the token 9 and calls it 'stop'. Start it with --generation-config vllm",
     ),
-    "an end that is none": (
-        lambda a: a["choices"][1].update(token_ids=[2], logprobs={"token_logprobs": [-1.0]}, finish_reason="abort"),
-        "ends a response with the token 2 and calls it 'abort'",
-    ),
-    "a cut that is an abort": (
-        lambda a: a["choices"][1].update(token_ids=[9], logprobs={"token_logprobs": [-1.0]}, finish_reason="abort"),
-        "calls it 'abort'",
-    ),
-    "too long": (
-        lambda a: a["choices"][1].update(token_ids=[4] * 10, logprobs={"token_logprobs": [-1.0] * 10}),
-        "gives 10 tokens and 10 log-probabilities, of at most 9",
-    ),
+    "an end that is none": (says([2], [-1.0], "abort"), "ends a response with the token 2 and calls it 'abort'"),
+    "a cut that is an abort": (says([9], [-1.0], "abort"), "calls it 'abort'"),
+    "too long": (says([4] * 10, [-1.0] * 10), "gives 10 tokens and 10 log-probabilities, of at most 9"),
     "another form": (lambda a: a["choices"][1].pop("index"), "answers in another form than vLLM's"),
     "texts": (lambda a: a.update(choices=["a", "b"]), "answers in another form than vLLM's"),
-    "ids that are texts": (
-        lambda a: a["choices"][1].update(token_ids=["x"], logprobs={"token_logprobs": [-1.0]}),
-        "answers in another form than vLLM's",
-    ),
+    "ids that are texts": (says(["x"], [-1.0]), "answers in another form than vLLM's"),
 }
 
 

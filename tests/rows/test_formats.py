@@ -50,6 +50,20 @@ CANDIDATES = [
     {"content": [{"text": "say"}], "preferenceLabel": "preferred"},
 ]
 FORMS: dict[str, tuple[dict[str, object], Row]] = {
+    "LLaMA-Factory, earlier turns": (
+        {"instruction": "ask", "output": "say", "system": "be kind", "history": [["hi", "yes?"]]},
+        Demo(
+            prompt=(SYSTEM, Message("user", "hi")),
+            response=(Message("assistant", "yes?"), ASK, SAY),
+            place=PLACE,
+        ),
+    ),
+    "earlier turns of a pair": (
+        {"query": "ask", "chosen": "say", "rejected": "no", "history": [U, A]},
+        pair((ASK, SAY, ASK)),
+    ),
+    "no earlier turns": ({"instruction": "ask", "output": "say", "history": []}, demo((ASK,), (SAY,))),
+    "a conversation that ends with a question": ({"messages": [U, A, U]}, Task(prompt=(ASK, SAY, ASK), place=PLACE)),
     "text": ({"text": "say"}, demo("", "say", rendered=True)),
     "text that is a transcript": (
         {"text": "\n\nHuman: ask\n\nAssistant: say", "system": "be kind"}, demo((SYSTEM, ASK))),

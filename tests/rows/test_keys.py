@@ -267,3 +267,24 @@ def test_one_defect_of_many_rows_is_one_problem() -> None:
 def test_a_response_of_weight_0_teaches_nothing() -> None:
     reading = reading_of({"messages": [U, A | {"weight": 0}]}, {"messages": [U, A | {"weight": 1}]})
     assert [problem.reason for problem in reading.skipped] == ["response.weight"]
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("value", [0, False])
+def test_a_turn_may_say_in_the_words_of_any_trainer_that_it_is_not_learned_from(key: str, value: object) -> None:
+    (row,) = reading_of({"messages": [U, A | {key: value}, U, N | {key: not value}]}).rows
+    assert isinstance(row, Demo)
+    assert [turn.content for turn in row.response] == ["no"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        (A | {"weight": 0.5}, "weight is a number \\(0.5\\), needs to be 0 or 1"),
+        (A | {"loss": "no"}, "loss is the text 'no', needs to be 0 or 1"),
+        (U | {"train": True}, "turns of the user are not learned from"),
+    ],
+)
+def test_a_weight_that_cannot_be_meant_is_refused(turn: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        reading_of({"messages": [U, turn, U, A]})

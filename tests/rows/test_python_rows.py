@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -96,6 +99,17 @@ def test_a_row_that_contains_itself_is_an_error() -> None:
     row["x"] = row
     with pytest.raises(UserError, match="rows:1: nested too deeply"):
         read([row])
+
+
+def test_values_of_python_are_read_as_those_of_a_column() -> None:
+    row = {"prompt": "\U0001f600", "completion": b"say", "score": Decimal("0.5"), "id": date(2024, 1, 2), "at": {1}}
+    reading = read([row, row | {"id": UUID(int=1)}])
+    assert [row.id for row in reading.rows] == ["2024-01-02", '"00000000-0000-0000-0000-000000000001"']
+    assert reading.rows[0] == Rating(prompt="\U0001f600", response="say", good=None, score=0.5,
+                                     id="2024-01-02", place=Place("rows", 1))  # fmt: skip
+    assert [note.reason for note in reading.notes] == ["fields.extra", "row.duplicate"]
+    with pytest.raises(UserError, match="rows:1: set stands where tools need JSON"):
+        read([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "function_calls": {1}}]}])
 
 
 @pytest.mark.parametrize("answer", [5, 5.5, True])

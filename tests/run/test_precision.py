@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from recorded import events
 
 from preftune import events as events_of
 from preftune.config.load import load
+from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS
+from preftune.errors import UserError
 from preftune.run.models import with_precision
 from preftune.run.resume import with_recorded_keys
 from preftune.run.train import train
@@ -41,7 +44,7 @@ def test_auto_is_bfloat16_where_a_gpu_has_it(
     assert asked == ([False] if device == "cuda" else [])  # a card that only emulates it is slower so
     assert bool(notes) == (compute == "bfloat16")
     explicit = load(None, ["model.compute=float32", "model.weights=bfloat16"])
-    assert with_precision(explicit, torch.device(device)) == explicit
+    assert with_precision(explicit, torch.device(device)).model == explicit.model
 
 
 def test_the_record_says_what_it_became_and_a_resume_takes_that(tmp_path: Path) -> None:
@@ -71,3 +74,12 @@ def test_weights_under_an_adapter_are_in_the_type_of_the_products(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
     run = load(None, [f"model.compute={compute}", "adapter.rank=4"])
     assert with_precision(run, torch.device(device)).model.weights == compute
+
+
+@pytest.mark.parametrize(("part", "rounding"), [("", "nearest"), ('adapter.train_also=["lm_head"]', "stochastic")])
+def test_parts_that_learn_whole_in_bfloat16_are_rounded_at_random_and_the_run_says_so(part: str, rounding: str) -> None:
+    run = resolve(load(None, ["model.compute=bfloat16", "adapter.rank=4", *part.split()]))
+    assert with_precision(run, torch.device("cpu")).optim.rounding == rounding
+    named = resolve(load(None, ["model.compute=bfloat16", "adapter.rank=4", "optim.rounding=nearest", *part.split()]))
+    with pytest.raises(UserError, match="rounded away") if part else nullcontext():
+        with_precision(named, torch.device("cpu"))

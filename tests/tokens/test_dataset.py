@@ -70,3 +70,34 @@ def test_prompts_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
     notes = read_rows(data).readings["evaluate"].notes
     assert [(note.reason, note.location[-9:]) for note in notes] == [("prompt.trained", "b.jsonl:1")]
     assert "2 rows" in notes[0].message
+
+
+ASK, SAY = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_replies_before_a_last_question_are_learned_from(turns: str, sentence: PreTrainedTokenizerBase) -> None:
+    rows = [{"messages": [ASK, SAY, ASK, SAY]}, {"messages": [ASK, SAY, ASK, SAY, ASK]}, {"messages": [ASK]}]
+    data = Data(train=rows, turns=turns, max_skipped=0.5)  # type: ignore[arg-type]
+    run = Run(model=Model(path=tiny(), tokenizer=sentence), data=data)
+    dataset = tokenize_rows(run, read_rows(data))
+    whole, shortened = dataset.train
+    assert [turn.ids.tolist() for turn in whole.turns[0]] == [turn.ids.tolist() for turn in shortened.turns[0]]
+    assert whole.prompt.tolist() == shortened.prompt.tolist()
+    assert dataset.account.train.skipped == {"response.none": 1}
+    assert [note.reason for note in dataset.tokenized["train"].notes].count("turn.unanswered") == 1
+
+
+def test_a_long_text_may_be_split(sentence: PreTrainedTokenizerBase) -> None:
+    rows = [{"text": "the cat " * 40}, {"text": "the cat"}, {"prompt": "the cat " * 40, "completion": "x"}]
+    texts, pair = Data(train=rows[:2], too_long="split", max_tokens=16), Data(train=rows[2:], max_tokens=16)
+    run = Run(model=Model(path=tiny(), tokenizer=sentence), data=texts)
+    *pieces, short = (dataset := tokenize_rows(run, read_rows(texts))).train
+    whole = sentence(rows[0]["text"])["input_ids"] + [sentence.eos_token_id]
+    assert [id_ for piece in pieces for id_ in piece.responses[0]] == whole[1:]
+    assert all(len(piece.prompt) + len(piece.responses[0]) <= 16 for piece in pieces)
+    assert [piece.prompt.tolist() for piece in pieces[1:]] == [[before.responses[0][-1]] for before in pieces[:-1]]
+    assert (dataset.account.train.read, dataset.account.train.kept) == (2, 2)
+    assert len({piece.id for piece in [*pieces, short]}) == len(pieces) + 1
+    with pytest.raises(UserError, match="no row is left"):
+        account_of(pair, sentence)

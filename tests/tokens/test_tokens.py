@@ -499,3 +499,42 @@ class TestRealTokenizers:
         done = tokenize(rows, loaded["stories260K"], max_tokens=1024)
         assert len(done.groups) + len(done.skipped) == 4151
         assert time.process_time() - started < 10
+
+
+RENDERED = ("<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n", "sat<|im_end|>\n", "ran")
+
+
+@pytest.mark.parametrize("begin", ["", "<s>"])
+def test_text_that_a_template_has_written_is_what_the_template_gives(byte_level: Make, begin: str) -> None:
+    tokenizer = byte_level(bos_token=begin or None)
+    prompt, *sides = RENDERED
+    row = Pair(prompt=begin + prompt, chosen=sides[0], rejected=sides[1], place=Place("made", 1))
+    (group,) = tokenize([row], tokenizer, max_tokens=99, control_tokens="tokens").groups
+    asked, said = Message("user", "the cat"), [Message("assistant", text) for text in ("sat", "ran")]
+    turns = Pair(prompt=(asked,), chosen=(said[0],), rejected=(said[1],), place=Place("made", 1))
+    (expected,) = tokenize([turns], tokenizer, max_tokens=99).groups
+    assert [id_ for id_ in group.prompt if id_ != tokenizer.bos_token_id] == expected.prompt.tolist()
+    assert [ids.tolist() for ids in group.responses] == [ids.tolist() for ids in expected.responses]
+
+
+def test_control_tokens_in_most_rows_are_refused_until_something_is_said_of_them(byte_level: Make) -> None:
+    tokenizer, place = byte_level(), Place("made", 1)
+    plain = Pair(prompt="the cat", chosen=" sat", rejected=" ran", place=place)
+    rendered = Pair(prompt=RENDERED[0], chosen=RENDERED[1], rejected=RENDERED[2], place=place)
+    tokenize([plain, rendered], tokenizer, max_tokens=99, control_tokens=None)
+    with pytest.raises(UserError, match=r"data.control_tokens: 2 of 3 rows have control tokens in their text"):
+        tokenize([plain, rendered, rendered], tokenizer, max_tokens=99, control_tokens=None)
+    letters = tokenize([rendered], tokenizer, max_tokens=99, control_tokens="text").groups[0]
+    tokens = tokenize([rendered], tokenizer, max_tokens=99, control_tokens="tokens").groups[0]
+    assert len(letters.prompt) > len(tokens.prompt)
+
+
+def test_tokens_of_ones_own_in_a_turn(byte_level: Make) -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|think|>"]})
+    row = Demo(prompt=(Message("user", "the cat"),), response=(Message("assistant", "<|think|>sat"),),
+               place=Place("made", 1))  # fmt: skip
+    ids = {said: tokenize([row], tokenizer, max_tokens=99, control_tokens=said).groups[0].responses[0].tolist()
+           for said in ("text", "tokens")}  # fmt: skip
+    think = tokenizer.convert_tokens_to_ids("<|think|>")
+    assert (ids["tokens"].count(think), ids["text"].count(think)) == (1, 0)

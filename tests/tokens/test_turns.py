@@ -94,7 +94,8 @@ def test_turns_that_are_too_long_are_left_out_of_a_demo_and_cut_where_asked(byte
     (group,) = tokenized(tokenizer, row).groups
     limit = group.longest - 1
     skipping = tokenized(tokenizer, row, max_tokens=limit)
-    assert (ids_of(skipping.groups[0])[0], skipping.cut) == (ids_of(group)[0][:-1], 1)
+    assert (ids_of(skipping.groups[0])[0], skipping.cut) == (ids_of(group)[0][:-1], 0)
+    assert "turns.too_long" in [note.reason for note in skipping.notes]
     cutting = tokenized(tokenizer, row, max_tokens=limit, too_long="cut")
     *whole, (prompt, ids) = ids_of(group)[0]
     assert (ids_of(cutting.groups[0])[0], cutting.cut) == ([*whole, (prompt, ids[:-1])], 1)

@@ -22,7 +22,7 @@ VERBS = {
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
-ALONE = ("check", "demo", "draw", "export", "score", "trade_off")  # verbs with a module of their own
+ALONE = ("check", "demo", "draw", "score", "trade_off")  # verbs with a module of their own
 
 
 def _version() -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from preftune.cli import view
 from preftune.cli.verbs import run_of
 from preftune.errors import UserError, printable
+from preftune.rows.split import Rows, read_rows
 from preftune.trust import refuse_unnamed
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from preftune.config.run import Run
-    from preftune.rows.split import Rows
     from preftune.run.fits import Gpus
 
 MOST_GPUS, MOST_MEMORY = 1024, 4096.0  # more of either is a slip
@@ -47,8 +48,6 @@ def check(*words: str, gpus: float | None = None, gpu_memory: float | None = Non
     if asked:
         _refuse_absurd(gpus, gpu_memory)
         refuse_unnamed(run.model.path, "model.path")
-    from rich.console import Console
-
     console, longest = Console(highlight=False, soft_wrap=True), 0
     if run.data.train or not asked:
         longest = _check_rows(run, console)
@@ -69,9 +68,6 @@ def check(*words: str, gpus: float | None = None, gpu_memory: float | None = Non
 
 def _check_rows(run: Run, console: Console) -> int:
     """Show what the rows are; returns the tokens of the longest, 0 without a model."""
-    from preftune.cli import view
-    from preftune.rows.split import read_rows
-
     rows = read_rows(run.data)
     for part, reading in rows.readings.items():
         console.print(view.read(part, reading))
@@ -85,8 +81,6 @@ def _check_rows(run: Run, console: Console) -> int:
 
 
 def _check_tasks(run: Run, rows: Rows, console: Console) -> int:
-    from preftune.cli import view
-
     assert run.rollout is not None
     with console.status("loading the tokenizer"):
         from preftune.run.preview import preview_tasks
@@ -98,8 +92,6 @@ def _check_tasks(run: Run, rows: Rows, console: Console) -> int:
 
 
 def _check_groups(run: Run, rows: Rows, console: Console) -> int:
-    from preftune.cli import view
-
     with console.status("loading the tokenizer"):
         from preftune.run.preview import preview
 

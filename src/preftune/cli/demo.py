@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from preftune.events import Note, emit
+from preftune.cli.verbs import at_work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +53,14 @@ def _stages(folder: Path, seed: int, console: Console) -> Comparison:
     def announce(number: int, title: str, text: str) -> None:
         console.print(f"\n[bold]{number}  {title}[/bold]\n{text}", soft_wrap=True)
 
+    def tune(number: int, title: str, name: str, text: str) -> None:
+        announce(number, title, f"preftune train {folder / name}   {text}")
+        with terminal():
+            stages.tune(folder / name)
+
     world_text = "A model that knows nothing, and restaurant reviews for it to learn from. The true reward of a review "
     announce(1, "A world", f"{world_text}is its kind words minus its harsh words.")
-    with terminal():
-        emit(Note("loading torch and transformers"))
+    with at_work():
         import torch
 
         from preftune.demo import readable, stages
@@ -65,21 +69,13 @@ def _stages(folder: Path, seed: int, console: Console) -> Comparison:
         stages.make(folder, seed)
     words = f"kind   {', '.join(readable.KIND)}\nharsh  {', '.join(readable.HARSH)}"
     console.print(words, style="dim", soft_wrap=True)
-    announce(2, "SFT", f"preftune train {folder / 'sft.toml'}   The model learns to write such reviews.")
-    with terminal():
-        stages.tune(folder / "sft.toml")
+    tune(2, "SFT", "sft.toml", "The model learns to write such reviews.")
     announce(3, "Preferences", "It writes; a judge prefers one of two reviews, mostly the one with more reward.")
     with terminal():
         stages.ask(folder, seed)
-    announce(4, "DPO", f"preftune train {folder / 'dpo.toml'}   DPO on those pairs. It never sees the reward.")
-    with terminal():
-        stages.tune(folder / "dpo.toml")
-    announce(5, "Reward model", f"preftune train {folder / 'reward.toml'}   The same pairs, learned as a reward.")
-    with terminal():
-        stages.tune(folder / "reward.toml")
-    announce(6, "RLOO", f"preftune train {folder / 'rloo.toml'}   The model writes, the reward model scores.")
-    with terminal():
-        stages.tune(folder / "rloo.toml")
+    tune(4, "DPO", "dpo.toml", "DPO on those pairs. It never sees the reward.")
+    tune(5, "Reward model", "reward.toml", "The same pairs, learned as a reward.")
+    tune(6, "RLOO", "rloo.toml", "The model writes, the reward model scores.")
     announce(7, "What changed", "The reference is the model of stage 2. Brackets hold 95 % intervals.")
     with terminal():
         return stages.measure(folder, seed)

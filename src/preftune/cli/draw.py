@@ -9,8 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from preftune.cli.verbs import at_work
 from preftune.errors import UserError
-from preftune.events import Note, emit
 from preftune.record.output import DRAWS, assert_replaceable
 from preftune.record.parse import model_of
 
@@ -52,16 +52,9 @@ def draw(
     out
         JSON-lines file to write, one object a prompt, in place of the screen; it replaces an earlier one of draw alone.
     """
-    model = model_of(model)
-    _check(
-        out,
-        [prompts, Path(model).expanduser()],
-        {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature},
-    )
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note("loading torch and transformers"))
+    model, numbers = model_of(model), {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature}
+    _check(out, [prompts, Path(model).expanduser()], numbers)
+    with at_work():
         from preftune.rollout.config import Rollout
         from preftune.run import draw as run
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from preftune.cli.verbs import run_of
+from preftune.cli.verbs import at_work, run_of
 from preftune.config.inputs import inputs
 from preftune.config.load import load
 from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
-from preftune.events import Note, emit
 from preftune.record.output import SCORES, assert_replaceable
 from preftune.record.parse import RUN_FILE, model_of
 
@@ -65,12 +64,11 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     """
     if word := next((word for word in words if word.partition("=")[0] == "out"), ""):
         raise UserError(f"{word} would be the folder of a run.", hint="Name the file to write by --out.")
+    if out.is_dir():
+        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words_of(words, reward))
     assert_replaceable(out, SCORES, [path for _, path in inputs(run)])
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note("loading torch and transformers"))
+    with at_work():
         from preftune.run.score import score
 
         means = score(run, out)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preftune.events import Note, emit
+from preftune.cli.verbs import at_work
 from preftune.record import output
 from preftune.record.output import assert_replaceable
 
@@ -31,12 +31,9 @@ def trade_off(*, out: Path = Path("trade-off"), offline: bool = False) -> None:
     offline
         Leave the language model out.
     """
-    from preftune.record.terminal import terminal
-
     assert_replaceable(out / PAGE, output.STUDY)
     assert_replaceable(out / FIGURES, output.FIGURES)
-    with terminal():
-        emit(Note("loading torch"))
+    with at_work("loading torch"):
         import msgspec
         import torch
 
@@ -49,7 +46,6 @@ def trade_off(*, out: Path = Path("trade-off"), offline: bool = False) -> None:
         results = panels.compare()
         if not offline:
             results = msgspec.structs.replace(results, language=language.compare_language())
-        files.make(out)
         files.write_json(out / FIGURES, msgspec.to_builtins(results))
         files.write(out / PAGE, study_page(study(results)))
     _print(results)

@@ -1,4 +1,5 @@
-"""The verbs but `demo`. What needs torch or a page's library is imported where it is used.
+"""The verbs that have no module of their own, and what all share. What needs torch or a page's library is imported
+where it is used.
 
 The words of a command are at most one configuration file, and keys that differ from it, such as `optim.lr=1e-6`.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +54,16 @@ def run_of(words: Sequence[str], *, model: bool = True) -> Run:
     return run
 
 
+@contextmanager
+def at_work(note: str = "loading torch and transformers") -> Iterator[None]:
+    """Show on stderr what goes on in this block, which begins with imports that take a while."""
+    from preftune.record.terminal import terminal
+
+    with terminal():
+        emit(Note(note))
+        yield
+
+
 def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: str = "") -> None:
     """Tune a model.
 
@@ -81,10 +93,7 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
         assert_writable(Path(run.out).expanduser(), resume=resume, force=force)
         if force:
             refuse_inside(run, Path(run.out))
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note("loading torch and transformers"))
+    with at_work():
         from preftune.run.train import train
 
         out = train(run, resume=resume, force=force, allow_change=[key for key in allow_change.split(",") if key])
@@ -117,10 +126,7 @@ def sweep(*words: str, out: Path | None = None, resume: Flag = False) -> None:
     runs = combinations(parse(Path(file)) if file else {}, keys)
     if "RANK" not in os.environ:
         assert_sweep_writable(out, [out / variant.folder for variant in runs], resume=resume)
-    from preftune.record.terminal import terminal
-
-    with terminal():
-        emit(Note(f"{len(runs)} runs; loading torch and transformers"))
+    with at_work(f"{len(runs)} runs; loading torch and transformers"):
         from preftune.run.sweep import RunsFailed, train_all
 
         failure: RunsFailed | None = None
@@ -145,6 +151,36 @@ def _one_folder(out: Path | None, named: Sequence[str]) -> Path:
         names = " and ".join(sorted(map(str, folders)))
         raise UserError(f"{names} are named.", location="out", hint="Name the one folder that is to hold all runs.")
     return next(iter(folders), Path("sweep"))
+
+
+def export(
+    adapter: str, into: Path, *, merge: bool = True, weights: Literal["float32", "bfloat16"] = "float32"
+) -> None:
+    """Write an adapter and its base as one model, which needs peft no more.
+
+    `preftune export RUN merged`
+
+    Parameters
+    ----------
+    adapter
+        The record of a run with [adapter], its `model` folder, or any other folder or hub name of an adapter.
+    into
+        Folder to write.
+    merge
+        What it does, and all that it does: a run has written its adapter already.
+    weights
+        Type of the merged weights; the sum is made in float32, and the difference is told.
+    """
+    if not merge:
+        raise UserError("the adapter is written already, in the layout of peft.", location=adapter,
+                        hint="Without --no-merge it is made one model with its base.")  # fmt: skip
+    with at_work():
+        from preftune.run.export import merge as merged
+
+        off = merged(adapter, into, weights)
+    print(f"{into}: off base and adapter by {off.mean:.1e} {off.unit} on average, {off.worst:.1e} at worst")
+    if off.quantized:
+        print(f"  and off the model that was tuned, whose base is in {off.quantized}, by {off.off_quantized:.1e}")
 
 
 def report(*records: Path, out: Path | None = None) -> None:

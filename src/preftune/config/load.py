@@ -15,8 +15,9 @@ import msgspec
 from preftune.config.explain import Choice, choices, keys
 from preftune.config.mistakes import UNKNOWN_KEY, explained, located
 from preftune.config.run import Run
-from preftune.config.tree import Tree, flatten, tree_of
+from preftune.config.tree import Tree, tree_of
 from preftune.errors import Problem, UserError, nearest
+from preftune.table import flatten
 
 DEEPEST = 32  # levels of keys and lists
 ROWS = (".jsonl", ".parquet", ".gz", ".csv", ".arrow")  # endings of files of rows

@@ -105,14 +105,14 @@ def _with_optim(run: Run) -> Run:
     optim = run.optim
     _refuse_schedule(optim)
     _refuse_moving(run)
-    changes: dict[str, object] = {"rounding": _rounding(run)}
+    changes: dict[str, object] = {}
     if optim.lr is None:
         changes["lr"] = LR if run.adapter is None else LR_OF_ADAPTER
     if optim.warmup_steps is None and optim.warmup is None:
         changes["warmup"] = WARMUP
     if optim.schedule == "wsd" and optim.decay is None:
         changes["decay"] = DECAY
-    return replace(run, optim=replace(optim, **changes))
+    return with_rounding(replace(run, optim=replace(optim, **changes)))
 
 
 def _refuse_schedule(optim: Optim) -> None:
@@ -135,7 +135,11 @@ def _refuse_moving(run: Run) -> None:
         raise UserError(message, location="reference.alpha", hint=hint)
 
 
-def _rounding(run: Run) -> str:
+def with_rounding(run: Run) -> Run:
+    """The run with optim.rounding filled in, where the type of its weights is known: under an adapter `auto` has to
+    know the device first. Raises UserError where the key has no effect, or would lose the updates."""
+    if run.adapter is not None and run.model.weights == "auto":
+        return run
     whole_parts = run.adapter is None or run.adapter.train_also or of_scores(run.objective)
     narrow = run.model.weights == "bfloat16" and bool(whole_parts)  # an adapter's own are in float32
     rounding = run.optim.rounding
@@ -148,7 +152,7 @@ def _rounding(run: Run) -> str:
             location="optim.rounding",
             hint='Leave it out, which makes it "stochastic", or set model.weights = "float32".',
         )
-    return "stochastic" if narrow else "nearest"
+    return replace(run, optim=replace(run.optim, rounding="stochastic" if narrow else "nearest"))
 
 
 def _refuse_tables_of_draws(run: Run) -> None:

@@ -19,13 +19,6 @@ Tree = dict[str, Any]
 FILE_TYPES = (type(None), str, Real, os.PathLike, list, tuple, Struct)  # left to the check of types and bounds
 
 
-def flatten(value: Any, above: str = "") -> Tree:
-    """{"optim.lr": 1e-6, ...}: every leaf of a tree under its dotted key."""
-    if isinstance(value, dict):
-        return {key: leaf for name, item in value.items() for key, leaf in flatten(item, f"{above}{name}.").items()}
-    return {above[:-1]: value}
-
-
 def tree_of(run: Run) -> Tree:
     """The tree that a file with this run holds, where `(40 rows given in Python)` stands in place of rows.
 

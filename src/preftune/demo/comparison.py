@@ -13,7 +13,7 @@ from preftune import files
 from preftune.config.load import load
 from preftune.config.run import Run, reward_tables
 from preftune.demo import readable
-from preftune.demo.measure import ROUNDS, Reference, Reviews
+from preftune.demo.measure import Reference, Reviews
 from preftune.demo.sampling import draw, load_policy
 from preftune.events import Note, emit
 from preftune.frontier.measure import Frontier, interval, win_rate
@@ -83,7 +83,7 @@ def policy_lines(reference: Reference, after: Sequence[Reviews]) -> list[Line]:
     standings = [reference.standing(reviews) for reviews in after]
     betas = " and ".join(f"{s.best.beta:.2f}" for s in standings)
     effective = min(s.best.effective for s in standings)
-    wins = [interval(win_rate, reviews.reward, before.reward, rounds=ROUNDS) for reviews in after]
+    wins = [interval(win_rate, reviews.reward, before.reward) for reviews in after]
     rates = [_percent(win_rate(r.reward, before.reward), bounds) for r, bounds in zip(after, wins, strict=True)]
     return [
         Line("true reward", tuple(_mean(reviews.reward) for reviews in (before, *after)),
@@ -111,7 +111,7 @@ def pair_lines(
 ) -> list[Line]:
     """What the runs on the judged pairs say of new pairs. Rows: of the last evaluation on the `judged` ones."""
     right = [np.array([[_verdict(row.margin or 0.0) for row in rows]]) for rows in (direct, of_reward_model)]
-    accuracy = [_percent(hits.mean(), interval(np.mean, hits, rounds=ROUNDS)) for hits in right]
+    accuracy = [_percent(hits.mean(), interval(np.mean, hits)) for hits in right]
     most = np.mean([_verdict(readable.reward(pair.chosen) - readable.reward(pair.rejected)) for pair in judged])
     return [
         Line("held-out accuracy", ("50 %", *accuracy),
@@ -189,7 +189,7 @@ def _with_interval(value: float, bounds: tuple[float, float], digits: int = 2, s
 
 
 def _mean(values: np.ndarray, digits: int = 2, sign: str = "") -> str:
-    return _with_interval(values.mean(), interval(np.mean, values, rounds=ROUNDS), digits, sign)
+    return _with_interval(values.mean(), interval(np.mean, values), digits, sign)
 
 
 def _change(values: Sequence[float | None]) -> str:

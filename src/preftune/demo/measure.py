@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 DRAWN_REFERENCE, DRAWN = 2048, 1024  # reviews of each dish drawn from either model; the first decide the ceiling
 SCORED = 256  # of the reference's reviews of each dish, which a reward model scores
 PACK = 8192  # tokens that it reads at once
-ROUNDS = 200  # resamples behind each interval
 
 
 class Reviews(Struct, frozen=True):
@@ -80,7 +79,7 @@ class Reference:
         kl, reward, start = (float(x.mean()) for x in (after.log_ratio, after.reward, self.reviews.reward))
         best = Frontier.sampled(self.reviews.reward).at_kl(kl)
         both = np.stack([after.reward, after.log_ratio], -1)
-        bounds = interval(_gap, self.reviews.reward, both, rounds=ROUNDS)
+        bounds = interval(_gap, self.reviews.reward, both)
         return Standing(kl, reward, best, best.reward - reward, bounds, (reward - start) / (best.reward - start))
 
     def slope(self, reward_model: Path) -> float:
@@ -94,11 +93,16 @@ class Reference:
         return float((centered * scores).sum() / (centered**2).sum())
 
 
+def shares_of_levels(reward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(groups, responses) -> the values that rewards have, (levels,), and how often each group has each."""
+    levels = np.unique(reward)
+    return levels, np.stack([(reward == level).mean(1) for level in levels], -1)
+
+
 def ceiling_by_level(reward: np.ndarray) -> Frontier:
     """`Frontier.sampled` of rewards that have few values, from how often each has them: the same ceiling, a thousand
     times as fast, but for its effective sample size. reward: (groups, responses)."""
-    levels = np.unique(reward)
-    share = np.stack([(reward == level).mean(1) for level in levels], -1)
+    levels, share = shares_of_levels(reward)
     values = np.where(share > 0, levels, reward.min(1, keepdims=True))  # the best of a group is one that it has
     return Frontier.exact(values, np.log(share, where=share > 0, out=np.full_like(share, -np.inf)))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import asdict
 
 from preftune import files
 from preftune.config.load import dump, load
@@ -36,6 +37,7 @@ REVIEWS = 200  # reviews of each dish to learn from
 DRAWN, DRAWN_HELD_OUT = 768, 64  # reviews of each dish that the judge compares, two at a time
 BETA = 0.7
 PHASES = 80
+DRAWING = Rollout(tasks=len(JUDGED_DISHES), responses=12, max_tokens=LONGEST)  # of a phase
 
 
 def make(folder: Path, seed: int) -> None:
@@ -74,12 +76,12 @@ def sft_run(folder: Path, seed: int) -> Run:
     )  # fmt: skip
 
 
-def offline_run(folder: Path, name: str, objective: Formula, seed: int, lr: float = 5e-4) -> Run:
+def offline_run(folder: Path, name: str, objective: Formula, seed: int) -> Run:
     """From the judged pairs, with the model after SFT as start and reference."""
     return Run(
-        model=Model(path=str(folder / "sft" / "model")), data=judged_pairs(folder), objective=objective,
+        model=Model(path=str(folder / "sft" / "model")), data=judged_data(folder), objective=objective,
         reference=Stored(store=str(folder / "store")) if "reference" in objective.reads else None,
-        optim=Optim(lr=lr, epochs=3, schedule="cosine"), batch=Batch(rows=64),
+        optim=Optim(lr=5e-4, epochs=3, schedule="cosine"), batch=Batch(rows=64),
         seed=seed, out=str(folder / name), device="cpu",
     )  # fmt: skip
 
@@ -87,18 +89,17 @@ def offline_run(folder: Path, name: str, objective: Formula, seed: int, lr: floa
 def reward_run(folder: Path, seed: int) -> Run:
     """From the judged pairs to a reward model."""
     return Run(
-        model=Model(path=str(folder / "sft" / "model")), data=judged_pairs(folder),
+        model=Model(path=str(folder / "sft" / "model")), data=judged_data(folder),
         objective=RewardModeling(center=0.01), optim=Optim(lr=3e-3, epochs=2), batch=Batch(rows=64),
         seed=seed, out=str(folder / "reward"), device="cpu",
     )  # fmt: skip
 
 
 def online_run(
-    folder: Path, name: str, objective: Formula, reward: Reward, seed: int, rollout: Rollout | None = None,
+    folder: Path, name: str, objective: Formula, reward: Reward, seed: int, rollout: Rollout = DRAWING,
     phases: int = PHASES,
 ) -> Run:  # fmt: skip
-    """From reviews of the judged dishes that the policy draws itself, twelve to each in a phase."""
-    rollout = rollout or Rollout(tasks=len(JUDGED_DISHES), responses=12, max_tokens=LONGEST)
+    """From reviews of the judged dishes that the policy draws itself."""
     return Run(
         model=Model(path=str(folder / "sft" / "model")), objective=objective, reward=reward, rollout=rollout,
         data=Data(train=str(folder / "prompts.jsonl"), evaluate=str(folder / "held_out.jsonl")),
@@ -107,7 +108,7 @@ def online_run(
     )  # fmt: skip
 
 
-def judged_pairs(folder: Path) -> Data:
+def judged_data(folder: Path) -> Data:
     """The judge's verdicts, on other dishes for evaluation."""
     return Data(train=str(folder / "pairs.jsonl"), evaluate=str(folder / "held_out.jsonl"))
 
@@ -129,8 +130,7 @@ def ask(folder: Path, seed: int) -> None:
         prompts, seed_of_draw = [readable.prompt(dish) for dish in dishes], int(rng.integers(2**31))
         drawn = draw(policy, tokenizer, prompts, count, seed=seed_of_draw)
         pairs = [pair for group in drawn for pair in readable.judged_pairs(group.prompt, group.texts, rng)]
-        rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
-        _write_rows(folder / f"{name}.jsonl", rows)
+        _write_rows(folder / f"{name}.jsonl", [asdict(pair) for pair in pairs])
 
 
 def measure(folder: Path, seed: int) -> Comparison:

@@ -67,15 +67,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "anchor.not_finite": ("anchor.stuck", "anchor.chance", "anchor.overfit", *OF_THE_POLICY, *OF_LENGTH),
     "end.wrong": ("end.unlearned",),
     "shift.seen": ("reward.too_easy", *OF_LENGTH),
-    "shift.unlikely": (
-        "end.wrong",
-        "end.unlearned",
-        "anchor.chance",
-        "anchor.overfit",
-        "reward.parts",
-        *OF_THE_POLICY,
-        *OF_LENGTH,
-    ),
+    "shift.unlikely": ("end.wrong", "end.unlearned", "anchor.chance", "anchor.overfit", "reward.parts",
+                       *OF_THE_POLICY, *OF_LENGTH),
     "anchor.overfit": ("anchor.chance", "end.unlearned", "reward.parts", *OF_THE_POLICY, *OF_LENGTH),
     "data.cut": ("end.wrong", "end.unlearned", "anchor.chance", "shift.cut", *OF_THE_POLICY, *OF_LENGTH),
     "end.unlearned": (*OF_THE_POLICY[1:], *OF_LENGTH),
@@ -88,7 +81,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "reward.parts": (*OF_DRAWS, "anchor.chance", "reward.too_sure"),
     "anchor.chance": (*OF_DRAWS, "length.reward", "reward.too_sure"),
     "data.contradictory": (*OF_DRAWS, "reward.too_sure"),
-}
+}  # fmt: skip
 # Where most pairs differ in one word, both sides fall because of what they share, and that is why the model moves far.
 OF_TWINS: dict[str, tuple[str, ...]] = {
     "anchor.drift": (),

@@ -6,7 +6,6 @@ import itertools
 import math
 
 from preftune.diagnosis.finding import Finding, number, share
-from preftune.record.parse import Numbers
 from preftune.record.reader import Record
 from preftune.record.schema import numbered
 from preftune.record.statistics import mean
@@ -25,15 +24,14 @@ SLOPE = 0.2  # of a reward model, from 1
 def _ends(record: Record, key: str) -> tuple[float, float] | None:
     """Mean of a number over the first and over the last tenth of the phases; None where the run has too few."""
     tenth = max(1, len(record.phases) // 10)
-    first, last = (
-        mean(_finite(phase, key) for phase in part) for part in (record.phases[:tenth], record.phases[-tenth:])
-    )
+    first, last = (mean(phase.get(key) for phase in part) for part in (record.phases[:tenth], record.phases[-tenth:]))
     return None if len(record.phases) < FEW or first is None or last is None else (first, last)
 
 
-def _finite(phase: Numbers, key: str) -> float | None:
-    value = phase.get(key)
-    return value if value is not None and math.isfinite(value) else None
+def _only(record: Record, key: str) -> tuple[float, float] | None:
+    """Mean over all phases of a short run."""
+    value = mean(phase.get(key) for phase in record.phases)
+    return None if value is None else (value, value)
 
 
 def reward_without_gain(record: Record) -> Finding | None:
@@ -67,7 +65,7 @@ def _name_of(reward: dict[str, object]) -> str:
 
 def _noise(record: Record, name: str) -> float:
     """Two standard errors of a difference of tenths, from how a number jumps between neighboring phases."""
-    values = [value for phase in record.phases if (value := _finite(phase, name)) is not None]
+    values = [value for phase in record.phases if (value := phase.get(name)) is not None and math.isfinite(value)]
     jumps = [(after - before) ** 2 / 2 for before, after in itertools.pairwise(values)]
     tenth = max(1, len(record.phases) // 10)
     return 2 * math.sqrt((mean(jumps) or 0.0) * 2 / tenth)
@@ -76,7 +74,7 @@ def _noise(record: Record, name: str) -> float:
 def says_nothing(record: Record) -> Finding | None:
     """The responses to a prompt have one score."""
     ends, distinct = _ends(record, "alike") or _only(record, "alike"), _ends(record, "distinct")
-    late = mean(_finite(phase, "alike") for phase in record.phases[-max(2, len(record.phases) // 4) :])
+    late = mean(phase.get("alike") for phase in record.phases[-max(2, len(record.phases) // 4) :])
     if ends is None or late is None or late < ALIKE or (distinct is not None and distinct[1] < ALIKE * distinct[0]):
         return None  # draws that have become the same have one score for that reason
     from_start = ends[0] >= ALIKE
@@ -143,12 +141,6 @@ def does_not_end(record: Record) -> Finding | None:
         meaning="A cut response is scored as it stands, so the policy is not told to come to an end.",
         remedy="Raise rollout.max_tokens, or set reward.missing_end to the score that an unfinished response loses.",
     )
-
-
-def _only(record: Record, key: str) -> tuple[float, float] | None:
-    """Mean over all phases of a short run."""
-    value = mean(_finite(phase, key) for phase in record.phases)
-    return None if value is None else (value, value)
 
 
 def sampler_off(record: Record) -> Finding | None:

@@ -6,7 +6,7 @@ import math
 
 from preftune.diagnosis.finding import SURE, Finding, number, share
 from preftune.diagnosis.objective_facts import anchor_hint
-from preftune.record.reader import RECENT, HeldOutRow, Record
+from preftune.record.reader import HeldOutRow, Record
 from preftune.record.statistics import Estimate, share_of
 
 OVERFIT = 0.15  # training accuracy is always somewhat higher; a gap this large is memorization
@@ -64,8 +64,7 @@ def _gap(record: Record) -> tuple[str, float]:
     train, held_out = record.recent("accuracy"), record.accuracy()
     if train is None or held_out is None or not train - held_out.value > OVERFIT:
         return "", 1.0
-    last_steps = record.steps[-max(1, round(RECENT * len(record.steps))) :]
-    examples = math.fsum(step.get("examples") or 0.0 for step in last_steps)
+    examples = math.fsum(step.get("examples") or 0.0 for step in record.last_steps)
     in_training = share_of(train, round(examples))
     error = math.hypot(held_out.error, in_training.error if in_training else 0.0)
     p = held_out._replace(value=train - held_out.value, error=error).p_above(0.0)

@@ -183,28 +183,31 @@ class RowMetrics:
         end = _end_token(self.examples.groups)
         for start, group in zip(self.examples.starts, self.examples.groups, strict=True):
             pairs = slice(seen, seen := seen + self.examples.pairs_of(group))
-            row: dict[str, object] = {"id": group.id or str(group.place)}
-            known = len(row) + 2 + bool(group.category)
-            row |= {"place": str(group.place)} | ({"category": group.category} if group.category else {})
-            alone = group.responses if len(group.prompt) < 2 else ()  # a begin token and no more joins no rows
-            asked = b"".join(ids.tobytes() for ids in (group.prompt, *alone))
-            row["prompt"] = hashlib.sha256(asked).hexdigest()[:12]
+            fields: dict[str, object] = {}
             if len(margin[pairs]):
-                row["margin"] = float(margin[pairs].mean())
+                fields["margin"] = float(margin[pairs].mean())
                 if not group.is_even:
-                    row["accuracy"] = float(self.accuracy[pairs].mean())
+                    fields["accuracy"] = float(self.accuracy[pairs].mean())
                     if not self.scores:
-                        row["accuracy_of_change"] = float(self.accuracy_of_change[pairs].mean())
+                        fields["accuracy_of_change"] = float(self.accuracy_of_change[pairs].mean())
             elif start in self.rating_auc:
                 auc, of_change = self.rating_auc[start], self.rating_auc_of_change[start]
-                row |= {"accuracy": auc, "accuracy_of_change": of_change}
+                fields |= {"accuracy": auc, "accuracy_of_change": of_change}
             for side, place in _sides_of(group, start):
-                row |= self.response_fields(side, place)
+                fields |= self.response_fields(side, place)
             if parts is not None and parts_before is not None:
-                row |= _row_parts(group, start, end, parts, parts_before)
-            if len(row) > known:
-                rows.append(row)
+                fields |= _row_parts(group, start, end, parts, parts_before)
+            if fields:
+                rows.append(_names_of(group) | fields)
         return rows
+
+
+def _names_of(group: TokenGroup) -> dict[str, object]:
+    """Which row it is."""
+    category = {"category": group.category} if group.category else {}
+    alone = group.responses if len(group.prompt) < 2 else ()  # a begin token and no more joins no rows
+    prompt = hashlib.sha256(b"".join(ids.tobytes() for ids in (group.prompt, *alone))).hexdigest()[:12]
+    return {"id": group.id or str(group.place), "place": str(group.place), **category, "prompt": prompt}
 
 
 def _row_parts(

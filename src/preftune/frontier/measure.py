@@ -43,12 +43,9 @@ class Frontier:
         return cls(np.broadcast_to(reward, ref_logp.shape), _normalized(ref_logp))
 
     @classmethod
-    def sampled(cls, reward: np.ndarray, log_ratio: np.ndarray | None = None) -> Frontier:
-        """From responses drawn from the reference, or with `log_ratio` from a policy.
-
-        reward, log_ratio: (groups, responses), log pi - log pi_ref of these responses, in nats.
-        """
-        return cls(reward, _normalized(np.zeros(reward.shape) if log_ratio is None else -log_ratio))
+    def sampled(cls, reward: np.ndarray) -> Frontier:
+        """From the rewards, (groups, responses), of responses drawn from the reference."""
+        return cls(reward, _normalized(np.zeros(reward.shape)))
 
     def at_beta(self, beta: float) -> Point:
         """The tilted reference at beta, 0 and infinity included."""
@@ -113,9 +110,9 @@ def win_rate(policy: np.ndarray, baseline: np.ndarray) -> float:
 
 
 def interval(
-    statistic: Callable[..., float], *samples: np.ndarray, rounds: int = 400, level: float = 0.95, seed: int = 0
+    statistic: Callable[..., float], *samples: np.ndarray, rounds: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap percentile interval of a statistic of independent draws (Efron 1979).
+    """95 % bootstrap percentile interval of a statistic of independent draws (Efron 1979).
 
     samples: arrays (groups, responses, ...); each is resampled by itself, within each group, since prompts are fixed.
     """
@@ -124,5 +121,5 @@ def interval(
     for _ in range(rounds):
         rows = [rng.integers(array.shape[1], size=array.shape[:2]) for array in samples]
         values.append(statistic(*(a[np.arange(len(a))[:, None], r] for a, r in zip(samples, rows, strict=True))))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -74,12 +74,8 @@ class AdapterWeights(Weights):
     def state(self) -> dict[str, Tensor]:
         """What is learned, and what it began as, which is subtracted."""
         fixed = [f".{name}." for name in self.on[1:]]
-        parameters = self.module.named_parameters()
-        return {
-            name: p.detach()
-            for name, p in parameters
-            if name in self.learned or any(part in name for part in fixed)
-        }  # fmt: skip
+        return {name: p.detach() for name, p in self.module.named_parameters()
+                if name in self.learned or any(part in name for part in fixed)}  # fmt: skip
 
     def activate(self) -> None:
         layers = [part for part in self.module.modules() if isinstance(part, BaseTunerLayer)]
@@ -121,11 +117,8 @@ class AdapterWeights(Weights):
         with without_warnings():
             tensors = get_peft_model_state_dict(self.around, adapter_name=name, save_embedding_layers=False)
         others = adapters_in(self.module) - {name}  # peft leaves out those of its own model around this one alone
-        return {
-            key: value.detach().cpu()
-            for key, value in tensors.items()
-            if not any(f".{other}." in key for other in others)
-        }  # fmt: skip
+        return {key: value.detach().cpu() for key, value in tensors.items()
+                if not any(f".{other}." in key for other in others)}  # fmt: skip
 
 
 def _settings(config: LoraConfig) -> dict[str, object]:
@@ -169,17 +162,14 @@ def described(weights: AdapterWeights) -> str:
     base += sum(part.numbers for part in weights.module.modules() if isinstance(part, QuantizedLinear))
     layers = {name.split(".lora_A.")[0].rpartition(".")[2] for name in parameters if ".lora_A." in name}
     text = f"{learned:,} numbers learn beside {base:,} that stay, on {', '.join(sorted(layers))}"
-    experts = sorted(
-        {name.rpartition(".")[2] for name, p in parameters.items() if p.dim() == 3 and "lora_" not in name}
-        if not any(isinstance(part, ParamWrapper) for part in weights.module.modules()) else set()
-    )  # fmt: skip
+    experts = {name.rpartition(".")[2] for name, p in parameters.items() if p.dim() == 3 and "lora_" not in name}
     wholes = {name.partition(".modules_to_save.")[0] for name in weights.trained() if ".modules_to_save." in name}
     if wholes:
         text += f"; trained whole: {', '.join(sorted({name.rpartition('.')[2] for name in wholes}))}"
     if _unties(weights.module):
         text += ", and embedding and output layer, which are one matrix in the base, are two from here on"
-    if experts:
-        text += f"; the experts have no adapter: name {', '.join(experts)} in adapter.targets"
+    if experts and not any(isinstance(part, ParamWrapper) for part in weights.module.modules()):
+        text += f"; the experts have no adapter: name {', '.join(sorted(experts))} in adapter.targets"
     return text
 
 

@@ -35,10 +35,10 @@ def attention_crossover(config: PreTrainedConfig) -> float:
     return 4 * text.hidden_size + 3 * (mlp_width if isinstance(mlp_width, int) else max(mlp_width))  # or one a layer
 
 
-def largest_pack(shapes: Shapes, setup: Setup, memory: float, most: int) -> int:
+def largest_pack(shapes: Shapes, setup: Setup, memory: float, most: int, least: int = 1) -> int:
     """Tokens of the largest pack with which training takes no more than `memory` bytes: `most`, or a multiple of
-    MULTIPLE below; 0 where none fits."""
-    sizes = [most, *range((most - 1) // MULTIPLE * MULTIPLE, 0, -MULTIPLE)]
+    MULTIPLE below that is no less than `least`; 0 where none fits."""
+    sizes = [most, *range((most - 1) // MULTIPLE * MULTIPLE, least - 1, -MULTIPLE)]
     return next((tokens for tokens in sizes if expected(shapes, setup, tokens).total <= memory), 0)
 
 

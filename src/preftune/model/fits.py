@@ -83,7 +83,8 @@ def fit(
     divided = [shard for shard in way.setup.divisible if shard in shards] or ["none"] if gpus > 1 else ["none"]
     again = sorted({way.setup.checkpointing, way.setup.checkpointing or recompute})
     setups = [replace(way.setup, shard=shard, gpus=gpus, checkpointing=c) for c in again for shard in divided]
-    packs = [largest_pack(shapes, setup, demand.usable, max(demand.longest, demand.most)) for setup in setups]
+    largest = max(demand.longest, demand.most)
+    packs = [largest_pack(shapes, setup, demand.usable, largest, demand.longest) for setup in setups]
     wanted = (max(demand.longest, min(GOOD, demand.most)), demand.longest)
     fitting = next((i for least in wanted for i, tokens in enumerate(packs) if tokens >= least), None)
     least = [expected(shapes, setup, demand.longest).total for setup in setups]

@@ -1,7 +1,7 @@
 """Products with an adapter beside a frozen matrix, and the gated MLP of them, in fewer passes and with less kept.
 
 peft adds the product of the thin matrices to that of the base as a chain of five operations, each of which reads and
-writes whole activations, and keeps two of them. `fuse` swaps these in. Held by tests/model/test_fused_adapter.py.
+writes whole activations, and keeps two of them. `fuse` swaps these in. Held by tests/model/test_fused.py.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ from preftune.errors import UserError, third_party_message
 from preftune.model.adapter_files import adapter_at, base_of
 from preftune.model.as_made import has_adapter_layers
 from preftune.model.quantized import QUANTIZED, loading, make_exact
+from preftune.model.weights import SCORE
 from preftune.trust import refuse_code, refuse_hub_code, refuse_unnamed
 
 logging.disable_progress_bar()  # progress is shown in one line, which is ours
 logging.set_verbosity_error()  # and problems of a model folder are our errors
 getLogger("bitsandbytes").setLevel("ERROR")  # peft imports it where it is, and it misses a kernel that is not used
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SCORE = "score.weight"  # what a reward model has in place of an output layer
 LISTED = 3  # names of weights that a sentence gives
 
 

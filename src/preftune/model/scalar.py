@@ -19,9 +19,10 @@ from preftune.errors import UserError
 from preftune.model.adapter_files import adapter_at, base_of
 from preftune.model.budget import attention_crossover
 from preftune.model.columns import read_packs
-from preftune.model.load import DTYPES, SCORE, Loaded, load_config, load_model, source_of, tensors_in_files
+from preftune.model.load import DTYPES, Loaded, load_config, load_model, source_of, tensors_in_files
 from preftune.model.policy import Policy, wrap
 from preftune.model.probe import decoder
+from preftune.model.weights import SCORE
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.tokens.groups import TokenGroup

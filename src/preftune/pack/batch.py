@@ -160,26 +160,14 @@ def _joined(parts: Sequence[Batch], which: Sequence[Sequence[int]]) -> Batch:
         counts = torch.bincount(part.response).tolist()
         members |= dict(zip(indices, (part.member + scored).split(counts), strict=True))
         paths |= dict(zip(indices, (path + row for path in part.trie.paths), strict=True))
-
-    def rows(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) + row for part, row in zip(parts, first_row, strict=False)])
-
-    ids, position, end = torch.cat([p.ids for p in parts]), torch.cat([p.position for p in parts]), rows("end")
+    numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "position", "target")}
+    numbers |= {name: torch.cat([getattr(part, name) + row for part, row in zip(parts, first_row, strict=False)])
+                for name in ("end", "read", "source")}  # fmt: skip
+    ids, position, end = (numbers[name].cpu().numpy() for name in ("ids", "position", "end"))
     in_order = [members[i] for i in range(len(members))]
+    response = torch.cat([torch.full_like(member, i) for i, member in enumerate(in_order)])
     return Batch(
-        groups=(),
-        trie=Trie(
-            ids.cpu().numpy(), position.cpu().numpy(), end.cpu().numpy(), tuple(paths[i] for i in range(len(paths)))
-        ),
-        ids=ids,
-        position=position,
-        end=end,
-        read=rows("read"),
-        source=rows("source"),
-        target=torch.cat([p.target for p in parts]),
-        member=torch.cat(in_order),
-        response=torch.cat([torch.full_like(member, i) for i, member in enumerate(in_order)]),
-        responses=len(in_order),
-        tokens=sum(p.tokens for p in parts),
+        groups=(), trie=Trie(ids, position, end, tuple(paths[i] for i in range(len(paths)))), **numbers,
+        member=torch.cat(in_order), response=response, responses=len(in_order), tokens=sum(p.tokens for p in parts),
         parts=tuple(parts),
-    )
+    )  # fmt: skip

@@ -241,15 +241,16 @@ class Record(Struct, frozen=True, kw_only=True):
 
     def recent(self, key: str) -> float | None:
         """Mean of a number over the last tenth of the steps, finite values only."""
-        return mean(step.get(key) for step in self.steps[-self._tenth :])
+        return mean(step.get(key) for step in self.last_steps)
 
     def early(self, key: str) -> float | None:
         """Mean of a number over the first tenth of the steps, finite values only."""
-        return mean(step.get(key) for step in self.steps[: self._tenth])
+        return mean(step.get(key) for step in self.steps[: len(self.last_steps)])
 
     @property
-    def _tenth(self) -> int:
-        return max(1, round(RECENT * len(self.steps)))
+    def last_steps(self) -> tuple[Numbers, ...]:
+        """The last tenth of the steps."""
+        return self.steps[-max(1, round(RECENT * len(self.steps))) :]
 
     def setting(self, key: str) -> object:
         """A value of the configuration by its dotted key, such as `objective.beta`; None where it is not set."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from preftune.model.quantized import quantization
 from preftune.pack.oom import OomRetry
 from preftune.pack.trie import common_prefix, lexicographic_order
 from preftune.reference.store import PRIVATE, Key, Store, key_of
-from preftune.tokens.groups import TokenGroup, Turn
+from preftune.tokens.groups import TokenGroup
 
 CANARIES = 8  # stored entries that are computed again, to see whether the store can be trusted
 FLUSH_SECONDS = 20.0
@@ -75,17 +75,18 @@ def score_missing(
     began = time.monotonic()
     wanted: dict[Key, TokenGroup] = {}
     for group in groups:
-        for turn in (turn for turns in group.turns for turn in turns):
-            wanted.setdefault(key_of(*turn), _single(group, turn))
+        for prompt, ids in itertools.chain(*group.turns):
+            if (key := key_of(prompt, ids)) not in wanted:
+                wanted[key] = TokenGroup(prompt=prompt, responses=(ids,), kind="demo", place=group.place, id=group.id)
     keys = sorted(wanted)
     present = [store.has(key, len(wanted[key].responses[0])) for key in keys]
     canaries = min(CANARIES, sum(present))
     _idle(policy, wanted, dist.max(canaries) - canaries)
-    _check_canaries(policy, store, {key: wanted[key] for key in itertools.compress(keys, present)}, canaries)
+    _check_canaries(policy, store, wanted, list(itertools.compress(keys, present)), canaries)
     lacked, senders = _who_has(keys, present, dist)
-    missing = {key: wanted[key] for key in keys if key not in senders}
+    missing = {key for key in keys if key not in senders}
     packs = _packs(wanted, tokens)  # the same packs however much is stored, so that last digits repeat
-    packs = [pack for pack in packs if any(key in missing for key in pack)]
+    packs = [pack for pack in packs if not missing.isdisjoint(pack)]
     senders |= {key: number % dist.world_size for number, pack in enumerate(packs) for key in pack if key in missing}
     idle, computed = -(-len(packs) // dist.world_size) - len(packs[dist.rank :: dist.world_size]), 0
     if missing and store.folder is not None:
@@ -116,11 +117,7 @@ def _who_has(keys: Sequence[Key], present: Sequence[bool], dist: Distributed) ->
 
 
 def _computed(
-    policy: Policy,
-    store: Store,
-    packs: Sequence[Sequence[Key]],
-    wanted: Mapping[Key, TokenGroup],
-    missing: Mapping[Key, TokenGroup],
+    policy: Policy, store: Store, packs: Sequence[Sequence[Key]], wanted: Mapping[Key, TokenGroup], missing: Set[Key]
 ) -> Iterator[int]:
     """The tokens computed for each pack, after its missing entries are in the store."""
     oom = _retry(policy)
@@ -131,10 +128,8 @@ def _computed(
             if key not in missing:
                 continue
             if not np.isfinite(token_logp).all():
-                location = str(missing[key].place)
-                raise UserError(
-                    "the reference gives a response no finite probability.", location=location, code=CORRUPT
-                )
+                message = "the reference gives a response no finite probability."
+                raise UserError(message, location=str(wanted[key].place), code=CORRUPT)
             store.put(key, token_logp)
             scored += 1
         if time.monotonic() - flushed > FLUSH_SECONDS:
@@ -156,10 +151,6 @@ def _exchange(store: Store, senders: Mapping[Key, int], wanted: Mapping[Key, Tok
         for key, part in zip(some, dist.sum(torch.cat(parts)).split(counts), strict=True):
             if key not in store:
                 store.hold(key, part.numpy())
-
-
-def _single(group: TokenGroup, turn: Turn) -> TokenGroup:
-    return TokenGroup(prompt=turn.prompt, responses=(turn.ids,), kind="demo", place=group.place, id=group.id)
 
 
 def _packs(groups: Mapping[Key, TokenGroup], tokens: int) -> list[list[Key]]:
@@ -187,10 +178,12 @@ def _retry(policy: Policy) -> OomRetry:
     return OomRetry(alone=not policy.weights.in_step, hint=HINT)
 
 
-def _check_canaries(policy: Policy, store: Store, present: Mapping[Key, TokenGroup], count: int) -> None:
+def _check_canaries(
+    policy: Policy, store: Store, wanted: Mapping[Key, TokenGroup], present: Sequence[Key], count: int
+) -> None:
     """Compute a few entries again, which nobody can foresee. Raises UserError where the store says something else."""
-    for key in secrets.SystemRandom().sample(sorted(present), count):
-        computed, stored = read_packs(policy, [present[key]], [(0,)], _retry(policy))[0][0], store[key]
+    for key in secrets.SystemRandom().sample(present, count):
+        computed, stored = read_packs(policy, [wanted[key]], [(0,)], _retry(policy))[0][0], store[key]
         off = float(np.abs(computed - stored).max()) if computed.shape == stored.shape else float("inf")
         if not off <= policy.noise:
             raise UserError(

@@ -13,8 +13,7 @@ from preftune.diagnosis.objective_facts import says_scores
 from preftune.record.parse import Numbers
 from preftune.record.reader import Record
 from preftune.report.compare import comparable
-from preftune.report.drawn import drawn_charts
-from preftune.report.series import Chart, Runs, Series, color_of, line_of, rounded, trained
+from preftune.report.series import SMOOTH_FROM, Chart, Runs, Series, color_of, line_of, rounded, trained
 from preftune.report.words import row_kind, sides, visible
 
 SCATTER = 4000  # rows that a scatter shows; more only make it darker
@@ -57,7 +56,7 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     ]  # fmt: skip
     cost = [_speed(runs)] if len(runs) > 1 else [_tokens(runs[0][1]), _speed(runs)]
     where = "Where did the scores go?" if scores else "Where did the probability go?"
-    sections = (("What did it draw?", drawn_charts(runs)), ("Did it learn?", learned), (where, moved),
+    sections = (("What did it draw?", _drawn(runs)), ("Did it learn?", learned), (where, moved),
                 ("The optimizer", optimizer), ("Cost", cost))  # fmt: skip
     drawn = [(title, [chart for chart in group if chart.series]) for title, group in sections]
     return [(title, group) for title, group in drawn if group]
@@ -123,9 +122,9 @@ def _scatter(runs: Runs) -> Chart:
     series = []
     for index, (run, record) in enumerate(runs):
         points = [
-            (row.chosen_tokens - row.rejected_tokens, rounded(row.margin), visible(row.id))
+            (row.surplus, rounded(row.margin), visible(row.id))
             for row in record.rows[:SCATTER]
-            if row.margin is not None and row.chosen_tokens is not None and row.rejected_tokens is not None
+            if row.margin is not None and row.surplus is not None
         ]
         if points:
             x, y, text = (list(values) for values in zip(*points, strict=True))
@@ -156,3 +155,49 @@ def _speed(runs: Runs) -> Chart:
         series += line_of(points, "speed", name, color, faint=len(runs) == 1)
     look = "Level is good. Slow first steps are compilation or warm-up; dips are other work on the machine."
     return Chart("speed", "Speed", "tokens computed / s", look, "step", series, floor=True)
+
+
+def _drawn(runs: Runs) -> list[Chart]:
+    """Those of runs that draw what they learn from; of others they have no series."""
+    return [
+        _over_kl(runs),
+        _phases(runs, Chart("tokens", "Length of the draws", "tokens", "A steady climb that the task does not ask for "
+            "is a reward that pays for length.", floor=True)),
+        _phases(runs, Chart("ended", "Ended", "share of the draws", "Below nine in ten, raise rollout.max_tokens or "
+            "set reward.missing_end.", percent=True)),
+        _phases(runs, Chart("distinct", "Distinct", "share of the draws", "Near zero all responses to a prompt are the "
+            "same and teach nothing.", percent=True)),
+    ]  # fmt: skip
+
+
+def _over_kl(runs: Runs) -> Chart:
+    """Score over distance from the reference: of each phase, and held out under the best that any policy could do."""
+    series: list[Series] = []
+    for index, (name, record) in enumerate(runs):
+        one_run = len(runs) == 1
+        points = [("Phases", "train", record.phases, "score"), ("Held out", "held", record.evaluations, "score"),
+                  ("Ceiling", "chosen", record.evaluations, "ceiling")]  # fmt: skip
+        for label, color, lines, key in points:
+            pairs = sorted(
+                (x, y) for line in lines if (x := line.get("kl")) is not None and (y := line.get(key)) is not None
+            )
+            if pairs:
+                x, y = (list(values) for values in zip(*pairs, strict=True))
+                style = "points" if key == "score" and color == "train" else "dots"
+                text = label if one_run else f"{name}, {label.lower()}"
+                series.append(Series(text, color if one_run else color_of(index), x, y, style, dash=key == "ceiling"))
+    look = (
+        "The held-out course should climb along the ceiling, which is the best that any policy can do at that distance."
+    )
+    return Chart("score", "Score over KL", "score", look, "KL from the reference, nats", series)
+
+
+def _phases(runs: Runs, chart: Chart) -> Chart:
+    """A number of the phases."""
+    series: list[Series] = []
+    for index, (name, record) in enumerate(runs):
+        label, color = ("Drawn", "held") if len(runs) == 1 else (name, color_of(index))
+        series += line_of(
+            record.phases, chart.id, label, color, style="dots" if len(record.phases) < SMOOTH_FROM else "line"
+        )
+    return replace(chart, x="step", series=series, id=f"phase_{chart.id}")

@@ -14,6 +14,7 @@ from preftune.diagnosis.finding import number, share
 from preftune.record.reader import Record
 from preftune.record.statistics import Estimate, estimate, mean, student_quantile
 from preftune.report.words import duration, objective, total
+from preftune.table import flatten
 
 FEWEST = 10  # shared rows below which nothing is concluded
 CONFIDENCE = 0.95  # over all runs of the page together, so that many runs do not make a difference by chance
@@ -61,7 +62,7 @@ def settings(records: Sequence[Record]) -> list[dict[str, str]]:
     Different objectives have different keys, so there one entry describes each: its name, and of its keys those in
     which runs of that name differ. The kind of reference is left out where it follows from the name.
     """
-    runs = [_flat(record.run) | _used(record) for record in records]
+    runs = [{key: _text(value) for key, value in flatten(record.run).items()} | _used(record) for record in records]
     by_name: dict[str, list[dict[str, str]]] = {}
     for run in runs:
         by_name.setdefault(run.get("objective.name", ""), []).append(run)
@@ -86,11 +87,8 @@ def _used(record: Record) -> dict[str, str]:
     return {} if record.data.max_tokens is None else {"data.max_tokens": str(record.data.max_tokens)}
 
 
-def _flat(value: object, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}
-    text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    return {prefix: text}
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def comparable(records: Sequence[Record]) -> bool:

@@ -37,37 +37,45 @@ def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> 
     their end, with why. Raises UserError for no records."""
     if not records:
         raise UserError("a report needs at least one record.", hint="Name the `out` folder of a run.")
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     names = compare.names(records)
     sections = charts.charts([(visible(name), record) for name, record in zip(names, records, strict=True)])
     lengths = charts.lengths(records[0]) if len(records) == 1 else None
     drawn = [chart for _, group in sections for chart in group] + ([lengths] if lengths else [])
-    library, script = get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")
-    return templates().get_template("page.html").render(
-        records=records,
-        record=records[0],
-        names=names,
-        failed=failed or {},
-        sections=sections,
-        lengths=lengths,
-        findings=[diagnose(record) for record in records],
-        checks=len(CHECKS),
-        keys=compare.differing(records),
-        columns=compare.columns(records),
-        results=compare.RESULTS if compare.comparable(records) else compare.SINCE_START,
-        comparable=compare.comparable(records),
-        differences=compare.differences(records),
-        seeds_note=compare.seeds_note(records),
-        rewrites=records[0].extras.samples[:REWRITES],
-        samples=[sample for sample in records[0].samples if sample.after is not None][:REWRITES],
-        policy=content_policy(library, script),
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        library=Markup(library),
-        script=Markup(script),
-        data=Markup(inert(drawn)),
+    return document("page.html", drawn, {
+        "records": records,
+        "record": records[0],
+        "names": names,
+        "failed": failed or {},
+        "sections": sections,
+        "lengths": lengths,
+        "findings": [diagnose(record) for record in records],
+        "checks": len(CHECKS),
+        "keys": compare.differing(records),
+        "columns": compare.columns(records),
+        "results": compare.RESULTS if compare.comparable(records) else compare.SINCE_START,
+        "comparable": compare.comparable(records),
+        "differences": compare.differences(records),
+        "seeds_note": compare.seeds_note(records),
+        "rewrites": records[0].extras.samples[:REWRITES],
+        "samples": [sample for sample in records[0].samples if sample.after is not None][:REWRITES],
+    })  # fmt: skip
+
+
+def document(template: str, drawn: Sequence[charts.Chart], values: Mapping[str, object]) -> str:
+    """A template of this folder as one HTML document that draws these charts. values: what else the template names."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    library, script, style = get_plotlyjs(), _text("page.js"), _text("page.css")
+    policy = content_policy(library, script)
+    return templates().get_template(template).render(
+        {**values, "policy": policy, "style": Markup(style), "library": Markup(library), "script": Markup(script),
+         "data": Markup(inert(drawn))}
     )  # fmt: skip
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def inert(value: object) -> str:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from preftune.record.reader import Cell
 from preftune.report.charts import Chart
-from preftune.report.page import HERE, content_policy, inert, templates
+from preftune.report.page import document
 
 
 class Panel(Struct, frozen=True):
@@ -36,13 +36,4 @@ class Study(Struct, frozen=True):
 
 def study_page(study: Study) -> str:
     """One HTML document."""
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    library, script = get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")
-    style = (HERE / "page.css").read_text(encoding="utf-8")
-    return templates().get_template("study.html").render(
-        study=study, policy=content_policy(library, script), style=Markup(style), library=Markup(library),
-        script=Markup(script),
-        data=Markup(inert([chart for panel in study.panels for chart in panel.charts])),
-    )  # fmt: skip
+    return document("study.html", [chart for panel in study.panels for chart in panel.charts], {"study": study})

@@ -81,6 +81,7 @@ def draws_of(numbers: Numbers, count: int) -> Draws:
     def member(values: np.ndarray | None) -> torch.Tensor | None:
         return None if values is None else torch.from_numpy(values).double()
 
+    assert numbers.score is not None
     lengths = torch.from_numpy(numbers.lengths)
     return Draws(
         sampled=torch.from_numpy(numbers.sampled if numbers.policy is None else numbers.policy).double(),
@@ -88,7 +89,7 @@ def draws_of(numbers: Numbers, count: int) -> Draws:
         value=member(numbers.value),
         response=torch.arange(len(lengths)).repeat_interleave(lengths),
         group=torch.arange(len(lengths)) // count,
-        score=torch.from_numpy(numbers.score) if numbers.score is not None else torch.zeros(len(lengths)),
+        score=torch.from_numpy(numbers.score),
         ended=torch.from_numpy(numbers.ended),
     )
 

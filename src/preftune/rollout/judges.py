@@ -53,16 +53,15 @@ def judged(judge: PairwiseJudge, answered: Sequence[Answered]) -> list[np.ndarra
 
     Equal responses are not asked about and have 0.5, as the diagonal has. Raises UserError where the judge fails.
     """
-    asked: list[tuple[int, int, int]] = []
-    questions: list[Question] = []
-    for number, task in enumerate(answered):
-        for i, first in enumerate(task.responses):
-            for j, second in enumerate(task.responses):
-                if first != second:
-                    asked.append((number, i, j))
-                    questions.append(Question(task.prompt, first, second, task.place))
+    questions = {
+        (number, i, j): Question(task.prompt, first, second, task.place)
+        for number, task in enumerate(answered)
+        for i, first in enumerate(task.responses)
+        for j, second in enumerate(task.responses)
+        if first != second
+    }
     said = [np.full((len(task.responses),) * 2, 0.5) for task in answered]
-    for (number, i, j), probability in zip(asked, judge.ask(questions), strict=True):
+    for (number, i, j), probability in zip(questions, judge.ask([*questions.values()]), strict=True):
         said[number][i, j] = probability
     return said
 

@@ -7,7 +7,7 @@ this prompt. Held by tests/rollout/test_tasks.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -51,13 +51,15 @@ def tasks_of(
     tokenizer: PreTrainedTokenizerBase,
     max_prompt_tokens: int,
     template_options: Mapping[str, Any] | None = None,
+    control_tokens: Literal["text", "tokens"] | None = "text",
 ) -> Tasks:
     """One task for all rows of equal prompt ids and answer. Prompts of more than max_prompt_tokens are skipped.
 
     Raises UserError that lists the rows on which the chat template fails.
     """
     bare = [_task_row(row) for row in rows]
-    tokenized = tokenize(bare, tokenizer, max_tokens=max_prompt_tokens, template_options=template_options)
+    tokenized = tokenize(bare, tokenizer, max_tokens=max_prompt_tokens, template_options=template_options,
+                         control_tokens=control_tokens)  # fmt: skip
     row_at = {row.place: row for row in bare}
     tally = Tally()
     for row in rows:

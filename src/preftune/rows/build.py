@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
 from preftune.rows import transcripts
-from preftune.rows.keys import ABOUT, JUDGEMENT, words_of
+from preftune.rows.keys import ABOUT, JUDGEMENT, may_be_response, words_of
 from preftune.rows.messages import align, first_difference, is_texts, part, split_first_turn, whole_conversation
 from preftune.rows.parse import MalformedRow, SkippedRow, hole, parse_count, parse_label, parse_number, parse_text
 from preftune.rows.ranked import ranking_of
 from preftune.rows.raw_row import RawRow
-from preftune.rows.row import Demo, Message, Pair, Prompt, Rating, Response, Row, Task
+from preftune.rows.row import ASKING, Demo, Message, Pair, Prompt, Rating, Response, Row, Task
 from preftune.rows.tools import as_json, calls
 
 SCORES = ("score", "reward", "rating")  # of one response
@@ -139,16 +141,26 @@ def called(raw: RawRow) -> Row:
 def single(raw: RawRow) -> Row:
     """A prompt beside one response."""
     prompt, (response,) = raw.align([raw.turns("response")])
-    return _rating_or_demo(raw, prompt, response)
+    row = _rating_or_demo(raw, prompt, response)
+    if "history" in raw.keys and isinstance(row, Demo) and not row.token_weights:  # its answers are learned from too
+        assert not isinstance(prompt, str)
+        assert not isinstance(response, str)
+        prompt, response = split_first_turn((*prompt, *response))
+        return replace(row, prompt=prompt, response=response)
+    return row
 
 
 def conversation(raw: RawRow) -> Row:
-    """A whole conversation. What is judged or weighed in it is its last turn; else it is learned from as a whole."""
+    """A whole conversation. What is judged or weighed in it is its last turn; else it is learned from as a whole. One
+    that ends with a question is a task."""
     turns = raw.turns("turns")
     if isinstance(turns, str):
         raise MalformedRow(f'"{raw.keys["turns"]}" is a text, needs a list of messages.')
-    turns = whole_conversation(turns)
     of_last = "label" in raw.keys or any(raw.value.get(key) is not None for key in (*SCORES, "token_weights"))
+    others = {*raw.value} - {*raw.keys.values()}
+    if turns[-1].role in ASKING and not of_last and not any(map(may_be_response, others)):
+        return Task(prompt=raw.with_system(turns), place=raw.place)
+    turns = whole_conversation(turns)
     prompt, response = (turns[:-1], turns[-1:]) if of_last else split_first_turn(turns)
     return _rating_or_demo(raw, raw.with_system(prompt), response)
 
@@ -159,14 +171,6 @@ def task(raw: RawRow) -> Row:
         raise hole(raw.keys["answer"], "blank")
     prompt, _ = raw.align([])
     return Task(prompt=prompt, place=raw.place)
-
-
-def conversation_with_answer(raw: RawRow) -> Row:
-    """A conversation that ends with the user's turn is a task; any other is read as without the answer."""
-    turns = raw.turns("turns")
-    if isinstance(turns, str) or turns[-1].role == "assistant":
-        return conversation(raw)
-    return Task(prompt=raw.with_system(turns), place=raw.place)
 
 
 def text(raw: RawRow) -> Row:

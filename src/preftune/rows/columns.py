@@ -1,13 +1,13 @@
 """What JSON would hold: of columns of Parquet files and datasets, by the types of their schema, and of Python values.
 
 What is JSON text by its type (`arrow.json`) is parsed; the number of a class becomes the name of the class; decimals
-become numbers, maps objects, dates and times text in ISO form, and NaN null. Held by tests/rows/test_columns.py.
+become numbers, maps objects, bytes text, dates and times text in ISO form, and NaN null. Held by
+tests/rows/test_columns.py and tests/rows/test_python_rows.py.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -39,17 +39,15 @@ def arrow_records(batches: Iterable[RecordBatch | Table], schema: Schema, name: 
 
 
 def plain(value: object) -> object:
-    """The value as JSON would hold it: scalars of numpy as numbers, arrays and tuples as lists, mappings as dicts, what
-    pandas puts where nothing is (NaN) as null."""
+    """The value as JSON would hold it: scalars of numpy as numbers, arrays and tuples as lists, mappings as dicts, and
+    others as in a column."""
     import numpy as np
 
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
-    if isinstance(value, float) and math.isnan(value):
-        return None
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else _scalar(value)
 
 
 def _features(schema: Schema) -> Mapping[str, Any]:
@@ -100,10 +98,10 @@ def _json(text: Any) -> object:
 
 
 def _scalar(value: Any) -> object:
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
     if isinstance(value, Decimal):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float | date | timedelta) and value != value:  # NaN, and NaT of pandas
+        return None
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -34,7 +34,14 @@ HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed
 COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
 OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
 MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
-TOO_LONG = "skip: leave longer rows out; cut: drop the response's end, and then no end token is added."
+TOO_LONG = (
+    "skip: leave longer rows out; cut: drop the response's end, and then no end token is added; split: as skip, but a "
+    "`text` alone becomes several rows."
+)
+CONTROL_TOKENS = (
+    "What control tokens in the text of rows are: tokens, as where a template has written it, or text, which is their "
+    "letters. Where nothing is said they are text, and refused if most rows of plain text have some."
+)
 TURNS = "Turns of the assistant in a conversation to imitate that are learned from: all of them, or the last."
 RANKINGS = "Pairs of a ranking: all of different rank, or the best against each other response."
 MAX_SKIPPED = "Largest share of unusable rows (too long ones aside) before the run refuses."
@@ -60,5 +67,6 @@ class Data(Table, frozen=True):
     ] = None
     turns: Annotated[Literal["all", "last"], about(TURNS, also="assistant_only_loss mask_history")] = "all"
     rankings: Annotated[Literal["all", "best"], about(RANKINGS)] = "all"
-    too_long: Annotated[Literal["skip", "cut"], about(TOO_LONG, also="truncation_mode")] = "skip"
+    too_long: Annotated[Literal["skip", "cut", "split"], about(TOO_LONG, also="truncation_mode")] = "skip"
+    control_tokens: Annotated[Literal["text", "tokens"] | None, about(CONTROL_TOKENS)] = None
     max_skipped: Annotated[float, about(MAX_SKIPPED, ge=0, le=1)] = 0.05

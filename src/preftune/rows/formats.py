@@ -85,7 +85,8 @@ class Format(Struct, frozen=True):
             hint = f"Here it is {known}." if known else ""
             raise MalformedRow(f'"{wrong[0]}" is not read in rows of the form {self.name}.', hint)
         read = {*COMMON, *self.optional, *raw.keys.values()}
-        read |= {"input"} if "instruction" in read else {*()}
+        if "instruction" in read:
+            read.add("input")
         unread = {**{key: entry for key, entry in value.items() if key not in read}, **raw.unread}
         return ReadRow(row, unread, raw.scale)
 
@@ -143,7 +144,7 @@ FORMATS = (
     Format("ratings", {"prompt": PROMPT, "response": RESPONSE, "label": LABEL}, build.single, _SINGLE),
     Format("rated conversations", {"turns": TURNS, "label": LABEL}, build.conversation, _SINGLE),
     Format("demos", {"prompt": PROMPT, "response": RESPONSE}, build.single, _SINGLE),
-    Format("conversations with an answer", {"turns": TURNS, "answer": _ANSWER}, build.conversation_with_answer,
+    Format("conversations with an answer", {"turns": TURNS, "answer": _ANSWER}, build.conversation,
            _SINGLE),
     Format("conversations", {"turns": TURNS}, verdicts.conversation, _SINGLE),
     Format("tasks", {"prompt": PROMPT, "answer": _ANSWER}, build.task),

@@ -123,7 +123,7 @@ def what_is_wrong(value: object, text: str) -> str:
     """
     if SURROGATE.search(text):
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
             return "a text holds half of a surrogate pair, which is no character."
     depth, layer = 0, [value]

@@ -83,8 +83,8 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
     if value is None or value in ("", [], {}):
         return ""
     plain = isinstance(value, bool | int | float)
-    if not plain and _stands_in(value, texts):
-        return ""
+    if not plain and all(any(leaf in text for text in texts) for leaf in _leaves(value)):
+        return ""  # it says what the row holds already
     if not above and not plain and words <= ASKED_MORE and words & ASKED:
         return "a part of what was asked"
     if not plain and not words & ABOUT and (words & SIDE or (words & RESPONSE and words & ANOTHER)):
@@ -127,11 +127,6 @@ def _grades(value: object) -> bool:
         return any((words_of(key) & JUDGEMENT and not words_of(key) & ABOUT and not is_nothing(entry))
                    or _grades(entry) for key, entry in value.items())  # fmt: skip
     return isinstance(value, list) and any(map(_grades, value))
-
-
-def _stands_in(value: object, texts: Collection[str]) -> bool:
-    """Whether each text of the value is part of one of `texts`."""
-    return all(any(leaf in text for text in texts) for leaf in _leaves(value))
 
 
 def _leaves(value: object) -> Iterator[str]:

@@ -19,13 +19,14 @@ from preftune.rows.columns import plain
 from preftune.rows.json_text import parse_line, what_is_wrong
 from preftune.rows.keys import THOUGHT, is_nothing, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, describe, first_of, hole, parse_text
-from preftune.rows.row import ROLES, TOLD, Message, Prompt, Response, turns_of
+from preftune.rows.row import ASKING, ROLES, TOLD, Demo, Message, Prompt, Response, Row, Task, turns_of
 
 OTHER_ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "model"), "assistant"),
     **dict.fromkeys(("observation", "environment", "ipython", "function", "tool_response"), "tool"),
 }
+LEARNED = ("weight", "train", "training", "loss")  # whether a turn is learned from: in OpenAI's API, axolotl, ms-swift
 Turns = tuple[Message, ...]
 
 
@@ -77,12 +78,14 @@ def _messages_in(value: object) -> object:
         return [_messages_in(entry) for entry in value]
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not re.search("role|from", value):
         return value
-    messages = _json_or_python(value.strip())
+    messages, wrong = parse_line(value.encode())
+    if wrong:
+        messages = _json_or_python(value.strip())
     listed = messages if isinstance(messages, list) else [messages]
-    if not listed or not all(isinstance(message, dict) and _is_message(message) for message in listed):
+    keys = [{*message} if isinstance(message, dict) else set() for message in listed]
+    if not keys or not all(some & {"role", "from"} and some & {"content", "value", "tool_calls"} for some in keys):
         return value
-    _, wrong = parse_line(value.encode())
-    if wrong.startswith("not JSON"):
+    if wrong.startswith("not JSON"):  # so it is Python's
         messages = plain(messages)
         wrong = what_is_wrong(messages, value)
     if wrong:
@@ -91,14 +94,11 @@ def _messages_in(value: object) -> object:
 
 
 def _json_or_python(text: str) -> object:
+    """What the text holds if it is read less strictly; None where it is neither."""
     for parse in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return parse(text)
     return None
-
-
-def _is_message(value: Mapping[object, object]) -> bool:
-    return bool({"role", "from"} & {*value}) and bool({"content", "value", "tool_calls"} & {*value})
 
 
 def _message(value: object, field: str, unread: Unread) -> Message:
@@ -118,10 +118,10 @@ def _message(value: object, field: str, unread: Unread) -> Message:
         return written_out(value.get("content"), f"{field}.content")
     role = OTHER_ROLES.get(role, role)
     thoughts = {key: entry for key, entry in value.items() if role == "assistant" and _is_thought(key, entry)}
-    weighed = ["weight"] if role == "assistant" and value.get("weight") in (0, 1) else []
+    weights = _weights(value, role, field)
     beside |= tools.beside_content(value, role, field)
     said = "function_call" if "tool_calls" in beside else "tool_calls"  # which has become tool_calls
-    unread.add(value, field, ("role", "from", "content", "value", *weighed, *thoughts, *beside, said))
+    unread.add(value, field, ("role", "from", "content", "value", *weights, *thoughts, *beside, said))
     is_call = bool(beside) and role == "assistant" and not any(value.get(key) for key in ("content", "value"))
     content = "" if is_call else first_of(value, ("content", "value"), field)
     if isinstance(content, list):
@@ -133,7 +133,20 @@ def _message(value: object, field: str, unread: Unread) -> Message:
     if len({*thoughts.values()}) > 1:
         raise MalformedRow(f"{field} has several thoughts: {', '.join(thoughts)}.", "Keep one of them.")
     text, thought = parse_text(content, f"{field}.content"), str(next(iter(thoughts.values()), ""))
-    return Message(role, text, thought, tools.as_json(beside), not weighed or bool(value["weight"]))
+    return Message(role, text, thought, tools.as_json(beside), all(weights.values()))
+
+
+def _weights(value: Mapping[str, object], role: str, field: str) -> Mapping[str, object]:
+    """What a message says of whether it is learned from. Raises MalformedRow for what cannot be meant here."""
+    weights = {key: value[key] for key in LEARNED if value.get(key) is not None}
+    for key, weight in weights.items():
+        if role != "assistant" and weight is True:
+            message = f"{field}.{key} is true, and turns of the {role} are not learned from."
+            raise MalformedRow(message, "Leave it out.")
+        if role == "assistant" and weight not in (0, 1):
+            hint = "Other weights of text are token_weights of the row."
+            raise MalformedRow(f"{field}.{key} is {describe(weight)}, needs to be 0 or 1.", hint)
+    return weights if role == "assistant" else {}
 
 
 def _is_thought(key: str, value: object) -> bool:
@@ -219,12 +232,24 @@ def whole_conversation(value: Prompt) -> Turns:
 def split_first_turn(turns: Turns) -> tuple[Turns, Turns]:
     """A whole conversation as what stands before the first turn to learn from that answers somebody, and the rest up to
     the last turn to learn from. Raises SkippedRow where there is none."""
-    asking = (place for place, turn in enumerate(turns) if turn.role in ("user", "tool"))
+    asking = (place for place, turn in enumerate(turns) if turn.role in ASKING)
     asked = next(asking, 0)
     learned = [place for place in turns_of(turns) if place > asked]
     if not learned:
         raise SkippedRow("response.weight", "every response has the weight 0.")
     return turns[: learned[0]], turns[learned[0] : learned[-1] + 1]
+
+
+def up_to_last_reply(row: Row) -> Row:
+    """A conversation that ends with a question as the demo of the replies before it, if there are any; any other row as
+    it is."""
+    if not isinstance(row, Task) or isinstance(row.prompt, str):
+        return row
+    try:
+        prompt, response = split_first_turn(row.prompt)
+    except SkippedRow:
+        return row
+    return Demo(prompt=prompt, response=response, place=row.place, id=row.id, weight=row.weight, category=row.category)
 
 
 def part(conversation: Turns, other: Turns) -> int:

@@ -97,17 +97,34 @@ class RawRow:
         return 1.0 if weight is None else weight
 
     def align(self, responses: Sequence[Prompt]) -> tuple[Prompt, tuple[Response, ...]]:
-        """The prompt, with the system text and the alpaca `input` that the record may have beside it, and the responses
-        in one form with it. A Human/Assistant transcript is turns here as everywhere.
+        """The prompt, with the system text, the earlier turns and the alpaca `input` that the record may have beside
+        it, and the responses in one form with it. A Human/Assistant transcript is turns here as everywhere.
         """
-        key, prompt = self.keys["prompt"], self.turns("prompt")
+        key, prompt, earlier = self.keys["prompt"], self.turns("prompt"), self._history()
         if isinstance(prompt, str) and transcripts.is_transcript(prompt):
             prompt = transcripts.parse(prompt, "Human")
             responses = [response.strip() if isinstance(response, str) else response for response in responses]
-        if isinstance(prompt, str) and key != "prompt":
+        if isinstance(prompt, str) and (key != "prompt" or earlier):
             more = self.value.get("input") if key == "instruction" else None
             prompt = (Message("user", f"{prompt}\n{parse_text(more, 'input')}" if more else prompt),)
+        if not isinstance(prompt, str):
+            prompt = (*earlier, *prompt)
         return align(self.with_system(prompt), responses)
+
+    def _history(self) -> tuple[Message, ...]:
+        """The turns before the prompt: messages, or pairs of a question and its answer, as LLaMA-Factory has them."""
+        value = self.value.get("history")
+        if is_nothing(value) or "history" in self.keys.values():
+            return ()
+        self.keys["history"] = "history"
+        pairs = value if isinstance(value, list) else []
+        if pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            texts = [parse_text(text, f"history[{place}]") for place, pair in enumerate(pairs) for text in pair]
+            return tuple(Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts))
+        turns = parse_turns(value, "history", self.unread)
+        if isinstance(turns, str):
+            raise MalformedRow('"history" is a text, needs a list of turns.', "Write it into the prompt.")
+        return turns
 
     def with_system(self, prompt: Prompt) -> Prompt:
         """The prompt after the system text that the record has beside it. Raises MalformedRow where there are two."""
@@ -144,7 +161,7 @@ class RawRow:
 
 def _as_text(value: object) -> str:
     """A text as it is, nothing for null, and any other value as JSON."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, sort_keys=True, default=str)
 
 
 def parse_weights(

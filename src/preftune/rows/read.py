@@ -7,6 +7,7 @@ but usable is kept and reported once. `parse.py` says how the first two differ.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -18,7 +19,7 @@ from preftune.rows.formats import Format, detect_format, fitting, intended_key, 
 from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
 from preftune.rows.raw_row import ANSWERS
-from preftune.rows.row import KINDS, Place, Rating, Row
+from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
 from preftune.rows.sources import Source, from_objects, load
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
@@ -97,14 +98,15 @@ class _Reader:
         malformed: list[tuple[MalformedRow, Place]] = []
         first = _first_of_most(records)
         unread: dict[str, Mapping[str, object]] = {}
-        scale, kind = "", None
+        scale, kind, form_of_kind = "", None, None
         ways: dict[bool, Place] = {}
         for place, value in records:
             try:
-                row, more, used = _form(value, first).read(value, place)
+                form = _form(value, first)
+                row, more, used = form.read(value, place)
                 check(row)
-                kind = kind or type(row)
-                if type(row) is not kind:
+                kind, form_of_kind = kind or type(row), form_of_kind or form
+                if type(row) is not kind and not (form is form_of_kind and {kind, type(row)} == {Demo, Task}):
                     raise _other_kind(row, kind, value)
                 ways.setdefault(isinstance(row.prompt, str), place)
                 scale = scale or used
@@ -141,11 +143,9 @@ class _Reader:
 
 def _first_of_most(records: Sequence[tuple[Place, Mapping[str, object]]]) -> tuple[Format, Place] | None:
     """The format that most records have, and the place of the first of them."""
-    forms: dict[str, list[tuple[Format, Place]]] = {}
-    for place, value in records:
-        if form := fitting(value):
-            forms.setdefault(form.name, []).append((form, place))
-    return max(forms.values(), key=len)[0] if forms else None
+    fitted = [(form, place) for place, value in records if (form := fitting(value))]
+    counts = Counter(form.name for form, _ in fitted)
+    return max(fitted, key=lambda first: counts[first[0].name], default=None)
 
 
 def _form(value: Mapping[str, object], first: tuple[Format, Place] | None) -> Format:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 TOOLS, OPTIONS = "tools", "options"  # roles of what a template is told before all turns: what may be called, and how
 TOLD = (TOOLS, OPTIONS)  # to render the row; both as JSON
+ASKING = ("user", "tool")  # what the assistant answers
 ROLES = (*TOLD, "system", "developer", "user", "assistant", "tool")
 
 

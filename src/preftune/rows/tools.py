@@ -11,7 +11,7 @@ import ast
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from preftune.rows.json_text import parse_line, what_is_wrong
 from preftune.rows.keys import TOOL, is_nothing, words_of
@@ -168,4 +168,8 @@ def _without_null(value: object) -> object:
 
 
 def _dumped(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=_refuse)
+
+
+def _refuse(value: object) -> NoReturn:
+    raise MalformedRow(f"{describe(value)} stands where tools need JSON.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,14 +11,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import Problem, UserError
 from preftune.events import Note, emit
 from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
 from preftune.rollout.tasks import Tasks
-from preftune.rows.account import TOO_LONG, Account, Counts, by_reason, refuse_too_many
+from preftune.rows.account import TOO_LONG, Account, Counts, Tally, by_reason, refuse_too_many
 from preftune.rows.config import Data
+from preftune.rows.messages import up_to_last_reply
+from preftune.rows.row import Row, with_last_turn
 from preftune.rows.split import Rows, read_rows
 from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup, with_lengths
@@ -53,9 +55,14 @@ def load_dataset(run: Run) -> Dataset:
     """Read and tokenize, and say what is odd about the rows. Raises UserError."""
     emit(Note("reading rows"))
     dataset = tokenize_rows(run, read_rows(run.data))
-    for counts in (dataset.account.train, dataset.account.evaluate):
+    for part, counts in (("train", dataset.account.train), ("evaluate", dataset.account.evaluate)):
         for note in counts.notes if counts else ():
             emit(Note(note))
+        if counts and counts.skipped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.skipped.items())
+            left_out = f"{sum(counts.skipped.values()):,} of {counts.read:,} rows are left out ({reasons})"
+            limit = f"; data.max_tokens is {dataset.max_tokens:,}" if {*TOO_LONG} & {*counts.skipped} else ""
+            emit(Note(f"data.{part}: {left_out}{limit}"))
     return dataset
 
 
@@ -83,13 +90,10 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     """Rows that were read, in token ids. Raises UserError where too many are unusable, or none is left."""
     config, tokenizer = config_of(run), tokenizer_of(run)
     max_tokens = limit_of(run.data, config) or min(MAX_TOKENS, positions(config))
-    parts = {"train": rows.train, "evaluate": rows.evaluate}
-    tokenized = {
-        part: tokenize(part_rows, tokenizer, max_tokens=max_tokens, too_long=run.data.too_long,
-                       template_options=run.data.template_options)
-        for part, part_rows in parts.items()
-        if part_rows
-    }  # fmt: skip
+    train, evaluate = (_answered(part_rows, run.data) for part_rows in (rows.train, rows.evaluate))
+    rows = replace(rows, train=train[0], evaluate=evaluate[0])
+    parts = {"train": train, "evaluate": evaluate}
+    tokenized = {part: _tokenize(*parts[part], tokenizer, max_tokens, run.data) for part in parts if parts[part][0]}
     refuse_skipped(rows, tokenized, run.data.max_skipped)
     for part, result in tokenized.items():
         if not result.groups:
@@ -102,6 +106,28 @@ def tokenize_rows(run: Run, rows: Rows) -> Dataset:
     digests = {**rows.digests, "tokenizer": tokenizer_digest(tokenizer)}
     held_out = groups.get("evaluate", [])
     return Dataset(groups["train"], held_out, account, tokenizer, config, max_tokens, digests, tokenized)
+
+
+def _answered(rows: Sequence[Row], data: Data) -> tuple[list[Row], Tally]:
+    """Rows to learn from: of a conversation that ends with a question, the replies before it."""
+    answered, tally = [*map(up_to_last_reply, rows)], Tally()
+    for row, shorter in zip(rows, answered, strict=True):
+        if shorter is not row:
+            tally.add("turn.unanswered", "a conversation ends with a question, which is left out", row.place)
+    return [*map(with_last_turn, answered)] if data.turns == "last" else answered, tally
+
+
+def _tokenize(
+    rows: Sequence[Row], tally: Tally, tokenizer: PreTrainedTokenizerBase, max_tokens: int, data: Data
+) -> Tokenized:
+    """Some rows in token ids, without prompts that have no response where others have."""
+    tokenized = tokenize(rows, tokenizer, max_tokens=max_tokens, too_long=data.too_long,
+                         template_options=data.template_options, control_tokens=data.control_tokens)  # fmt: skip
+    groups = [group for group in tokenized.groups if group.kind != "task"] or tokenized.groups
+    alone = tokenized.groups if len(groups) < len(tokenized.groups) else []
+    skipped = [Problem("it has no response.", str(g.place), reason="response.none") for g in alone if g.kind == "task"]
+    return replace(tokenized, groups=groups, skipped=[*tokenized.skipped, *skipped],
+                   notes=[*tally.problems(), *tokenized.notes])  # fmt: skip
 
 
 def config_of(run: Run) -> PreTrainedConfig:
@@ -136,7 +162,7 @@ def account_of(rows: Rows, parts: Mapping[str, Tokenized | Tasks], max_tokens: i
 
 def _counts(part: str, result: Tokenized | Tasks, rows: Rows) -> Counts:
     if isinstance(result, Tokenized):
-        kinds, cut = [group.kind for group in result.groups], result.cut
+        kinds, cut = list({group.place: group.kind for group in result.groups}.values()), result.cut
     else:
         kinds, cut = ["task"] * len(result.tasks), 0
     reading = rows.readings.get(part)

@@ -1,4 +1,4 @@
-"""What of a run decides its memory, and the table of what fits. Held by tests/run/test_fits.py and tests/cli."""
+"""What of a run decides its memory, and the table of what fits. Held by tests/model/test_fits.py and tests/cli."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from preftune.model.load import load_config
 from preftune.model.memory import Setup
 from preftune.model.scalar import with_score
 from preftune.model.shapes import Shapes, meta_module, shapes_of
-from preftune.model.trained import train_only
+from preftune.model.weights import train_only
 from preftune.objective import of_scores
 from preftune.objective.rollouts import PPO
 from preftune.reference.config import Moving, Stored

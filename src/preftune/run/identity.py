@@ -13,9 +13,10 @@ import msgspec
 
 from preftune.config.explain import keys
 from preftune.config.run import Run
-from preftune.config.tree import flatten, tree_of
+from preftune.config.tree import tree_of
 from preftune.distributed import Distributed
 from preftune.errors import Problem, UserError, nearest
+from preftune.table import flatten
 
 LONGEST = 40  # characters of a value that is shown whole
 SHOWN, CONTEXT = 16, 4  # of a longer one, and of those what stands before the change

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from preftune import signals
+from preftune.config.resolve import with_rounding
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
@@ -30,9 +31,8 @@ from preftune.model.probe import not_followed
 from preftune.model.quantized import QUANTIZED
 from preftune.model.shard import mesh_of
 from preftune.model.shard_layer import ShardedByLayer
-from preftune.model.trained import train_only
 from preftune.model.verify import Difference, sample, verify_layout
-from preftune.model.weights import Weights, WholeModel
+from preftune.model.weights import Weights, WholeModel, train_only
 from preftune.objective import of_scores
 from preftune.run.dataset import Dataset
 from preftune.run.match_rows import Notes
@@ -60,12 +60,10 @@ def with_precision(run: Run, device: torch.device) -> Run:
     if run.model.compute == "auto" and usual == "bfloat16":
         emit(Note('products in bfloat16, which this GPU has; model.compute = "float32" takes them in float32'))
     weights, compute = types_of(run.model, usual, adapter=run.adapter is not None)
-    return replace_keys(run, model=replace_keys(run.model, weights=weights, compute=compute))
+    return with_rounding(replace_keys(run, model=replace_keys(run.model, weights=weights, compute=compute)))
 
 
-def types_of(
-    model: Model, usual: Compute, *, adapter: bool
-) -> tuple[Literal["float32", "bfloat16", "nf4", "int8"], Compute]:
+def types_of(model: Model, usual: Compute, *, adapter: bool) -> tuple[Compute | Literal["nf4", "int8"], Compute]:
     """The types of weights and of products. usual: of the products, where nothing is said of them; weights of which
     nothing is said are in fp32, which holds the smallest update, or as the products where they stay under an adapter.
     """

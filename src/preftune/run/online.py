@@ -81,7 +81,7 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
     paths = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
     on_base = any(stands_on_base(run, path, "reward.model") for path in paths)
     scoring = None if on_base else scorer_and_judge(run, tasks, device, digests, notes)  # what fails early first
-    run, models, anchor, packing, digests_of_models = _load(run, tasks, notes, dist)
+    run, models, anchor, packing, digests_of_models = _load(run, rollout.temperature, tasks, notes, dist)
     scorer, judge = scoring or scorer_and_judge(run, tasks, device, digests, notes, models.policy)
     digests |= digests_of_models
     decides = identity(run, digests)
@@ -118,9 +118,8 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
 
 
 @signals.interruptible()
-def _load(run: Run, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
+def _load(run: Run, temperature: float, tasks: TaskSet, notes: Notes, dist: Distributed) -> Loaded:
     """The models of the run, each tried before it is believed."""
-    temperature = (run.rollout or Rollout()).temperature
     emit(Note("loading the model"))
     run, policy, shard, packing = load_fitting(run, tasks.dataset, notes, dist)
     digests = {"model": policy.weights.digest()}

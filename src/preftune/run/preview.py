@@ -17,7 +17,7 @@ from preftune.model.load import load_config
 from preftune.model.memory import Expected, expected
 from preftune.model.probe import try_longest
 from preftune.model.shapes import meta_module
-from preftune.model.trained import train_only
+from preftune.model.weights import train_only
 from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens

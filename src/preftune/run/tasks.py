@@ -70,7 +70,7 @@ def tasks_from(run: Run, rollout: Rollout, rows: Rows, limit_key: str = "rollout
                         location=limit_key, hint="Lower it.")  # fmt: skip
     longest = max_tokens - rollout.max_tokens
     parts = {
-        name: tasks_of(part, tokenizer, longest, run.data.template_options)
+        name: tasks_of(part, tokenizer, longest, run.data.template_options, run.data.control_tokens)
         for name, part in (("train", rows.train), ("evaluate", rows.evaluate))
         if part
     }

@@ -16,7 +16,7 @@ from preftune import events, files, folders, signals
 from preftune.config.inputs import refuse_inside
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
-from preftune.config.tree import flatten, tree_of
+from preftune.config.tree import tree_of
 from preftune.distributed import Distributed, process_group
 from preftune.errors import NON_FINITE, UserError
 from preftune.model.as_made import given_back
@@ -34,6 +34,7 @@ from preftune.run.online import prepare_online
 from preftune.run.prepare import Prepared, prepare
 from preftune.run.resume import begin_or_resume, with_recorded_keys
 from preftune.run.shards import refuse_separate_disks, refuse_shards
+from preftune.table import flatten
 from preftune.training import checkpoint, state_of_ranks
 from preftune.training.checkpoint import State
 from preftune.training.learner import Learner

@@ -7,7 +7,7 @@ name, key and value stands a mark that is nowhere else, and the conversation is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -20,19 +20,15 @@ NUMBER = 917_000_000  # marks of values that are no text are whole numbers from 
 
 class Marks:
     """Marks in place of what turns say of tools: names of tools and of their parameters, names and values of a call's
-    arguments, all of other keys but who answers, and the content beside them. turns: with the marks."""
+    arguments, all of other keys but who answers, and the content beside them."""
 
     def __init__(self, turns: Sequence[Message]) -> None:
         self._meant: dict[str, str] = {}
-        self.turns = [self._marked(turn) for turn in turns]
+        self._turns = [self._marked(turn) for turn in turns]
 
-    @property
-    def any(self) -> bool:
-        """Whether the turns say anything of tools."""
-        return bool(self._meant)
-
-    def prove(self, rendered: str) -> None:
-        """Raise MalformedRow unless every mark stands in the text."""
+    def prove(self, render: Callable[[Sequence[Message]], str]) -> None:
+        """Raise MalformedRow unless every mark stands in what the marked turns render to."""
+        rendered = render(self._turns) if self._meant else ""
         if lost := next((meant for mark, meant in self._meant.items() if mark not in rendered), ""):
             hint = 'Give another with data.template, or leave the key out: data.columns={"tools": ""}.'
             raise MalformedRow(f"the chat template has no place for {lost}.", hint, "template")
@@ -72,8 +68,3 @@ class Marks:
         mark = f"zq{number}qz" if isinstance(value, str) else NUMBER + number
         self._meant[str(mark)] = f"{excerpt(value)} of {key}"
         return mark
-
-
-def in_json(text: str) -> str:
-    """The text as it stands between quotes in JSON."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -17,18 +17,17 @@ from msgspec.structs import replace
 
 from preftune.errors import UserError, third_party_message
 from preftune.rows import tools
-from preftune.rows.keys import THOUGHT as THOUGHT_WORDS
-from preftune.rows.keys import words_of
+from preftune.rows.keys import THOUGHT, words_of
 from preftune.rows.parse import MalformedRow, SkippedRow, excerpt
 from preftune.rows.quality import is_blank
 from preftune.rows.row import TOLD, TOOLS, Message
-from preftune.tokens.calls import Marks, in_json
+from preftune.tokens.calls import Marks
 from preftune.tokens.frame import Frame, Thought, Words, letters, shared_start, stand_in, written_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RESPONSE, QUESTION, THOUGHT = "the-response-goes-here", "the-prompt-goes-here", "the-thought-goes-here"
+RESPONSE, QUESTION, THINKING = "the-response-goes-here", "the-prompt-goes-here", "the-thought-goes-here"
 PROBED = {"name": "tool-goes-here", "arguments": {"key-goes-here": "value-goes-here", "flag-goes-here": True}}
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 CLOSING = re.compile(r"</[\w:]+>|\[/\w+\]")
@@ -83,12 +82,12 @@ class ChatTemplate:
         self.sample = self.apply([*turns, Message("assistant", RESPONSE)], False)
         if "tool_calls" in self.source:
             self._find_form_of_arguments()
-        closings = [close for close in CLOSING.findall(self.source) if words_of(close) & THOUGHT_WORDS]
+        closings = [close for close in CLOSING.findall(self.source) if words_of(close) & THOUGHT]
         self.close = closings[0] if closings else ""
         for key in THOUGHT_KEYS:
             self._thought_key = key
-            rendered = self.apply([*turns, Message("assistant", RESPONSE, THOUGHT)], False)
-            _, thought, after = rendered.partition(THOUGHT)
+            rendered = self.apply([*turns, Message("assistant", RESPONSE, THINKING)], False)
+            _, thought, after = rendered.partition(THINKING)
             if thought and RESPONSE in after:
                 self.close = after.partition(RESPONSE)[0].strip() or self.close
                 return
@@ -156,21 +155,17 @@ class ChatTemplate:
 
     def _prove(self, turns: Sequence[Message], shared: str, opened: str, head: str) -> None:
         """Raise MalformedRow unless each message stands in `shared`, those of a system anywhere, others in order."""
-        if (marks := Marks(turns)).any:
-            marks.prove(self.apply(marks.turns, True))
+        Marks(turns).prove(lambda marked: self.apply(marked, True))
         text, position = letters(shared), 0
         for turn in turns:
             if turn.role in TOLD:
                 continue
             content = turn.content.partition(self.close)[2] if self._is_thoughtful(turn) else turn.content
             free = turn.role in ("system", "developer")
-            for quote in (str, in_json):
-                form = letters(quote(content))
-                place = text.find(form, 0 if free else position)
-                if place >= 0:
-                    break
-            if place >= 0:
-                position = position if free else place + len(form)
+            forms = map(letters, (content, json.dumps(content, ensure_ascii=False)[1:-1]))  # as text, or inside of JSON
+            form = next((form for form in forms if text.find(form, 0 if free else position) >= 0), None)
+            if form is not None:
+                position = position if free else text.index(form, position) + len(form)
             elif letters(content) in letters(opened):
                 raise _changed_prompt(opened, head)
             else:
@@ -201,8 +196,7 @@ class ChatTemplate:
     ) -> Words:
         """The response as the template renders it. said: it without its thought. Raises MalformedRow where the template
         loses any word."""
-        if (marks := Marks([said])).any:
-            marks.prove(self.apply([*turns, *marks.turns], False))
+        Marks([said]).prove(lambda marked: self.apply([*turns, *marked], False))
         empty = thought is not None and is_blank(thought.text)
         if thought is None or (empty and self.close in frame.head[len(frame.turns) :]):  # the template writes it
             return self._plain(turns, said, frame, remarks)

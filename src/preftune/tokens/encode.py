@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally
-from preftune.rows.row import Demo, Row
+from preftune.rows.row import Row
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.template import FIRST, GUARD, RenderedRow
 from preftune.tokens.tokenizer import backend
@@ -67,10 +67,10 @@ class Encoder:
                     message = "the prompt begins with the begin token as text; it is kept once"
                     tally.add("begin.written", message, row.place)
                 responses = [self._rest(start, next(whole_ids), r, row, text, tally) for r in text.responses]
-                if isinstance(row, Demo) and row.rendered:
-                    start, responses = self._opened(responses[0])
-                elif not templated:
+                if not templated:
                     start = self._begun(start, row, tally)
+                elif isinstance(row.prompt, str):
+                    start, responses = self._opened(start, responses, row, tally)
                 encoded[index] = EncodedRow(start, responses)
         return [encoded[index] for index in range(len(rows))]
 
@@ -148,11 +148,15 @@ class Encoder:
                             hint="Set eos_token in its tokenizer_config.json.")  # fmt: skip
         return [*ids, self.end]
 
-    def _opened(self, ids: list[int]) -> tuple[list[int], list[list[int]]]:
-        """Text from its first token on as prompt and response: the first token is predicted from the begin-of-text ids,
-        or, where the tokenizer has none, not at all."""
-        start = self.begin or ids[:1]
-        return start, [ids[len(start) :] if ids[: len(start)] == start else ids]
+    def _opened(
+        self, start: list[int], responses: list[list[int]], row: Row, tally: Tally
+    ) -> tuple[list[int], list[list[int]]]:
+        """Prompt and responses of text with control tokens of its own, after one begin token. Without a prompt, the
+        first token of a response is predicted from that, or, where the tokenizer has none, not at all."""
+        if start:
+            return start if start[: len(self.begin)] == self.begin else self.begin + start, responses
+        start = self.begin or (responses[0][:1] if len(responses) == 1 else self._begun([], row, tally))
+        return start, [ids[len(start) :] if ids[: len(start)] == start else ids for ids in responses]
 
     def _begun(self, start: list[int], row: Row, tally: Tally) -> list[int]:
         """The prompt's ids after the begin-of-text ids; never empty, since a token is needed to predict the first."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GUARD = "\ufdd0"  # not a character; GUARD and one more stand for a control token that a person wrote
+CONTROL, STAY_TEXT = "control.text", 'control tokens in the text stay text; data.control_tokens = "tokens" reads them'
 NOTHING = re.compile(r"(?!)")  # a pattern that is nowhere
 FIRST = 0xF0000  # where those second characters begin, in a plane for private use
 
@@ -59,15 +60,18 @@ class Patterns(NamedTuple):
 class Renderer:
     """Renders rows for one tokenizer. Raises UserError where its template suits no row at all.
 
-    special: tokens that the tokenizer knows to be control tokens; control: these and every added token that the
-    template writes, for which guards stand.
+    as_tokens: whether control tokens in the text of rows are tokens; special: tokens that the tokenizer knows to be
+    control tokens; control: these and every added token that the template writes, for which guards stand.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], *, as_tokens: bool = False
+    ) -> None:
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special}
         self.special = frozenset({*special, *map(str, tokenizer.all_special_tokens)} - {""})
-        self._end = str(tokenizer.eos_token or "")
+        self._begin, self._end = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
+        self._as_tokens = as_tokens
         self._template = ChatTemplate(tokenizer, options) if tokenizer.chat_template else None
         source, sample = (self._template.source, self._template.sample) if self._template else ("", "")
         written = {token.content for token in added if token.content in source or token.content in sample}
@@ -78,9 +82,10 @@ class Renderer:
     def render(self, row: Row) -> RenderedRow:
         """The row's text. Raises MalformedRow where the template fails, SkippedRow where no response is left."""
         remarks: dict[str, str] = {}
-        if isinstance(row, Demo) and row.rendered:
-            text = self._without_end(self._guard(text_of(row.response), NOTHING), [self._end], remarks)
-            return RenderedRow("", (text,), True, False, tuple(remarks.items()), (0,))
+        if isinstance(row.prompt, str) and (self._as_tokens or (isinstance(row, Demo) and row.rendered)):
+            texts = [self._without_end(text_of(response), [self._end], remarks) for response in responses(row)]
+            prompt, *texts = (self._guard(text, NOTHING) for text in (row.prompt, *texts))
+            return RenderedRow(prompt, tuple(texts), True, False, tuple(remarks.items()), (0,) * len(texts))
         if isinstance(row.prompt, str) or self._template is None:
             prompt, texts, starts = self._text(row.prompt, responses(row), remarks)
             return RenderedRow(prompt, texts, False, False, tuple(remarks.items()), starts)
@@ -99,8 +104,8 @@ class Renderer:
         texts = [self._without_end(text_of(response), [self._end], remarks) for response in spoken]
         written = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
         start = 0
-        if any(map(self._patterns.assistant.search, (written, *texts))):
-            remarks["control.text"] = "control tokens in the text stay text"
+        if any(map(self._patterns.assistant.search, (written.removeprefix(self._begin), *texts))):
+            remarks[CONTROL] = STAY_TEXT
         if not isinstance(prompt, str):
             turns = [turn for turns in (prompt, *spoken) for turn in turns if isinstance(turn, Message)]
             if any(turn.thought or turn.beside or turn.role in TOLD for turn in turns):
@@ -152,7 +157,7 @@ class Renderer:
             rendered.append(template.words(turns, said, thought, frame, remarks))
             cores.append((text.strip(), turn.content))
         if any(GUARD in text for text in (*(said.words for said in rendered), *(turn.says for turn in turns))):
-            remarks["control.text"] = "control tokens in the text stay text"
+            remarks[CONTROL] = STAY_TEXT
         shared = shared_start([said.prompt for said in rendered] or [template.opening(frame)])
         whole = [said.prompt[len(shared) :] + said.words for said in rendered]
         starts = [self._start(words, *core) for words, core in zip(whole, cores, strict=True)]
@@ -182,10 +187,10 @@ class Renderer:
         return Message(turn.role, guard(turn.content), guard(turn.thought), changed(turn.beside, guard))
 
     def _guard(self, text: str, pattern: re.Pattern[str]) -> str:
-        if not text:
-            return text
         if GUARD in text:
             raise SkippedRow("text.noncharacter", "holds U+FDD0, which is no character.")
+        if self._as_tokens or pattern is NOTHING:
+            return text
         return pattern.sub(lambda match: GUARD + chr(FIRST + self.control.index(match.group())), text)
 
 

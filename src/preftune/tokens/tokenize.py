@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, islice, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, merge_malformed
@@ -28,13 +29,15 @@ from preftune.rows.row import (
 )
 from preftune.tokens.encode import EncodedRow, Encoder, TokenOffsets
 from preftune.tokens.groups import TokenGroup
-from preftune.tokens.template import RenderedRow, Renderer
+from preftune.tokens.template import CONTROL, RenderedRow, Renderer
 from preftune.tokens.turns import EncodedTurn, by_turn, encoded_turns, later_turns, within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 256  # rows encoded at once
+TooLong = Literal["skip", "cut", "split"]
+WHAT_THEY_ARE = 'Say "tokens" if a template or you have written them as such, or "text" if they are letters.'
 
 
 class Tokenized(Struct, frozen=True):
@@ -51,53 +54,114 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    too_long: Literal["skip", "cut"] = "skip",
+    too_long: TooLong = "skip",
     template_options: Mapping[str, Any] | None = None,
+    control_tokens: Literal["text", "tokens"] | None = "text",
 ) -> Tokenized:
     """Groups of all rows.
 
     max_tokens: longest prompt with one response; too_long: `skip` leaves longer rows out, `cut` drops the end of
-    their responses; template_options: what the chat template is told beside the turns. Raises UserError that lists
-    the rows on which the chat template fails.
+    their responses, `split` makes several groups of a text without a prompt; template_options: what the chat template
+    is told beside the turns; control_tokens: what those in the text of rows are. Raises UserError that lists the rows
+    on which the chat template fails, and, where nothing is said of control tokens, where most rows have some.
     """
-    renderer = Renderer(tokenizer, template_options or {})
+    renderer = Renderer(tokenizer, template_options or {}, as_tokens=control_tokens == "tokens")
     encoder = Encoder(tokenizer, renderer.control, renderer.special)
-    groups: list[TokenGroup] = []
-    skipped: list[Problem] = []
-    malformed: list[tuple[MalformedRow, Place]] = []
-    tally, cut = Tally(), 0
+    rows_in_ids = _RowsInIds(renderer, encoder, max_tokens, too_long)
     for start in range(0, len(rows), CHUNK):
+        rows_in_ids.add(rows[start : start + CHUNK])
+    if rows_in_ids.malformed:
+        raise UserError(merge_malformed(rows_in_ids.malformed, lambda error: (error.hint, error.reason)))
+    if control_tokens is None and rows_in_ids.with_control > len(rows) / 2:
+        raise UserError(f"{rows_in_ids.with_control} of {len(rows)} rows have control tokens in their text.",
+                        location="data.control_tokens", hint=WHAT_THEY_ARE)  # fmt: skip
+    groups = rows_in_ids.groups
+    notes = [*renderer.notes(), *encoder.check_known(groups), *rows_in_ids.tally.problems()]
+    return Tokenized(groups, rows_in_ids.skipped, rows_in_ids.cut, notes)
+
+
+class _RowsInIds:
+    """Groups of rows, and what became of the others. cut: rows with a response cut; with_control: rows without turns
+    in which control tokens stay text."""
+
+    def __init__(self, renderer: Renderer, encoder: Encoder, max_tokens: int, too_long: TooLong) -> None:
+        self._renderer, self._encoder = renderer, encoder
+        self._max_tokens = max_tokens
+        self._too_long: TooLong = too_long
+        self.groups: list[TokenGroup] = []
+        self.skipped: list[Problem] = []
+        self.malformed: list[tuple[MalformedRow, Place]] = []
+        self.tally, self.cut, self.with_control = Tally(), 0, 0
+
+    def add(self, rows: Sequence[Row]) -> None:
         rendered: list[tuple[Row, list[tuple[Row, RenderedRow]]]] = []
-        for row in rows[start : start + CHUNK]:
+        for row in rows:
             try:
-                rendered.append((row, [(part, renderer.render(part)) for part in by_turn(row)]))
-            except MalformedRow as error:
-                malformed.append((error, row.place))
-            except SkippedRow as error:
-                skipped.append(Problem(error.message, str(row.place), reason=error.reason))
-        encoded = iter(encoder.encode([part for _, parts in rendered for part in parts], tally))
+                rendered.append((row, [(part, self._renderer.render(part)) for part in by_turn(row)]))
+            except (MalformedRow, SkippedRow) as error:
+                self._leave_out(row, error)
+        encoded = iter(self._encoder.encode([part for _, parts in rendered for part in parts], self.tally))
         for row, parts in rendered:
             texts, ids = [text for _, text in parts], list(islice(encoded, len(parts)))
             try:
-                group = _with_weights(_group(row, ids, max_tokens, too_long), row, texts[0], ids[0], encoder)
-            except MalformedRow as error:
-                malformed.append((error, row.place))
-            except SkippedRow as error:
-                skipped.append(Problem(error.message, str(row.place), reason=error.reason))
+                groups = _groups(row, texts[0], ids, self._max_tokens, self._too_long, self._encoder)
+            except (MalformedRow, SkippedRow) as error:
+                self._leave_out(row, error)
             else:
-                groups.append(group)
-                cut += sum(map(len, group.responses)) < sum(len(said) for part in ids for said in part.responses)
-                for reason, message in dict.fromkeys(remark for text in texts for remark in text.remarks):
-                    tally.add(reason, message, row.place)
-    if malformed:
-        raise UserError(merge_malformed(malformed, lambda error: (error.hint, error.reason)))
-    return Tokenized(groups, skipped, cut, [*renderer.notes(), *encoder.check_known(groups), *tally.problems()])
+                self.groups += groups
+                self._remark(row, texts, shorter=_total(groups) < _total(ids))
+
+    def _leave_out(self, row: Row, error: MalformedRow | SkippedRow) -> None:
+        if isinstance(error, MalformedRow):
+            self.malformed.append((error, row.place))
+        else:
+            self.skipped.append(Problem(error.message, str(row.place), reason=error.reason))
+
+    def _remark(self, row: Row, texts: Sequence[RenderedRow], *, shorter: bool) -> None:
+        """shorter: whether not all of the responses was kept."""
+        if shorter and self._too_long == "cut":
+            self.cut += 1
+        elif shorter:
+            self.tally.add("turns.too_long", "turns that lie beyond data.max_tokens are left out", row.place)
+        remarks = dict.fromkeys(remark for text in texts for remark in text.remarks)
+        self.with_control += isinstance(row.prompt, str) and any(reason == CONTROL for reason, _ in remarks)
+        for reason, message in remarks:
+            self.tally.add(reason, message, row.place)
 
 
-def _group(row: Row, parts: Sequence[EncodedRow], max_tokens: int, too_long: Literal["skip", "cut"]) -> TokenGroup:
+def _total(rows: Iterable[TokenGroup | EncodedRow]) -> int:
+    """Tokens of all responses."""
+    return sum(len(ids) for row in rows for ids in row.responses)
+
+
+def _groups(
+    row: Row, text: RenderedRow, parts: Sequence[EncodedRow], max_tokens: int, too_long: TooLong, encoder: Encoder
+) -> list[TokenGroup]:
+    """The group of a row, or several that share out a long text without a prompt. parts: the ids of `by_turn`."""
+    if too_long == "split" and isinstance(row, Demo) and not row.prompt:
+        pieces = _pieces(parts[0].prompt, parts[0].responses[0], max_tokens)
+        if len(pieces) > 1:
+            named = (replace(row, id=f"{row.id or row.place}/{number}") for number, _ in enumerate(pieces, 1))
+            return [
+                _group(of_piece, [piece], max_tokens, too_long) for of_piece, piece in zip(named, pieces, strict=True)
+            ]
+    return [_with_weights(_group(row, parts, max_tokens, too_long), row, text, parts[0], encoder)]
+
+
+def _pieces(start: Sequence[int], ids: Sequence[int], max_tokens: int) -> list[EncodedRow]:
+    """A text of max_tokens a piece: each of its tokens is scored once, the first of a piece after the token before."""
+    pieces = []
+    while ids:
+        room = max_tokens - len(start)
+        pieces.append(EncodedRow([*start], [[*ids[:room]]]))
+        start, ids = ids[room - 1 : room], ids[room:]
+    return pieces
+
+
+def _group(row: Row, parts: Sequence[EncodedRow], max_tokens: int, too_long: TooLong) -> TokenGroup:
     """The group, its responses cut where they are too long. parts: the ids of `by_turn`. Raises SkippedRow."""
     prompt, sides = parts[0].prompt, encoded_turns(row, parts)
-    if isinstance(row, Demo) and too_long == "skip" and len(sides[0]) > 1:  # turns that fit are demos of their own
+    if isinstance(row, Demo) and too_long != "cut" and len(sides[0]) > 1:  # turns that fit are demos of their own
         sides = [list(takewhile(lambda turn: sum(map(len, turn)) <= max_tokens, sides[0])) or sides[0]]
     longest = max((len(before) + len(ids) for turns in sides for before, ids in turns), default=len(prompt))
     ranks = (1, 2) if isinstance(row, Pair) else row.ranks if isinstance(row, Ranking) else (1,) * len(sides)
@@ -108,7 +172,7 @@ def _group(row: Row, parts: Sequence[EncodedRow], max_tokens: int, too_long: Lit
         allowed = f"{max_tokens} are allowed"
         if isinstance(row, Task):
             raise SkippedRow("prompt.too_long", f"the prompt has {longest} tokens, {allowed}.")
-        if too_long == "skip":
+        if too_long != "cut":
             raise SkippedRow("too_long", f"prompt and response have {longest} tokens, {allowed}.")
         if len(prompt) >= max_tokens:
             raise SkippedRow("prompt.too_long", f"the prompt alone has {len(prompt)} tokens, {allowed}.")

@@ -22,21 +22,19 @@ from preftune import files
 from preftune.config.run import Run
 from preftune.demo import stages
 from preftune.demo.comparison import models_in_memory
-from preftune.demo.measure import ROUNDS, Reference, Reviews, ceiling_by_level
-from preftune.demo.sampling import LONGEST
-from preftune.demo.stages import BETA, HELD_OUT_DISHES, JUDGED_DISHES, offline_run, online_run, reward_run, sft_run
+from preftune.demo.measure import Reference, Reviews, ceiling_by_level, shares_of_levels
+from preftune.demo.stages import BETA, DRAWING, HELD_OUT_DISHES, JUDGED_DISHES
 from preftune.events import Event, Progress, emit, listening, silence
 from preftune.frontier.measure import Frontier, interval
 from preftune.objective import DPO, IPO, KTO, PPO, RLOO, SimPO
 from preftune.record.reader import Record
-from preftune.rollout.config import Reward, Rollout, Value
+from preftune.rollout.config import Reward, Value
 from preftune.run.train import train
 from preftune.tradeoff.methods import at_beta
 from preftune.tradeoff.results import JUDGED, MODELED, TRUE, Ceiling, Language, Mean, Outcome, Trained
 
 WORKERS = 2  # runs at a time, each on one core
 PHASES = 90
-RESPONSES = 12
 BEST_OF = (2, 4, 8, 16)
 CEILING = (8.0, 4.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25)
 ON_MODEL = ("RLOO", "online DPO, soft labels")  # what else there is takes the time of the others again
@@ -62,13 +60,13 @@ def compare_language(seed: int = 0) -> Language:
         emit(next(announced))
         with quietly():
             stages.make(folder, seed)
-            train(sft_run(folder, seed))
+            train(stages.sft_run(folder, seed))
         emit(next(announced))
         with quietly():
             stages.ask(folder, seed)
         emit(next(announced))
         with quietly():
-            train(reward_run(folder, seed))
+            train(stages.reward_run(folder, seed))
         seconds = []
         with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
             for spent in pool.map(trained, [plan.run for plan in runs]):
@@ -101,23 +99,22 @@ def _no_one(event: Event) -> None:
 
 def planned(folder: Path, seed: int) -> list[Planned]:
     """The runs in the order in which they are done."""
-    offline = {"DPO": (DPO(), 5e-4), "IPO": (IPO(), 5e-4), "KTO": (KTO(), 5e-4), "SimPO": (SimPO(), 5e-4)}
+    offline = {"DPO": DPO(), "IPO": IPO(), "KTO": KTO(), "SimPO": SimPO()}
     runs = [
-        Planned(name, JUDGED, offline_run(folder, f"offline-{name}", at_beta(objective, BETA), seed, lr))
-        for name, (objective, lr) in offline.items()
+        Planned(name, JUDGED, stages.offline_run(folder, f"offline-{name}", at_beta(objective, BETA), seed))
+        for name, objective in offline.items()
     ]
-    drawing = Rollout(tasks=len(JUDGED_DISHES), responses=RESPONSES, max_tokens=LONGEST)
     learners = {
-        "RLOO": (RLOO(beta=BETA), drawing),
-        "PPO": (PPO(beta=BETA), replace(drawing, epochs=2)),
-        "online DPO, soft labels": (DPO(beta=BETA), drawing),
-        "online DPO, ranks": (DPO(beta=BETA), replace(drawing, labels="ranks")),
+        "RLOO": (RLOO(beta=BETA), DRAWING),
+        "PPO": (PPO(beta=BETA), replace(DRAWING, epochs=2)),
+        "online DPO, soft labels": (DPO(beta=BETA), DRAWING),
+        "online DPO, ranks": (DPO(beta=BETA), replace(DRAWING, labels="ranks")),
     }
     modeled = Reward(model=str(folder / "reward" / "model"))
     for source, reward, names in ((MODELED, modeled, ON_MODEL), (TRUE, TRUE_REWARD, tuple(learners))):
         for name in names:
             objective, rollout = learners[name]
-            run = online_run(folder, f"run-{len(runs)}", objective, reward, seed, rollout, PHASES)
+            run = stages.online_run(folder, f"run-{len(runs)}", objective, reward, seed, rollout, PHASES)
             if isinstance(objective, PPO):
                 run = replace(run, value=Value(lr=1e-3))
             runs.append(Planned(name, source, run))
@@ -139,7 +136,7 @@ def measured(folder: Path, runs: Sequence[Planned], seconds: Sequence[float], se
         beta=BETA,
         pairs=len(files.read_lines(folder / "pairs.jsonl")),
         phases=PHASES,
-        drawn=PHASES * RESPONSES * len(JUDGED_DISHES),
+        drawn=PHASES * DRAWING.responses * len(JUDGED_DISHES),
         start=Mean(float(reference.reviews.reward.mean()), 0.0),
         ceiling=[Ceiling(p.beta, p.kl, p.reward) for p in points],
         trained=ends,
@@ -154,8 +151,7 @@ def outcome_of(name: str, source: str, reference: Reference, reviews: Reviews) -
     """Means with half of a 95 % interval over draws."""
     at = reference.standing(reviews)
     kl, reward = (
-        Mean(float(values.mean()), _half(interval(np.mean, values, rounds=ROUNDS)))
-        for values in (reviews.log_ratio, reviews.reward)
+        Mean(float(values.mean()), _half(interval(np.mean, values))) for values in (reviews.log_ratio, reviews.reward)
     )
     return Outcome(name, source, BETA, kl, reward, Mean(at.gap, _half(at.gap_interval)))
 
@@ -168,15 +164,14 @@ def best_of(count: int, reward: np.ndarray) -> Outcome:
     """
 
     def measure(draws: np.ndarray) -> tuple[float, float, float]:
-        levels = np.unique(draws)
-        share = np.stack([(draws == level).mean(1) for level in levels], -1)
+        levels, share = shares_of_levels(draws)
         up_to = share.cumsum(-1)
         best = up_to**count - (up_to - share).clip(min=0) ** count
         ratio = np.divide(best, share, out=np.ones_like(best), where=best > 0)
         kl, mean = float((best * np.log(ratio)).sum(-1).mean()), float((best @ levels).mean())
         return kl, mean, ceiling_by_level(draws).gap(mean, kl)
 
-    halves = [_half(interval(lambda draws, i=i: measure(draws)[i], reward, rounds=ROUNDS)) for i in range(3)]
+    halves = [_half(interval(lambda draws, i=i: measure(draws)[i], reward)) for i in range(3)]
     kl, mean, gap = (Mean(value, half) for value, half in zip(measure(reward), halves, strict=True))
     return Outcome(f"best of {count}", TRUE, None, kl, mean, gap, limit=True)
 

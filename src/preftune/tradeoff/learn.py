@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from preftune.objective import PPO, Formula, loss_of
@@ -19,7 +20,6 @@ from preftune.objective.rollouts import RolloutFormula
 from preftune.tradeoff.world import Members, World
 
 DRAW_SEED = 0
-TokenLoss = Callable[[Tensor, Draws], Tensor]  # token_logp (members,) and the phase -> (members,)
 Watch = Callable[[int, Tensor], None]  # the number of phases done and the policy
 Losses = Callable[[], list[Tensor]]  # of the policy and, for PPO, of the values
 
@@ -36,6 +36,19 @@ class Schedule(Struct, frozen=True):
     value_lr: float = 0.1
 
 
+class Recipe(Struct, frozen=True):
+    """How a policy learns from its own draws.
+
+    labels: what scores become for an objective of pairs, which gets all pairs of a group; kl_loss: whether the KL is a
+    loss of each token, as it is published for GRPO, and no part of the reward.
+    """
+
+    objective: RolloutFormula | PairFormula
+    schedule: Schedule = Schedule()
+    labels: ScoreLabels = "soft"
+    kl_loss: bool = False
+
+
 def draw(world: World, logits: Tensor, schedule: Schedule, generator: torch.Generator) -> tuple[Members, Tensor]:
     """The tokens of a phase, and (responses,) which of its groups each response belongs to."""
     count = schedule.draws * schedule.responses
@@ -44,21 +57,12 @@ def draw(world: World, logits: Tensor, schedule: Schedule, generator: torch.Gene
     return world.members(group_of, at), torch.arange(len(at)) // schedule.responses
 
 
-def learn_online(
-    world: World,
-    objective: RolloutFormula | PairFormula,
-    score: Tensor,
-    schedule: Schedule,
-    *,
-    labels: ScoreLabels = "soft",
-    token_loss: TokenLoss | None = None,
-    watch: Watch | None = None,
-) -> Tensor:
-    """(groups, prefixes, vocab) the policy that an objective learns from its own draws, scored by `score`.
+def learn_online(world: World, recipe: Recipe, score: Tensor, beta: float, watch: Watch | None = None) -> Tensor:
+    """(groups, prefixes, vocab) the policy that a recipe learns at this beta, from draws that `score` scores.
 
-    score: (groups, responses), the true reward or a reward model's. An objective of pairs gets all pairs of a group.
-    token_loss: what some recipes add to each token, for showing where they lead; watch: called after each phase.
+    score: (groups, responses), the true reward or a reward model's; watch: called after each phase.
     """
+    schedule, objective = recipe.schedule, replace(recipe.objective, beta=0.0 if recipe.kl_loss else beta)
     generator = torch.Generator().manual_seed(DRAW_SEED)
     logits = world.reference.clone().requires_grad_()
     values = torch.zeros(logits.shape[:2], dtype=logits.dtype, requires_grad=True)
@@ -73,9 +77,9 @@ def learn_online(
             members, group = draw(world, logits, schedule, generator)
             draws = world.draws(members, logits, score, values, group)
         if isinstance(objective, RolloutFormula):
-            losses = _rollout_losses(objective, draws, members, logits, values, token_loss)
+            losses = _rollout_losses(objective, draws, members, logits, values, beta if recipe.kl_loss else None)
         else:
-            votes = pair_votes(draws.score.view(-1, schedule.responses), labels, generator)
+            votes = pair_votes(draws.score.view(-1, schedule.responses), recipe.labels, generator)
             losses = _pair_losses(objective, draws, members, logits, *votes)
         for _ in range(schedule.epochs):
             for (optimizer, _), loss in zip(optimizers, losses(), strict=False):
@@ -89,7 +93,7 @@ def learn_online(
 
 def _rollout_losses(
     objective: RolloutFormula, draws: Draws, members: Members, logits: Tensor, values: Tensor,
-    token_loss: TokenLoss | None,
+    kl_beta: float | None,
 ) -> Losses:  # fmt: skip
     """What an update of a phase minimizes: the mean over its responses, of the policy and, for PPO, of the values."""
     advantages = objective.advantages(draws)
@@ -98,14 +102,20 @@ def _rollout_losses(
     def losses() -> list[Tensor]:
         now = Rollouts(members.logp(logits), draws.sampled, advantages.advantage, draws.response, weight)
         policy = objective(now).mean()
-        if token_loss is not None:
-            policy = policy + token_loss(now.token_logp, draws).mean()
+        if kl_beta is not None:
+            policy = policy + k3_loss(now.token_logp, draws, kl_beta).mean()
         if not isinstance(objective, PPO) or advantages.returns is None or draws.value is None:
             return [policy]
         of_values = Values(members.values(values), draws.value, advantages.returns, draws.response, weight)
         return [policy, objective.value_loss(of_values).mean()]
 
     return losses
+
+
+def k3_loss(token_logp: Tensor, draws: Draws, beta: float) -> Tensor:
+    """(members,) beta (exp(-d) - 1 + d) times the ratio to the drawing policy, d = log pi - log pi_ref."""
+    d = token_logp - draws.ref_logp
+    return beta * ((-d).exp() - 1 + d) * (token_logp - draws.sampled).exp()
 
 
 def pair_votes(score: Tensor, labels: ScoreLabels, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,11 +13,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from preftune.objective import BY_NAME, DPO, GRPO, IPO, KTO, NLL, PPO, RLOO, Formula, SimPO
-from preftune.objective.base import PairFormula
-from preftune.objective.labels import ScoreLabels
-from preftune.objective.responses import Draws
-from preftune.objective.rollouts import RolloutFormula
-from preftune.tradeoff.learn import Schedule, TokenLoss, Watch, learn_online
+from preftune.tradeoff.learn import Recipe, Schedule, learn_online
 from preftune.tradeoff.offline import Judged, best_of, learn_offline, reward_model
 from preftune.tradeoff.results import JUDGED, MODELED, TRUE, Mean, Outcome, mean
 from preftune.tradeoff.world import World
@@ -37,33 +33,6 @@ class Method(Struct, frozen=True):
     source: str
     policy: Callable[[World, Judged, float], Tensor]
     limit: bool = False
-
-
-class Recipe(Struct, frozen=True):
-    """How a policy learns from its own draws. labels: what scores become for an objective of pairs; kl_loss: whether
-    the KL is a loss of each token, as it is published for GRPO, in place of a part of the reward."""
-
-    objective: RolloutFormula | PairFormula
-    schedule: Schedule = Schedule()
-    labels: ScoreLabels = "soft"
-    kl_loss: bool = False
-
-    def learn(self, world: World, score: Tensor, beta: float, watch: Watch | None = None) -> Tensor:
-        """(groups, prefixes, vocab) the policy. score: (groups, responses)."""
-        objective = replace(self.objective, beta=0.0 if self.kl_loss else beta)
-        token_loss = k3_loss(beta) if self.kl_loss else None
-        return learn_online(world, objective, score, self.schedule, labels=self.labels, token_loss=token_loss,
-                            watch=watch)  # fmt: skip
-
-
-def k3_loss(beta: float) -> TokenLoss:
-    """(members,) beta (exp(-d) - 1 + d) times the ratio to the drawing policy, d = log pi - log pi_ref."""
-
-    def loss(token_logp: Tensor, draws: Draws) -> Tensor:
-        d = token_logp - draws.ref_logp
-        return beta * ((-d).exp() - 1 + d) * (token_logp - draws.sampled).exp()
-
-    return loss
 
 
 ONLINE = {
@@ -99,7 +68,9 @@ def offline(objective: Formula, name: str) -> Method:
 
 def online(name: str) -> Method:
     """Draws of its own, scored by the true reward."""
-    return Method(name, TRUE, lambda world, pairs, beta: world.logp(ONLINE[name].learn(world, world.reward, beta)))
+    return Method(
+        name, TRUE, lambda world, pairs, beta: world.logp(learn_online(world, ONLINE[name], world.reward, beta))
+    )
 
 
 def modeled(name: str) -> Method:
@@ -107,7 +78,7 @@ def modeled(name: str) -> Method:
 
     def policy(world: World, pairs: Judged, beta: float) -> Tensor:
         score = reward_model(world, pairs, linear=True)
-        return world.logp(ONLINE[name].learn(world, score, beta))
+        return world.logp(learn_online(world, ONLINE[name], score, beta))
 
     return Method(f"{name}, linear model", MODELED, policy)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from preftune.events import Progress, emit
 from preftune.objective import DPO, GRPO, NLL, PPO, RLOO, Formula
 from preftune.tradeoff.conditions import explored, noisy, shifted, weakened
-from preftune.tradeoff.learn import Schedule
+from preftune.tradeoff.learn import Schedule, learn_online
 from preftune.tradeoff.methods import BETA, METHODS, ONLINE, PAIRS, SFT, best_of_methods, every_offline, outcome
 from preftune.tradeoff.offline import Judged, judge, learn_offline
 from preftune.tradeoff.results import Ceiling, Cost, Course, Outcome, Results, Spread
@@ -79,7 +79,7 @@ def courses(world: World) -> list[Course]:
             if phase in SNAPSHOTS:
                 distances.append(float(kl(world.logp(logits), best).mean()))
 
-        ONLINE[name].learn(world, world.reward, BETA, watch)
+        learn_online(world, ONLINE[name], world.reward, BETA, watch)
         made.append(Course(name, list(SNAPSHOTS), distances))
     return made
 
@@ -97,7 +97,7 @@ def sensitivity(world: World, pairs: Judged) -> list[Spread]:
     }  # fmt: skip
     for name, grid in schedules.items():
         recipes = [replace(ONLINE[name], schedule=schedule) for schedule in grid]
-        policies[name] = [recipe.learn(world, world.reward, BETA) for recipe in recipes]
+        policies[name] = [learn_online(world, recipe, world.reward, BETA) for recipe in recipes]
     spreads = []
     for name, of_method in policies.items():
         gaps = [float(world.measured(world.logp(logits))[2].mean()) for logits in of_method]

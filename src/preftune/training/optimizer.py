@@ -131,8 +131,9 @@ class RoundedAdamW(torch.optim.Optimizer):
             mean, square = (_read(moments, name, part, coded) for name in CODES)
             mean.lerp_(g, 1 - beta)
             square.mul_(beta_square).addcmul_(g, g, value=1 - beta_square)
-            _write(moments, "exp_avg", part, mean, bits[0] if coded else None)
-            _write(moments, "exp_avg_sq", part, square, bits[1] if coded else None)
+            if coded:  # else they stand there in fp32 already
+                for name, moment, bits_of_moment in zip(CODES, (mean, square), bits, strict=True):
+                    moments[name][part], moments[name + SCALES][part] = CODES[name].encode(moment, bits_of_moment)
             root = square.sqrt().div_(bias_square**0.5).add_(group["eps"])
             w.mul_(1 - rate * group["weight_decay"]).addcdiv_(mean, root, value=-rate / bias)
             weights[part] = rounded_to_bfloat16(w, bits[0]) if weights.dtype == torch.bfloat16 else w
@@ -163,12 +164,6 @@ def _read(moments: dict[str, Tensor], name: str, part: slice, coded: bool) -> Te
     """Rows of a moment in fp32: a copy where they are codes, else the rows themselves."""
     rows = moments[name][part]
     return CODES[name].decode(rows, moments[name + SCALES][part]) if coded else rows
-
-
-def _write(moments: dict[str, Tensor], name: str, part: slice, x: Tensor, bits: Tensor | None) -> None:
-    """Keep rows of a moment. bits: to round its codes by; None where they stand there in fp32 already."""
-    if bits is not None:
-        moments[name][part], moments[name + SCALES][part] = CODES[name].encode(x, bits)
 
 
 def _rows(tensor: Tensor) -> Tensor:

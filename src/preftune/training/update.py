@@ -37,8 +37,8 @@ class Training:
     """What stays the same during training; what changes is `State`.
 
     packing: how groups become packs, for their cost; starts_at_reference: the reference is the model that training
-    begins from; value_lr: highest learning rate of a value model; tasks: what held-out
-    responses are drawn to; samples: what texts are drawn to.
+    begins from; value_lr: highest learning rate of a value model; tasks: what held-out responses are drawn to; samples:
+    what texts are drawn to.
     """
 
     models: Models
@@ -109,8 +109,7 @@ def clipped_norm(learner: Learner, clip: float, dist: Distributed) -> float:
 
 
 def take_step(learner: Learner, rate: float, dist: Distributed) -> None:
-    """One step of AdamW at this rate, times that of each group, after which every rank has the weights
-    that it computes with."""
+    """One step of AdamW at this rate, times each group's; then every rank has the weights that it computes with."""
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
     learner.optimizer.step()
