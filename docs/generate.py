@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from preftune import objective as o
-from preftune.config.explain import keys, markdown
+from preftune.config.explain import elsewhere, keys, markdown
+from preftune.config.mistakes import answer_to
+from preftune.elsewhere import ANSWERS
 from preftune.forward.examples import row_kinds
 from preftune.forward.loss import Loss
 from preftune.objective.presets import NAMES, PRESETS
@@ -284,6 +286,31 @@ def names() -> list[str]:
     return [*lines, *(f"| {name} | `{words}` |" for name, words in NAMES.items()), ""]
 
 
+def other_trainers_page() -> str:
+    """from_other_trainers.md with every name of other trainers and the answer that it gets."""
+    text, of_keys = (HERE / "from_other_trainers.md").read_text(), {}
+    for name in dict.fromkeys(name for key in keys() for name in key.also):
+        path, _, meaning = answer_to(name).removeprefix("Here it is ").partition(". ")
+        of_keys.setdefault(f"`{path.rstrip('.')}`. {meaning}".rstrip(), []).append(name)
+    choices_of = {key.name: f"{key.table}={key.choice} " for key in keys() if key.choice and key.path != key.table}
+    values = [(f"`{choices_of.get(place, '')}{place.removesuffix('.name').removesuffix('.kind')}={value}`", words)
+              for place, by_value in elsewhere().items() for value, words in by_value.items()
+              if by_value is not NAMES]  # fmt: skip
+    for title, rows in (
+        ("keys", [(backticked(names), here) for here, names in of_keys.items()]),
+        ("values", [(value, f"Write {words}.") for value, words in values]),
+        ("no key", [(backticked(names.split()), answer) for names, answer in ANSWERS.items()]),
+    ):
+        cells = (f"| {there} | {here.replace('|', '&#124;')} |" for there, here in rows)
+        text = between(text, title, "\n".join(["| there | here |", "|---|---|", *cells]))
+    return text
+
+
+def backticked(names: Sequence[str]) -> str:
+    """Names in one cell of a table."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def keys_page() -> str:
     """Every key of a run."""
     return f"{KEYS}\n{markdown(keys())}\n"
@@ -405,7 +432,7 @@ def pages() -> dict[str, str]:
     """Every generated file, by its path from docs/."""
     objectives, pictures = objectives_page()
     named = {"keys.md": keys_page(), "objectives.md": objectives, "record.md": record_page(), "../README.md": readme()}
-    named["scale.md"] = scale_page()
+    named["scale.md"], named["from_other_trainers.md"] = scale_page(), other_trainers_page()
     named["trade-off.md"], pictures["trade-off.svg"] = trade_off_page()
     return named | {f"img/{name}": text for name, text in pictures.items()}
 

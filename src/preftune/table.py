@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 from msgspec import NODEFAULT, Meta, Struct, StructMeta, inspect
 
+from preftune.elsewhere import BY_NAME, spelled
 from preftune.errors import UserError, nearest
 
 T = TypeVar("T", bound=Struct)
@@ -63,10 +64,15 @@ def _keys(table: type[Struct]) -> tuple[inspect.Field, ...]:
 
 
 def _right_key(table: type[Struct], unknown: str) -> str:
-    """The key that another library calls so, or one that is spelled alike, or all that there are."""
-    for key in _keys(table):
-        if unknown.lower() in opened(key.type)[2].get("also", ()):
-            return f"Here it is {key.name}."
+    """The key that another library calls so, here or in another table, one that is spelled alike, or all there are."""
+    name = spelled(unknown)
+    by_table = {other: [key.name for key in _keys(other) if name in (key.name, *opened(key.type)[2].get("also", ()))]
+                for other in (table, *sorted(Table.__subclasses__(), key=lambda other: other.__name__))}  # fmt: skip
+    if by_table[table]:
+        return f"Here it is {by_table[table][0]}."
+    elsewhere = [f"{key} of {other.__name__}" for other, keys in by_table.items() for key in keys]
+    if answer := BY_NAME.get(name) or (f"Here it is {' or '.join(elsewhere)}." if elsewhere else ""):
+        return answer
     names = table.__struct_fields__
     return nearest(unknown, names) or (f"It has {', '.join(names)}." if names else "It has no keys.")
 
@@ -88,11 +94,15 @@ def type_given(value: object) -> object:
 
 
 class FromPython(NamedTuple):
-    """A value that a key may hold in Python and no file can: what it is, how to recognize it, and what a file says."""
+    """A value that a key may hold in Python and no file can: what it is, how to recognize it, and what a file says.
+
+    instead: what to write in place of a value that it does not accept, or an empty string.
+    """
 
     meaning: str
     accepts: Callable[[Any], bool]
     recorded: Callable[[Any], object] = type_given
+    instead: Callable[[Any], str] = lambda _: ""
 
 
 def about(

@@ -83,8 +83,8 @@ def test_a_runs_folder_is_its_model(run) -> None:
 def test_an_export_begins_no_folder_in_what_it_reads(run) -> None:
     code, output = run("train", "model.path=m", "data.train=p.jsonl", "optim.steps=1", "adapter.rank=2", "out=a")
     assert code == 0, output
-    for into, message in {"a/model/merged": "lies in a/model", "m/merged": "lies in", "m": "something here already",
-                          "p.jsonl": "something here already"}.items():  # fmt: skip
+    for into, message in {"a/model/merged": "lies in a/model", "m/merged": "lies in", "m": "not empty",
+                          "p.jsonl": "not empty"}.items():  # fmt: skip
         code, output = run("export", "a", into)
         assert (code, message in output) == (2, True), output
     assert run("export", "a", "merged")[0] == 0

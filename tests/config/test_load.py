@@ -86,14 +86,16 @@ WRONG = {
 
 
 ELSEWHERE = {
-    "model.tokeniser": "model.tokenizer", "reference.share": "reference.alpha",
-    "reference.every": "reference.update_every", "learning_rate": "optim.lr", "optim.learning_rate": "optim.lr",
+    "model.tokeniser": "model.tokenizer", "reference.share": "reference.alpha of reference=moving",
+    "reference.every": "reference.update_every of reference=moving", "learning_rate": "optim.lr",
+    "optim.learning_rate": "optim.lr", "gamma": "objective.gamma or aggregate.gamma",
     "per_device_train_batch_size": "batch.rows", "gradient_accumulation_steps": "batch.rows",
     "num_train_epochs": "optim.epochs", "max_steps": "optim.steps", "warmup_ratio": "optim.warmup",
     "lr_scheduler_type": "optim.schedule", "max_length": "data.max_tokens", "beta": "objective.beta",
-    "loss_type": "objective", "output_dir": "out", "model_name_or_path": "model.path", "ref_model": "reference.path",
-    "gradient_checkpointing": "model.checkpointing", "bf16": "model.compute", "logging_steps": "out",
-    "save_steps": "save.every", "eval-steps": "evaluate.every", "gamma": "objective.gamma or aggregate.gamma",
+    "loss_type": "objective", "output_dir": "out", "model_name_or_path": "model.path",
+    "ref_model": "reference.path of reference=stored",
+    "gradient_checkpointing": "model.checkpointing", "bf16": "model.compute",
+    "eval_strategy": "evaluate.every", "save_steps": "save.every", "eval-steps": "evaluate.every",
 }  # fmt: skip
 
 

@@ -41,6 +41,13 @@ def test_contradictions(words: list[str], named: str) -> None:
         resolve(load(None, words))
 
 
+def test_a_word_takes_out_the_one_of_two_keys_that_a_file_has(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[optim]\nepochs = 2\n")
+    with pytest.raises(UserError, match=r"the word optim\.steps= or optim\.epochs= takes it out"):
+        resolve(load(tmp_path / "run.toml", ["optim.steps=3"]))
+    assert resolve(load(tmp_path / "run.toml", ["optim.steps=3", "optim.epochs="])).optim.steps == 3
+
+
 def test_a_revision_of_a_folder_has_no_effect(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.revision"):
         resolve(load(None, [f"model.path={tmp_path}", "model.revision=main"]))
@@ -61,7 +68,7 @@ FROM_PYTHON = {
     "a key of another library": (lambda: Optim(learning_rate=1e-4), "Optim has no learning_rate. Here it is lr."),  # type: ignore[call-arg]
     "a key of an objective": (lambda: DPO(label_smoothing=0.1), "DPO has no label_smoothing. Here it is flip."),  # type: ignore[call-arg]
     "a slip": (lambda: Batch(row=4), 'Batch has no row. Did you mean "rows"?'),  # type: ignore[call-arg]
-    "no such key": (lambda: Save(model="x"), "Save has no model. It has every, keep."),  # type: ignore[call-arg]
+    "no such key": (lambda: Save(where="x"), "Save has no where. It has every, keep."),  # type: ignore[call-arg]
     "a class": (lambda: Run(objective=DPO), "objective: is the class DPO. Write DPO(...)."),
     "all splits": (
         lambda: Run(data=Data(train=Counter())),

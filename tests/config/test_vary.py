@@ -51,7 +51,7 @@ def test_a_list_is_one_value() -> None:
     [
         (["objective=dpo,simpo", "objective.tau=1,2"], "objective.tau: there is no such key"),
         (["objective=dpo,simpo", "objective.bta=1,2"], 'Did you mean "beta"?'),
-        (["objective=simpo,orpo", "objective.simpo_gamma=1,2"], 'Did you mean "gamma"?'),
+        (["objective=simpo,orpo", "objective.simpo_gamma=1,2"], "Here it is objective.gamma of objective=simpo"),
         (["seed=1,2", "seed=3"], "seed: is given twice"),
         (["objective=simpo,orpo", "reference=stored"], "these objectives use no reference"),
         (["objective=dpo,dop"], '"dop" is not one of them'),

@@ -22,7 +22,7 @@ BANNED = re.compile(
     r"\b(logps|logprobs?|log_probs|logratios?|ref_model|completions?|micro_?batch\w*|loss_type|winner|loser|lens)\b"
 )
 # where other people's key names are read
-THEIRS = {"formats.py", "keys.py", "verdicts.py", "config.py", "run.py", "server.py", "judges.py"}
+THEIRS = {"formats.py", "keys.py", "verdicts.py", "config.py", "run.py", "server.py", "judges.py", "elsewhere.py"}
 
 
 def name(path: Path) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from safetensors.torch import load_file
 
 from preftune import folders
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import CORRUPT, UserError
 from preftune.events import listening
 from preftune.files import read_lines
+from preftune.run.export import checkpoint_as_model
 from preftune.run.train import train
 
 KEYS = {"data__evaluate": None, "optim__epochs": 1}
@@ -91,3 +94,36 @@ def test_a_kill_between_the_model_and_the_page_is_made_good(run_of: Callable[...
     train(run_of(**KEYS), resume=True)
     assert (out / "report.html").exists()
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == model
+
+
+KINDS = {
+    "whole": {},
+    "adapter": {"adapter.rank": 2},
+    "reward model": {"objective.name": "reward", "reference.kind": "none", "reference.store": msgspec.UNSET},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_exported_as_the_model_of_a_run_that_ended_there(
+    kind: str, keys_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    same = {**KEYS, **KINDS[kind], "optim.epochs": msgspec.UNSET, "optim.schedule": "constant", "optim.warmup": 0}
+    short = train(keys_of(tmp_path / "short", **same, optim__steps=2))
+    out = train(keys_of(tmp_path / "long", **same, optim__steps=4, save__every=2, save__keep=9))
+    for step, model, off in ((2, short / "model", 1e-5), (4, out / "model", 0.0)):
+        into = tmp_path / f"step-{step}"
+        checkpoint_as_model(out, step, into)
+        (path,) = model.glob("*.safetensors")
+        tensors, others = load_file(path), load_file(into / path.name)
+        assert tensors.keys() == others.keys()
+        assert max(float((tensor - others[name]).abs().max()) for name, tensor in tensors.items()) <= off
+    with pytest.raises(UserError, match=r"no checkpoint of step 3. There are: 2, 4"):
+        checkpoint_as_model(out, 3, tmp_path / "step-3")
+    with pytest.raises(UserError, match="not empty"):
+        checkpoint_as_model(out, 2, tmp_path / "step-4")
+    (weights,) = (out / "checkpoints" / "step-00000002").glob("weights*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        checkpoint_as_model(out, 2, tmp_path / "damaged")
+    assert caught.value.code == CORRUPT
+    assert not (tmp_path / "damaged").exists()

@@ -85,7 +85,7 @@ def test_more_ranks_may_take_over(run_of: Callable[..., Run], tmp_path: Path) ->
     cut = run_of(**keys, out=str(tmp_path / "cut"), save__every=4)
     shutil.copytree(whole, tmp_path / "cut")
     for newer in sorted((tmp_path / "cut" / "checkpoints").iterdir())[1:]:
-        files.remove(newer)
+        files.delete(newer)
     on_ranks(3, tmp_path / "a", lambda _: str(train(cut, resume=True)))
     for a, b in zip(lines(whole), lines(tmp_path / "cut"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)

@@ -131,7 +131,7 @@ def test_any_number_of_ranks_takes_over(run_of: Callable[..., Run], tmp_path: Pa
     for count, shard in ((1, "auto"), (2, after), (3, after)):
         out = tmp_path / str(count)
         shutil.copytree(first.out, out)
-        files.remove(out / "checkpoints" / newest[-1].name)
+        files.delete(out / "checkpoints" / newest[-1].name)
         run = run_of(**keys, out=str(out), ranks__shard=shard)
         if count == 1:
             train(run, resume=True)

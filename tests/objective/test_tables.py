@@ -158,7 +158,7 @@ VARIANTS = {
     "nca": (o.NCA(), "score / 0.01", "1 / K"),
     "ppo": (o.PPO(lam=0.9), "lam = 0.9", "not whitened"),
     "rloo": (o.RLOO(), "in the reward", "each token"),
-    "grpo": (o.GRPO(), "not divided by it", "the phase's tokens"),
+    "grpo": (o.GRPO(), "not divided by the group's", "the phase's tokens"),
     "grpo, group": (o.GRPO(scale="group"), "the group's standard deviation", "not a loss"),
     "reinforce_pp": (o.ReinforcePP(), "whitened over the phase", ""),
     "reward": (o.Reward(), "last token", "end token"),

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from preftune import Run
+from preftune.config.resolve import resolve
 from preftune.errors import UserError
+from preftune.rollout.config import JUDGE_ARGUMENTS
 from preftune.rollout.functions import Function, call, given_function, load_function
 
 FIRST = "def short(prompt, responses, answer):\n    return [-len(r) for r in responses]\n"
@@ -66,6 +69,36 @@ def test_a_callable_is_identified_by_its_source() -> None:
         return [2]
 
     assert given_function(first).digest != given_function(second).digest
+
+
+OTHER_FORMS = (
+    "(completions, **kwargs)", "(prompts, completions, **columns)", "(prompts, completions, answer, **columns)",
+    "(prompt, responses)", "(prompt, responses, answer, tools)", "(prompt, responses, answer, *, length)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_a_function_of_another_form_is_refused_before_it_is_called(form: str, tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(f"def f{form}:\n    return []\n")
+    sentence = re.escape(f"takes {form}, and is called with (prompt, responses, answer).")
+    with pytest.raises(UserError, match=sentence):
+        load_function(f"{tmp_path}/r.py:f", "reward.function")
+    scope: dict[str, Callable[..., object]] = {}
+    exec(f"def f{form}:\n    return []\n", scope)
+    with pytest.raises(UserError, match=sentence) as raised:
+        resolve(Run(reward=scope["f"]))
+    assert "one prompt at a time, and gets no other columns" in str(raised.value)
+
+
+def test_forms_that_can_be_called_are_taken(tmp_path: Path) -> None:
+    class Judge:
+        def __call__(self, prompt: object, responses: object, answer: object = None) -> list[int]:
+            return [1]
+
+    assert given_function(Judge()).call("p", ["a"]) == [1]
+    assert given_function(lambda *arguments: [1]).call("p", ["a"], None) == [1]
+    (tmp_path / "r.py").write_text("def better(prompt, first, second):\n    return 0.5\n")
+    assert load_function(f"{tmp_path}/r.py:better", "reward.judge", JUDGE_ARGUMENTS).call("p", "a", "b") == 0.5
 
 
 @pytest.mark.parametrize(

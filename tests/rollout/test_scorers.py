@@ -196,3 +196,11 @@ def test_responses_as_text(kind: str, byte_level: Make, sentence: PreTrainedToke
     assert answered.responses == (*texts, " sat", "")
     assert (answered.answer, answered.prompt, answered.ended[3]) == ("a", "the cat", False)
     assert answered.prompt_ids.tolist() == one.ids.tolist()
+
+
+def test_a_function_of_another_form_is_refused_before_a_model_is_loaded() -> None:
+    loaded: list[Reward] = []
+    rewards = [Reward(model="m"), Reward(function=lambda completions, **columns: [0.0])]
+    with pytest.raises(UserError, match="is called with"):
+        scorer_of(rewards, lambda reward: loaded.append(reward) or scorer(lambda *_: []))
+    assert loaded == []

@@ -154,7 +154,7 @@ def test_a_checkpoint_whose_manifest_is_right_is_not_believed(lie: str, tmp_path
     LIES[lie](older if lie == "step of another folder" else newer)
     relisted(older), relisted(newer)
     if lie == "step of another folder":
-        files.remove(newer)
+        files.delete(newer)
     path, passed_over = load_newest(state, tmp_path, steps=2, means=2)
     assert len(passed_over) == 1
     assert path == (None if lie == "step of another folder" else older)

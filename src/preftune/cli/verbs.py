@@ -154,11 +154,18 @@ def _one_folder(out: Path | None, named: Sequence[str]) -> Path:
 
 
 def export(
-    adapter: str, into: Path, *, merge: bool = True, weights: Literal["float32", "bfloat16"] = "float32"
+    adapter: str,
+    into: Path,
+    *,
+    step: int | None = None,
+    merge: bool = True,
+    weights: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Write an adapter and its base as one model, which needs peft no more.
+    """Write an adapter and its base as one model, which needs peft no more, or a checkpoint of a run as a model.
 
     `preftune export RUN merged`
+
+    `preftune export RUN early --step 300`
 
     Parameters
     ----------
@@ -166,11 +173,20 @@ def export(
         The record of a run with [adapter], its `model` folder, or any other folder or hub name of an adapter.
     into
         Folder to write.
+    step
+        Of a run with checkpoints: write the model, or the adapter, as it was after so many steps.
     merge
         What it does, and all that it does: a run has written its adapter already.
     weights
         Type of the merged weights; the sum is made in float32, and the difference is told.
     """
+    if step is not None:
+        with at_work():
+            from preftune.run.export import checkpoint_as_model
+
+            checkpoint_as_model(Path(adapter), step, into)
+        print(into)
+        return
     if not merge:
         raise UserError("the adapter is written already, in the layout of peft.", location=adapter,
                         hint="Without --no-merge it is made one model with its base.")  # fmt: skip

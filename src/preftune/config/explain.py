@@ -122,6 +122,13 @@ def from_python() -> dict[str, FromPython]:
     return {path: python for path, python in by_path if python is not None}
 
 
+@cache
+def elsewhere() -> dict[str, Mapping[str, str]]:
+    """Values that a key, or a whole table, has in other libraries, with what to write here: by its place."""
+    whole = {f.name: opened(f.type)[2].get("elsewhere") for f in _run().fields if f.name not in choices()}
+    return {name: facts for name, facts in [*whole.items(), *((key.name, key.elsewhere) for key in keys())] if facts}
+
+
 def markdown(shown: Sequence[Key]) -> str:
     """These keys as a table."""
     lines = ["| key | of | type | default | meaning |", "|---|---|---|---|---|"]
@@ -164,6 +171,11 @@ def values_at(place: str, tree: Mapping[str, Any]) -> list[str]:
         return choices()[table].names
     tags = [str(inner.tag) for inner in _tables(_at(table, tree)[0]) if inner.tag_field == key]
     return tags or _literals(_at(place, tree)[0])
+
+
+def value_at(place: str, tree: Mapping[str, Any]) -> Any:
+    """What the user wrote at a place."""
+    return _at(place, tree)[1]
 
 
 def _at(place: str, tree: Mapping[str, Any]) -> tuple[inspect.Type, Any]:

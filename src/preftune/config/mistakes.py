@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from preftune.config.explain import choices, keys, names_at, values_at
+from preftune.config.explain import choices, elsewhere, keys, names_at, value_at, values_at
+from preftune.elsewhere import BY_NAME, spelled
 from preftune.errors import Problem, UserError, nearest
 
-FEW = 3  # at most so many keys or choices are named in a hint
+FEW = 4  # at most so many keys or choices are named in a hint
 UNKNOWN_KEY = "key.unknown"
 PLAIN = {
     "float": "a number",
@@ -43,7 +44,7 @@ def explained(message: str, tree: Mapping[str, Any], file: str) -> UserError:
     else:
         message = re.sub(r"^Expected", "must be", TYPES.sub(_plain_type, message)).rstrip(".") + "."
         if message.startswith("must be a table") and (inner := names_at(place, {})):
-            hint = f"Write {place}.{inner[0]} or another key of it."
+            hint = _instead_of_value(value_at(place, tree), place) or f"Write {place}.{inner[0]} or another key of it."
     return UserError([Problem(message, located(file, place), hint, reason)])
 
 
@@ -53,7 +54,7 @@ def instead_of_flag(flag: str) -> str:
     path = word if any(key.path == word for key in keys()) else ""
     if path:
         return f"Write {path}=VALUE: keys have no dashes."
-    return _elsewhere(word, "") or nearest(word, [key.path for key in keys()])
+    return answer_to(word) or nearest(word, [key.path for key in keys()])
 
 
 def _plain_type(types: re.Match[str]) -> str:
@@ -65,7 +66,7 @@ def _plain_type(types: re.Match[str]) -> str:
 def _right_key(word: str, place: str, tree: Mapping[str, Any]) -> str:
     """A hint for an unknown key of the table at `place`."""
     known = names_at(place, tree)
-    if hint := _elsewhere(word, place) or nearest(word, known) or nearest(word.partition("_")[2], known):
+    if hint := answer_to(word, place) or nearest(word, known) or nearest(word.partition("_")[2], known):
         return hint
     hint = f"Known here: {', '.join(known)}." if known else "It has none."
     owners = [f'"{key.choice}"' for key in keys() if key.name == f"{place}.{word}"]
@@ -74,20 +75,31 @@ def _right_key(word: str, place: str, tree: Mapping[str, Any]) -> str:
     return hint
 
 
-def _elsewhere(word: str, place: str) -> str:
-    """A hint where another library, an earlier version or another table has a key of this name; else empty."""
-    word = word.lower().replace("-", "_")
+def answer_to(word: str, place: str = "") -> str:
+    """What a name of another library, an earlier version or another table is here; empty where nothing has it.
+
+    place: the table in which it was written.
+    """
+    word = spelled(word)
     named = [key for key in keys() if word in key.also or (not place and key.name.endswith(f".{word}"))]
     named = [key for key in named if key.table == place] or named
-    meanings = {key.path: "" if key.choice else key.meaning for key in named}
-    names = " or ".join(meanings)
-    return f"Here it is {names}. {meanings.get(names, '')}".rstrip() if 0 < len(meanings) <= FEW else ""
+    paths = list(dict.fromkeys(key.path for key in named))
+    if not 0 < len(paths) <= FEW:
+        return BY_NAME.get(word, "")
+    tags = [key.choice for key in named if key.choice and key.path != key.table]
+    owner = f" of {named[0].table}={' or '.join(tags)}" if len(paths) == 1 and 0 < len(tags) <= FEW else ""
+    example = f"Write for instance {named[0].path}={named[0].choice}."
+    meanings = {example if key.type == "choice" else key.meaning for key in named}
+    return f"Here it is {' or '.join(paths)}{owner}. {meanings.pop() if len(meanings) == 1 else ''}".rstrip()
 
 
 def _right_value(word: str, place: str, tree: Mapping[str, Any]) -> str:
     """A hint for a value that is not one of those that a key may have."""
-    elsewhere = next((key.elsewhere for key in keys() if key.name == place), {})
-    if words := elsewhere.get(word.lower().replace("-", "_")):
-        return f"Write {words}."
     names = values_at(place, tree)
-    return nearest(word.lower(), names) or f"Choose one of {', '.join(names)}."
+    return _instead_of_value(word, place) or nearest(word.lower(), names) or f"Choose one of {', '.join(names)}."
+
+
+def _instead_of_value(value: object, place: str) -> str:
+    """A hint for a value that other libraries have at this place; else empty."""
+    words = elsewhere().get(place, {}).get(spelled(value)) if isinstance(value, str) else None
+    return f"Write {words}." if words else ""

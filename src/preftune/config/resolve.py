@@ -118,7 +118,8 @@ def _with_optim(run: Run) -> Run:
 def _refuse_schedule(optim: Optim) -> None:
     for first, second in (("steps", "epochs"), ("warmup", "warmup_steps")):
         if getattr(optim, first) is not None and getattr(optim, second) is not None:
-            raise UserError(f"{first} and {second} are both given.", location="optim", hint="Remove one of the two.")
+            hint = f"Remove one of the two: the word optim.{first}= or optim.{second}= takes it out of a file's keys."
+            raise UserError(f"{first} and {second} are both given.", location="optim", hint=hint)
     if optim.floor is not None and optim.schedule == "constant":
         raise _without_effect("a constant rate has no floor", "optim.floor")
     if optim.decay is not None and optim.schedule != "wsd":

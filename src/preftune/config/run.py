@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from preftune.evaluate.config import Evaluate
-from preftune.model.config import Adapter, Model, Ranks
+from preftune.model.config import ADAPTERS, OF_PEFT, Adapter, Model, Ranks
 from preftune.objective import DPO, Objective
 from preftune.objective.presets import NAMES, PRESETS
 from preftune.pack.config import Batch
@@ -21,7 +21,7 @@ from preftune.rollout.config import OWN_REWARD, Reward, Rollout, Value
 from preftune.rows.config import Data
 from preftune.table import FromPython, Table, about
 from preftune.tokens.aggregate import Aggregate, Plain
-from preftune.training.config import Optim, Save
+from preftune.training.config import OPTIMIZERS, Optim, Save
 
 if TYPE_CHECKING:
     from typing import Any
@@ -40,6 +40,7 @@ def is_own_objective(value: object) -> bool:
 
 # a record holds its name and a digest of its source in its place
 OWN = FromPython("a callable that says what it `reads`", is_own_objective, lambda objective: objective.recorded())
+LOSSES = ("loss_type", "pref_loss", "dpo_loss_type", "rl", "stage")  # names of the key elsewhere
 RECORD = "Folder of the record that this run writes, with the metrics of every step."
 
 
@@ -50,10 +51,16 @@ class Run(Table, frozen=True):
     """
 
     model: Model = Model()
-    adapter: Annotated[Adapter | None, Meta(description="Train a low-rank adapter; the model's weights stay.")] = None
+    adapter: Annotated[
+        Adapter | None,
+        Meta(
+            description="Train a low-rank adapter; the model's weights stay.",
+            extra={"elsewhere": ADAPTERS, "python": OF_PEFT},
+        ),
+    ] = None
     data: Data = Data()
     objective: Annotated[
-        AnyObjective, Meta(extra={"presets": PRESETS, "elsewhere": NAMES, "also": ("loss_type",), "python": OWN})
+        AnyObjective, Meta(extra={"presets": PRESETS, "elsewhere": NAMES, "also": LOSSES, "python": OWN})
     ] = DPO()
     aggregate: Aggregate = Plain()
     reference: Annotated[
@@ -67,15 +74,18 @@ class Run(Table, frozen=True):
     reward: Annotated[AnyReward, Meta(description="What scores drawn responses.", extra={"python": OWN_REWARD})] = None
     value: Annotated[Value | None, Meta(description="The value model of ppo.")] = None
     batch: Batch = Batch()
-    optim: Optim = Optim()
+    optim: Annotated[Optim, Meta(extra={"elsewhere": OPTIMIZERS})] = Optim()
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
     ranks: Ranks = Ranks()
     track: Annotated[Track | None, about("Trackers that get the metrics besides the record.", identity=False)] = None
-    seed: Annotated[int, about("Decides the order of rows, and what is drawn.", ge=0, le=2**63 - 1)] = 0
-    out: Annotated[str, about(RECORD, also="output_dir logging_dir logging_steps", identity=False)] = "run"
+    seed: Annotated[
+        int, about("Decides the order of rows, and what is drawn.", also="data_seed", ge=0, le=2**63 - 1)
+    ] = 0
+    out: Annotated[str, about(RECORD, also="output_dir logging_dir", identity=False)] = "run"
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], about("Where to compute; auto takes a GPU if there is one.", also="device_map")
+        Literal["auto", "cpu", "cuda"],
+        about("Where to compute; auto takes a GPU if there is one.", also="device_map use_cpu"),
     ] = "auto"
 
 

@@ -50,7 +50,7 @@ def python_values(run: Run) -> dict[str, Any]:
         elif not isinstance(value, FILE_TYPES) and type(value) is not dict:
             if isinstance(value, type):
                 raise UserError(f"is the class {value.__name__}.", location=name, hint=f"Write {value.__name__}(...).")
-            hint = f"In Python it may be {key.meaning}."
+            hint = key.instead(value) or f"In Python it may be {key.meaning}."
             raise UserError(f"cannot be of type {type(value).__name__}.", location=name, hint=hint)
     return values
 

@@ -11,11 +11,17 @@ from preftune.objective.base import PairFormula, scores_of
 from preftune.objective.maths import bounded_exp, box_cox, kl_of_coins, logistic, square
 from preftune.objective.pairs import Beta
 from preftune.objective.responses import Pairs
+from preftune.table import about
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Eta = Annotated[float, Meta(gt=0, description="Factor from the given scores to rewards.")]
+DIVERGENCES = {
+    "js_divergence": "objective.divergence=js",
+    "alpha_divergence": "objective.divergence=alpha",
+    "reverse_kl": "objective=dpo",
+}
 SMALLEST = 1e-30  # a score difference below this, or of the wrong sign, says nothing
 
 
@@ -31,11 +37,15 @@ class FDPO(PairFormula, frozen=True, tag="f_dpo"):
 
     beta: Beta = 0.1
     divergence: Annotated[
-        Literal["forward_kl", "js", "alpha"], Meta(description="Forward KL, Jensen-Shannon, or alpha.")
+        Literal["forward_kl", "js", "alpha"],
+        about("Forward KL, Jensen-Shannon, or alpha.", also="f_divergence_type", elsewhere=DIVERGENCES),
     ] = "forward_kl"
     alpha: Annotated[
         Annotated[float, Meta(gt=0, lt=1)] | None,
-        Meta(description="Order of the alpha-divergence, 0.5 if not given; 0 is the reverse KL, 1 the forward."),
+        about(
+            "Order of the alpha-divergence, 0.5 if not given; 0 is the reverse KL, 1 the forward; in TRL 1 minus it.",
+            also="f_alpha_divergence_coef",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

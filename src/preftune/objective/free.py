@@ -9,14 +9,18 @@ from msgspec import Meta
 from preftune.objective.base import PairFormula
 from preftune.objective.maths import box_cox, hinge, log_odds, logistic
 from preftune.objective.responses import Pairs
+from preftune.table import about
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Imitation = Annotated[float, Meta(ge=0, description="Weight of imitating chosen: its negative log-prob per token.")]
+Imitation = Annotated[
+    float, about("Weight of imitating chosen: its negative log-prob per token.", also="cpo_alpha", ge=0)
+]
 PerToken = Annotated[float, Meta(gt=0, description="Factor from log-prob per token to reward.")]
 Gamma = Annotated[
-    Annotated[float, Meta(ge=0)] | None, Meta(description="Reward difference to exceed; instead of gamma_ratio.")
+    Annotated[float, Meta(ge=0)] | None,
+    about("Reward difference to exceed; instead of gamma_ratio.", also="simpo_gamma"),
 ]
 GammaRatio = Annotated[
     Annotated[float, Meta(ge=0)] | None, Meta(description="The same as a share of beta, gamma / beta; give one.")

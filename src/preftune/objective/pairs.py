@@ -14,9 +14,14 @@ from preftune.table import about
 if TYPE_CHECKING:
     from torch import Tensor
 
-Beta = Annotated[float, Meta(gt=0, description="Strength of the anchor: reward is beta times the log-ratio.")]
+Beta = Annotated[
+    float, about("Strength of the anchor: reward is beta times the log-ratio.", also="pref_beta dpo_beta rl_beta", gt=0)
+]
 Flip = Annotated[
-    float, about("Share of the labels taken to be the wrong way round.", also="label_smoothing", ge=0, lt=0.5)
+    float,
+    about(
+        "Share of the labels taken to be the wrong way round.", also="label_smoothing dpo_label_smoothing", ge=0, lt=0.5
+    ),
 ]
 
 

@@ -67,6 +67,10 @@ NAMES = {
     "js_dpo": "objective=f_dpo objective.divergence=js",
     "infonca": "objective=info_nca",
     "listwise_dpo": "objective=plackett_luce",
+    "apo_zero_unpaired": "objective=apo_zero",
+    "alphapo": "objective=alpha_po",
+    "rm": "objective=reward",
+    "pt": "objective=nll",
     "best_of_k": "objective=dpo data.rankings=best",
 }
 """Name elsewhere -> the words that make it here."""

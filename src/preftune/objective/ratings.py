@@ -12,6 +12,7 @@ from preftune.objective.base import RatingFormula, scores_of
 from preftune.objective.maths import logistic, square, weighted_mean
 from preftune.objective.pairs import Beta
 from preftune.objective.responses import Ratings
+from preftune.table import about
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +35,18 @@ class KTO(RatingFormula, frozen=True, tag="kto"):
     beta: Beta = 0.1
     good_weight: Annotated[
         Weight | None,
-        Meta(
-            description="Weight of good responses; with neither given, the rarer side of the training rows is raised."
+        about(
+            "Weight of good responses; with neither given, the rarer side of the training rows is raised.",
+            also="desirable_weight kto_desirable_weight kto_chosen_weight",
         ),
     ] = None
-    bad_weight: Annotated[Weight | None, Meta(description="Weight of bad responses; 1 if only the other is given.")] = (
-        None
-    )
+    bad_weight: Annotated[
+        Weight | None,
+        about(
+            "Weight of bad responses; 1 if only the other is given.",
+            also="undesirable_weight kto_undesirable_weight kto_rejected_weight",
+        ),
+    ] = None
 
     @property
     def variant(self) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Meta
-
 from preftune.objective.base import Formula
 from preftune.objective.maths import logistic
 from preftune.objective.responses import NO_SCORE, Comparisons, required
+from preftune.table import about
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +32,8 @@ class Reward(Formula, frozen=True, tag="reward"):
     when = "A reward is to be reused: for PPO and RLOO, best-of-n, or to rank data."
     fails = "It is right about responses like those of its pairs; a policy that climbs it soon writes others."
 
-    margin: Annotated[float, Meta(ge=0, description=MARGIN)] = 0.0
-    center: Annotated[float, Meta(ge=0, description=CENTER)] = 0.0
+    margin: Annotated[float, about(MARGIN, ge=0)] = 0.0
+    center: Annotated[float, about(CENTER, also="center_rewards_coefficient", ge=0)] = 0.0
 
     @property
     def variant(self) -> str:

@@ -23,16 +23,25 @@ from preftune.objective.advantage import (
 )
 from preftune.objective.base import Formula
 from preftune.objective.responses import Advantages, Draws, Rollouts, Values, required, sum_by
+from preftune.table import about
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KLBeta = Annotated[
-    float, Meta(ge=0, description="Reward that a nat of KL from the reference costs, token by token; 0: no reference.")
+    float,
+    about(
+        "Reward that a nat of KL from the reference costs, token by token; 0: no reference.",
+        also="kl_coef init_kl_coef",
+        ge=0,
+    ),
 ]
 Clip = Annotated[
     Annotated[float, Meta(gt=0)] | None,
-    Meta(description="How far the ratio to the drawing policy counts, from 1 - clip to 1 + clip; none: without end."),
+    about(
+        "How far the ratio to the drawing policy counts, from 1 - clip to 1 + clip; none: without end.",
+        also="epsilon cliprange clip_range",
+    ),
 ]
 
 
@@ -85,11 +94,15 @@ class PPO(RolloutFormula, frozen=True, tag="ppo"):
     states = "ppo: lam = {0.lam:g}, no discount; the KL is in the reward of each token, and advantages are not whitened"
 
     lam: Annotated[
-        float, Meta(ge=0, le=1, description="Weight of later tokens in an advantage; 1 trusts draws, 0 the values.")
+        float,
+        about("Weight of later tokens in an advantage; 1 trusts draws, 0 the values.", also="gae_lambda", ge=0, le=1),
     ] = 0.95
     value_clip: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        Meta(description="How far a value may move in a phase before it counts no more, in units of the score."),
+        about(
+            "How far a value may move in a phase before it counts no more, in units of the score.",
+            also="cliprange_value",
+        ),
     ] = None
 
     @property
@@ -145,13 +158,18 @@ class GRPO(RolloutFormula, frozen=True, tag="grpo"):
 
     scale: Annotated[
         Literal["none", "group"],
-        Meta(description="What an advantage is divided by: nothing, or the standard deviation of its group."),
+        about(
+            "What an advantage is divided by: nothing, or the standard deviation of its group.", also="scale_rewards"
+        ),
     ] = "none"
 
     @property
     def variant(self) -> str:
-        divided = "divided by the group's standard deviation" if self.scale == "group" else "not divided by it"
-        return f"grpo: the KL is in the reward, not a loss; advantages are {divided}; a mean over the phase's tokens"
+        divided = "divided" if self.scale == "group" else "not divided"
+        return (
+            f"grpo: the KL is in the reward, not a loss; advantages are {divided} by the group's standard deviation; "
+            "a mean over the phase's tokens"
+        )
 
     def advantages(self, draws: Draws) -> Advantages:
         """(members,) rewards relative to their group, divided by the mean number of tokens of a response."""

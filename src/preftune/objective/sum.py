@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 import preftune.objective as objectives  # the list is complete by the time that a configuration is read
 from preftune.objective.base import Formula, ObjectiveTable
+from preftune.table import about
 
 
 class Sum(ObjectiveTable, frozen=True, tag="sum"):
@@ -22,7 +23,8 @@ class Sum(ObjectiveTable, frozen=True, tag="sum"):
 
     parts: Annotated[tuple[objectives.Single, ...], Meta(min_length=1, description="The objectives, each a table.")]
     weights: Annotated[
-        tuple[float, ...] | None, Meta(description="Factor of each part, in their order; 1 each if not given.")
+        tuple[float, ...] | None,
+        about("Factor of each part, in their order; 1 each if not given.", also="loss_weights dpo_loss_weights"),
     ] = None
 
     def __post_init__(self) -> None:

@@ -19,7 +19,11 @@ class Stored(Table, frozen=True, tag_field="kind", tag="stored"):
 
     path: Annotated[
         str | None,
-        about("Folder or hub name of the reference; the policy's start if not given.", also="ref_model", location=True),
+        about(
+            "Folder or hub name of the reference; the policy's start if not given.",
+            also="ref_model ref_model_adapters",
+            location=True,
+        ),
     ] = None
     store: Annotated[str | None, about(STORE, identity=False)] = None
 
@@ -29,9 +33,14 @@ class Moving(Table, frozen=True, tag_field="kind", tag="moving"):
 
     alpha: Annotated[
         float,
-        about("At a move: reference <- lerp(reference, policy, alpha); 1 copies the policy.", also="share", gt=0, le=1),
+        about(
+            "At a move: reference <- lerp(reference, policy, alpha); 1 copies the policy.",
+            also="share ref_model_mixup_alpha",
+            gt=0,
+            le=1,
+        ),
     ] = 0.6
-    update_every: Annotated[Count, about("Updates between two moves.", also="every")] = 64
+    update_every: Annotated[Count, about("Updates between two moves.", also="every ref_model_sync_steps")] = 64
 
 
 class NoReference(Table, frozen=True, tag_field="kind", tag="none"):

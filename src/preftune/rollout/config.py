@@ -23,6 +23,7 @@ URL = re.compile(r"https?://[^/\s]+(?:/\S*)?")
 
 TASKS = "Prompts of a phase; if not given, as many as make 256 responses."
 RESPONSES = "Responses drawn to each prompt."
+PEERS_RESPONSES = "num_generations num_generations_eval n_samples_per_prompt rloo_k group_size num_return_sequences"
 MAX_TOKENS = "Tokens after which a response is cut."
 TEMPERATURE = "Divides the logits, of the draw and of the update alike."
 EPOCHS = "Passes over the responses of a phase."
@@ -40,10 +41,10 @@ SERVER = (
 class Rollout(Table, frozen=True):
     """[rollout] Responses are drawn from the policy, scored and learned from, phase by phase."""
 
-    tasks: Annotated[Count | None, about(TASKS, also="rollout_batch_size num_prompts generation_batch_size")] = None
-    responses: Annotated[
-        int, about(RESPONSES, also="num_generations n_samples_per_prompt rloo_k group_size num_return_sequences", ge=1)
-    ] = 8
+    tasks: Annotated[
+        Count | None, about(TASKS, also="rollout_batch_size num_prompts generation_batch_size ppo_buffer_size")
+    ] = None
+    responses: Annotated[int, about(RESPONSES, also=PEERS_RESPONSES, ge=1)] = 8
     max_tokens: Annotated[
         int, about(MAX_TOKENS, also="max_completion_length response_length max_new_tokens generate_max_len", ge=1)
     ] = 256
@@ -63,6 +64,7 @@ class Rollout(Table, frozen=True):
 
 
 REWARD_MODEL = "Folder or hub name of a reward model; beside `judge`, the name under which its server has the model."
+PEERS_MODEL = "reward_model_path reward_pretrain reward_model reward_model_adapters"
 REWARD_FUNCTION = "`rewards.py:name` or `module:name` of a function (prompt, responses, answer) -> a score each."
 VERIFY = (
     "1 where a response agrees with the task's answer, else 0. exact: the same text; number: the same last number; "
@@ -78,16 +80,18 @@ JUDGE = (
 WEIGHT = "Factor of this score in the sum of all; 0 for one that is measured and not learned from."
 MISSING_END = "Subtracted from the score of a response that was cut before its end."
 TIME_LIMIT = "Seconds that one call of a function, or of a judge's server, may take."
+REWARD_ARGUMENTS, JUDGE_ARGUMENTS = ("prompt", "responses", "answer"), ("prompt", "first", "second")
+OTHER_ARGUMENTS = ("prompts", "completions")  # a whole batch, as TRL calls a reward function
 SOURCES = ("model", "function", "verify", "judge")
 
 
 class Reward(Table, frozen=True):
     """[reward] What scores a response: one of `model`, `function`, `verify` and `judge`, or a list of such tables."""
 
-    model: Annotated[
-        str | None, about(REWARD_MODEL, also="reward_model_path reward_pretrain reward_model", location=True)
+    model: Annotated[str | None, about(REWARD_MODEL, also=PEERS_MODEL, location=True)] = None
+    function: Annotated[
+        str | None, about(REWARD_FUNCTION, also="reward_funcs reward_function remote_rm_url", location=True)
     ] = None
-    function: Annotated[str | None, about(REWARD_FUNCTION, also="reward_funcs remote_rm_url", location=True)] = None
     verify: Annotated[Literal["exact", "number", "regex"] | None, about(VERIFY)] = None
     pattern: Annotated[str | None, about(PATTERN)] = None
     judge: Annotated[str | None, about(JUDGE, also="judges", location=True)] = None

@@ -12,12 +12,13 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -27,6 +28,7 @@ from msgspec import Struct
 
 from preftune.errors import LONGEST, UserError, nearest
 from preftune.objective.own import source_digest
+from preftune.rollout.config import OTHER_ARGUMENTS, REWARD_ARGUMENTS
 
 T = TypeVar("T")
 TIME_LIMIT = 60.0  # seconds a call
@@ -42,13 +44,15 @@ class Function(Struct, frozen=True):
 
 
 def given_function(function: Callable[..., Any], location: str = "reward") -> Function:
-    """A callable given in Python. Raises UserError where it has no source."""
+    """A callable given in Python. Raises UserError where it has no source, or is called with other arguments."""
     name = getattr(function, "__qualname__", type(function).__name__)
+    _refuse_other_arguments(function, name, REWARD_ARGUMENTS, location)
     return Function(function, name, source_digest(function, name, location))
 
 
-def load_function(name: str, location: str) -> Function:
-    """The function `file.py:name` or `module:name`. location: the key that names it. Raises UserError."""
+def load_function(name: str, location: str, arguments: Sequence[str] = REWARD_ARGUMENTS) -> Function:
+    """The function `file.py:name` or `module:name`. location: the key that names it; arguments: what it is called
+    with, in order. Raises UserError."""
     source, _, attribute = name.rpartition(":")
     module, file = _of_file(source, location) if source.endswith(".py") else _of_name(source, location)
     function = vars(module).get(attribute)
@@ -57,7 +61,27 @@ def load_function(name: str, location: str) -> Function:
         raise UserError(f"{source} has no {attribute}.", location=location, hint=nearest(attribute, known))
     if isinstance(function, type) or not callable(function):
         raise UserError(f"{name} is no function.", location=location)
+    _refuse_other_arguments(function, name, arguments, location)
     return Function(function, name, hashlib.sha256(attribute.encode() + b"\0" + file.read_bytes()).hexdigest())
+
+
+def _refuse_other_arguments(function: Callable[..., Any], name: str, arguments: Sequence[str], location: str) -> None:
+    """Raise UserError where a function cannot be called with these, or names what is another library's batch."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one of C may not say
+        return
+    try:
+        signature.bind(*arguments)
+        fits = not set(OTHER_ARGUMENTS) & set(signature.parameters)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{name} takes {signature}, and is called with ({', '.join(arguments)}).",
+            location=location,
+            hint="It is called for one prompt at a time, and gets no other columns of the row.",
+        )
 
 
 def _of_file(source: str, location: str) -> tuple[ModuleType, Path]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from preftune import signals
 from preftune.errors import UserError
-from preftune.rollout.config import URL, Reward
+from preftune.rollout.config import JUDGE_ARGUMENTS, URL, Reward
 from preftune.rollout.functions import TIME_LIMIT, Function, call, load_function
 from preftune.rollout.scorers import Answered, number_of
 from preftune.rollout.web import Api, in_parallel
@@ -76,7 +76,7 @@ def judge_of(reward: Reward) -> tuple[PairwiseJudge, dict[str, str]]:
     name, limit = reward.judge or "", reward.time_limit or TIME_LIMIT
     if URL.fullmatch(name):
         return ServerJudge(name, reward.model, limit), {}
-    function = load_function(name, "reward.judge")
+    function = load_function(name, "reward.judge", JUDGE_ARGUMENTS)
     return FunctionJudge(function, limit), {f"reward {function.name}": function.digest}
 
 

@@ -198,10 +198,10 @@ def scorer_of(rewards: Sequence[Reward], load_model: Callable[[Reward], Scorer])
     """
     parts: list[Part] = []
     digests = {}
-    for reward, name in zip(rewards, numbered([reward.name for reward in rewards]), strict=True):
-        if reward.function is not None:
-            named = reward.function
-            function = given_function(named) if callable(named) else load_function(named, "reward.function")
+    functions = [_function_of(reward) for reward in rewards]  # before a model, which takes long to load
+    names = numbered([reward.name for reward in rewards])
+    for reward, function, name in zip(rewards, functions, names, strict=True):
+        if function is not None:
             digests[f"reward {name}"] = function.digest
             scorer: Scorer = FunctionScorer(function, reward.time_limit or TIME_LIMIT)
         elif reward.verify is not None:
@@ -210,3 +210,11 @@ def scorer_of(rewards: Sequence[Reward], load_model: Callable[[Reward], Scorer])
             scorer = load_model(reward)
         parts.append(Part(name, scorer, reward.weight, reward.missing_end))
     return SummedScorer(parts, digests)
+
+
+def _function_of(reward: Reward) -> Function | None:
+    """The function that a table names, or holds."""
+    named = reward.function
+    if named is None:
+        return None
+    return given_function(named) if callable(named) else load_function(named, "reward.function")

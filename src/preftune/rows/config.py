@@ -30,6 +30,8 @@ def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
 
 ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
 FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
+PEERS_TRAIN = "train_dataset dataset_name dataset datasets dataset_path data_files train_file pretraining_dataset"
+TEMPLATE = "File with a chat template (Jinja), if it is not the tokenizer's own."
 HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
 COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
 OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
@@ -50,23 +52,30 @@ MAX_SKIPPED = "Largest share of unusable rows (too long ones aside) before the r
 class Data(Table, frozen=True):
     """[data] Rows to learn from and how they become tokens."""
 
-    train: Annotated[Source, about(FILES, also="train_dataset dataset_name", location=True, python=ROWS)] = ""
+    train: Annotated[Source, about(FILES, also=PEERS_TRAIN, location=True, python=ROWS)] = ""
     evaluate: Annotated[
         Source | None,
-        about("Held-out rows, in the same forms.", also="eval_dataset", location=True, python=ROWS),
+        about("Held-out rows, in the same forms.", also="eval_dataset test_datasets", location=True, python=ROWS),
     ] = None
-    holdout: Annotated[float, about(HOLDOUT, also="test_size val_size", ge=0, lt=1)] = 0.0
+    holdout: Annotated[float, about(HOLDOUT, also="test_size val_size val_set_size test_split_size", ge=0, lt=1)] = 0.0
     columns: Annotated[dict[str, str | None], about(COLUMNS)] = field(default_factory=dict)
     template: Annotated[
-        str | None, about("File with a chat template (Jinja), if it is not the tokenizer's own.", location=True)
+        str | None,
+        about(TEMPLATE, also="chat_template chat_template_path chat_template_jinja tool_format", location=True),
     ] = None
-    template_options: Annotated[dict[str, Any], about(OPTIONS)] = field(default_factory=dict)
+    template_options: Annotated[
+        dict[str, Any], about(OPTIONS, also="chat_template_kwargs enable_thinking preserve_thinking")
+    ] = field(default_factory=dict)
     max_tokens: Annotated[
         Annotated[int, Meta(ge=2)] | None,
-        about(MAX_TOKENS, also="max_length max_prompt_length max_seq_length cutoff_len"),
+        about(MAX_TOKENS, also="max_length max_seq_length cutoff_len sequence_len eval_sequence_len model_max_length"),
     ] = None
     turns: Annotated[Literal["all", "last"], about(TURNS, also="assistant_only_loss mask_history")] = "all"
     rankings: Annotated[Literal["all", "best"], about(RANKINGS)] = "all"
-    too_long: Annotated[Literal["skip", "cut", "split"], about(TOO_LONG, also="truncation_mode")] = "skip"
-    control_tokens: Annotated[Literal["text", "tokens"] | None, about(CONTROL_TOKENS)] = None
+    too_long: Annotated[
+        Literal["skip", "cut", "split"], about(TOO_LONG, also="truncation_mode excess_length_strategy")
+    ] = "skip"
+    control_tokens: Annotated[Literal["text", "tokens"] | None, about(CONTROL_TOKENS, also="split_special_tokens")] = (
+        None
+    )
     max_skipped: Annotated[float, about(MAX_SKIPPED, ge=0, le=1)] = 0.05

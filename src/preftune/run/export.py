@@ -1,4 +1,5 @@
-"""An adapter and its base as one model. Held by tests/laws/test_adapters.py."""
+"""An adapter and its base as one model, and a checkpoint as a model. Held by tests/laws/test_adapters.py and
+tests/laws/test_finished.py."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune import folders
-from preftune.errors import UserError
+from preftune.config.load import load
+from preftune.errors import CORRUPT, UserError
 from preftune.events import Note, emit
 from preftune.files import lies_in
 from preftune.model.adapter_files import AdapterFiles, adapter_at, base_of, tokenizer_source
@@ -23,10 +25,17 @@ from preftune.model.plain import plain_logp
 from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import WholeModel
-from preftune.record.parse import model_of
+from preftune.objective import of_scores
+from preftune.record.parse import RUN_FILE, model_of
+from preftune.record.replace import CHECKPOINTS
 from preftune.rows.row import Place
+from preftune.run.dataset import load_dataset, tokenizer_of
+from preftune.run.match_rows import Notes, match_rows
+from preftune.run.models import load_weights
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer
+from preftune.training import checkpoint
+from preftune.training.checkpoint import PREFIX
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,10 +67,7 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     if files is None:
         raise UserError("is no adapter, so there is nothing to merge.", location=path,
                         hint="Name a folder with adapter_config.json, or a run with [adapter].")  # fmt: skip
-    if into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise UserError("there is something here already.", location=str(into), hint="Name a folder that is new.")
-    if source := next((name for name in (path, files.base) if name and lies_in(into, Path(name))), ""):
-        raise UserError(f"this lies in {source}, which is read.", location=str(into), hint="Name another folder.")
+    refuse_filled(into, path, files.base)
     from preftune.model.adapter import without_warnings
 
     emit(Note("loading base and adapter"))
@@ -80,6 +86,32 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
     with folders.folder(into) as folder:
         WholeModel(module).export(folder, tokenizer)
     return Merged(float(off.mean()), float(off.max()), before.head.unit, files.quantized, off_quantized)
+
+
+def checkpoint_as_model(record: Path, step: int, into: Path) -> None:
+    """Write the model, or the adapter, that a run would have left had it ended after this step. Raises UserError."""
+    path = record / CHECKPOINTS / f"{PREFIX}{step:08d}"
+    if not path.is_dir():
+        steps = sorted(int(p.name.removeprefix(PREFIX)) for p in path.parent.glob(f"{PREFIX}*"))
+        hint = f"There are: {', '.join(map(str, steps))}." if steps else "Runs write them with save.every."
+        raise UserError(f"there is no checkpoint of step {step}.", location=str(path.parent), hint=hint)
+    refuse_filled(into, str(path))
+    run = load(str(record / RUN_FILE))
+    emit(Note("loading the model"))
+    tokenizer = match_rows(run, load_dataset(run)).dataset.tokenizer if of_scores(run.objective) else tokenizer_of(run)
+    weights = load_weights(run, tokenizer, Notes(), torch.device("cpu"))
+    if problem := checkpoint.load_weights(weights, path):
+        raise UserError(f"cannot be read: {problem}.", location=str(path), code=CORRUPT)
+    with folders.folder(into) as folder:
+        weights.export(folder, tokenizer)
+
+
+def refuse_filled(into: Path, *sources: str) -> None:
+    """Raise UserError where something is in a folder that is to be written, or it lies in one that is read."""
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise UserError("this folder is not empty.", location=str(into), hint="Name another one.")
+    if source := next((name for name in sources if name and lies_in(into, Path(name))), ""):
+        raise UserError(f"this lies in {source}, which is read.", location=str(into), hint="Name another folder.")
 
 
 def _loaded(files: AdapterFiles, weights: str) -> PeftModel:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from msgspec.structs import replace as replace_keys
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune import signals
 from preftune.config.resolve import with_rounding
@@ -105,7 +105,17 @@ def load_policy(
 
 def _load_policy(run: Run, dataset: Dataset, notes: Notes, device: torch.device, fresh: bool) -> tuple[Policy, str]:
     """The policy before it is tried, and why it has its layout."""
-    module, remarks = _load_module(run, dataset, device, fresh)
+    weights = load_weights(run, dataset.tokenizer, notes, device, fresh=fresh)
+    policy, reason = wrap(weights.module, run.model.layout, load.DTYPES[run.model.compute])
+    check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
+    return trainable(replace(policy, weights=weights), checkpointing=run.model.checkpointing), reason
+
+
+def load_weights(
+    run: Run, tokenizer: PreTrainedTokenizerBase, notes: Notes, device: torch.device, *, fresh: bool = True
+) -> Weights:
+    """What is trained, in its model as training begins. fresh: as for `load_policy`. Raises UserError."""
+    module, remarks = _load_module(run, tokenizer, device, fresh)
     notes |= remarks
     if run.model.trainable is not None:
         notes["trainable"] = text, _ = train_only(module, run.model.trainable)
@@ -119,9 +129,7 @@ def _load_policy(run: Run, dataset: Dataset, notes: Notes, device: torch.device,
         from preftune.run.adapt import put_adapter  # peft is imported where it is needed
 
         weights = put_adapter(run, module, notes)
-    policy, reason = wrap(module, run.model.layout, load.DTYPES[run.model.compute])
-    check_vocabulary(policy.vocab, [*dataset.train, *dataset.held_out])
-    return trainable(replace(policy, weights=weights), checkpointing=run.model.checkpointing), reason
+    return weights
 
 
 def verified(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> tuple[Policy, Difference]:
@@ -147,7 +155,7 @@ def by_layer(policy: Policy, device: torch.device, mesh: DeviceMesh) -> Policy:
     return replace(policy, weights=weights, head=policy.head.of_pass(policy.module))  # or it would keep a whole matrix
 
 
-def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) -> load.Loaded:
+def _load_module(run: Run, tokenizer: PreTrainedTokenizerBase, device: torch.device, fresh: bool) -> load.Loaded:
     """The model that the objective is about: one with logits, or one with a score, which knows the tokenizer's pad."""
     path, revision, weights = run.model.path, run.model.revision, run.model.weights
     if not of_scores(run.objective):
@@ -157,7 +165,7 @@ def _load_module(run: Run, dataset: Dataset, device: torch.device, fresh: bool) 
         path, revision=revision, weights=weights, device=device, location="model.path", fresh=fresh,
         compute=run.model.compute,
     )  # fmt: skip
-    loaded.module.config.pad_token_id = dataset.tokenizer.pad_token_id
+    loaded.module.config.pad_token_id = tokenizer.pad_token_id
     if isinstance(path, PreTrainedModel) and loaded.module is not path and run.adapter is None:
         text = "the layers of the loaded model become those of a reward model: it is no language model any more"
         loaded = loaded._replace(remarks={**loaded.remarks, "loaded_trunk": (text, {})})

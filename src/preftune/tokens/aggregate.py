@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from preftune.errors import UserError
+from preftune.table import about
 from preftune.tokens.groups import TokenGroup
 
 
@@ -52,7 +53,7 @@ class LD(AggregateTable, frozen=True, tag="ld"):
     paper = "2409.06411"
     compares = True
 
-    alpha: Annotated[float, Meta(ge=0, lt=1, description="Weight of the tokens beyond.")] = 0.5
+    alpha: Annotated[float, about("Weight of the tokens beyond.", also="ld_alpha", ge=0, lt=1)] = 0.5
 
     def __call__(self, weights: np.ndarray, other: int, seed: int = 0) -> np.ndarray:
         return weights * np.where(np.arange(len(weights)) < other, 1.0, self.alpha).astype(np.float32)

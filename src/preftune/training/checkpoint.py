@@ -125,22 +125,14 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     A manifest says only that a file is as it was written, so every tensor and number is compared with what the model
     and its optimizer have.
     """
-    if damage := folders.verify(path):
-        return damage
     present = state.tensors
     expected: dict[str, Mapping[str, Tensor | Moment]] = dict(present)
     cut_as = {f"{begin}optimizer": learner.weights.trained() for begin, learner in state.learners.items()}
     like: dict[str, Mapping[str, Tensor]] = {**present, **cut_as}
-    try:
-        listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
-        names = {part: tensor_files.files_of(part, listed) for part in like}
-        absent = [f"{part}.safetensors" for part in names if not names[part]]
-        if absent := min([*absent, *{"state.json"} - listed], default=""):
-            return f"{absent}: not in the manifest"
-        numbers = msgspec.json.decode((path / "state.json").read_bytes(), type=_Numbers)
-        tensors = {part: tensor_files.read([path / name for name in names[part]], like[part]) for part in like}
-    except Exception as error:  # safetensors has a class of its own
-        return third_party_message(error)
+    parts = _read(path, like)
+    if isinstance(parts, str):
+        return parts
+    numbers, tensors = parts
     for begin, learner in state.learners.items():
         expected[f"{begin}optimizer"] = learner.expected_moments(tensors[f"{begin}optimizer"])
     differences = {part: _unlike(tensors[part], expected[part]) for part in expected}
@@ -149,12 +141,45 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     if problem := _wrong_number(numbers, path, steps, means):
         return f"state.json: {problem}"
     for part in present:
-        for name, tensor in present[part].items():
-            local(tensor).copy_(local(tensors[part][name]))
+        _put(present[part], tensors[part])
     for begin, learner in state.learners.items():
         learner.load_moments(tensors[f"{begin}optimizer"])
     state.step, state.skipped, state.oom.splits, state.ema = msgspec.structs.astuple(numbers)
     return ""
+
+
+def load_weights(weights: Weights, path: Path) -> str:
+    """Put a checkpoint's weights alone into those of the same model, or return why it is damaged or does not fit."""
+    present = weights.state()
+    parts = _read(path, {"weights": present})
+    if isinstance(parts, str):
+        return parts
+    _, tensors = parts
+    if difference := _unlike(tensors["weights"], present):
+        return f"weights.safetensors: {difference}"
+    _put(present, tensors["weights"])
+    return ""
+
+
+def _read(path: Path, like: Mapping[str, Mapping[str, Tensor]]) -> tuple[_Numbers, dict[str, dict[str, Tensor]]] | str:
+    """The numbers and these parts of a checkpoint, or why it is damaged. like: tensors that are cut in the same way."""
+    if damage := folders.verify(path):
+        return damage
+    try:
+        listed = json.loads((path / folders.MANIFEST).read_text())["files"].keys()
+        names = {part: tensor_files.files_of(part, listed) for part in like}
+        absent = [f"{part}.safetensors" for part in names if not names[part]]
+        if absent := min([*absent, *{"state.json"} - listed], default=""):
+            return f"{absent}: not in the manifest"
+        numbers = msgspec.json.decode((path / "state.json").read_bytes(), type=_Numbers)
+        return numbers, {part: tensor_files.read([path / name for name in names[part]], like[part]) for part in like}
+    except Exception as error:  # safetensors has a class of its own
+        return third_party_message(error)
+
+
+def _put(present: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in present.items():
+        local(tensor).copy_(local(tensors[name]))
 
 
 def _unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor | Moment]) -> str:

@@ -19,6 +19,12 @@ SCHEDULES = {  # as transformers has them
     "polynomial": 'schedule = "linear", with floor',
     "warmup_stable_decay": 'schedule = "wsd", with decay',
 }
+ADAMW = "nothing: AdamW is the only optimizer"
+OPTIMIZERS = dict.fromkeys(("adamw", "adam", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), ADAMW)
+OPTIMIZERS |= dict.fromkeys(
+    ("adamw_8bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit"), "optim.state=int8"
+)
+OPTIMIZERS |= dict.fromkeys(("paged_adamw_32bit", "adafactor", "sgd", "lion_8bit", "paged_lion_8bit", "muon"), ADAMW)
 
 
 class Optim(Table, frozen=True):
@@ -56,15 +62,18 @@ class Optim(Table, frozen=True):
     ] = None  # fmt: skip
     epochs: Annotated[
         Count | None,
-        about("Passes over the rows; 1 if `steps` is not given either.", also="num_train_epochs"),
+        about("Passes over the rows; 1 if `steps` is not given either.", also="num_train_epochs num_epochs"),
     ] = None
     steps: Annotated[Count | None, about("Updates, instead of `epochs`.", also="max_steps num_steps")] = None
     betas: Annotated[
-        tuple[Share, Share], about("Decay of the first and of the second moment.", also="adam_beta1 adam_beta2")
+        tuple[Share, Share],
+        about("Decay of the first and of the second moment.", also="adam_beta1 adam_beta2 adam_betas"),
     ] = (0.9, 0.999)
     eps: Annotated[float, about("Added to the root of the second moment.", also="adam_epsilon", gt=0)] = 1e-8
     weight_decay: Annotated[float, about("Decoupled weight decay, of matrices only.", ge=0)] = 0.0
-    clip: Annotated[float, about("Largest norm of the gradient.", also="max_grad_norm grad_clip", gt=0)] = 1.0
+    clip: Annotated[
+        float, about("Largest norm of the gradient.", also="max_grad_norm grad_clip gradient_clipping", gt=0)
+    ] = 1.0
     state: Annotated[
         Literal["float32", "int8"],
         about("Type in which the moments are kept; int8 takes 2 bytes a weight in place of 8.",
@@ -87,7 +96,11 @@ class Save(Table, frozen=True):
 
     every: Annotated[
         Count | None,
-        about("Steps between checkpoints; only the last if not given.", also="save_steps", identity=False),
+        about(
+            "Steps between checkpoints; only the last if not given.",
+            also="save_steps save_strategy saves_per_epoch",
+            identity=False,
+        ),
     ] = None
     keep: Annotated[
         Count, about("How many of the newest checkpoints to keep.", also="save_total_limit", identity=False)
