@@ -180,11 +180,17 @@ def delete(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def move(path: Path, new_name: str) -> None:
-    """Give a file another name in its folder, on the disk when this returns."""
+def move(path: Path, to: Path) -> None:
+    """Give a file or a folder another name, on the disk when this returns. A file that has that name is replaced."""
     with reported(path, "move"):
-        path.replace(path.with_name(new_name))
-        sync(path.parent)
+        path.replace(to)
+        for parent in {path.parent, to.parent}:
+            sync(parent)
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or something below it, whatever links lead to either."""
+    return path.expanduser().resolve().is_relative_to(folder.expanduser().resolve())
 
 
 def sweep_leftovers(parent: Path, older_than: float = 0.0) -> None:

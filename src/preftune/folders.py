@@ -19,6 +19,7 @@ from preftune.files import digest, is_leftover, make, reported, sync, temporary_
 NONE = re.compile(r"(?!)")  # no name
 MANIFEST, NEXT = "manifest.json", "manifest.next.json"  # the second one stands there while files are being replaced
 FORMAT = 1
+RUN_FILE, MODEL = "run.toml", "model"  # of a run's folder: what the run was told, and the folder of what it has tuned
 
 
 class Folder:

@@ -7,16 +7,22 @@ import json
 from pathlib import Path
 
 from preftune.errors import UserError
+from preftune.folders import MODEL, RUN_FILE
 
 FORBIDDEN = {"auto_map", "trust_remote_code", "_attn_implementation_internal", "auto_mapping"}
+CONFIGS = ("config.json", "adapter_config.json")  # one of them is in every folder of a model
 
 
 def refuse_unnamed(path: object, location: str) -> None:
-    """Raise UserError where no model is named. location: the key that would hold it."""
+    """Raise UserError where no model is named, or a run's folder in its place. location: the key that would hold it."""
     if not path:
         table, _, key = location.rpartition(".")
         hint = f'Write {location}=my-model, or {key} = "my-model" below [{table}]: a folder or a hub name.'
         raise UserError("no model is named.", location=location, hint=hint)
+    folder = Path(path).expanduser() if isinstance(path, str) else Path()
+    if (folder / RUN_FILE).is_file() and not any((folder / name).is_file() for name in CONFIGS):
+        hint = f"Name the model that it has tuned: {folder / MODEL}"
+        raise UserError("is the folder of a run, and no model.", location=f"{location}: {path}", hint=hint)
 
 
 def refuse_hub_code(name: str, revision: str | None, location: str) -> None:

@@ -28,7 +28,7 @@ SLIPS = {
     "check rows.jsonl extra": '"extra" is neither a flag nor key=value.',
     "keys objectve": 'no key begins with "objectve". Did you mean "objective',
     "score --out .": "--out .: this is a folder. Name a file.",
-    "sweep out=a,b": "a sweep names the folders of its runs itself. Use --out",
+    "sweep out=a,b": "a and b are named. Name the one folder that is to hold all runs",
     "train data.train=rows.jsonl": "model.path: no model is named. Write model.path=my-model, or path =",
     "check data.train=a.jsonl,b.jsonl": """Several files are a list: data.train='["a.jsonl", "b.jsonl"]'.""",
     "train --data.train rows.jsonl": "Unknown option: --data.train. Write data.train=VALUE: keys have no dashes.",

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from making import save_model, tiny
 from recorded import lines, same
+from several import on_ranks
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from preftune import events
 from preftune.config.run import Run
 from preftune.config.vary import Variant, combinations
-from preftune.errors import UserError
+from preftune.errors import PeerRankError, UserError
 from preftune.files import read_lines
 from preftune.model.config import Model
 from preftune.objective import DPO, IPO
@@ -28,8 +29,9 @@ from preftune.objective.responses import Pairs
 from preftune.run import dataset
 from preftune.run import sweep as run_sweep
 from preftune.run import train as run_train
-from preftune.run.sweep import sweep, train_all
+from preftune.run.sweep import RunsFailed, sweep, train_all
 from preftune.run.train import train
+from preftune.signals import Stopped
 
 
 def tree_of(run: Run) -> dict:
@@ -204,3 +206,60 @@ def test_values_of_a_sweep_are_what_they_are(
     ]  # fmt: skip
     assert [each.seed for each in variants({"seed": np.arange(2)})] == [0, 1]
     assert [each.seed for each in variants({"seed": 3})] == [3]
+
+
+def test_a_run_that_fails_ends_no_other(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """The page names it with why, its code is the sweep's, and a resume takes it up again."""
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["optim.weight_decay=1e39,0", "optim.lr=1e-3,1"])
+    names = [run.folder for run in runs]
+    for resume in (False, True):
+        with pytest.raises(RunsFailed, match="2 of 4 runs failed; --resume takes them up again") as raised:
+            train_all(runs, tmp_path / "s", resume=resume)
+        assert raised.value.code == 3
+        assert [path.name for path in raised.value.records] == names[2:]
+        assert f"{names[0]}: 3 updates in a row were not finite" in str(raised.value)
+        assert all((path / "report.html").exists() for path in raised.value.records)
+        html = (tmp_path / "s" / "compare.html").read_text()
+        failed = html.partition("<h2>Runs that failed</h2>")[2].partition("</section>")[0]
+        assert f"<strong>{names[1]}</strong>: update 1 left weights that are not finite" in failed
+        assert "2 runs side by side" in html
+    with pytest.raises(UserError, match=r"1 of 1 runs failed") as raised:
+        sweep(runs[0].run, {"optim.weight_decay": [1e39]}, tmp_path / "none")
+    assert raised.value.records == []
+    assert not (tmp_path / "none" / "compare.html").exists()
+
+
+def test_what_is_no_fault_of_one_run_ends_the_sweep(
+    run_of: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, begun = combinations(tree_of(run_of(optim__epochs=1)), ["seed=0,1"]), []
+
+    def failing(error: Exception) -> None:
+        def fail(run: Run, **_: object) -> None:
+            begun.append(run)
+            raise error
+
+        monkeypatch.setattr(run_sweep, "train", fail)
+
+    for error in (KeyError("a bug"), Stopped("SIGTERM"), PeerRankError("another")):
+        failing(error)
+        with pytest.raises(type(error)):
+            train_all(runs, tmp_path / "s")
+    assert len(begun) == 3
+    failing(MemoryError())
+    with pytest.raises(RunsFailed, match="memory ran out") as raised:
+        train_all(runs, tmp_path / "s")
+    assert (len(begun), raised.value.code) == (5, 74)
+
+
+def test_ranks_agree_on_which_run_failed(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    runs = combinations(tree_of(run_of(optim__epochs=1)), ["optim.weight_decay=1e39,0"])
+
+    def on_rank(_: object) -> list[str]:
+        try:
+            train_all(runs, tmp_path / "s")
+        except RunsFailed as error:
+            return [path.name for path in error.records]
+        return []
+
+    assert on_ranks(2, tmp_path / "on", on_rank) == [["optim.weight_decay=0"]] * 2

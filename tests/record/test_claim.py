@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from killed import Killed, build, contents, killed_at
 
 from preftune.errors import UserError
-from preftune.record.writer import RUN_FILES, assert_sweep_writable, assert_writable, claim
+from preftune.record.replace import RUN_FILES, bytes_aside, replacing
+from preftune.record.writer import assert_sweep_writable, assert_writable, claim
 
 LEFTOVER = ".preftune-0123456789abcdef.tmp"
 
@@ -24,6 +26,17 @@ def begun(path: Path) -> Path:
     build(path / "model", a="weights")
     build(path / "checkpoints" / "step-00000001", **{"state.json": "{}"})
     return path
+
+
+def replace(path: Path) -> None:
+    """What `train --force` does once nothing refuses the new run any more."""
+    assert not claim(path, resume=False, force=True)
+    with replacing(path):
+        (path / "identity.json").write_text('{"batch.tokens": 7}')
+        (path / "run.toml").write_text("new")
+
+
+NEW = {"identity.json": '{"batch.tokens": 7}', "run.toml": "new"}
 
 
 def test_an_empty_folder_is_free(tmp_path: Path) -> None:
@@ -64,8 +77,28 @@ def test_a_run_is_resumed_or_replaced_only_when_told(tmp_path: Path) -> None:
         claim(tmp_path, resume=False, force=False)
     assert claim(tmp_path, resume=True, force=False)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert not claim(tmp_path, resume=False, force=True)
-    assert contents(tmp_path) == {"notes.txt": "mine", ".tmp-1-mine": "mine"}
+    replace(tmp_path)
+    assert contents(tmp_path) == {"notes.txt": "mine", ".tmp-1-mine": "mine", **NEW}
+
+
+def test_what_refuses_the_new_run_leaves_the_old_one(tmp_path: Path) -> None:
+    """Before its record begins, when nothing has moved, and after: then all is put back."""
+    path = begun(tmp_path / "run")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert not claim(path, resume=False, force=True)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+    def refused() -> None:
+        with replacing(path):
+            assert not (path / "model").exists()
+            assert bytes_aside(path) > sum(map(len, before.values()))
+            (path / "identity.json").write_text("new")
+            (path / "model").mkdir()
+            raise UserError("a checkpoint takes more than is free here")
+
+    with pytest.raises(UserError, match="a checkpoint takes more"):
+        refused()
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -93,7 +126,8 @@ def test_force_does_not_delete_what_another_put_in_the_place_of_a_folder(name: s
 def test_a_kill_at_any_call_of_force_leaves_what_force_takes_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing between the two runs: what goes on is the old run, or none."""
+    """And nothing between the two runs: what goes on is the old run, whole, or the new one."""
+    old = {str(file.relative_to(tmp_path / "old")): file.read_text() for file in begun(tmp_path / "old").rglob("*.*")}
     call, whole = 0, False
     while not whole:
         call += 1
@@ -102,21 +136,24 @@ def test_a_kill_at_any_call_of_force_leaves_what_force_takes_up(
         names = {p.name for p in path.iterdir()}
         with killed_at(call, monkeypatch):
             try:
-                claim(path, resume=False, force=True)
+                replace(path)
                 whole = True
             except Killed:
                 pass
-        if (path / "identity.json").exists():
+        assert (path / "run.toml").exists()  # a command may name the folder as its configuration
+        with pytest.raises(UserError, match="holds a run already"):
+            claim(path, resume=False, force=False)
+        with monkeypatch.context() as patch, killed_at(call % 7 + 1, patch), suppress(Killed):
+            claim(path, resume=True, force=False)  # which may be killed too
+        assert claim(path, resume=True, force=False)
+        if (path / "model").exists():
             assert {p.name for p in path.iterdir()} == names
-        elif (path / ".replaced.json").exists():
-            with pytest.raises(UserError, match=r"was being replaced when its process ended\. Use --force again"):
-                claim(path, resume=True, force=False)
-            with pytest.raises(UserError, match="holds a run already"):
-                claim(path, resume=False, force=False)
-        if {p.name for p in path.iterdir()} != {"notes.txt"}:
-            assert not claim(path, resume=False, force=True)
-        assert contents(path) == {"notes.txt": "mine"}
-    assert call > 20
+            assert all((path / name).read_text() == text for name, text in old.items())
+        else:
+            assert contents(path) == {"notes.txt": "mine", **NEW}
+        replace(path)
+        assert contents(path) == {"notes.txt": "mine", **NEW}
+    assert call > 60
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "null", '{"batch.tokens": "x"}', "[" * 100_000])

@@ -11,6 +11,8 @@ from cyclopts import Parameter
 
 from preftune.cli.verbs import at_work
 from preftune.errors import UserError
+from preftune.record.output import DRAWS, assert_replaceable
+from preftune.record.parse import model_of
 
 
 def draw(
@@ -32,7 +34,7 @@ def draw(
     Parameters
     ----------
     model
-        Folder or hub name of a language model.
+        Folder or hub name of a language model, or the folder of a run that has tuned one.
     prompts
         Rows of any kind: their own responses are not read, and equal prompts are one.
     responses
@@ -48,9 +50,10 @@ def draw(
     server
         Address of a vLLM server that has the model and draws in place of this process.
     out
-        JSON-lines file to write, one object a prompt, in place of the screen.
+        JSON-lines file to write, one object a prompt, in place of the screen; it replaces an earlier one of draw alone.
     """
-    _check(out, {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature})
+    model, numbers = model_of(model), {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature}
+    _check(out, [prompts, Path(model).expanduser()], numbers)
     with at_work():
         from preftune.rollout.config import Rollout
         from preftune.run import draw as run
@@ -60,10 +63,10 @@ def draw(
     _put(lines, out)
 
 
-def _check(out: Path | None, positive: dict[str, float | None]) -> None:
-    """Raise UserError where a flag has no number above 0, or the file is a folder."""
-    if out is not None and out.is_dir():
-        raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
+def _check(out: Path | None, inputs: Sequence[Path], positive: Mapping[str, float | None]) -> None:
+    """Raise UserError where a flag has no number above 0, or the file to write is an input or somebody's."""
+    if out is not None:
+        assert_replaceable(out, DRAWS, [path for path in inputs if path.exists()])
     for flag, number in positive.items():
         if number is not None and not 0 < number < float("inf"):
             raise UserError("must be above 0.", location=f"{flag} {number}")

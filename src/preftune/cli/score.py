@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preftune.cli.verbs import at_work, run_of
+from preftune.config.inputs import inputs
 from preftune.config.load import load
 from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
-from preftune.record.parse import MODEL, RUN_FILE
+from preftune.record.output import SCORES, assert_replaceable
+from preftune.record.parse import RUN_FILE, model_of
 
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
@@ -20,13 +22,13 @@ def words_of(words: Sequence[str], reward: str | None) -> list[str]:
     keys = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
     if reward is not None:
-        reward = str(Path(reward) / MODEL) if (Path(reward) / RUN_FILE).is_file() else reward
+        reward = model_of(reward)
         fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
         if word := next((word for word in keys if word.partition("=")[0] in fixed), None):
             raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
         keys += fixed.values()
     elif names and (Path(names[0]) / RUN_FILE).is_file():  # a run: its configuration, and the model that it wrote
-        keys.insert(0, f"model.path={Path(names[0]) / MODEL}")
+        keys.insert(0, f"model.path={model_of(names[0])}")
         if objective := [key for key in keys if key.startswith("objective")]:  # the run's reference may not suit it
             needed = uses_reference(load(None, objective).objective)
             keys.insert(0, "reference=stored" if needed else "reference=none")
@@ -58,13 +60,14 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     reward
         Folder or hub name of a reward model: one number a response is written, and rows may be of every kind.
     out
-        JSON-lines file to write, one object a row.
+        JSON-lines file to write, one object a row. It replaces one of an earlier score, and no other file.
     """
     if word := next((word for word in words if word.partition("=")[0] == "out"), ""):
         raise UserError(f"{word} would be the folder of a run.", hint="Name the file to write by --out.")
     if out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words_of(words, reward))
+    assert_replaceable(out, SCORES, [path for _, path in inputs(run)])
     with at_work():
         from preftune.run.score import score
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.cli.verbs import at_work
+from preftune.record import output
+from preftune.record.output import assert_replaceable
 
 if TYPE_CHECKING:
     from preftune.tradeoff.results import Results
@@ -25,10 +27,12 @@ def trade_off(*, out: Path = Path("trade-off"), offline: bool = False) -> None:
     Parameters
     ----------
     out
-        Folder for the page and for its figures; those that are there are made again.
+        Folder for the page and for its figures; those that are there are made again, and no other file is replaced.
     offline
         Leave the language model out.
     """
+    assert_replaceable(out / PAGE, output.STUDY)
+    assert_replaceable(out / FIGURES, output.FIGURES)
     with at_work("loading torch"):
         import msgspec
         import torch

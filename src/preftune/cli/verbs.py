@@ -17,16 +17,19 @@ from cyclopts import Parameter
 
 from preftune import files
 from preftune.config import explain
+from preftune.config.inputs import refuse_inside
 from preftune.config.load import load, parse
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.vary import combinations
 from preftune.errors import UserError, nearest
 from preftune.events import Note, emit
+from preftune.record.output import PAGE, assert_replaceable
 from preftune.record.parse import RUN_FILE
 from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable, assert_writable
 from preftune.trust import refuse_unnamed
 
+OUT = "out="
 Flag = Annotated[bool, Parameter(negative="")]
 
 
@@ -76,7 +79,8 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
         Go on with the run in the folder `out`, to the same bits; where there is none, start one. Without any other
         word than `out` the run's own configuration is taken.
     force
-        Replace the run that is in the folder `out`.
+        Replace the run that is in the folder `out`, of which nothing is read: not before rows and models have been
+        read, checked and scored, so that a command with a mistake in it deletes nothing.
     allow_change
         Keys, separated by commas, in which a resumed run may differ.
     """
@@ -87,6 +91,8 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
     run = run_of(words)
     if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
         assert_writable(Path(run.out).expanduser(), resume=resume, force=force)
+        if force:
+            refuse_inside(run, Path(run.out))
     with at_work():
         from preftune.run.train import train
 
@@ -98,40 +104,53 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
         show_run(out)
 
 
-def sweep(*words: str, out: Path = Path("sweep"), resume: Flag = False) -> None:
+def sweep(*words: str, out: Path | None = None, resume: Flag = False) -> None:
     """Train once for each combination of keys.
 
     `preftune sweep run.toml objective=dpo,ipo objective.beta=0.05,0.1`
 
     Where an objective lacks a key, its runs leave that key out. All runs share one reference store, and one page
-    compares them.
+    compares them. A run that fails does not end the others: the page names it, and the exit code is its code.
 
     Parameters
     ----------
     words
         A configuration file, and keys with one value or several, separated by commas.
     out
-        Folder for the runs and for compare.html.
+        Folder for the runs and for compare.html, also written out=FOLDER; by default sweep.
     resume
         Go on with the sweep that is in the folder.
     """
-    file, keys = file_of(words)
-    if any(word.partition("=")[0].strip() == "out" for word in keys):
-        hint = "Use --out to name the folder that holds them all."
-        raise UserError("a sweep names the folders of its runs itself.", location="out", hint=hint)
+    file, keys = file_of([word for word in words if not word.startswith(OUT)])
+    out = _one_folder(out, [word.removeprefix(OUT) for word in words if word.startswith(OUT)])
     runs = combinations(parse(Path(file)) if file else {}, keys)
     if "RANK" not in os.environ:
         assert_sweep_writable(out, [out / variant.folder for variant in runs], resume=resume)
     with at_work(f"{len(runs)} runs; loading torch and transformers"):
-        from preftune.run.sweep import train_all
+        from preftune.run.sweep import RunsFailed, train_all
 
-        folders = train_all(runs, out, resume=resume)
+        failure: RunsFailed | None = None
+        try:
+            folders = train_all(runs, out, resume=resume)
+        except RunsFailed as error:
+            folders, failure = error.records, error
     from preftune.cli.view import show_sweep
     from preftune.distributed import current
 
-    if current().first:
+    if current().first and folders:
         show_sweep(folders)
         print(out / SWEEP_PAGE)
+    if failure is not None:
+        raise failure
+
+
+def _one_folder(out: Path | None, named: Sequence[str]) -> Path:
+    """The folder of a sweep, named by the flag or by a key. Raises UserError where there are several."""
+    folders = {Path(name).expanduser() for names in named for name in names.split(",")} | ({out} if out else set())
+    if len(folders) > 1:
+        names = " and ".join(sorted(map(str, folders)))
+        raise UserError(f"{names} are named.", location="out", hint="Name the one folder that is to hold all runs.")
+    return next(iter(folders), Path("sweep"))
 
 
 def export(
@@ -190,7 +209,8 @@ def report(*records: Path, out: Path | None = None) -> None:
     records
         Run folders.
     out
-        File to write; by default report.html in the run folder, or compare.html in this folder for several.
+        File to write; by default report.html in the run folder, or compare.html in this folder for several. It replaces
+        an earlier page, and no other file.
     """
     from preftune.record.reader import Record
     from preftune.report import page
@@ -198,6 +218,7 @@ def report(*records: Path, out: Path | None = None) -> None:
     if not records:
         raise UserError("the command names no run folder.", hint="Write for instance: preftune report run")
     path = out or (records[0] / "report.html" if len(records) == 1 else Path("compare.html"))
+    assert_replaceable(path, PAGE)
     files.write(path, page([Record.open(record) for record in records]))
     print(path)
 

@@ -7,6 +7,7 @@ known reward can the last stage say how good the result is, and how good it coul
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ DRAWING = Rollout(tasks=len(JUDGED_DISHES), responses=12, max_tokens=LONGEST)  #
 
 def make(folder: Path, seed: int) -> None:
     """Write an untrained model, reviews to learn from, and the run files. Raises UserError in a foreign folder."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "dpo.toml").exists():
+    if folder.exists() and any(folder.iterdir()) and not _is_demo(folder):
         raise UserError("the folder holds other files.", location=str(folder), hint="Choose another with --out.")
     dpo = offline_run(folder, "dpo", DPO(beta=BETA), seed)
     rloo = online_run(folder, "rloo", RLOO(beta=BETA), Reward(model=str(folder / "reward" / "model")), seed)
@@ -52,6 +53,18 @@ def make(folder: Path, seed: int) -> None:
     _write_rows(folder / "reviews.jsonl", [{"prompt": text, "response": readable.review(rng)} for text in prompts])
     _write_rows(folder / "prompts.jsonl", [{"prompt": readable.prompt(dish)} for dish in JUDGED_DISHES])
     make_tiny(folder / "untrained", readable.words(), seed=seed)
+
+
+def _is_demo(folder: Path) -> bool:
+    """Whether a demo is there: its first run file names files as only a demo does, so that no file of another that has
+    such a name is written over."""
+    try:
+        text = tomllib.loads((folder / "dpo.toml").read_text(encoding="utf-8"))
+        names = text["model"]["path"], text["data"]["train"], text["data"]["evaluate"], text["out"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    ours = ("sft/model", "pairs.jsonl", "held_out.jsonl", "dpo")
+    return all(str(name).endswith(f"/{path}") for name, path in zip(names, ours, strict=True))
 
 
 def sft_run(folder: Path, seed: int) -> Run:

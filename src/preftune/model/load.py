@@ -42,10 +42,10 @@ def load_model(
 ) -> Loaded:  # fmt: skip
     """A causal language model in evaluation mode, so without dropout, with parameters of type `weights` on the device.
 
-    weights: a type, or one of `QUANTIZED`, whose products and other parts are of type `compute`.
-    path: a folder, a hub name, or a model that is loaded already, which is changed in place: its weights are the ones
-    that training goes on with. location: the key that names it, for errors. scores: it is one with a score in place of
-    logits (`scalar.load_scorer`). known: names of weights in its files that the caller reads. Raises UserError.
+    weights: a type, or one of `QUANTIZED`, whose products and other parts are of type `compute`. path: a folder, a hub
+    name, or a model that is loaded already, which is changed in place: its weights are the ones that training goes on
+    with. location: the key that names it, for errors. scores: it is one with a score in place of logits
+    (`scalar.load_scorer`). known: names of weights in its files that the caller reads. Raises UserError.
     """
     left_out: list[str] = []
     remarks: dict[str, tuple[str, dict[str, object]]] = {}
@@ -93,6 +93,8 @@ def _refuse_loaded(module: PreTrainedModel, weights: str, location: str, *, scor
         raise UserError("this model has an adapter, or the layers of one that was deleted.", location=location,
                         hint="Take it out by preftune.unload(model); adapter.path goes on from one that was "
                         "saved.")  # fmt: skip
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        raise UserError("this model was made in torch.inference_mode, and has no gradients.", location=location)
     if weights in QUANTIZED or not all(p.is_floating_point() for p in module.parameters()):
         raise UserError("a loaded model cannot be quantized, or have been.", location=location,
                         hint="Give the folder or the name of the model.")  # fmt: skip
@@ -193,9 +195,8 @@ def load_config(path: str, revision: str | None, location: str) -> PreTrainedCon
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
-        hint = (
-            "" if Path(source).is_dir() else "There is no such folder here, and no such model on the hub was reached."
-        )
+        nowhere = "There is no such folder here, and no such model on the hub was reached."
+        hint = "" if Path(source).is_dir() else nowhere
         raise UserError(f"cannot be read: {third_party_message(error)}", location=location, hint=hint) from error
     config._attn_implementation = "eager"  # else what the file names wins, which may not be installed
     if source == path:

@@ -17,14 +17,19 @@ from msgspec import Struct
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Happened
 from preftune.files import read_lines, reported
+from preftune.folders import MODEL, RUN_FILE
 from preftune.record.schema import EVALUATION, PHASE, STEP
 
 METRICS = STEP.keys() | EVALUATION.keys() | PHASE.keys()  # of any other key, a later version's, only numbers are kept
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
-RUN_FILE, MODEL = "run.toml", "model"  # of a run folder: what the run was told, and the folder of what it has tuned
 Numbers = dict[str, float | None]
 T = TypeVar("T")
+
+
+def model_of(name: str) -> str:
+    """What a command means that names a model: of a run's folder the model that the run has tuned."""
+    return str(Path(name) / MODEL) if (Path(name).expanduser() / RUN_FILE).is_file() else name
 
 
 def written_by_run(model: Path) -> dict[str, object] | None:

@@ -17,16 +17,17 @@ from typing import Any
 from preftune import files, folders
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Evaluated, Event, Happened, PhaseDrawn, StepDone
+from preftune.record.replace import (
+    ASIDE,
+    CHECKPOINTS,
+    EVALUATIONS,
+    EVENTS,
+    IDENTITY,
+    METRICS,
+    PHASES,
+    put_back,
+)
 
-METRICS, EVALUATIONS, EVENTS, PHASES = "metrics.jsonl", "evaluations.jsonl", "events.jsonl", "phases.jsonl"
-CHECKPOINTS = "checkpoints"
-IDENTITY, REPLACED = "identity.json", ".replaced.json"  # the first becomes the second when deletion begins
-RUN_FILES = (
-    METRICS, EVALUATIONS, EVENTS, PHASES, "phases", "run.toml", "environment.json", "data.json",
-    "evaluation_rows.jsonl", "evaluation_words.jsonl", "extras.json", "samples.json", "report.html",
-    "start.safetensors", "start_draws.safetensors", "track.json", CHECKPOINTS, "model", "value", "served",
-    "tensorboard", "wandb",
-)  # fmt: skip  # what `claim` deletes, besides the identity, when a run is replaced
 CHECKPOINT_FILES = re.compile(
     r"((value_)?(weights|optimizer)|reference)(-\d{5}-of-\d{5})?\.safetensors|state\.json"
 )  # of one process, or one a rank
@@ -113,11 +114,12 @@ class RecordWriter:
 def claim(path: Path, *, resume: bool, force: bool) -> bool:
     """Make sure that a run may write here; True where there is a run to resume. Call it under the folder's lock.
 
-    `force` removes the files of the run that is there, and no others: first its identity gets another name, so that a
-    process that is killed while it deletes leaves a folder which `force` takes up, and which nothing resumes.
-    Raises UserError where the folder holds another run, files that are not a run's, or files of another among them.
+    Nothing of a run that is there is deleted: `replace.replacing` does that for `force`, when all that may refuse the
+    new run has been asked; the run that a killed process was replacing is put back. Raises UserError where the folder
+    holds another run, files that are not a run's, or files of another among those that `force` would delete.
     """
     holds_run = assert_writable(path, resume=resume, force=force)
+    put_back(path)
     files.sweep_leftovers(path)
     files.sweep_leftovers(path / CHECKPOINTS)
     if not holds_run:
@@ -128,17 +130,11 @@ def claim(path: Path, *, resume: bool, force: bool) -> bool:
     if names := foreign_files(path):
         raise UserError("this file is not the run's, and --force would delete it.", location=str(path / names[0]),
                         hint="Move it out of this folder, or choose another `out`.")  # fmt: skip
-    if (path / IDENTITY).exists():
-        files.move(path / IDENTITY, REPLACED)
-    for name in RUN_FILES:
-        files.delete(path / name)
-    files.sync(path)
-    files.delete(path / REPLACED)
     return False
 
 
 def assert_writable(path: Path, *, resume: bool = False, force: bool = False, hint: str = "") -> bool:
-    """Whether the folder holds a run; nothing is changed. It does where it has an identity.json.
+    """Whether the folder holds a run; nothing is changed. It does where it has an identity.json, or one aside.
 
     hint: what to do where a run is there. Raises UserError where no run may write into this folder.
     """
@@ -148,14 +144,11 @@ def assert_writable(path: Path, *, resume: bool = False, force: bool = False, hi
         names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     names = [name for name in names if name != ".lock" and not files.is_leftover(name)]
     location = f"out: {path}"
-    if names and not {IDENTITY, REPLACED} & {*names}:
+    if names and not {IDENTITY, ASIDE} & {*names}:
         raise UserError(f"the folder holds other files ({names[0]}).", location=location, hint="Choose another folder.")
     if names and not (resume or force):
         hint = hint or "Go on with --resume, replace it with --force, or choose another `out`."
         raise UserError("this folder holds a run already.", location=location, hint=hint)
-    if REPLACED in names and not force:
-        hint = "Use --force again, or choose another `out`."
-        raise UserError("a run here was being replaced when its process ended.", location=location, hint=hint)
     return bool(names)
 
 

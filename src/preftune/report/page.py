@@ -32,8 +32,9 @@ INERT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 REWRITES = 12  # samples that a page shows at most
 
 
-def page(records: Sequence[Record]) -> str:
-    """One HTML document about one run, or about several side by side. Raises UserError for none."""
+def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> str:
+    """One HTML document about one run, or about several side by side. failed: runs of a sweep that did not come to
+    their end, with why. Raises UserError for no records."""
     if not records:
         raise UserError("a report needs at least one record.", hint="Name the `out` folder of a run.")
     names = compare.names(records)
@@ -44,6 +45,7 @@ def page(records: Sequence[Record]) -> str:
         "records": records,
         "record": records[0],
         "names": names,
+        "failed": failed or {},
         "sections": sections,
         "lengths": lengths,
         "findings": [diagnose(record) for record in records],

@@ -16,6 +16,7 @@ from preftune import folders
 from preftune.config.load import load
 from preftune.errors import CORRUPT, UserError
 from preftune.events import Note, emit
+from preftune.files import lies_in
 from preftune.model.adapter_files import AdapterFiles, adapter_at, base_of, tokenizer_source
 from preftune.model.as_made import take_back
 from preftune.model.budget import positions
@@ -25,8 +26,8 @@ from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import WholeModel
 from preftune.objective import of_scores
-from preftune.record.parse import RUN_FILE
-from preftune.record.writer import CHECKPOINTS
+from preftune.record.parse import RUN_FILE, model_of
+from preftune.record.replace import CHECKPOINTS
 from preftune.rows.row import Place
 from preftune.run.dataset import load_dataset, tokenizer_of
 from preftune.run.match_rows import Notes, match_rows
@@ -61,12 +62,12 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
 
     Raises UserError where `adapter` is none.
     """
-    path = str(Path(adapter, "model")) if Path(adapter, "run.toml").is_file() else adapter
+    path = model_of(adapter)
     files = adapter_at(path, None, "ADAPTER")
     if files is None:
         raise UserError("is no adapter, so there is nothing to merge.", location=path,
                         hint="Name a folder with adapter_config.json, or a run with [adapter].")  # fmt: skip
-    refuse_filled(into)
+    refuse_filled(into, path, files.base)
     from preftune.model.adapter import without_warnings
 
     emit(Note("loading base and adapter"))
@@ -94,7 +95,7 @@ def checkpoint_as_model(record: Path, step: int, into: Path) -> None:
         steps = sorted(int(p.name.removeprefix(PREFIX)) for p in path.parent.glob(f"{PREFIX}*"))
         hint = f"There are: {', '.join(map(str, steps))}." if steps else "Runs write them with save.every."
         raise UserError(f"there is no checkpoint of step {step}.", location=str(path.parent), hint=hint)
-    refuse_filled(into)
+    refuse_filled(into, str(path))
     run = load(str(record / RUN_FILE))
     emit(Note("loading the model"))
     tokenizer = match_rows(run, load_dataset(run)).dataset.tokenizer if of_scores(run.objective) else tokenizer_of(run)
@@ -105,10 +106,12 @@ def checkpoint_as_model(record: Path, step: int, into: Path) -> None:
         weights.export(folder, tokenizer)
 
 
-def refuse_filled(into: Path) -> None:
-    """Raise UserError where something is in a folder that is to be written."""
-    if into.exists() and any(into.iterdir()):
+def refuse_filled(into: Path, *sources: str) -> None:
+    """Raise UserError where something is in a folder that is to be written, or it lies in one that is read."""
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UserError("this folder is not empty.", location=str(into), hint="Name another one.")
+    if source := next((name for name in sources if name and lies_in(into, Path(name))), ""):
+        raise UserError(f"this lies in {source}, which is read.", location=str(into), hint="Name another folder.")
 
 
 def _loaded(files: AdapterFiles, weights: str) -> PeftModel:

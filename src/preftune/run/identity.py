@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,17 @@ def identity(run: Run, digests: Mapping[str, str]) -> dict[str, Any]:
     left_out -= {key.table for key in keys() if key.decides}  # the others are tables of which nothing decides it
     values = flatten(json.loads(msgspec.json.encode(tree_of(run))))
     return {key: value for key, value in values.items() if key not in left_out} | dict(digests)
+
+
+class Resumed(NamedTuple):
+    """The run that is to go on. path: where its identity is; may_differ: keys in which it may become another."""
+
+    path: Path
+    may_differ: Sequence[str] = ()
+
+    def changes(self, now: Mapping[str, Any]) -> list[str]:
+        """Sentences on what it becomes. Raises UserError where that is not allowed."""
+        return compare(self.path, now, self.may_differ)
 
 
 def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
@@ -52,8 +63,9 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
     return [f"{key} {change}" for key, change in changes.items()]
 
 
-def assert_same_on_all_ranks(now: Mapping[str, Any], dist: Distributed) -> None:
-    """Raise UserError where another rank has another identity: its machine may have other files."""
+def assert_same_run(now: Mapping[str, Any], dist: Distributed, resumed: Resumed | None = None) -> None:
+    """Raise UserError where another rank has another identity, since its machine may have other files, or the run that
+    is resumed has one that may not go on as this."""
     hashes = {key: hashlib.sha256(f"{key} {now[key]}".encode()).digest()[:7] for key in sorted(now)}
     if all(dist.all_equal([len(hashes)])):
         same = dist.all_equal([int.from_bytes(digest) for digest in hashes.values()])
@@ -63,6 +75,8 @@ def assert_same_on_all_ranks(now: Mapping[str, Any], dist: Distributed) -> None:
     if different:
         hint = "Give each machine the same files and words."
         raise UserError(f"not the same on every rank: {', '.join(different)}.", hint=hint)
+    if resumed is not None and dist.first:
+        resumed.changes(now)
 
 
 def _covers(name: str, key: str) -> bool:

@@ -39,7 +39,7 @@ from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
 from preftune.run.fits import Learned, setup_of
-from preftune.run.identity import assert_same_on_all_ranks, identity
+from preftune.run.identity import Resumed, assert_same_run, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, refuse_untrainable, stands_on_base, with_precision
 from preftune.run.prepare import Prepared, load_fitting
@@ -67,8 +67,8 @@ class Loaded(NamedTuple):
     digests: dict[str, str]
 
 
-def prepare_online(run: Run, dist: Distributed) -> Prepared:
-    """Read, load and check. Raises UserError where prompts, model, objective and reward do not go together."""
+def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) -> Prepared:
+    """Read, load and check. Raises UserError where these do not go together, or are not the run that is resumed."""
     assert run.rollout is not None
     refuse_untrainable(run)
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
@@ -85,7 +85,7 @@ def prepare_online(run: Run, dist: Distributed) -> Prepared:
     scorer, judge = scoring or scorer_and_judge(run, tasks, device, digests, notes, models.policy)
     digests |= digests_of_models
     decides = identity(run, digests)
-    assert_same_on_all_ranks(decides, dist)
+    assert_same_run(decides, dist, resumed)
     embedded = Embedded(models.policy, rollout.max_tokens, tasks.end_tokens)
     sampler = embedded if rollout.server is None else served(run, rollout.server, tasks, embedded, dist)
     source = Online(

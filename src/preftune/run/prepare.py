@@ -28,7 +28,7 @@ from preftune.pack.plan import Packing, Phase
 from preftune.rollout.samples import Samples, end_tokens_of, samples_of
 from preftune.run.dataset import Dataset, Loader, load_dataset
 from preftune.run.fits import needs_of
-from preftune.run.identity import assert_same_on_all_ranks, identity
+from preftune.run.identity import Resumed, assert_same_run, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import device_of, load_policy, refuse_untrainable, with_precision
 from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
@@ -55,10 +55,12 @@ class Prepared:
         return self.dataset.tokenizer
 
 
-def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_dataset) -> Prepared:
+def prepare(
+    run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_dataset, resumed: Resumed | None = None
+) -> Prepared:
     """Read, load, check, plan and score by the reference; returns what `fit` and the record need.
 
-    Raises UserError where rows, model and objective do not go together.
+    Raises UserError where rows, model and objective do not go together, or this is another run than the one resumed.
     """
     refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
@@ -73,7 +75,7 @@ def prepare(run: Run, dist: Distributed = SINGLE_PROCESS, load: Loader = load_da
     )
     refuse_long_warmup(run.optim, len(plan.steps))
     reference, digests = _reference(run, dataset, policy, dist)
-    assert_same_on_all_ranks(identity(run, digests), dist)
+    assert_same_run(identity(run, digests), dist, resumed)  # before the reference scores, which may take hours
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})
     needed = [*(groups[i] for i in used), *held_out.groups]  # a short run needs few of its rows
     filled = fill_reference(run, reference, digests.get("reference", ""), needed, notes, dist)
@@ -122,7 +124,7 @@ def prepare_scoring(run: Run, dist: Distributed = SINGLE_PROCESS, start: str = "
     if start and digests.get("reference") != start:
         hint = "Another model has its name now. Name the right one by reference.path."
         raise UserError("is not the model that the run began from.", location="reference.path", hint=hint)
-    assert_same_on_all_ranks(identity(run, digests), dist)
+    assert_same_run(identity(run, digests), dist)
     groups = fill_reference(run, reference, digests.get("reference", ""), rows.groups, notes, dist)
     return run, Models(policy, moving_reference(run, reference)), loss, HeldOut(groups, rows.rows, rows.step)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -18,8 +19,9 @@ from preftune.errors import CORRUPT, UserError
 from preftune.events import Happened, Note, emit
 from preftune.model.config import Precision
 from preftune.objective import parts
+from preftune.record.replace import bytes_aside, replacing
 from preftune.record.writer import RecordWriter, environment, environment_changes
-from preftune.run.identity import compare, identity
+from preftune.run.identity import Resumed, identity
 from preftune.run.prepare import Prepared
 from preftune.training import checkpoint
 from preftune.training.checkpoint import State
@@ -41,13 +43,19 @@ def with_recorded_keys(run: Run, out: Path, dist: Distributed) -> Run:
     return run
 
 
-def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allow_change: Sequence[str] | None) -> None:
-    """Record which run this is. allow_change: keys in which it may differ from the one that is there; None: it is new.
+def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, resumed: Resumed | None) -> None:
+    """Record which run this is. resumed: the one that is there, with which it goes on; None: it is new, and a run that
+    is there is deleted now.
 
     Raises UserError, with nothing written, where the run that is there cannot be resumed.
     """
+    with replacing(record.path) if resumed is None else nullcontext():
+        record_run(prepared, state, record, resumed)
+
+
+def record_run(prepared: Prepared, state: State, record: RecordWriter, resumed: Resumed | None) -> None:
     run, training = prepared.run, prepared.training
-    checkpoint.assert_room(state, record.path)
+    checkpoint.assert_room(state, record.path, bytes_aside(record.path))
     run_identity = identity(run, prepared.digests)
     surroundings = environment(
         prepared.digests,
@@ -56,10 +64,10 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
         world_size=training.dist.world_size,
         seed=run.seed,
     )
-    if allow_change is not None:
-        restore(prepared, state, record, run_identity, allow_change)
+    if resumed is not None:
+        restore(prepared, state, record, resumed.changes(run_identity))
     record.json("identity.json", run_identity)
-    if allow_change is not None and (changes := environment_changes(record.path, surroundings)):
+    if resumed is not None and (changes := environment_changes(record.path, surroundings)):
         emit(Happened(state.step, "note", f"bits may differ from before: {', '.join(changes)}"))
     record.json("environment.json", surroundings)
     record.json("data.json", msgspec.to_builtins(prepared.dataset.account))
@@ -71,15 +79,8 @@ def begin_or_resume(prepared: Prepared, state: State, record: RecordWriter, allo
         emit(Happened(state.step, "rounding", text))
 
 
-def restore(
-    prepared: Prepared,
-    state: State,
-    record: RecordWriter,
-    run_identity: Mapping[str, object],
-    allow_change: Sequence[str],
-) -> None:
-    """Load the newest whole checkpoint, cut the record back to it, and say so."""
-    changes = compare(record.path / "identity.json", run_identity, allow_change)
+def restore(prepared: Prepared, state: State, record: RecordWriter, changes: Sequence[str]) -> None:
+    """Load the newest whole checkpoint, cut the record back to it, and say so. changes: what the run becomes."""
     training = prepared.training
     means = len(parts(training.loss.objective))
     newest, passed_over = checkpoint.load_newest(state, record.checkpoints, steps=training.source.steps, means=means)

@@ -3,19 +3,23 @@ scores."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from preftune import events, files, signals
+from preftune.config.inputs import inputs
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.distributed import process_group
 from preftune.errors import UserError
 from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.evaluate.metrics import Metrics, margins, rewards
+from preftune.model.modes import own_modes
 from preftune.objective import of_scores, parts
 from preftune.pack.oom import OomRetry
+from preftune.record.output import SCORES, assert_replaceable
 from preftune.record.parse import parse_json, written_by_run
 from preftune.record.terminal import default_progress
 from preftune.reference.config import NoReference, Stored
@@ -28,14 +32,18 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     nothing is trained. The reference of a model that a run has tuned is what the run began from, unless one is named.
     With objective = "reward" the model is a reward model, and rows of every kind get a score a response.
 
-    out: JSON-lines file with one object a row. Returns means over all rows (record.schema.EVALUATION, without the
-    changes, which a file alone does not have). Raises UserError.
+    out: JSON-lines file with one object a row, which replaces one of an earlier score alone. Returns means over all
+    rows (record.schema.EVALUATION, without the changes, which a file alone does not have). Raises UserError.
     """
-    with process_group() as dist, default_progress() if dist.first else events.silence(), signals.listening():
+    with own_modes(), process_group() as dist, ExitStack() as stack:
+        stack.enter_context(default_progress() if dist.first else events.silence())
+        stack.enter_context(signals.listening())
         run, start = _against_start(resolve(run))
         others = isinstance(run.data.train, str) and not run.data.train  # then those that a run would measure on
         named = run.data.evaluate if others and run.data.evaluate is not None else run.data.train
         run = replace(run, data=replace(run.data, train=named, evaluate=None, holdout=0.0))
+        if out is not None:
+            assert_replaceable(Path(out), SCORES, [path for _, path in inputs(run)], "out")
         run, models, loss, rows = prepare_scoring(run, dist, start)
         with signals.interruptible():
             evaluation = evaluate(models, loss, rows, OomRetry(), dist)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace as changed
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -13,8 +14,8 @@ from preftune.config.run import Run
 from preftune.config.tree import plain, python_values, tree_of, with_values
 from preftune.config.vary import Variant
 from preftune.config.vary import vary as combined
-from preftune.distributed import process_group
-from preftune.errors import UserError
+from preftune.distributed import Distributed, process_group
+from preftune.errors import IO, NON_FINITE, PeerRankError, Problem, UserError, is_out_of_memory
 from preftune.events import Note, emit
 from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
@@ -33,7 +34,9 @@ def sweep(
     """Train once for each combination of values, such as {"objective.beta": [0.05, 0.1], "seed": [0, 1]}.
 
     Everything else is the run's, rows given in Python included. Returns the folders of the records, which are below
-    `out`, as is the page that compares them. resume: go on with the sweep that is there. Raises UserError.
+    `out`, as is the page that compares them. resume: go on with the sweep that is there. Raises UserError: before the
+    first run where one is refused, and after the last where some have failed, `RunsFailed`, whose `records` are the
+    folders of the others.
     """
     in_python, meant, alternatives = python_values(run), {}, []
     for name, options in vary.items():
@@ -63,9 +66,10 @@ def _shown(value: object) -> str:
 def train_all(variants: Sequence[Variant], out: Path, *, resume: bool = False) -> list[Path]:
     """Do every run below `out` and write `out`/compare.html; returns the folders of the records.
 
-    Rows are read and tokenized once. resume: go on with what is there, finished runs included. Raises UserError.
+    Rows are read and tokenized once. resume: go on with what is there, finished runs included. A run that fails ends no
+    other: the page names it, and RunsFailed is raised at the end. Raises UserError.
     """
-    records, load, folders = [], cached_loader(), [out / variant.folder for variant in variants]
+    load, folders = cached_loader(), [out / variant.folder for variant in variants]
     with process_group() as dist, signals.listening(), default_progress() if dist.first else events.silence():
         if dist.first:
             assert_sweep_writable(out, folders, resume=resume)
@@ -79,12 +83,46 @@ def train_all(variants: Sequence[Variant], out: Path, *, resume: bool = False) -
                     match_rows(run, load(run))
                 else:
                     preview_tasks(run, run.rollout, read_rows(run.data))
+        failed: dict[Path, UserError] = {}
         for number, (variant, folder) in enumerate(zip(variants, folders, strict=True), 1):
             if stop := signals.agreed(dist):
                 raise signals.Stopped(stop)
             without = f" (it has no {', '.join(variant.lacks)})" if variant.lacks else ""
             emit(Note(f"run {number} of {len(variants)}: {folder.name}{without}"))
-            records.append(train(replace(variant.run, out=str(folder)), resume=resume, load=load))
-        if dist.first:
-            files.write(out / SWEEP_PAGE, page([Record.open(path) for path in records]))
+            try:
+                train(replace(variant.run, out=str(folder)), resume=resume, load=load)
+            except Exception as error:
+                failed[folder] = _failure(error, dist)
+                emit(Note(f"{folder.name} failed: {failed[folder]}"))
+        records = [folder for folder in folders if folder not in failed]
+        if dist.first and records:
+            why = {folder.name: str(error) for folder, error in failed.items()}
+            files.write(out / SWEEP_PAGE, page([Record.open(path) for path in records], why))
+        if failed:
+            raise RunsFailed(failed, records)
     return records
+
+
+class RunsFailed(UserError):
+    """Some runs of a sweep have failed, each of which it names with why; its code is the first one's.
+
+    records: folders of the others, which came to their end.
+    """
+
+    def __init__(self, failed: Mapping[Path, UserError], records: Sequence[Path]) -> None:
+        self.records = list(records)
+        message = f"{len(failed)} of {len(failed) + len(records)} runs failed; --resume takes them up again."
+        problems = [changed(problem, location=f"{folder.name}: {problem.location}".removesuffix(": "))
+                    for folder, error in failed.items() for problem in error.problems]  # fmt: skip
+        super().__init__([Problem(message), *problems], code=next(iter(failed.values())).code)
+
+
+def _failure(error: Exception, dist: Distributed) -> UserError:
+    """Why one run failed, without what it had in memory. Raises the error where it ends the whole sweep: a stop, a bug,
+    and of several ranks what not all of them have met."""
+    if is_out_of_memory(error):
+        error = UserError("memory ran out.", hint="Lower batch.tokens or data.max_tokens.", code=IO)
+    elsewhere = isinstance(error, signals.Stopped | PeerRankError)
+    if not isinstance(error, UserError) or elsewhere or (dist.world_size > 1 and error.code != NON_FINITE):
+        raise error
+    return UserError(error.problems, code=error.code)

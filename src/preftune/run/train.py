@@ -13,19 +13,23 @@ import torch
 from torch import Tensor
 
 from preftune import events, files, folders, signals
+from preftune.config.inputs import refuse_inside
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
 from preftune.config.tree import tree_of
 from preftune.distributed import Distributed, process_group
 from preftune.errors import NON_FINITE, UserError
 from preftune.model.as_made import given_back
+from preftune.model.modes import own_modes
 from preftune.pack.oom import OomRetry
 from preftune.record.reader import Record
+from preftune.record.replace import CHECKPOINTS, IDENTITY
 from preftune.record.terminal import default_progress
 from preftune.record.trackers import assert_ready, guarded, tracking
-from preftune.record.writer import CHECKPOINTS, RecordWriter, claim
+from preftune.record.writer import RecordWriter, claim
 from preftune.report import page
 from preftune.run.dataset import Loader, load_dataset
+from preftune.run.identity import Resumed
 from preftune.run.online import prepare_online
 from preftune.run.prepare import Prepared, prepare
 from preftune.run.resume import begin_or_resume, with_recorded_keys
@@ -41,27 +45,24 @@ MODEL, REPORT = "model", "report.html"
 
 
 def train(
-    run: Run,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    allow_change: Sequence[str] = (),
-    sinks: Sequence[events.Sink] = (),
-    load: Loader = load_dataset,
-) -> Path:
+    run: Run, *, resume: bool = False, force: bool = False, allow_change: Sequence[str] = (),
+    sinks: Sequence[events.Sink] = (), load: Loader = load_dataset,
+) -> Path:  # fmt: skip
     """Do a run and return the folder of its record.
 
     resume: go on with the run in the folder, to the same bits; allow_change: keys in which it may differ.
-    force: replace a run that is there. sinks: callables that receive each event of the run (see preftune.events), in
-    place of the progress on stderr; one that raises is dropped. load: what reads and tokenizes. Raises UserError with
-    the exit code as `code`.
+    force: replace a run that is there, once nothing may refuse this one any more, which reads nothing of it. sinks:
+    callables that receive each event of the run (see preftune.events), in place of the progress on stderr; one that
+    raises is dropped. load: what reads and tokenizes. Raises UserError with the exit code as `code`.
     """
     if resume and force:
         raise UserError("--resume and --force cannot be combined.", hint="Go on with the run, or replace it.")
     run = resolve(run)
     assert_ready(run.track)
     out = Path(run.out).expanduser()
-    with process_group() as dist, given_back(run.model.path), ExitStack() as stack:
+    if force:
+        refuse_inside(run, out)
+    with own_modes(), process_group() as dist, given_back(run.model.path), ExitStack() as stack:
         refuse_shards(run, dist)
         if dist.first:
             stack.enter_context(files.lock(out / ".lock"))
@@ -69,10 +70,11 @@ def train(
         else:
             stack.enter_context(events.silence())
         stack.enter_context(signals.listening())
-        resuming = bool(dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)))
-        if resuming:
-            run = with_recorded_keys(run, out, dist)
-        prepared = prepare(run, dist, load) if run.rollout is None else prepare_online(run, dist)
+        resumed = None
+        if dist.broadcast_int(dist.first and claim(out, resume=resume, force=force)):
+            run, resumed = with_recorded_keys(run, out, dist), Resumed(out / IDENTITY, allow_change)
+        online = run.rollout is not None
+        prepared = prepare_online(run, dist, resumed) if online else prepare(run, dist, load, resumed)
         state, record = new_state(prepared), None
         if state.weights.sharded:
             refuse_separate_disks(out, dist)
@@ -80,7 +82,7 @@ def train(
         if dist.first:
             record = stack.enter_context(closing(RecordWriter(out)))
             stack.enter_context(events.listening(record))
-            begin_or_resume(prepared, state, record, allow_change if resuming else None)
+            begin_or_resume(prepared, state, record, resumed)
             stack.enter_context(tracking(run.track, settings(prepared.run), out, state.step))
         state_of_ranks.broadcast(state, dist)
         fit(prepared.training, state, record)
@@ -134,8 +136,9 @@ def finish(prepared: Prepared, state: State, record: RecordWriter | None) -> Non
             with ExitStack() as stack:
                 for learner in state.learners.values():
                     stack.enter_context(learner.weights.whole())
-                if record is not None:
-                    export(prepared, state, record.path)
+                with prepared.training.dist.agreed():
+                    if record is not None:
+                        export(prepared, state, record.path)
         if record is None:
             return
         events.emit(events.Happened(state.step, "finished", f"finished after {state.step} steps"))

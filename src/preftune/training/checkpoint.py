@@ -91,11 +91,14 @@ class _Numbers(Struct, forbid_unknown_fields=True):
     ema: tuple[float | None, ...]
 
 
-def assert_room(state: State, root: Path) -> None:
-    """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work."""
+def assert_room(state: State, root: Path, soon_free: int = 0) -> None:
+    """Raise UserError where the disk has no room for one checkpoint: now, and not after hours of work.
+
+    soon_free: bytes of what is deleted before the first one.
+    """
     needed = sum(tensor.nbytes for tensors in state.tensors.values() for tensor in tensors.values())
     needed += sum(learner.moment_bytes for learner in state.learners.values())
-    free = files.free(root)
+    free = files.free(root) + soon_free
     if free < needed:  # a tensor that is cut among ranks says how many bytes it has in all
         raise UserError(f"a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free here.",
                         location=str(root), hint="Make room, or choose another `out`.", code=IO)  # fmt: skip
