@@ -29,7 +29,7 @@ def written(path: Path, content: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "content"), OURS, ids=str)
+@pytest.mark.parametrize(("kind", "content"), OURS, ids=range(len(OURS)))
 def test_what_a_verb_has_written_it_may_replace(kind: Kind, content: object, tmp_path: Path) -> None:
     out = written(tmp_path / "out", content)
     if kind == FIGURES:
