@@ -15,7 +15,7 @@ VERBS = {
     "sweep": "Train once for each combination of keys.",
     "score": "Score every row of a file under a model and the one that it was tuned from, or under a reward model.",
     "draw": "Draw responses from a model to the prompts of a file.",
-    "export": "Write an adapter and its base as one model, which needs peft no more.",
+    "export": "Write an adapter and its base as one model without peft, or a checkpoint of a run as a model.",
     "report": "Write the page of a record, or one page that compares several.",
     "trade-off": "Measure DPO, RLHF and what lies between under the ceiling that theory gives, in two worlds of "
     "known reward.",

@@ -161,7 +161,7 @@ def export(
     merge: bool = True,
     weights: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Write an adapter and its base as one model, which needs peft no more, or a checkpoint of a run as a model.
+    """Write an adapter and its base as one model without peft, or a checkpoint of a run as a model.
 
     `preftune export RUN merged`
 
