@@ -171,7 +171,7 @@ ANSWERS = {
     "save_only_model save_safetensors load_best_model_at_end metric_for_best_model greater_is_better "
     "early_stopping_patience early_stopping_steps enable_jit_checkpoint":
         "OUT/model is what the last step left; evaluate.every shows where it was best, and with save.every and "
-        "save.keep `preftune export OUT FOLDER --step N` writes the model of that step.",
+        "save.keep `preftune export OUT FOLDER --step 300` writes the model of that step.",
     "push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push push_dataset_to_hub "
     "export_hub_model_id":
         "Nothing is uploaded; OUT/model is a folder for `hf upload NAME OUT/model`.",
