@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from preftune.config.explain import keys, schema
-from preftune.config.load import dump, load
+from preftune.config.load import convert, dump, load
 from preftune.config.run import Run
 from preftune.errors import UserError
 from preftune.objective import DPO, IPO, NLL, Sum
@@ -232,3 +232,18 @@ def test_help_on_a_table_says_what_its_keys_mean() -> None:
     assert str(signature(DPO)) == "(*, beta=0.1, flip=0.0)"
     assert "flip: Share of the labels" in str(getdoc(DPO))
     assert str(getdoc(DPO)).startswith("Direct preference optimization")
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    tree = {"optim": {"lrr": 1, "lr": "x"}, "learning_rate": 1, "batch": {"row": 3}}
+    with pytest.raises(UserError) as caught:
+        convert(tree, "run.toml")
+    places = [problem.location.removeprefix("run.toml: ") for problem in caught.value.problems]
+    assert sorted(places) == ["batch.row", "learning_rate", "optim.lr", "optim.lrr"]
+    assert tree["batch"] == {"row": 3}
+
+
+@pytest.mark.parametrize("name", ["a.b", "parts[0]", ""])
+def test_a_strange_name_of_a_key_ends_too(name: str) -> None:
+    with pytest.raises(UserError, match="there is no such key"):
+        convert({name: 1, "b": 2})

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from preftune.config.explain import Choice, choices, keys
-from preftune.config.mistakes import UNKNOWN_KEY, explained, located
+from preftune.config.mistakes import UNKNOWN_KEY, explained, located, without_wrong_key
 from preftune.config.run import Run
 from preftune.config.tree import Tree, tree_of
 from preftune.errors import Problem, UserError, nearest
@@ -162,16 +162,27 @@ def _toml(text: str) -> object:
 
 
 def convert(tree: Tree, file: str = "") -> Run:
-    """A tree of plain values -> Run. Raises UserError naming the key, what is wrong and the nearest right one."""
+    """A tree of plain values -> Run. Raises UserError that names each key that is none, with the nearest right one, and
+    what is wrong with each value."""
     _refuse_what_no_run_holds(tree, file)
     tree = _spelled_out(tree, file)
     for place, leaf in flatten(tree).items():
         if isinstance(leaf, float) and not math.isfinite(leaf):  # TOML and YAML have them; no bound stops infinity
             raise UserError("must be a finite number.", location=located(file, place))
-    try:
-        return msgspec.convert(_numbers(tree), Run, strict=True)
-    except msgspec.ValidationError as error:
-        raise explained(str(error), tree, file) from None
+    problems: list[Problem] = []
+    while True:
+        try:
+            run = msgspec.convert(_numbers(tree), Run, strict=True)
+        except msgspec.ValidationError as error:
+            problems += explained(str(error), tree, file).problems
+            if (rest := without_wrong_key(str(error), tree)) is None:
+                break
+            tree = rest
+        else:
+            if not problems:
+                return run
+            break
+    raise UserError(problems)
 
 
 def _refuse_what_no_run_holds(tree: Tree, file: str) -> None:

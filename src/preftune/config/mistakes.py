@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.config.explain import choices, elsewhere, keys, names_at, value_at, values_at
@@ -46,6 +46,25 @@ def explained(message: str, tree: Mapping[str, Any], file: str) -> UserError:
         if message.startswith("must be a table") and (inner := names_at(place, {})):
             hint = _instead_of_value(value_at(place, tree), place) or f"Write {place}.{inner[0]} or another key of it."
     return UserError([Problem(message, located(file, place), hint, reason)])
+
+
+def without_wrong_key(message: str, tree: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The tree without the key that a message of msgspec is about, one that is none or whose value is wrong; None where
+    it stands in a list. A table goes with its name."""
+    about, _, place = message.partition(" - at `")
+    unknown = re.search(r"unknown field `(.*?)`", about)
+    names = f"{place.rstrip('`').removeprefix('$')}{'.' + unknown[1] if unknown else ''}".removeprefix(".").split(".")
+    choice = choices().get(names[0])
+    return _without(tree, names[:1] if choice and names[1:] == [choice.tag] else names)
+
+
+def _without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
+    """The tree without the key at these names; None where it has none there."""
+    first, *inner = names
+    below = _without(tree[first], inner) if inner and isinstance(tree.get(first), dict) else None
+    if first not in tree or (inner and below is None):
+        return None
+    return {**tree, first: below} if inner else {key: value for key, value in tree.items() if key != first}
 
 
 def instead_of_flag(flag: str) -> str:
