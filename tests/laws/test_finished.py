@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from safetensors.torch import load_file
+from making import save_model
+from safetensors.torch import load_file, save_file
 
 from preftune import folders
 from preftune.config.run import Run
@@ -99,6 +100,8 @@ def test_a_kill_between_the_model_and_the_page_is_made_good(run_of: Callable[...
 KINDS = {
     "whole": {},
     "adapter": {"adapter.rank": 2},
+    "adapter that begins as a part of the model": {"adapter.rank": 2, "adapter.start": "pissa"},
+    "some of the model": {"model.trainable": ["*.mlp.*"]},
     "reward model": {"objective.name": "reward", "reference.kind": "none", "reference.store": msgspec.UNSET},
 }
 
@@ -117,6 +120,7 @@ def test_a_checkpoint_is_exported_as_the_model_of_a_run_that_ended_there(
         tensors, others = load_file(path), load_file(into / path.name)
         assert tensors.keys() == others.keys()
         assert max(float((tensor - others[name]).abs().max()) for name, tensor in tensors.items()) <= off
+    (out / "checkpoints" / "step-by-step").mkdir()
     with pytest.raises(UserError, match=r"no checkpoint of step 3. There are: 2, 4"):
         checkpoint_as_model(out, 3, tmp_path / "step-3")
     with pytest.raises(UserError, match="not empty"):
@@ -127,3 +131,22 @@ def test_a_checkpoint_is_exported_as_the_model_of_a_run_that_ended_there(
         checkpoint_as_model(out, 2, tmp_path / "damaged")
     assert caught.value.code == CORRUPT
     assert not (tmp_path / "damaged").exists()
+
+
+def test_a_checkpoint_is_exported_with_the_model_that_its_run_began_from_and_nowhere_into_it(
+    keys_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    save_model(tmp_path / "base")
+    out = train(keys_of(tmp_path, **KEYS, model__path=str(tmp_path / "base"), adapter__rank=2))
+    step = int(next((out / "checkpoints").iterdir()).name.rpartition("-")[2])
+    for into in (out / "early", out / "model" / "early"):
+        with pytest.raises(UserError, match="which is read"):
+            checkpoint_as_model(out, step, into)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model.path: is not the model that the run began from"):
+        checkpoint_as_model(out, step, tmp_path / "early")
+    with pytest.raises(UserError, match="is no run"):
+        checkpoint_as_model(tmp_path / "base", step, tmp_path / "early")
+    assert not (tmp_path / "early").exists()

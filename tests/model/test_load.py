@@ -87,9 +87,11 @@ def test_an_attention_that_the_config_names_is_not_asked_for(of_scores: bool, tm
     saved(tiny(), tmp_path)
     for keys in ({"_attn_implementation": "flash_attention_2"}, {"attn_implementation": "flash_attention_3"}):
         configured(tmp_path, **keys)
-        shapes_of(meta_module(load_config(str(tmp_path), None, "model.path")))
-        load_scorer(str(tmp_path), revision=None, weights="float32", device=torch.device("cpu"), location="model.path",
-                    fresh=True) if of_scores else loaded(tmp_path)  # fmt: skip
+        shapes = shapes_of(meta_module(load_config(str(tmp_path), None, "model.path")))
+        where = {"revision": None, "weights": "float32", "device": torch.device("cpu"), "location": "model.path"}
+        module = load_scorer(str(tmp_path), fresh=True, **where).module if of_scores else loaded(tmp_path).module
+        assert not str(module.config._attn_implementation).startswith("flash")
+        assert shapes == shapes_of(tiny())
 
 
 @pytest.mark.filterwarnings("ignore")

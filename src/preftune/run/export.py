@@ -26,8 +26,8 @@ from preftune.model.policy import Policy, wrap
 from preftune.model.scalar import load_scorer
 from preftune.model.weights import WholeModel
 from preftune.objective import of_scores
-from preftune.record.parse import RUN_FILE, model_of
-from preftune.record.replace import CHECKPOINTS
+from preftune.record.parse import RUN_FILE, model_of, parse_json
+from preftune.record.replace import CHECKPOINTS, IDENTITY
 from preftune.rows.row import Place
 from preftune.run.dataset import load_dataset, tokenizer_of
 from preftune.run.match_rows import Notes, match_rows
@@ -90,18 +90,22 @@ def merge(adapter: str, into: Path, weights: str = "float32") -> Merged:
 
 def checkpoint_as_model(record: Path, step: int, into: Path) -> None:
     """Write the model, or the adapter, that a run would have left had it ended after this step. Raises UserError."""
-    path = record / CHECKPOINTS / f"{PREFIX}{step:08d}"
-    if not path.is_dir():
-        steps = sorted(int(p.name.removeprefix(PREFIX)) for p in path.parent.glob(f"{PREFIX}*"))
-        hint = f"There are: {', '.join(map(str, steps))}." if steps else "Runs write them with save.every."
-        raise UserError(f"there is no checkpoint of step {step}.", location=str(path.parent), hint=hint)
-    refuse_filled(into, str(path))
-    run = load(str(record / RUN_FILE))
+    if not (record / RUN_FILE).is_file():
+        raise UserError("is no run, so it has no checkpoints.", location=str(record), hint="Name the `out` of a run.")
+    by_step = {int(path.name.removeprefix(PREFIX)): path for path in checkpoint.checkpoints_in(record / CHECKPOINTS)}
+    if step not in by_step:
+        hint = f"There are: {', '.join(map(str, sorted(by_step)))}." if by_step else "Runs write them with save.every."
+        raise UserError(f"there is no checkpoint of step {step}.", location=str(record / CHECKPOINTS), hint=hint)
+    refuse_filled(into, str(record))
+    run, began = load(str(record / RUN_FILE)), parse_json(record / IDENTITY, dict[str, object]) or {}
     emit(Note("loading the model"))
     tokenizer = match_rows(run, load_dataset(run)).dataset.tokenizer if of_scores(run.objective) else tokenizer_of(run)
     weights = load_weights(run, tokenizer, Notes(), torch.device("cpu"))
-    if problem := checkpoint.load_weights(weights, path):
-        raise UserError(f"cannot be read: {problem}.", location=str(path), code=CORRUPT)
+    if weights.digest() != began.get("model"):  # a checkpoint has what is trained, and that alone
+        raise UserError("is not the model that the run began from.", location="model.path", code=CORRUPT,
+                        hint=f"Another model has its name now: {run.model.path}.")  # fmt: skip
+    if problem := checkpoint.load_weights(weights, by_step[step]):
+        raise UserError(f"cannot be read: {problem}.", location=str(by_step[step]), code=CORRUPT)
     with folders.folder(into) as folder:
         weights.export(folder, tokenizer)
 

@@ -75,7 +75,7 @@ def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS
                                 code=NON_FINITE)  # fmt: skip
     numbers = _Numbers(state.step, state.skipped, state.oom.splits, state.ema)
     tensor_files.write(path, tensors, msgspec.to_builtins(numbers), dist)
-    valid = [folder for folder in _folders(root) if not folders.verify(folder)] if dist.first else []
+    valid = [folder for folder in checkpoints_in(root) if not folders.verify(folder)] if dist.first else []
     for old in valid[keep:]:
         if not set(folders.not_ours(old, CHECKPOINT_FILES)):
             files.delete(old)
@@ -111,7 +111,7 @@ def load_newest(state: State, root: Path, *, steps: int, means: int) -> tuple[Pa
     has not changed.
     """
     passed_over = []
-    for path in _folders(root):
+    for path in checkpoints_in(root):
         reason = load(state, path, steps, means)
         if not reason:
             return path, passed_over
@@ -208,7 +208,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(local(tensor)).all())), "")
 
 
-def _folders(root: Path) -> list[Path]:
+def checkpoints_in(root: Path) -> list[Path]:
     """Checkpoint folders below root, newest first; other names are not ours and are left alone."""
     numbered = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdecimal()]
     return sorted(numbered, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
