@@ -117,6 +117,24 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert_same(whole, out)
 
 
+def test_a_reward_reads_columns_of_its_row(online: Callable[..., Run], tmp_path: Path) -> None:
+    """Its scores are those of the row, in draws and on held-out prompts."""
+
+    def of_row(prompt: str, responses: Sequence[str], answer: object, points: list[int], **more: object) -> list[int]:
+        assert more == {"topic": "words"}
+        return [points[0]] * len(responses)
+
+    run = changed(online(), reward=of_row, out=str(tmp_path / "run"))
+    rows = [{"prompt": f"w{i} w{i + 3}", "points": [i], "topic": "words"} for i in range(3, 7)]
+    run = changed(run, data=changed(run.data, train=rows, evaluate=[rows[0] | {"prompt": "w9"}]))
+    out = train(run)
+    assert {line["score"] for line in lines(out, "phases")} == {4.5}
+    assert {line["score"] for line in lines(out, "evaluations")} == {3.0}
+    without = [{key: value for key, value in row.items() if key != "points"} for row in rows]
+    with pytest.raises(UserError, match=r"rows: no row has the key points, which a function of rewards takes."):
+        train(changed(run, data=changed(run.data, train=without), out=str(tmp_path / "other")))
+
+
 class Recorded:
     """The phases that a run has recorded, as rows that were there before."""
 

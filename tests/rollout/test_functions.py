@@ -19,7 +19,9 @@ from preftune import Run
 from preftune.config.resolve import resolve
 from preftune.errors import UserError
 from preftune.rollout.config import JUDGE_ARGUMENTS
+from preftune.rollout.config import REWARD_ARGUMENTS as ARGUMENTS
 from preftune.rollout.functions import Function, call, given_function, load_function
+from preftune.rows.asked import Asked
 
 FIRST = "def short(prompt, responses, answer):\n    return [-len(r) for r in responses]\n"
 
@@ -73,7 +75,8 @@ def test_a_callable_is_identified_by_its_source() -> None:
 
 OTHER_FORMS = (
     "(completions, **kwargs)", "(prompts, completions, **columns)", "(prompts, completions, answer, **columns)",
-    "(prompt, responses)", "(prompt, responses, answer, tools)", "(prompt, responses, answer, *, length)",
+    "(prompt, responses)", "(answer, responses, prompt)", "(text, prompt, responses)", "(queries, prompts, labels)",
+    "(solution_str, ground_truth, data_source)", "(prompt, responses, truth, answer)", "(a, b, c, d, /)",
 )  # fmt: skip
 
 
@@ -87,7 +90,34 @@ def test_a_function_of_another_form_is_refused_before_it_is_called(form: str, tm
     exec(f"def f{form}:\n    return []\n", scope)
     with pytest.raises(UserError, match=sentence) as raised:
         resolve(Run(reward=scope["f"]))
-    assert "one prompt at a time, and gets no other columns" in str(raised.value)
+    assert "one prompt at a time, with all its responses; whatever else it takes is a column" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "asked"),
+    [
+        ("(prompt, responses, answer)", Asked(but=ARGUMENTS)),
+        ("(p, r, a, tests, limit=3)", Asked(("tests",), ("limit",), but=("p", "r", "a"))),
+        ("(prompt, responses, answer, *, tests)", Asked(("tests",), but=ARGUMENTS)),
+        ("(prompt, responses, answer=None, **columns)", Asked(every=True, but=ARGUMENTS)),
+        ("(*arguments)", Asked()),
+        ("(prompt, responses, answer, /, prompt_id)", Asked(("prompt_id",), but=ARGUMENTS)),
+    ],
+)
+def test_further_parameters_are_columns(form: str, asked: Asked) -> None:
+    scope: dict[str, Callable[..., object]] = {}
+    exec(f"def f{form}:\n    return []\n", scope)
+    assert given_function(scope["f"]).asked == asked
+
+
+def test_a_judge_reads_no_columns(tmp_path: Path) -> None:
+    forms = "(prompt, first, second, topic)", "(prompt, second, first)"
+    for form in forms:
+        (tmp_path / "r.py").write_text(f"def f{form}:\n    return 0.5\n")
+        with pytest.raises(UserError, match=r"and is called with \(prompt, first, second\)\.$"):
+            load_function(f"{tmp_path}/r.py:f", "reward.judge", JUDGE_ARGUMENTS)
+    (tmp_path / "r.py").write_text("def f(prompt, first, second, topic=1, **more):\n    return 0.5\n")
+    assert load_function(f"{tmp_path}/r.py:f", "reward.judge", JUDGE_ARGUMENTS).asked.named == frozenset()
 
 
 def test_forms_that_can_be_called_are_taken(tmp_path: Path) -> None:

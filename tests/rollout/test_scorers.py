@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.errors import UserError
 from preftune.rollout.config import Reward
-from preftune.rollout.functions import Function
+from preftune.rollout.functions import Function, given_function
 from preftune.rollout.scorers import (
     Answered,
     FunctionScorer,
@@ -132,6 +133,24 @@ def test_prompts_are_text_or_plain_messages() -> None:
         ("text", ["x"], None),
         ([{"role": "system", "content": "be"}, {"role": "user", "content": "a"}], ["x"], None),
     ]
+
+
+def test_a_function_gets_its_columns_and_cannot_change_them() -> None:
+    seen: list[object] = []
+
+    def by_tests(
+        prompt: object, responses: list[str], answer: str | None, tests: list[int], limit: int = 7
+    ) -> list[int]:
+        seen.append((list(tests), limit))
+        tests.clear()
+        return [limit] * len(responses)
+
+    own, all_columns = given_function(by_tests), given_function(lambda prompt, responses, answer, **more: [len(more)])
+    texts = '{"tests": [1, 2], "other": 3}', '{"limit": 5, "tests": []}'
+    answered = [replace(task("a"), columns=text) for text in texts]
+    assert FunctionScorer(own).score([*answered, *answered]).tolist() == [7, 5, 7, 5]
+    assert seen == [([1, 2], 7), ([], 5)] * 2
+    assert FunctionScorer(all_columns).score(answered).tolist() == [2, 2]
 
 
 def test_a_sum_leaves_out_what_cannot_say_and_subtracts_for_a_cut() -> None:

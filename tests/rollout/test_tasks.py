@@ -97,6 +97,13 @@ def test_equal_prompts_are_one_task_and_the_rest_is_told(byte_level: Make) -> No
     assert all(task.ids.dtype == np.int32 for task in result.tasks)
 
 
+def test_tasks_of_other_columns_are_others(byte_level: Make) -> None:
+    rows = [Task(prompt="the cat", place=Place("f", i), columns=text) for i, text in enumerate(("[1]", "[2]", "[1]"))]
+    result = tasks_of(rows, byte_level(), 20)
+    assert [(task.columns, task.place.line) for task in result.tasks] == [("[1]", 0), ("[2]", 1)]
+    assert {note.reason for note in result.notes} == {"task.answers", "task.repeated"}
+
+
 def test_rows_as_published_become_tasks(byte_level: Make, shared: Callable[[str], Path]) -> None:
     for name, kinds in (("ranked/gsm8k_ranked.test.jsonl", 133), ("pairs/ukp_convarg.test.jsonl", 1624)):
         rows = read(str(shared(f"data/{name}"))).rows

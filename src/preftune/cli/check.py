@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from preftune.cli import view
 from preftune.cli.verbs import run_of
+from preftune.config.run import scoring_tables
 from preftune.errors import UserError, printable
+from preftune.rollout.functions import columns_of, functions_of
 from preftune.rows.split import Rows, read_rows
 from preftune.trust import refuse_unnamed
 
 if TYPE_CHECKING:
     from preftune.config.run import Run
+    from preftune.rollout.functions import Function
     from preftune.run.fits import Gpus
 
 MOST_GPUS, MOST_MEMORY = 1024, 4096.0  # more of either is a slip
@@ -68,7 +72,8 @@ def check(*words: str, gpus: float | None = None, gpu_memory: float | None = Non
 
 def _check_rows(run: Run, console: Console) -> int:
     """Show what the rows are; returns the tokens of the longest, 0 without a model."""
-    rows = read_rows(run.data)
+    functions = functions_of(scoring_tables(run)) if run.rollout is not None else ()
+    rows = read_rows(run.data, columns_of(functions))
     for part, reading in rows.readings.items():
         console.print(view.read(part, reading))
     if not run.model.path:
@@ -77,15 +82,15 @@ def _check_rows(run: Run, console: Console) -> int:
             console.print(view.row(row))
         console.print("[dim]Without model.path, rows are not tokenized.[/dim]")
         return 0
-    return _check_tasks(run, rows, console) if run.rollout is not None else _check_groups(run, rows, console)
+    return _check_tasks(run, rows, functions, console) if run.rollout is not None else _check_groups(run, rows, console)
 
 
-def _check_tasks(run: Run, rows: Rows, console: Console) -> int:
+def _check_tasks(run: Run, rows: Rows, functions: Sequence[Function | None], console: Console) -> int:
     assert run.rollout is not None
     with console.status("loading the tokenizer"):
         from preftune.run.preview import preview_tasks
 
-        tasks = preview_tasks(run, run.rollout, rows)
+        tasks = preview_tasks(run, run.rollout, rows, functions)
     console.print(view.drawing(tasks))
     prompt = max((len(task.ids) for task in [*tasks.tasks.train, *tasks.tasks.held_out]), default=0)
     return prompt + run.rollout.responses * run.rollout.max_tokens

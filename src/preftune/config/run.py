@@ -93,3 +93,8 @@ def reward_tables(run: Run) -> tuple[Reward, ...]:
     """The tables of [reward], where a callable given in Python is one, too."""
     rewards = run.reward if isinstance(run.reward, list | tuple) else () if run.reward is None else (run.reward,)
     return tuple(reward if isinstance(reward, Reward) else Reward(function=reward) for reward in rewards)
+
+
+def scoring_tables(run: Run) -> tuple[Reward, ...]:
+    """Those of them that score one response; a judge compares two."""
+    return tuple(reward for reward in reward_tables(run) if not reward.judge)

@@ -65,7 +65,10 @@ class Rollout(Table, frozen=True):
 
 REWARD_MODEL = "Folder or hub name of a reward model; beside `judge`, the name under which its server has the model."
 PEERS_MODEL = "reward_model_path reward_pretrain reward_model reward_model_adapters"
-REWARD_FUNCTION = "`rewards.py:name` or `module:name` of a function (prompt, responses, answer) -> a score each."
+REWARD_FUNCTION = (
+    "`rewards.py:name` or `module:name` of a function (prompt, responses, answer) -> a score each; whatever it takes "
+    "beyond these is a column of the row."
+)
 VERIFY = (
     "1 where a response agrees with the task's answer, else 0. exact: the same text; number: the same last number; "
     "regex: what `pattern` takes from the response is the answer."
@@ -81,7 +84,7 @@ WEIGHT = "Factor of this score in the sum of all; 0 for one that is measured and
 MISSING_END = "Subtracted from the score of a response that was cut before its end."
 TIME_LIMIT = "Seconds that one call of a function, or of a judge's server, may take."
 REWARD_ARGUMENTS, JUDGE_ARGUMENTS = ("prompt", "responses", "answer"), ("prompt", "first", "second")
-OTHER_ARGUMENTS = ("prompts", "completions")  # a whole batch, as TRL calls a reward function
+OTHER_ARGUMENTS = ("prompts", "completions", "queries", "solution_str", "solution_strs")  # of TRL, OpenRLHF and verl
 SOURCES = ("model", "function", "verify", "judge")
 
 

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import signal
 import sys
@@ -28,7 +27,9 @@ from msgspec import Struct
 
 from preftune.errors import LONGEST, UserError, nearest
 from preftune.objective.source import source_of
-from preftune.rollout.config import OTHER_ARGUMENTS, REWARD_ARGUMENTS
+from preftune.rollout.arguments import asked_by
+from preftune.rollout.config import REWARD_ARGUMENTS, Reward
+from preftune.rows.asked import Asked, all_of
 
 T = TypeVar("T")
 TIME_LIMIT = 60.0  # seconds a call
@@ -37,20 +38,21 @@ AGAIN = 0.5  # seconds after which the alarm comes once more, for code that catc
 
 class Function(Struct, frozen=True):
     """A function with its name for errors and the record, and SHA-256 of its name and source. remark: a sentence on
-    what it holds that this does not cover."""
+    what it holds that this does not cover; asked: the columns of a row that it reads."""
 
     call: Callable[..., Any]
     name: str
     digest: str
     remark: str = ""
+    asked: Asked = Asked()
 
 
 def given_function(function: Callable[..., Any], location: str = "reward") -> Function:
     """A callable given in Python. Raises UserError where it has no source, or is called with other arguments."""
     name = getattr(function, "__qualname__", type(function).__name__)
-    _refuse_other_arguments(function, name, REWARD_ARGUMENTS, location)
+    asked = asked_by(function, name, REWARD_ARGUMENTS, location)
     source = source_of(function, name, location)
-    return Function(function, name, source.digest, source.remark(name))
+    return Function(function, name, source.digest, source.remark(name), asked)
 
 
 def load_function(name: str, location: str, arguments: Sequence[str] = REWARD_ARGUMENTS) -> Function:
@@ -64,27 +66,24 @@ def load_function(name: str, location: str, arguments: Sequence[str] = REWARD_AR
         raise UserError(f"{source} has no {attribute}.", location=location, hint=nearest(attribute, known))
     if isinstance(function, type) or not callable(function):
         raise UserError(f"{name} is no function.", location=location)
-    _refuse_other_arguments(function, name, arguments, location)
-    return Function(function, name, hashlib.sha256(attribute.encode() + b"\0" + file.read_bytes()).hexdigest())
+    asked = asked_by(function, name, arguments, location)
+    digest = hashlib.sha256(attribute.encode() + b"\0" + file.read_bytes()).hexdigest()
+    return Function(function, name, digest, asked=asked)
 
 
-def _refuse_other_arguments(function: Callable[..., Any], name: str, arguments: Sequence[str], location: str) -> None:
-    """Raise UserError where a function cannot be called with these, or names what is another library's batch."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # one of C may not say
-        return
-    try:
-        signature.bind(*arguments)
-        fits = not set(OTHER_ARGUMENTS) & set(signature.parameters)
-    except TypeError:
-        fits = False
-    if not fits:
-        raise UserError(
-            f"{name} takes {signature}, and is called with ({', '.join(arguments)}).",
-            location=location,
-            hint="It is called for one prompt at a time, and gets no other columns of the row.",
-        )
+def functions_of(rewards: Sequence[Reward]) -> tuple[Function | None, ...]:
+    """The function that each table of [reward] names, or holds; None for one without. Raises UserError."""
+    return tuple(
+        None if reward.function is None
+        else given_function(reward.function) if callable(reward.function)
+        else load_function(reward.function, "reward.function")
+        for reward in rewards
+    )  # fmt: skip
+
+
+def columns_of(functions: Sequence[Function | None]) -> Asked:
+    """The columns of rows that these read."""
+    return all_of(function.asked for function in functions if function is not None)
 
 
 def _of_file(source: str, location: str) -> tuple[ModuleType, Path]:

@@ -18,7 +18,7 @@ from preftune import signals
 from preftune.errors import Problem, UserError
 from preftune.record.schema import numbered
 from preftune.rollout.config import Reward
-from preftune.rollout.functions import TIME_LIMIT, Function, call, given_function, load_function
+from preftune.rollout.functions import TIME_LIMIT, Function, call, functions_of
 from preftune.rollout.tasks import Task
 from preftune.rollout.verifiers import Verifier, unusable_answer, verifier
 from preftune.rows.account import NAMED
@@ -36,7 +36,8 @@ class Answered:
     """A task with the responses drawn to it.
 
     responses: as text, without the end token; ids: int32, one array a response, with it; ended: whether the response
-    has it, else it was cut; prompt_ids: int32 (tokens of the prompt,).
+    has it, else it was cut; prompt_ids: int32 (tokens of the prompt,); columns: JSON of those of the row that functions
+    read.
     """
 
     prompt: Prompt
@@ -46,6 +47,7 @@ class Answered:
     answer: str | None
     place: Place
     prompt_ids: np.ndarray
+    columns: str = ""
 
 
 class Scorer(Protocol):
@@ -64,7 +66,8 @@ def answered_task(
         body = response[:-1] if has_end else response
         whole = _decoded(tokenizer, np.concatenate([task.ids, body]))  # alone, some tokenizers would drop a first space
         texts.append(whole[len(before) :] if whole.startswith(before) else _decoded(tokenizer, body))
-    return Answered(task.prompt, tuple(texts), tuple(ids), tuple(map(bool, ended)), task.answer, task.place, task.ids)
+    return Answered(task.prompt, tuple(texts), tuple(ids), tuple(map(bool, ended)), task.answer, task.place, task.ids,
+                    task.columns)  # fmt: skip
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
@@ -72,7 +75,7 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
 
 
 class FunctionScorer:
-    """A function (prompt, responses, answer) -> one number or None a response, called once a task."""
+    """A function (prompt, responses, answer, **columns) -> one number or None a response, called once a task."""
 
     def __init__(self, function: Function, time_limit: float = TIME_LIMIT) -> None:
         self._function, self._time_limit = function, time_limit
@@ -89,7 +92,8 @@ class FunctionScorer:
         name, place = self._function.name, str(task.place)
 
         def work() -> list[object] | str:
-            result = self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer)
+            columns = self._function.asked.from_text(task.columns)
+            result = self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer, **columns)
             if isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | set | frozenset):
                 return list(result)
             return f"{type(result).__name__} ({result!r:.40})"
@@ -191,15 +195,19 @@ class SummedScorer:
             ])  # fmt: skip
 
 
-def scorer_of(rewards: Sequence[Reward], load_model: Callable[[Reward], Scorer]) -> SummedScorer:
+def scorer_of(
+    rewards: Sequence[Reward],
+    load_model: Callable[[Reward], Scorer],
+    functions: Sequence[Function | None] | None = None,
+) -> SummedScorer:
     """The scorer of the tables of [reward].
 
-    load_model: gives the scorer of a table that names a reward model. Raises UserError for a function or pattern that
-    cannot be used.
+    load_model: gives the scorer of a table that names a reward model; functions: those of the tables, where they are
+    loaded already. Raises UserError for a function or pattern that cannot be used.
     """
     parts: list[Part] = []
     digests, remarks = {}, []
-    functions = [_function_of(reward) for reward in rewards]  # before a model, which takes long to load
+    functions = functions_of(rewards) if functions is None else functions  # before a model, which takes long to load
     names = numbered([reward.name for reward in rewards])
     for reward, function, name in zip(rewards, functions, names, strict=True):
         if function is not None:
@@ -212,11 +220,3 @@ def scorer_of(rewards: Sequence[Reward], load_model: Callable[[Reward], Scorer])
             scorer = load_model(reward)
         parts.append(Part(name, scorer, reward.weight, reward.missing_end))
     return SummedScorer(parts, digests, remarks)
-
-
-def _function_of(reward: Reward) -> Function | None:
-    """The function that a table names, or holds."""
-    named = reward.function
-    if named is None:
-        return None
-    return given_function(named) if callable(named) else load_function(named, "reward.function")

@@ -27,7 +27,8 @@ class Task(Struct, frozen=True, eq=False):
     """A prompt to draw responses to.
 
     ids: int32 (tokens of the prompt,), template and opening of the response included; prompt: the same as the row has
-    it; answer: what a verifier reads; place, id: of the first row with this prompt; weight: the mean of its rows'.
+    it; answer: what a verifier reads; place, id: of the first row with this prompt; weight: the mean of its rows';
+    columns: JSON of those of the row that functions read.
     """
 
     ids: np.ndarray
@@ -36,6 +37,7 @@ class Task(Struct, frozen=True, eq=False):
     place: Place
     id: str = ""
     weight: float = 1.0
+    columns: str = ""
 
 
 class Tasks(Struct, frozen=True):
@@ -53,7 +55,7 @@ def tasks_of(
     template_options: Mapping[str, Any] | None = None,
     control_tokens: Literal["text", "tokens"] | None = "text",
 ) -> Tasks:
-    """One task for all rows of equal prompt ids and answer. Prompts of more than max_prompt_tokens are skipped.
+    """One task for all rows of equal prompt ids, answer and columns. Longer prompts than max_prompt_tokens are skipped.
 
     Raises UserError that lists the rows on which the chat template fails.
     """
@@ -66,25 +68,27 @@ def tasks_of(
         if responses(row):
             message = "the responses of the row are not read, since responses are drawn"
             tally.add("task.responses", message, row.place)
-    by_task: dict[tuple[bytes, str | None], list[TokenGroup]] = {}
+    by_task: dict[tuple[bytes, str | None, str], list[TokenGroup]] = {}
     prompts: set[bytes] = set()
     for group in tokenized.groups:
-        prompt, answer = group.prompt.tobytes(), row_at[group.place].answer
-        if (prompt, answer) in by_task:
+        prompt, row = group.prompt.tobytes(), row_at[group.place]
+        if (prompt, row.answer, row.columns) in by_task:
             tally.add("task.repeated", "the prompt and answer repeat an earlier row's; they are one task", group.place)
         elif prompt in prompts:
-            tally.add("task.answers", "an earlier row has this prompt and another answer", group.place)
+            what = "another answer, or other columns that are read" if row.columns else "another answer"
+            tally.add("task.answers", f"an earlier row has this prompt and {what}", group.place)
         prompts.add(prompt)
-        by_task.setdefault((prompt, answer), []).append(group)
+        by_task.setdefault((prompt, row.answer, row.columns), []).append(group)
     tasks = [_task(row_at[equal[0].place], equal) for equal in by_task.values()]
     return Tasks(tasks, tokenized.skipped, [*tokenized.notes, *tally.problems()])
 
 
 def _task_row(row: Row) -> TaskRow:
     row = with_last_turn(row)
-    return TaskRow(prompt=row.prompt, place=row.place, id=row.id, weight=row.weight, answer=row.answer)
+    return TaskRow(prompt=row.prompt, place=row.place, id=row.id, weight=row.weight, answer=row.answer,
+                   columns=row.columns)  # fmt: skip
 
 
 def _task(row: TaskRow, groups: Sequence[TokenGroup]) -> Task:
     weight = sum(group.weight for group in groups) / len(groups)
-    return Task(groups[0].prompt, row.prompt, row.answer, row.place, row.id, weight)
+    return Task(groups[0].prompt, row.prompt, row.answer, row.place, row.id, weight, row.columns)

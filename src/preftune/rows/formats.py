@@ -8,7 +8,7 @@ whose slots are all filled. Text under `prompt` is continued as it stands (as in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.raw_row import ANSWERS, CATEGORY, SYSTEM, RawRow
 from preftune.rows.row import Demo, Pair, Place, Row, responses
+from preftune.rows.tools import LISTED, OF_TEMPLATE
 from preftune.rows.verdicts import BETTER, FIRST, SIGN
 
 PROMPT = "prompt|question|instruction|input|query"
@@ -61,11 +62,12 @@ class Format(Struct, frozen=True):
                 filled[slot] = next((key for key in present if value[key] != ""), present[0])
         return filled
 
-    def read(self, value: Mapping[str, object], place: Place) -> ReadRow:
-        """The row. Raises MalformedRow, also for a key whose loss would change what the row means, or SkippedRow."""
+    def read(self, value: Mapping[str, object], place: Place, asked: Collection[str] = ()) -> ReadRow:
+        """The row. asked: keys that are read elsewhere. Raises SkippedRow, or MalformedRow, also for a key whose loss
+        would change what the row means."""
         value = {key: entry for key, entry in value.items() if entry is not None}
         try:
-            read = self.parse(value, place)
+            read = self.parse(value, place, asked)
         except MalformedRow as error:
             if error.reason == "row.missing" and (hints := _hints(value, [["prompt"]])):
                 raise MalformedRow(error.message, hints, error.reason) from error
@@ -74,7 +76,7 @@ class Format(Struct, frozen=True):
             refuse(meanings, {key: intended_key(key, value) for key in meanings if key in value})
         return read
 
-    def parse(self, value: Mapping[str, object], place: Place) -> ReadRow:
+    def parse(self, value: Mapping[str, object], place: Place, asked: Collection[str] = ()) -> ReadRow:
         """The row, whatever the keys mean that are not read. Raises MalformedRow or SkippedRow."""
         raw = RawRow(value, place, self.keys(value))
         row = raw.with_tools_and_options(self.build(raw))
@@ -84,7 +86,7 @@ class Format(Struct, frozen=True):
             known = known or ("token_weights in each entry of the list" if "items" in self.slots else "")
             hint = f"Here it is {known}." if known else ""
             raise MalformedRow(f'"{wrong[0]}" is not read in rows of the form {self.name}.', hint)
-        read = {*COMMON, *self.optional, *raw.keys.values()}
+        read = {*COMMON, *self.optional, *asked, *raw.keys.values()}
         if "instruction" in read:
             read.add("input")
         unread = {**{key: entry for key, entry in value.items() if key not in read}, **raw.unread}
@@ -151,6 +153,9 @@ FORMATS = (
     Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
     Format("texts", {"text": "text"}, build.text, bare=True),
 )  # fmt: skip
+_SLOTS = {name for form in FORMATS for names in form.slots.values() for name in names.split("|")}
+NAMES = frozenset({*COMMON, *build.SCORES_OF_PAIR, *_SLOTS, *(name for form in FORMATS for name in form.optional)})
+KNOWN = NAMES | {*LISTED, OF_TEMPLATE, "history"}  # all keys that a form may read
 
 
 def fitting(value: Mapping[str, object]) -> Format | None:
@@ -246,9 +251,7 @@ def _similarity(form: Format, value: Mapping[str, object]) -> tuple[int, float]:
 
 def intended_key(key: str, value: Mapping[str, object]) -> str:
     """The key that an unread one may have been meant for: the record then reads, with all that is read now."""
-    known = {*COMMON, *build.SCORES_OF_PAIR, *(name for form in FORMATS for name in form.optional)}
-    known |= {name for form in FORMATS for names in form.slots.values() for name in names.split("|")}
-    similar = [name for name in known - {*value} if name.count("_") == key.count("_")]
+    similar = [name for name in NAMES - {*value} if name.count("_") == key.count("_")]
     for name in get_close_matches(key, sorted(similar), n=3, cutoff=0.8):
         unread = _unread({name if other == key else other: entry for other, entry in value.items()})
         if unread is not None and not unread - (_unread(value) or set()) - {key} and name not in unread:

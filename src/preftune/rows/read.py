@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import merge_malformed
-from preftune.rows.formats import Format, detect_format, fitting, intended_key, is_hole
+from preftune.rows.asked import Asked
+from preftune.rows.formats import KNOWN, Format, detect_format, fitting, intended_key, is_hole
 from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
 from preftune.rows.raw_row import ANSWERS
@@ -23,6 +24,7 @@ from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
 from preftune.rows.sources import Source, from_objects, load
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
+NOTHING = Asked()
 IN_PYTHON = "rows"  # stands for a file's name where rows are Python values
 
 
@@ -44,14 +46,16 @@ class Reading(Struct, frozen=True):
         return len(self.rows) + len(self.skipped)
 
 
-def read(source: str | Iterable[object], *, columns: Mapping[str, str | None] | None = None) -> Reading:
+def read(
+    source: str | Iterable[object], *, columns: Mapping[str, str | None] | None = None, asked: Asked = NOTHING
+) -> Reading:
     """All rows of a file, of a list of files, of a hub dataset (`owner/name` or `owner/name:split`), or of an iterable
     of mappings, such as a list or a `datasets.Dataset`, which is gone through once.
 
-    columns: key of the rows -> the key that is read, "" or None to leave it out. Raises one UserError that lists every
-    malformed row of all files.
+    columns: key of the rows -> the key that is read, "" or None to leave it out; asked: the columns that functions of
+    rewards read. Raises one UserError that lists every malformed row of all files.
     """
-    reader = _Reader(columns or {})
+    reader = _Reader(columns or {}, asked)
     names = _names(source)
     for name in names:
         try:
@@ -76,8 +80,8 @@ def _names(source: str | Iterable[object]) -> list[str]:
 
 
 class _Reader:
-    def __init__(self, columns: Mapping[str, str | None]) -> None:
-        self._columns = columns
+    def __init__(self, columns: Mapping[str, str | None], asked: Asked) -> None:
+        self._columns, self._asked = columns, asked
         self.rows: list[Row] = []
         self.skipped: list[Problem] = []
         self.problems: list[Problem] = []
@@ -103,14 +107,18 @@ class _Reader:
         if absent:
             hint = f"Seen: {', '.join(source.records[0][1])}."
             self.problems.append(Problem(f"no row has the key {', '.join(absent)} of data.columns.", name, hint))
-        first = _first_of_most(records)
+        self.problems += self._not_there(name, [value for _, value in records])
+        first = _first_of_most([(place, self._judged(value)) for place, value in records])
         unread: dict[str, Mapping[str, object]] = {}
         scale, kind, form_of_kind = "", None, None
         ways: dict[bool, Place] = {}
         for place, value in records:
             try:
-                form = _form(value, first)
-                row, more, used = form.read(value, place)
+                judged = self._judged(value)
+                form = _form(judged, first)
+                row, more, used = form.read(judged, place, self._asked.named)
+                if columns := self._asked.text_of(value):
+                    row = replace(row, columns=columns)
                 check(row)
                 kind, form_of_kind = kind or type(row), form_of_kind or form
                 if type(row) is not kind and not (form is form_of_kind and {kind, type(row)} == {Demo, Task}):
@@ -118,7 +126,7 @@ class _Reader:
                 ways.setdefault(isinstance(row.prompt, str), place)
                 scale = scale or used
                 self.rows.append(row if used in ("", scale) else _without_scores(row))
-                for key in more:
+                for key in more if not self._asked.every else more.keys() - value.keys():
                     unread.setdefault(key, value)
             except MalformedRow as error:
                 malformed.append((error, place))
@@ -126,6 +134,18 @@ class _Reader:
                 self.skipped.append(Problem(error.message, str(place), reason=error.reason))
         self.problems += merge_malformed(malformed, lambda error: (DETAIL.sub("", error.message), error.reason))
         self._note(name, unread, ways)
+
+    def _judged(self, value: Mapping[str, object]) -> Mapping[str, object]:
+        """A record without the columns that functions alone read, which decide nothing of its form."""
+        alone = self._asked.named - KNOWN
+        return {key: entry for key, entry in value.items() if key not in alone} if alone else value
+
+    def _not_there(self, name: str, values: Sequence[Mapping[str, object]]) -> list[Problem]:
+        """What is wrong where no row of a file has a column that a function needs."""
+        absent = self._asked.absent(values) if values else []
+        message = f"no row has the key {', '.join(absent)}, which a function of rewards takes."
+        hint = f"Seen: {', '.join(values[0])}. What has a default may be missing." if absent else ""
+        return [Problem(message, name, hint)] if absent else []
 
     def _note(self, name: str, unread: Mapping[str, Mapping[str, object]], ways: Mapping[bool, Place]) -> None:
         """Note what is odd about the whole file."""

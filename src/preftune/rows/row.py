@@ -66,7 +66,7 @@ class _AnyRow(Struct, frozen=True, kw_only=True):
 
     category: the part of the data that the row belongs to, where it says one; token_weights: one entry a response, None
     where each of its tokens counts 1; answer: what a verifier holds a drawn response against, where the row gives it; a
-    value that is no text is its JSON.
+    value that is no text is its JSON; columns: JSON of those that functions of rewards read.
     """
 
     prompt: Prompt
@@ -76,6 +76,7 @@ class _AnyRow(Struct, frozen=True, kw_only=True):
     category: str = ""
     token_weights: tuple[TokenWeights | None, ...] | None = None
     answer: str | None = None
+    columns: str = ""
 
 
 class Pair(_AnyRow, frozen=True, kw_only=True):

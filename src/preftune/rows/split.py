@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, refuse_too_many
+from preftune.rows.asked import Asked
 from preftune.rows.config import Data
-from preftune.rows.read import Reading, read
+from preftune.rows.read import NOTHING, Reading, read
 from preftune.rows.row import Row, responses, shared_by, with_last_turn
 
 FEWEST_PROMPTS = 10
@@ -34,16 +35,17 @@ class Rows(Struct, frozen=True):
         return {f"data.{part}": hashlib.sha256(digests.encode()).hexdigest() for part, digests in joined.items()}
 
 
-def read_rows(data: Data) -> Rows:
-    """Read every source, refuse too many unusable rows, and hold rows out. Raises UserError."""
+def read_rows(data: Data, asked: Asked = NOTHING) -> Rows:
+    """Read every source, refuse too many unusable rows, and hold rows out. asked: columns that functions of rewards
+    read. Raises UserError."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
-    readings = {"train": read(data.train, columns=data.columns)}
+    readings = {"train": read(data.train, columns=data.columns, asked=asked)}
     if data.evaluate is not None:
         if data.holdout:
             message = "has no effect where data.evaluate is given."
             raise UserError(message, location="data.holdout", hint="Remove one of the two.")
-        evaluate = read(data.evaluate, columns=data.columns)
+        evaluate = read(data.evaluate, columns=data.columns, asked=asked)
         if set(readings["train"].files.values()) & set(evaluate.files.values()):
             hint = "Measure on rows that are not trained on."
             raise UserError("is a training file too.", location="data.evaluate", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from preftune import signals
-from preftune.config.run import Run, reward_tables
+from preftune.config.run import Run, reward_tables, scoring_tables
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.evaluate.evaluate import HeldOut
@@ -32,6 +33,7 @@ from preftune.pack.plan import Packing, Plan, Step, make_plan
 from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.functions import Function, functions_of
 from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online
 from preftune.rollout.reward_model import ModelScorer, recorded_slope
@@ -74,15 +76,15 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
     run = with_precision(run, device := device_of(run, dist.local))
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
-    tasks, notes = load_tasks(run, rollout), Notes()
+    functions = functions_of(scoring_tables(run))
+    tasks, notes = load_tasks(run, rollout, functions=functions), Notes()
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
     digests = dict(tasks.dataset.digests)
-    paths = [reward.model for reward in reward_tables(run) if reward.model and not reward.judge]
-    on_base = any(stands_on_base(run, path, "reward.model") for path in paths)
-    scoring = None if on_base else scorer_and_judge(run, tasks, device, digests, notes)  # what fails early first
+    on_base = any(stands_on_base(run, each.model, "reward.model") for each in scoring_tables(run) if each.model)
+    scoring = None if on_base else scorer_and_judge(run, tasks, functions, device, digests, notes)  # what fails early
     run, models, anchor, packing, digests_of_models = _load(run, rollout.temperature, tasks, notes, dist)
-    scorer, judge = scoring or scorer_and_judge(run, tasks, device, digests, notes, models.policy)
+    scorer, judge = scoring or scorer_and_judge(run, tasks, functions, device, digests, notes, models.policy)
     digests |= digests_of_models
     decides = identity(run, digests)
     assert_same_run(decides, dist, resumed)
@@ -206,10 +208,11 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
 
 @signals.interruptible()
 def scorer_and_judge(
-    run: Run, tasks: TaskSet, device: torch.device, digests: dict[str, str], notes: Notes, policy: Policy | None = None
-) -> tuple[SummedScorer, PairwiseJudge | None]:
-    """What scores the run's responses, or judges them two by two; digests and notes of it are added. policy: on whose
-    base a reward model may stand."""
+    run: Run, tasks: TaskSet, functions: Sequence[Function | None], device: torch.device, digests: dict[str, str],
+    notes: Notes, policy: Policy | None = None,
+) -> tuple[SummedScorer, PairwiseJudge | None]:  # fmt: skip
+    """What scores the run's responses, or judges them two by two; digests and notes of it are added. functions: those
+    of the tables that score; policy: on whose base a reward model may stand."""
 
     def load_model(reward: Reward) -> ModelScorer:
         assert reward.model is not None
@@ -238,8 +241,7 @@ def scorer_and_judge(
                            positions(model.module.config))  # fmt: skip
 
     judges = [reward for reward in reward_tables(run) if reward.judge]
-    scoring = [reward for reward in reward_tables(run) if not reward.judge]
-    scorer = scorer_of(scoring, load_model)
+    scorer = scorer_of(scoring_tables(run), load_model, functions)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     digests |= scorer.digests
     if scorer.remarks:

@@ -5,13 +5,14 @@ Held by tests/run/test_preview.py and tests/cli/test_check.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from preftune.config.resolve import resolve
-from preftune.config.run import Run, reward_tables
+from preftune.config.run import Run, reward_tables, scoring_tables
 from preftune.model.budget import LARGEST, attention_crossover
 from preftune.model.load import load_config
 from preftune.model.memory import Expected, expected
@@ -22,6 +23,7 @@ from preftune.objective import of_scores
 from preftune.pack.plan import Packing, Plan
 from preftune.pack.trie import distinct_tokens
 from preftune.rollout.config import Rollout
+from preftune.rollout.functions import Function
 from preftune.rollout.judges import judge_of
 from preftune.rollout.phase import updates_before
 from preftune.rollout.scorers import SummedScorer, scorer_of
@@ -87,8 +89,9 @@ class TaskPreview(NamedTuple):
     steps: int
 
 
-def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
-    """Make tasks of the rows, read what scores them, and plan, as `train` would. Raises UserError."""
+def preview_tasks(run: Run, rollout: Rollout, rows: Rows, functions: Sequence[Function | None]) -> TaskPreview:
+    """Make tasks of the rows, read what scores them, and plan, as `train` would. functions: of the tables that score.
+    Raises UserError."""
     refuse_untrainable(run)
     tasks = tasks_from(run, rollout, rows)
     if run.adapter is not None:
@@ -96,18 +99,16 @@ def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
     for reward in reward_tables(run):
         if reward.model and not reward.judge:
             load_config(reward.model, None, "reward.model")
-    _scorer(run).refuse_tasks([*tasks.train, *tasks.held_out])
+    _scorer(run, functions).refuse_tasks([*tasks.train, *tasks.held_out])
     plan = plan_tasks(run, rollout, len(tasks.train))
     before = updates_before(plan, rollout.epochs, min(run.batch.rows, rollout.phase_tasks), run.optim.steps)
     refuse_long_warmup(run.optim, before[-1])
     return TaskPreview(tasks, rollout, sum(first < before[-1] for first in before), before[-1])
 
 
-def _scorer(run: Run) -> SummedScorer:
-    """What scores a response without a model. Raises UserError where a function or a pattern cannot be used."""
-    tables = reward_tables(run)
-    for reward in tables:
+def _scorer(run: Run, functions: Sequence[Function | None]) -> SummedScorer:
+    """What scores a response, without models. Raises UserError where a judge or a pattern cannot be used."""
+    for reward in reward_tables(run):
         if reward.judge and "://" not in reward.judge:
             judge_of(reward)
-    without_model = [reward for reward in tables if reward.function or reward.verify]
-    return scorer_of(without_model, lambda reward: _scorer(run))
+    return scorer_of(scoring_tables(run), lambda _: SummedScorer((), {}), functions)

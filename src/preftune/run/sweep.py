@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from preftune import events, files, signals
 from preftune.config.resolve import resolve
-from preftune.config.run import Run
+from preftune.config.run import Run, scoring_tables
 from preftune.config.tree import plain, python_values, tree_of, with_values
 from preftune.config.vary import Variant
 from preftune.config.vary import vary as combined
@@ -21,6 +21,7 @@ from preftune.record.reader import Record
 from preftune.record.terminal import default_progress
 from preftune.record.writer import SWEEP_PAGE, assert_sweep_writable
 from preftune.report import page
+from preftune.rollout.functions import columns_of, functions_of
 from preftune.rows.split import read_rows
 from preftune.run.dataset import cached_loader
 from preftune.run.match_rows import match_rows
@@ -82,7 +83,8 @@ def train_all(variants: Sequence[Variant], out: Path, *, resume: bool = False) -
                 if run.rollout is None:
                     match_rows(run, load(run))
                 else:
-                    preview_tasks(run, run.rollout, read_rows(run.data))
+                    functions = functions_of(scoring_tables(run))
+                    preview_tasks(run, run.rollout, read_rows(run.data, columns_of(functions)), functions)
         failed: dict[Path, UserError] = {}
         for number, (variant, folder) in enumerate(zip(variants, folders, strict=True), 1):
             if stop := signals.agreed(dist):

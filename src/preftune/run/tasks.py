@@ -13,6 +13,7 @@ from preftune.errors import UserError
 from preftune.events import Note, emit
 from preftune.model.budget import positions
 from preftune.rollout.config import Rollout
+from preftune.rollout.functions import Function, columns_of
 from preftune.rollout.tasks import Task, Tasks, tasks_of
 from preftune.rows.row import Demo, Message, Response, last_text
 from preftune.rows.split import Rows, read_rows
@@ -48,10 +49,13 @@ class TaskSet(NamedTuple):
     parts: dict[str, Tasks]
 
 
-def load_tasks(run: Run, rollout: Rollout, limit_key: str = "rollout.max_tokens") -> TaskSet:
-    """Read rows of any kind as tasks, and say what is odd about them. Raises UserError, as `tasks_from` does."""
+def load_tasks(
+    run: Run, rollout: Rollout, limit_key: str = "rollout.max_tokens", functions: Sequence[Function | None] = ()
+) -> TaskSet:
+    """Read rows of any kind as tasks, with the columns that functions of rewards read, and say what is odd about them.
+    Raises UserError, as `tasks_from` does."""
     emit(Note("reading rows"))
-    tasks = tasks_from(run, rollout, read_rows(run.data), limit_key)
+    tasks = tasks_from(run, rollout, read_rows(run.data, columns_of(functions)), limit_key)
     for part in tasks.parts.values():
         for note in part.notes:
             emit(Note(str(note)))
