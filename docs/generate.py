@@ -322,6 +322,7 @@ def record_page() -> str:
     for title, table in (
         ("metrics.jsonl: one object a step", schema.STEP),
         ("evaluations.jsonl: one object an evaluation", schema.EVALUATION),
+        ("evaluations.jsonl: of each reward, with its name, as `reward verify number`", schema.OF_REWARD),
         ("phases.jsonl: one object a phase that was drawn, and the mean of each reward", schema.PHASE),
         ("evaluation_rows.jsonl: one object a held-out row, of the last evaluation", schema.ROW),
         ("evaluation_words.jsonl: the tokens that decide the held-out margins most, at most five", schema.WORD),

@@ -49,13 +49,15 @@ def test_check_shows_the_prompts_and_phases_of_a_run_that_draws(run) -> None:
 
 
 def test_the_table_of_metrics_is_a_line_a_metric_at_80_columns() -> None:
-    numbers = dict.fromkeys(EVALUATION, -12345.678)
+    of_reward = ("reward r.py:f", "reward_error r.py:f", "reward_best r.py:f")
+    numbers = dict.fromkeys([*EVALUATION, *of_reward], -12345.678)
     console = Console(width=80, color_system=None)
     with console.capture() as shown:
         console.print(metrics_table(numbers, numbers, titles=("before", "after")))
     lines = shown.get().splitlines()
-    assert len(lines) <= 1 + len(EVALUATION)
-    assert all(line.split()[0] in {"metric", *EVALUATION} for line in lines)
+    assert len(lines) <= 1 + len(numbers)
+    assert all(line.split()[0] in {"metric", *EVALUATION, "reward", "reward_error", "reward_best"} for line in lines)
+    assert sum("r.py:f" in line for line in lines) == len(of_reward)
 
 
 def test_wrapped_text_of_a_model_continues_below_its_beginning() -> None:

@@ -35,6 +35,9 @@ from preftune.rollout import numbers, phase
 from preftune.rollout.config import Reward, Value
 from preftune.rollout.draw import Drawn
 from preftune.rollout.embedded import Embedded
+from preftune.rollout.evaluate import SEED, chosen_tasks
+from preftune.rollout.tasks import Task
+from preftune.rows.row import Place
 from preftune.run.online import prepare_online
 from preftune.run.train import new_state, train
 from preftune.training.loop import fit
@@ -243,6 +246,10 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
         (changed(run, reward=[words, Reward]), "reward: holds a"),
         (changed(run, objective=o.Sum((o.DPO(), o.DRO()))), "dpo .* dro .* one kind of label"),
         (changed(run, objective=o.Sum((o.DRO(), o.DPO()))), "dpo .* dro .* one kind of label"),
+        (
+            changed(online(o.DPO(), rollout__labels="judge", rollout__held_out=3), reward=Reward(judge="j.py:f")),
+            "rollout.held_out",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             train(broken)
@@ -257,6 +264,46 @@ def test_rewards_of_python_are_added_and_measured_by_name(online: Callable[..., 
         line["reward words"] == line["reward words (2)"] == pytest.approx(line["score"] - line["reward verify exact"])
     )
     assert Record.open(Path(run.out)).rewards[2]["function"] == "words"
+
+
+def test_held_out_rewards_are_measured_each_by_itself(online: Callable[..., Run]) -> None:
+    """Their mean, its error over prompts, and the best of a prompt's responses; None of a reward is left out."""
+
+    def some(prompt: str, responses: Sequence[str], answer: object) -> list[float | None]:
+        return [None if prompt.startswith("w9") or "w3" in response else len(response) for response in responses]
+
+    prompts = [{"prompt": f"w{i} w{i + 5} w{i + 2}"} for i in range(3, 13)]
+    run = changed(online(optim__steps=1), reward=[words, Reward(function=some, weight=0.1)])  # type: ignore[arg-type]
+    run = changed(run, data=changed(run.data, evaluate=prompts), rollout=changed(run.rollout, held_out=8))
+    prepared = prepare_online(run, SINGLE_PROCESS).training
+    assert prepared.tasks is not None
+    assert len(prepared.tasks.tasks) == 8
+    seen = prepared.tasks._scored(  # the draws are those of every evaluation
+        phase.draw(prepared.tasks.sampler, prepared.tasks.tasks, 3, (run.seed, SEED), SINGLE_PROCESS), SINGLE_PROCESS
+    )
+    assert seen.scores is not None
+    assert seen.score is not None
+    (first, *_) = Record.open(train(run)).evaluations
+    by_task = seen.scores.T.reshape(2, 8, 3)
+    assert np.isnan(by_task).all(2).any()  # a prompt to which one of them says nothing
+    for name, table in zip(("words", next(key[7:] for key in first if key.endswith("some"))), by_task, strict=True):
+        rows = [row[~np.isnan(row)] for row in table if not np.isnan(row).all()]
+        means = [row.mean() for row in rows]
+        assert first[f"reward {name}"] == pytest.approx(np.mean(means))
+        assert first[f"reward_error {name}"] == pytest.approx(np.std(means, ddof=1) / len(means) ** 0.5)
+        assert first[f"reward_best {name}"] == pytest.approx(np.mean([row.max() for row in rows]))
+    assert first["score_best"] == pytest.approx(seen.score.reshape(8, 3).max(1).mean())
+    assert first["score"] == pytest.approx(np.mean(by_task[0] + 0.1 * np.nan_to_num(by_task[1])))
+
+
+def test_which_held_out_prompts_are_measured_does_not_depend_on_their_order(online: Callable[..., Run]) -> None:
+    """A sorted file has one topic first."""
+    tasks = [Task(np.array([i, 2], np.int32), str(i), None, Place("f", i)) for i in range(200)]
+    chosen = chosen_tasks(tasks, 64)
+    assert {task.prompt for task in chosen} == {task.prompt for task in chosen_tasks(tasks[::-1], 64)}
+    assert [task.place.line for task in chosen] == sorted(task.place.line for task in chosen)
+    assert 20 <= sum(task.place.line < 100 for task in chosen) <= 44
+    assert chosen_tasks(tasks[:64], 64) == tasks[:64]
 
 
 def test_a_row_counts_by_its_weight(online: Callable[..., Run]) -> None:

@@ -18,7 +18,7 @@ from preftune.diagnosis import diagnose
 from preftune.diagnosis.finding import number
 from preftune.errors import Problem, printable
 from preftune.record.reader import Record
-from preftune.record.schema import EVALUATION
+from preftune.record.schema import evaluation_metrics
 from preftune.rows.account import Account, by_reason
 from preftune.rows.read import Reading
 from preftune.rows.row import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
@@ -213,7 +213,7 @@ def metrics_table(*columns: Mapping[str, float | None], titles: tuple[str, ...] 
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("unit", style="dim", no_wrap=True)
-    for name, metric in EVALUATION.items():
+    for name, metric in evaluation_metrics(*columns).items():
         values = [column.get(name) for column in columns]
         if name not in ("step", "seconds") and any(value is not None for value in values):
             table.add_row(name, *map(number, values), escape(metric.unit))

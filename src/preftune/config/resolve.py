@@ -228,6 +228,8 @@ def _refuse_reward(run: Run, rollout: Rollout) -> None:
     if not judges and not any(reward.weight for reward in reward_tables(run)):
         raise UserError("no reward has a weight, so nothing is learned from any.", location="reward.weight",
                         hint="Give one of them a weight.")  # fmt: skip
+    if judges and rollout.held_out is not None:
+        raise _without_effect("a judge gives no score that could be measured", "rollout.held_out")
     if bool(judges) != (rollout.labels == "judge"):
         raise UserError('a judge and rollout.labels = "judge" need each other.', location="reward",
                         hint="Give both or neither.")  # fmt: skip

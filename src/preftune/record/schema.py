@@ -8,7 +8,7 @@ over the step's examples unless their meaning says otherwise; a value that a kin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -120,6 +120,9 @@ EVALUATION: dict[str, Metric] = {
     ),
     "score": Metric("score", "mean score of responses drawn to held-out prompts"),
     "score_error": Metric("score", "standard error of that mean, over prompts"),
+    "score_best": Metric(
+        "score", "mean over prompts of the highest score of their responses: pass@K where scores are 0 and 1"
+    ),
     "kl": Metric("nats", "mean log-ratio to the reference of these responses"),
     "kl_error": Metric("nats", "standard error of that mean, over prompts"),
     "ceiling": Metric(
@@ -203,6 +206,20 @@ WORD: dict[str, Metric] = {
     "label_z": Metric("", "the z of the label in place of the margin: what the data say themselves"),
     "p": Metric("", "two-sided p value of z, after Holm over all tokens looked at"),
 }
+
+
+OF_REWARD: dict[str, Metric] = {  # a name of these stands before that of a reward, as in "reward verify number"
+    "reward": Metric("score", "mean of this reward alone over the same responses, without its weight"),
+    "reward_error": Metric("score", "standard error of that mean, over prompts"),
+    "reward_best": Metric("score", "mean over prompts of the highest such score: pass@K where it is 0 or 1"),
+}
+
+
+def evaluation_metrics(*lines: Mapping[str, object]) -> dict[str, Metric]:
+    """What evaluations hold: the metrics of all, and those of each reward that one of these lines has."""
+    of_rewards = {key: OF_REWARD[kind] for line in lines for key in line
+                  if (kind := key.partition(" ")[0]) in OF_REWARD and kind != key}  # fmt: skip
+    return EVALUATION | of_rewards
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -68,6 +68,9 @@ def summary(metrics: Metrics) -> str:
         value = metrics.get(name)
         if value is not None:
             parts.append(text.format(value))
+    rewards = {name: value for name, value in metrics.items() if name.startswith("reward ") and value is not None}
+    if len(rewards) > 1:  # one alone is the score
+        parts += [f"{name.partition(' ')[2]} {value:.3f}" for name, value in rewards.items()]
     seconds, tokens = metrics.get("seconds"), metrics.get("tokens_computed")
     if seconds and tokens:
         parts.append(f"{tokens / seconds:,.0f} tokens/s")

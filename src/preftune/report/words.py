@@ -12,7 +12,7 @@ from preftune.diagnosis.finding import number, share
 from preftune.diagnosis.objective_facts import parts
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, prompts_of
-from preftune.record.schema import EVALUATION
+from preftune.record.schema import EVALUATION, evaluation_metrics
 from preftune.record.statistics import estimate
 
 EXPLAINS = 0.02  # where kinds of row are mixed only some have a margin, and the changes of all do not explain it
@@ -202,7 +202,7 @@ def sharing(record: Record) -> str:
 def evaluations(record: Record) -> list[Line]:
     """Every evaluated number before and after, with its unit and meaning."""
     lines = []
-    for key, meter in EVALUATION.items():
+    for key, meter in evaluation_metrics(record.start, record.end).items():
         first, last, change = record.start.get(key), record.end.get(key), record.gain(key)
         if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
             continue
@@ -211,7 +211,7 @@ def evaluations(record: Record) -> list[Line]:
         difference = number(change, sign=True)
         if percent and change is not None:
             difference = f"{number(100 * change, 1, sign=True)} pt"
-        name = key.replace("_", " ").replace("logp", "log-probability").capitalize()
+        name = key.replace("_", " ").replace("logp", "log-probability").capitalize() if key in EVALUATION else key
         unit = "" if unit == "as the objective" else unit
         lines.append(Line(name, meter.meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
     return lines

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Score = float | None
     Function = Callable[[Prompt, Sequence[str], str | None], Sequence[Score]]
 
+MEASURED = 64  # held-out prompts that are drawn to, where nobody says
 ROWS = 256  # responses that are drawn at once, from where on a wider batch draws no faster
 FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*", re.DOTALL)
 URL = re.compile(r"https?://[^/\s]+(?:/\S*)?")
@@ -25,6 +26,7 @@ TASKS = "Prompts of a phase; if not given, as many as make 256 responses."
 RESPONSES = "Responses drawn to each prompt."
 PEERS_RESPONSES = "num_generations num_generations_eval n_samples_per_prompt rloo_k group_size num_return_sequences"
 MAX_TOKENS = "Tokens after which a response is cut."
+HELD_OUT = "Held-out prompts that are drawn to at an evaluation; 64 if not given, or all where there are fewer."
 TEMPERATURE = "Divides the logits, of the draw and of the update alike."
 EPOCHS = "Passes over the responses of a phase."
 LABELS = (
@@ -51,6 +53,7 @@ class Rollout(Table, frozen=True):
     epochs: Annotated[int, about(EPOCHS, also="num_iterations ppo_epochs num_ppo_epochs", ge=1)] = 1
     temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
     labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
+    held_out: Annotated[Count | None, about(HELD_OUT, also="max_eval_samples num_eval_prompts")] = None
     server: Annotated[str | None, about(SERVER, also="vllm_server_base_url vllm_server_host", identity=False)] = None
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ Held by tests/laws/test_online.py.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,9 +60,10 @@ class HeldOutTasks:
         metrics: dict[str, float | None] = {
             "score": float(by_task.mean()),
             "score_error": error_over_prompts(by_task),
+            "score_best": float(by_task.max(1).mean()) if self.count > 1 else None,
             "tokens": float(numbers.lengths.mean()),
             "ended": float(numbers.ended.mean()),
-        }
+        } | by_reward(numbers, self.count, [part.name for part in self.scorer.parts])
         reference = self.anchor if models.reference is None else models.reference.policy
         if reference is not None:
             groups = plain_groups(self.tasks, numbers, self.count)
@@ -88,6 +90,30 @@ class HeldOutTasks:
                 write_numbers(path, known)
         assert known.score is not None
         return known.score.reshape(len(self.tasks), -1)
+
+
+def by_reward(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[str, float | None]:
+    """What record.schema.OF_REWARD names, of each reward by its name. Of a prompt to which it has said nothing, nothing
+    counts."""
+    metrics: dict[str, float | None] = {}
+    assert numbers.scores is not None
+    for name, column in zip(rewards, numbers.scores.T, strict=True):
+        by_task = column.reshape(-1, count)
+        by_task = by_task[~np.isnan(by_task).all(1)]
+        if len(by_task):
+            means = np.nanmean(by_task, 1)
+            metrics[f"reward {name}"] = float(means.mean())
+            metrics[f"reward_error {name}"] = error_over_prompts(means[:, None])
+            if count > 1:
+                metrics[f"reward_best {name}"] = float(np.nanmax(by_task, 1).mean())
+    return metrics
+
+
+def chosen_tasks(tasks: Sequence[Task], most: int) -> list[Task]:
+    """So many of the tasks at most, in their order, the same ones whatever their order: files are often sorted, and the
+    first tasks of one are of one topic."""
+    by_digest = sorted(range(len(tasks)), key=lambda i: hashlib.sha256(tasks[i].ids.tobytes()).digest())
+    return [tasks[i] for i in sorted(by_digest[:most])]
 
 
 def error_over_prompts(by_task: np.ndarray) -> float | None:

@@ -30,9 +30,9 @@ from preftune.model.shapes import shapes_of
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
-from preftune.rollout.config import Reward, Rollout, Value
+from preftune.rollout.config import MEASURED, Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.evaluate import HeldOutTasks
+from preftune.rollout.evaluate import HeldOutTasks, chosen_tasks
 from preftune.rollout.functions import Function, functions_of
 from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online
@@ -56,7 +56,6 @@ from preftune.training.schedule import refuse_long_warmup
 from preftune.training.update import Training
 
 DRAWN_BY = ("data.", "model", "reference", "reward", "rollout.", "seed", "tokenizer", "value")  # keys and digests
-MEASURED = 64  # held-out prompts that are drawn to at most
 
 
 class Loaded(NamedTuple):
@@ -143,9 +142,11 @@ def _training(
     """The pieces of the loop. sampler: draws to held-out prompts, in this process."""
     held_out = None
     if tasks.held_out and source.judge is None:  # a judge compares two responses, and gives no score to follow
-        if len(tasks.held_out) > MEASURED:
-            notes["measured"] = (f"of {len(tasks.held_out)} held-out prompts, {MEASURED} are drawn to", {})
-        held_out = HeldOutTasks(tasks.held_out[:MEASURED], source.rollout.responses, run.seed, sampler, source.anchor,
+        chosen = chosen_tasks(tasks.held_out, source.rollout.held_out or MEASURED)
+        if len(chosen) < len(tasks.held_out):
+            text = f"of {len(tasks.held_out)} held-out prompts, {len(chosen)} are drawn to (rollout.held_out)"
+            notes["measured"] = (text, {})
+        held_out = HeldOutTasks(chosen, source.rollout.responses, run.seed, sampler, source.anchor,
                                 source.scorer, source.tokenizer, source.packing, source.record)  # fmt: skip
     return Training(
         models=source.models,
