@@ -76,6 +76,9 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         PAIR | {"context": "a page"},
         {"question": "ask", "custom_system_prompt": "be kind", "chosen": "say", "rejected": "no"},
         DEMO | {"documents": ["a", "b"]},
+        {"question": "which?", "answer": 2, "choices": ["oak", "elm", "ash"]},
+        {"question": "which?", "answer": "A", "options": {"A": "oak", "B": "elm"}},
+        {"question": "which?", "answer": "A", "A": "oak", "B": "elm"},
     ],
 }
 CASES = [(kind, row) for kind, rows in REFUSED.items() for row in rows]
@@ -93,6 +96,7 @@ TOLD: list[dict[str, Any]] = [
     PAIR | {"question": "ask", "original_rejected": "no"},  # says what the row holds
     DEMO | {"label": True, "harmlessness": 3},  # the row is judged already
     DEMO | {"": "x"},
+    DEMO | {"prompt": "oak (A) or elm (B)?", "choices": {"text": ["oak", "elm"], "label": ["A", "B"]}},
     in_message(name="helper", weight=1),
     in_message(content=[{"type": "text", "text": "say", "image": None, "mime": "x"}]),
     CHAT | {"messages": [U, A]},

@@ -30,6 +30,7 @@ TOOL = _words("tool function")
 THOUGHT = _words("thought thinking think reasoning cot scratchpad")
 ASKED = _words("prompt question query instruction input context system history passage document background article")
 ASKED_MORE = ASKED | _words("custom extra additional more user developer text message current previous reference")
+OFFERED = _words("choice option a b c d e")  # what a question offers, in lists or letter by letter
 SIDE = _words(
     "chosen rejected reject dispreferred preferred nonpreferred loser winning losing worse better worst best "
     "negative positive candidate"
@@ -87,6 +88,8 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
         return ""  # it says what the row holds already
     if not above and not plain and words <= ASKED_MORE and words & ASKED:
         return "a part of what was asked"
+    if not above and not plain and words and words <= OFFERED and (len(key) == 1 or not isinstance(value, str)):
+        return "a part of what was asked"
     if not plain and not words & ABOUT and (words & SIDE or (words & RESPONSE and words & ANOTHER)):
         return "another side"
     if judged:
@@ -115,6 +118,8 @@ def refuse(meanings: Mapping[str, str], intended: Mapping[str, str]) -> NoReturn
             hints.append(f"{says} data.columns.{first}=label (true or false) or =score (a number).")
         if "an option of the chat template" in meanings.values():
             hints.append("Options for all rows are data.template_options.")
+        if "a part of what was asked" in meanings.values():
+            hints.append("Write what was asked into the prompt.")
         nothing = ", ".join(f'"{key}": ""' for key in meanings if not re.search(r"[.[]", key))
         hints.append(f"What may be left out is named so: data.columns={{{nothing}}}.")
     message = f"{named} is not read here, and leaving it out would change what the row means."
