@@ -162,6 +162,15 @@ FORMS: dict[str, tuple[dict[str, object], Row]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "more", [{"level": "Level 5", "type": "Algebra"}, {"answer": "4", "subject": "Algebra"}], ids=["MATH", "MATH-500"]
+)
+def test_a_problem_is_what_a_user_asks(more: dict[str, str]) -> None:
+    (row,) = read([{"problem": "2 + 2?", "solution": "It is \\boxed{4}."} | more]).rows
+    assert row.prompt == (Message("user", "2 + 2?"),)
+    assert row.answer == more.get("answer", "It is \\boxed{4}.")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_form(form: str) -> None:
     value, expected = FORMS[form]

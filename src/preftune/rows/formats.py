@@ -2,7 +2,7 @@
 
 `FORMATS` is the table. A slot lists the keys that may fill it, the first match first; a record has the first format
 whose slots are all filled. Text under `prompt` is continued as it stands (as in TRL); text under `question`,
-`instruction` or `input` is what a user said, so it becomes a conversation and goes through the chat template.
+`problem`, `instruction` or `input` is what a user said: a conversation, which goes through the chat template.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from preftune.rows.row import Demo, Pair, Place, Row, responses
 from preftune.rows.tools import LISTED, OF_TEMPLATE
 from preftune.rows.verdicts import BETTER, FIRST, SIGN
 
-PROMPT = "prompt|question|instruction|input|query"
+PROMPT = "prompt|question|problem|instruction|input|query"
 TURNS = "conversations|messages|conversation"
 RESPONSE = "completion|response|output|answer"
 LABEL = "label|kto_tag|good"
