@@ -63,7 +63,8 @@ A run folder holds `run.toml` (the whole run, resolved), `identity.json` (what d
 `environment.json`, `data.json`, `metrics.jsonl`, `evaluations.jsonl`, `evaluation_rows.jsonl`,
 `evaluation_words.jsonl`, `events.jsonl`,
 `start.safetensors` (log-probabilities of the held-out responses before training), `checkpoints/`, `model/` and
-`report.html`.
+`report.html`. A run that draws has `phases.jsonl` and `phases/` besides: for each phase a file of its numbers, which a
+resumed run reads, and one of its prompts, texts and scores, `phases/000000.jsonl` and so on, which nothing reads.
 """
 EVENTS = """## events.jsonl: one object for each thing that happened once
 
@@ -82,8 +83,8 @@ to = ["tensorboard", "wandb"]
 project = "soup"
 ```
 
-Each step appears under `train/NAME` and each evaluation under `evaluate/NAME`, with the names below. The configuration
-is sent once, by dotted keys. Event files of TensorBoard and local files of wandb stand in the run folder. The libraries
+Each step appears under `train/NAME`, each evaluation under `evaluate/NAME` and each phase under `phase/NAME`, with the
+names below. The configuration is sent once, by dotted keys. Event files of TensorBoard and local files of wandb stand in the run folder. The libraries
 read their own environment: `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`, and so on. A resumed run
 goes on in the same run of the tracker, which `track.json` names; steps that it does again may stand there twice, with
 the same numbers. After a kill, a tracker may lack what its library had not written yet (wandb: up to 15 seconds); the

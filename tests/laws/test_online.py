@@ -266,6 +266,33 @@ def test_rewards_of_python_are_added_and_measured_by_name(online: Callable[..., 
     assert Record.open(Path(run.out)).rewards[2]["function"] == "words"
 
 
+def test_what_a_phase_has_drawn_can_be_read(online: Callable[..., Run]) -> None:
+    """The texts are those that the rewards have read, with what each has said of them."""
+    read: list[tuple[str, list[str]]] = []
+
+    def some(prompt: str, responses: list[str], answer: object) -> list[float | None]:
+        read.append((prompt, responses))
+        return [None if "w3" in response else len(response) for response in responses]
+
+    run = changed(online(optim__steps=2), reward=[words, Reward(function=some, weight=0.1)])  # type: ignore[arg-type]
+    rows = [{**row, "answer": "w3"} for row in run.data.train]  # type: ignore[arg-type]
+    out = train(changed(run, data=changed(run.data, train=rows)))
+    drawn, numbers_of_it = (
+        read_lines(out / "phases" / "000000.jsonl"),
+        numbers._read(out / "phases" / "000000.safetensors"),
+    )
+    assert numbers_of_it is not None
+    assert [(line["prompt"], [each["text"] for each in line["responses"]]) for line in drawn] == read
+    assert {line["answer"] for line in drawn} == {"w3"}
+    responses = [each for line in drawn for each in line["responses"]]
+    assert [each["score"] for each in responses] == numbers_of_it.score.tolist()  # type: ignore[union-attr]
+    assert [each["tokens"] for each in responses] == numbers_of_it.lengths.tolist()
+    for each in responses:
+        own, other = each["rewards"].values()
+        assert other == (None if "w3" in each["text"] else len(each["text"]))
+        assert each["score"] == pytest.approx(own + 0.1 * (other or 0.0))
+
+
 def test_held_out_rewards_are_measured_each_by_itself(online: Callable[..., Run]) -> None:
     """Their mean, its error over prompts, and the best of a prompt's responses; None of a reward is left out."""
 

@@ -86,8 +86,8 @@ def says_nothing(record: Record) -> Finding | None:
         f"{share(ends[0])} in the first.",
         meaning="What is learned from a prompt is the difference of its scores, so these draws are made for nothing, "
         f"and the KL alone moves the policy.{'' if from_start else ' Where every task is solved, that is the end.'}",
-        remedy="Look at some scores in preftune score. Take a reward with more than two values, tasks that are solved "
-        "now and then, or more responses a prompt (rollout.responses).",
+        remedy="Look at some texts and scores in phases/ of the run. Take a reward with more than two values, tasks "
+        "that are solved now and then, or more responses a prompt (rollout.responses).",
     )
 
 

@@ -33,6 +33,7 @@ from preftune.rollout.judges import PairwiseJudge
 from preftune.rollout.numbers import Numbers, path_of, read_numbers, write_numbers
 from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
+from preftune.rollout.texts import write_texts
 from preftune.tokens.groups import TokenGroup
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ class Online:
         seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
         self._tell(number, first, numbers, {key: round(s, 3) for key, s in seconds.items()})
         if self.dist.first:
-            write_numbers(path_of(self.record, number), numbers)
+            path, rewards = path_of(self.record, number), [part.name for part in self.scorer.parts]
+            write_texts(path.with_suffix(".jsonl"), tasks, numbers, rewards, self.tokenizer)
+            write_numbers(path, numbers)
         return numbers
 
     def _tell(self, number: int, first: int, numbers: Numbers, seconds: dict[str, float]) -> None:
