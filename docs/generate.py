@@ -84,11 +84,12 @@ project = "soup"
 ```
 
 Each step appears under `train/NAME`, each evaluation under `evaluate/NAME` and each phase under `phase/NAME`, with the
-names below. The configuration is sent once, by dotted keys. Event files of TensorBoard and local files of wandb stand in the run folder. The libraries
-read their own environment: `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`, and so on. A resumed run
-goes on in the same run of the tracker, which `track.json` names; steps that it does again may stand there twice, with
-the same numbers. After a kill, a tracker may lack what its library had not written yet (wandb: up to 15 seconds); the
-record has it. A tracker that fails is turned off, and the run goes on.
+names below. The configuration is sent once, by dotted keys. Event files of TensorBoard and local files of wandb stand
+in the run folder. The libraries read their own environment: `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`,
+`TRACKIO_SPACE_ID`, and so on. A resumed run goes on in the same run of the tracker, which `track.json` names; steps
+that it does again may stand there twice, with the same numbers. After a kill, a tracker may lack what its library had
+not written yet (wandb: up to 15 seconds); the record has it.
+A tracker that fails is turned off, and the run goes on.
 
 In Python, any function that takes an event is a sink:
 

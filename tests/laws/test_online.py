@@ -33,6 +33,7 @@ from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.rollout import numbers, phase
 from preftune.rollout.config import Reward, Value
+from preftune.rollout.derive import error_over_prompts
 from preftune.rollout.draw import Drawn
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import SEED, chosen_tasks
@@ -321,6 +322,16 @@ def test_held_out_rewards_are_measured_each_by_itself(online: Callable[..., Run]
         assert first[f"reward_best {name}"] == pytest.approx(np.mean([row.max() for row in rows]))
     assert first["score_best"] == pytest.approx(seen.score.reshape(8, 3).max(1).mean())
     assert first["score"] == pytest.approx(np.mean(by_task[0] + 0.1 * np.nan_to_num(by_task[1])))
+
+
+def test_an_error_counts_prompts_and_not_tasks() -> None:
+    """Tasks of one prompt have the same draws, so twice as many of them make no error smaller."""
+    rng = np.random.default_rng(0)
+    by_task, tasks = rng.normal(size=(5, 3)), [Task(np.array([i]), "", None, Place("f", i)) for i in range(5)]
+    error = error_over_prompts(by_task, tasks)
+    assert error == pytest.approx(by_task.mean(1).std(ddof=1) / 5**0.5)
+    assert error_over_prompts(np.concatenate([by_task, by_task]), [*tasks, *tasks]) == pytest.approx(error)
+    assert error_over_prompts(np.concatenate([by_task[:1], by_task[:1]]), [*tasks[:1], *tasks[:1]]) is None
 
 
 def test_which_held_out_prompts_are_measured_does_not_depend_on_their_order(online: Callable[..., Run]) -> None:

@@ -5,6 +5,7 @@ Held by tests/laws/test_online.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,6 +25,7 @@ from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.record.schema import PHASE
+from preftune.record.statistics import estimate
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.tasks import Task
 from preftune.tokens.groups import TokenGroup
@@ -112,8 +114,16 @@ def value_explained(objective: RolloutFormula, numbers: Numbers, count: int) -> 
     return 1 - float((to_come - draws.value).square().mean()) / variance if variance else None
 
 
-def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[str, float | None]:
+def error_over_prompts(by_task: np.ndarray, tasks: Sequence[Task]) -> float | None:
+    """Standard error of the mean of (tasks, responses), over prompts, since tasks of one prompt have the same draws;
+    None for one prompt."""
+    mean = estimate(by_task.mean(1).tolist(), [task.ids.tobytes() for task in tasks])
+    return mean.error if mean is not None and math.isfinite(mean.error) else None
+
+
+def phase_metrics(numbers: Numbers, tasks: Sequence[Task], rewards: Sequence[str]) -> dict[str, float | None]:
     """What record.schema.PHASE names, and the mean of each reward."""
+    count = len(numbers.lengths) // len(tasks)
     metrics: dict[str, float | None] = dict.fromkeys(PHASE)
     assert numbers.score is not None
     assert numbers.scores is not None
@@ -131,7 +141,7 @@ def phase_metrics(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[
     if numbers.reference is not None:
         log_ratios = numbers.log_ratio(numbers.reference)
         metrics["kl"] = float(log_ratios.mean())
-        metrics["kl_error"] = float(log_ratios.reshape(-1, count).mean(1).std() / max(1, len(by_task) - 1) ** 0.5)
+        metrics["kl_error"] = error_over_prompts(log_ratios.reshape(-1, count), tasks)
     if numbers.policy is not None:
         metrics["sampler_off"] = float(np.abs(numbers.policy - numbers.sampled).mean())
     for name, column in zip(rewards, numbers.scores.T, strict=True):

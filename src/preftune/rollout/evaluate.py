@@ -21,7 +21,7 @@ from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.rollout.ask import draw, score
-from preftune.rollout.derive import plain_groups, read_by
+from preftune.rollout.derive import error_over_prompts, plain_groups, read_by
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.numbers import Numbers, read_numbers, write_numbers
 from preftune.rollout.scorers import SummedScorer
@@ -59,17 +59,17 @@ class HeldOutTasks:
         by_task = numbers.score.reshape(-1, self.count)
         metrics: dict[str, float | None] = {
             "score": float(by_task.mean()),
-            "score_error": error_over_prompts(by_task),
+            "score_error": error_over_prompts(by_task, self.tasks),
             "score_best": float(by_task.max(1).mean()) if self.count > 1 else None,
             "tokens": float(numbers.lengths.mean()),
             "ended": float(numbers.ended.mean()),
-        } | by_reward(numbers, self.count, [part.name for part in self.scorer.parts])
+        } | by_reward(numbers, self.tasks, [part.name for part in self.scorer.parts])
         reference = self.anchor if models.reference is None else models.reference.policy
         if reference is not None:
             groups = plain_groups(self.tasks, numbers, self.count)
             anchor = read_by(reference, groups, self.packing, self.oom, dist)
             kl = numbers.log_ratio(anchor).reshape(-1, self.count)
-            metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl)}
+            metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl, self.tasks)}
             if models.reference is None:  # from one that moves, draws would have to be made anew
                 best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
                 if best.effective >= FEWEST * len(self.tasks):
@@ -92,19 +92,19 @@ class HeldOutTasks:
         return known.score.reshape(len(self.tasks), -1)
 
 
-def by_reward(numbers: Numbers, count: int, rewards: Sequence[str]) -> dict[str, float | None]:
+def by_reward(numbers: Numbers, tasks: Sequence[Task], rewards: Sequence[str]) -> dict[str, float | None]:
     """What record.schema.OF_REWARD names, of each reward by its name. Of a prompt to which it has said nothing, nothing
     counts."""
     metrics: dict[str, float | None] = {}
     assert numbers.scores is not None
     for name, column in zip(rewards, numbers.scores.T, strict=True):
-        by_task = column.reshape(-1, count)
-        by_task = by_task[~np.isnan(by_task).all(1)]
-        if len(by_task):
-            means = np.nanmean(by_task, 1)
+        by_task = column.reshape(len(tasks), -1)
+        scored = np.flatnonzero(~np.isnan(by_task).all(1))
+        if len(scored):
+            means = np.nanmean(by_task := by_task[scored], 1)
             metrics[f"reward {name}"] = float(means.mean())
-            metrics[f"reward_error {name}"] = error_over_prompts(means[:, None])
-            if count > 1:
+            metrics[f"reward_error {name}"] = error_over_prompts(means[:, None], [tasks[i] for i in scored])
+            if by_task.shape[1] > 1:
                 metrics[f"reward_best {name}"] = float(np.nanmax(by_task, 1).mean())
     return metrics
 
@@ -114,9 +114,3 @@ def chosen_tasks(tasks: Sequence[Task], most: int) -> list[Task]:
     first tasks of one are of one topic."""
     by_digest = sorted(range(len(tasks)), key=lambda i: hashlib.sha256(tasks[i].ids.tobytes()).digest())
     return [tasks[i] for i in sorted(by_digest[:most])]
-
-
-def error_over_prompts(by_task: np.ndarray) -> float | None:
-    """Standard error of the mean of (tasks, responses), over tasks; None for one."""
-    means = by_task.mean(1)
-    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None

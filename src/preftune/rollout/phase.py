@@ -94,7 +94,7 @@ class Online:
         if numbers is None:
             numbers = self._draw(number, first, tasks)
         elif not begun:  # its line went when the record was led back to its last checkpoint
-            self._tell(number, first, numbers, {})
+            self._tell(number, first, tasks, numbers, {})
         groups = self._groups(number, tasks, numbers)
         plan = make_plan(
             [group.tokens for group in groups],
@@ -154,16 +154,18 @@ class Online:
             if model is not None:
                 numbers = replace(numbers, **{name: self._read_by(model, groups)})
         seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
-        self._tell(number, first, numbers, {key: round(s, 3) for key, s in seconds.items()})
+        self._tell(number, first, tasks, numbers, {key: round(s, 3) for key, s in seconds.items()})
         if self.dist.first:
             path, rewards = path_of(self.record, number), [part.name for part in self.scorer.parts]
             write_texts(path.with_suffix(".jsonl"), tasks, numbers, rewards, self.tokenizer)
             write_numbers(path, numbers)
         return numbers
 
-    def _tell(self, number: int, first: int, numbers: Numbers, seconds: dict[str, float]) -> None:
+    def _tell(
+        self, number: int, first: int, tasks: Sequence[Task], numbers: Numbers, seconds: dict[str, float]
+    ) -> None:
         """Tell what was drawn."""
-        metrics = phase_metrics(numbers, self.rollout.responses, [part.name for part in self.scorer.parts])
+        metrics = phase_metrics(numbers, tasks, [part.name for part in self.scorer.parts])
         if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
             metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
         events.emit(events.PhaseDrawn(number, first, metrics | seconds))

@@ -23,9 +23,8 @@ from preftune.model.policy import Policy
 from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.rollout.ask import draw
-from preftune.rollout.derive import plain_groups, read_by
+from preftune.rollout.derive import error_over_prompts, plain_groups, read_by
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.evaluate import error_over_prompts
 from preftune.rollout.numbers import Numbers
 from preftune.rollout.tasks import Task
 from preftune.signals import Stopped
@@ -100,7 +99,7 @@ class Samples:
             said = read_by(start, plain_groups(self.tasks, drawn, COUNT), self.packing, self.oom, self.dist)
             log_ratio = drawn.log_ratio(said)
             metrics["kl"] = float(log_ratio.mean())
-            metrics["kl_error"] = error_over_prompts(log_ratio.reshape(-1, COUNT))
+            metrics["kl_error"] = error_over_prompts(log_ratio.reshape(-1, COUNT), self.tasks)
         if start is not None or when == "before":
             metrics["start_mean_logp"] = float(said.mean(dtype=np.float64))
         return metrics
