@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
+from inspect import iscoroutinefunction
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, TypeVar
@@ -38,13 +39,18 @@ AGAIN = 0.5  # seconds after which the alarm comes once more, for code that catc
 
 class Function(Struct, frozen=True):
     """A function with its name for errors and the record, and SHA-256 of its name and source. remark: a sentence on
-    what it holds that this does not cover; asked: the columns of a row that it reads."""
+    what it holds that this does not cover; asked: the columns of a row that it reads; is_async: whether what it returns
+    has to be awaited."""
 
     call: Callable[..., Any]
     name: str
     digest: str
     remark: str = ""
     asked: Asked = Asked()
+
+    @property
+    def is_async(self) -> bool:
+        return iscoroutinefunction(self.call) or iscoroutinefunction(type(self.call).__call__)
 
 
 def given_function(function: Callable[..., Any], location: str = "reward") -> Function:
@@ -176,10 +182,20 @@ def call(function: Function, work: Callable[[], T], time_limit: float, location:
         with contextlib.redirect_stdout(sys.stderr):
             return timed(work, time_limit)
     except _OutOfTime:
-        message = f"{function.name} took longer than {time_limit:g} seconds."
-        raise UserError(message, location=location, hint="Make it faster, or raise reward.time_limit.") from None
+        raise out_of_time(function, time_limit, location) from None
+    except UserError:  # of one of several calls, which says where
+        raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{function.name} raised {_said(error)}", location=location) from error
+        raise raised(function, error, location) from error
+
+
+def out_of_time(function: Function, time_limit: float, location: str) -> UserError:
+    message = f"{function.name} took longer than {time_limit:g} seconds."
+    return UserError(message, location=location, hint="Make it faster, or raise reward.time_limit.")
+
+
+def raised(function: Function, error: Exception | SystemExit, location: str) -> UserError:
+    return UserError(f"{function.name} raised {_said(error)}", location=location)
 
 
 def _said(error: Exception | SystemExit) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from preftune.record.schema import numbered
 from preftune.rollout.config import Reward
 from preftune.rollout.functions import TIME_LIMIT, Function, call, functions_of
 from preftune.rollout.tasks import Task
+from preftune.rollout.together import call_together
 from preftune.rollout.verifiers import Verifier, unusable_answer, verifier
 from preftune.rows.account import NAMED
 from preftune.rows.row import Place, Prompt
@@ -75,30 +77,36 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
 
 
 class FunctionScorer:
-    """A function (prompt, responses, answer, **columns) -> one number or None a response, called once a task."""
+    """A function (prompt, responses, answer, **columns) -> one number or None a response, called once a task; an async
+    one is called for all tasks at once, and each call has its time limit."""
 
     def __init__(self, function: Function, time_limit: float = TIME_LIMIT) -> None:
         self._function, self._time_limit = function, time_limit
 
     def score(self, answered: Sequence[Answered]) -> np.ndarray:
         """Raises UserError where the function fails, or gives another count or something else than finite numbers."""
-        scores: list[float] = []
+        if self._function.is_async:
+            calls = [(str(task.place), partial(self._called, task)) for task in answered]
+            results = call_together(self._function, calls, self._time_limit)
+            scores = [x for task, said in zip(answered, results, strict=True) for x in self._of(task, listed(said))]
+            return np.array(scores, np.float64)
+        scores = []
         for task in answered:
             signals.check()
-            scores += self._of(task)
+            values = call(self._function, partial(self._values, task), self._time_limit, str(task.place))
+            scores += self._of(task, values)
         return np.array(scores, np.float64)
 
-    def _of(self, task: Answered) -> list[float]:
+    def _called(self, task: Answered) -> object:
+        columns = self._function.asked.from_text(task.columns)
+        return self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer, **columns)
+
+    def _values(self, task: Answered) -> list[object] | str:
+        return listed(self._called(task))
+
+    def _of(self, task: Answered, values: list[object] | str) -> list[float]:
+        """The scores of a task's responses. values: what the function has returned, as `listed` gives it."""
         name, place = self._function.name, str(task.place)
-
-        def work() -> list[object] | str:
-            columns = self._function.asked.from_text(task.columns)
-            result = self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer, **columns)
-            if isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | set | frozenset):
-                return list(result)
-            return f"{type(result).__name__} ({result!r:.40})"
-
-        values = call(self._function, work, self._time_limit, place)
         if isinstance(values, str):
             message = f"{name} returned {values}, and a list of numbers is needed."
             raise UserError(message, location=place, hint="Return one number a response.")
@@ -106,6 +114,13 @@ class FunctionScorer:
             message = f"{name} returned {len(values)} scores for {len(task.responses)} responses."
             raise UserError(message, location=place, hint="Return one number a response, in their order.")
         return [number_of(value, f"{name} scored response {k}", place) for k, value in enumerate(values, 1)]
+
+
+def listed(result: object) -> list[object] | str:
+    """The values of a list, an array or a generator; what anything else is, in words."""
+    if isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | set | frozenset):
+        return list(result)
+    return f"{type(result).__name__} ({result!r:.40})"
 
 
 def number_of(value: object, what: str, place: str) -> float:
