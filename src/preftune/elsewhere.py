@@ -136,9 +136,9 @@ ANSWERS = {
     # draws
     "top_p top_k min_p repetition_penalty generation_kwargs do_sample num_beams cache_implementation":
         "Responses are drawn from the policy itself, which rollout.temperature alone changes.",
-    "epsilon_high delta importance_sampling_level use_bias_correction_kl vllm_importance_sampling_correction "
+    "delta use_bias_correction_kl vllm_importance_sampling_correction "
     "off_policy_mask_threshold vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
-    "vllm_importance_sampling_clip_min vllm_importance_sampling_cap sapo_temperature_neg sapo_temperature_pos "
+    "vllm_importance_sampling_clip_min vllm_importance_sampling_cap "
     "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg":
         "The ratio is of each token, and objective.clip bounds it on both sides.",
     "normalize_advantages whiten_advantages ppo_whiten_rewards whiten_rewards ppo_score_norm":

@@ -102,10 +102,8 @@ def rollout_metrics(objective: ObjectiveTable, examples: Examples) -> Metrics:
     rollouts = examples.rollouts
     log_ratio = rollouts.token_logp - rollouts.sampled
     metrics: Metrics = {"off_policy": float(log_ratio.abs().mean())}
-    if isinstance(objective, RolloutFormula) and objective.clip is not None:
-        ratio, rises = log_ratio.exp(), rollouts.advantage > 0
-        cut = (rises & (ratio > 1 + objective.clip)) | (~rises & (ratio < 1 - objective.clip))
-        metrics["clipped"] = float(cut.double().mean())
+    if isinstance(objective, RolloutFormula) and (beyond := objective.beyond(rollouts)) is not None:
+        metrics["clipped"] = float(beyond.double().mean())
     return metrics
 
 
