@@ -349,6 +349,12 @@ def test_baselines_are_of_the_group() -> None:
     assert a.leave_one_out(score, group).tolist() == [1 - 4, 2 - 3.5, 6 - 1.5, 0, 0]
     std = float(score[:3].std())
     assert a.group_scaled(score, group).tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0], abs=1e-6)
+    third = torch.full((3,), 0.1, dtype=torch.float64)
+    assert float(third.sum()) / 3 != 0.1
+    for baseline in (a.leave_one_out, a.group_scaled):
+        assert baseline(third, group[:3]).tolist() == [0, 0, 0], (
+            "equal scores teach nothing, whatever their sum rounds to"
+        )
     for baseline in (a.leave_one_out, a.group_scaled):
         with pytest.raises(ValueError, match="two responses"):
             baseline(score[:4], group[:4])
