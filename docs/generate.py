@@ -69,7 +69,8 @@ EVENTS = """## events.jsonl: one object for each thing that happened once
 
 `step` is the number of updates done before it, `event` its kind, `time` when it happened (UTC) and `text` one sentence;
 further keys depend on the kind. Kinds are for instance `resumed`, `out_of_memory`, `non_finite` (an update that was not
-applied, or that broke the weights), `save_failed`, `tracker_failed` and `finished`.
+applied, or that broke the weights), `save_failed`, `tracker_failed`, `stopped_early`, `best` (`of`: the
+step of the exported model, where `save.best` is given) and `finished`.
 
 ## Trackers
 

@@ -168,10 +168,10 @@ ANSWERS = {
     "log_on_each_node log_level_replica":
         "Every step is recorded, in OUT/metrics.jsonl, and drawn in OUT/report.html.",
     "eval_on_start do_eval do_train do_predict evaluation": "Held-out rows are measured at the start and at the end.",
-    "save_only_model save_safetensors load_best_model_at_end metric_for_best_model greater_is_better "
-    "early_stopping_patience early_stopping_steps enable_jit_checkpoint":
-        "OUT/model is what the last step left; evaluate.every shows where it was best, and with save.every and "
-        "save.keep `preftune export OUT FOLDER --step 300` writes the model of that step.",
+    "save_only_model save_safetensors enable_jit_checkpoint":
+        "OUT/model is a model alone; OUT/checkpoints has what --resume needs.",
+    "greater_is_better": "It follows from evaluate.best_by: of a score or an accuracy more is better, of a loss less.",
+    "early_stopping_threshold": "A figure that is better by anything at all is better.",
     "push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push push_dataset_to_hub "
     "export_hub_model_id":
         "Nothing is uploaded; OUT/model is a folder for `hf upload NAME OUT/model`.",
