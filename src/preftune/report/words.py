@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
 from preftune.diagnosis.objective_facts import parts
+from preftune.record.best import figure_of, outcome
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.schema import EVALUATION, evaluation_metrics
@@ -75,16 +76,16 @@ def headline(record: Record) -> str:
     seen = total(record, "examples")
     rows = f" and {number(seen)} rows seen" if seen else ""
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
-    if (score := record.end.get("score")) is not None:
-        kl = record.end.get("kl")
+    if (figure := figure_of(record.end)) == "score":
+        score, kl = record.end["score"], record.end.get("kl")
         where = f" at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
         return f"{after} has a held-out score of {number(score)}{where}, from {number(record.start.get('score'))}."
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
-    if accuracy is not None and judged and kind == "ratings":
+    if figure == "accuracy" and judged and kind == "ratings":
         return (
             f"{after} puts good above bad in {share(accuracy)} of the comparisons of {number(judged)} held-out ratings."
         )
-    if accuracy is not None and judged:
+    if figure == "accuracy" and judged:
         undecided = (record.end.get("rows") or 0) - judged
         more = f"; {number(undecided)} more have no right order" if undecided > 0 else ""
         return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
@@ -113,6 +114,7 @@ def lead(record: Record) -> list[str]:
     elif rows and seen > rows:
         learned += f", each {number(seen / rows)} times,"
     sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
+    sentences += [f"{event.text[:1].upper()}{event.text[1:]}." for event in outcome(record).values()]
     sentences += _certainty(record)
     accuracy, margin = record.start.get("accuracy"), record.gain("margin")
     if accuracy is not None and margin is not None:
