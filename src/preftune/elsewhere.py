@@ -38,6 +38,7 @@ ANSWERS = {
     "default_system system_prompt drop_system_message system default_system_message":
         "A system text stands in the rows, as their first message, of the role system.",
     "train_on_eos train_on_eot": "A response is scored with its end token.",
+    "input_key prompt_key label_key reward_fn_key "
     "field_messages field_prompt field_chosen field_rejected field_label field_system field_tools text_column "
     "dataset_text_field message_property_mappings field_human field_model field_instruction field_input "
     "field_output field_completion field_thinking ds_type conversation message_field_role message_field_content "
@@ -51,7 +52,7 @@ ANSWERS = {
     "mix_strategy interleave_probs":
         "Files are joined, data.train=[FIRST, SECOND]; a row's key weight says what it counts.",
     "streaming dataset_streaming": "All rows are read before the first step, so that steps and reference are known.",
-    "shuffle_dataset disable_shuffling shuffle_merged_datasets shuffle_before_merging_datasets "
+    "shuffle shuffle_dataset disable_shuffling shuffle_merged_datasets shuffle_before_merging_datasets "
     "curriculum_sampling":
         "The order of rows follows from seed.",
     "eos_token pad_token unk_token bos_token special_tokens added_tokens add_tokens add_special_tokens "
@@ -134,6 +135,20 @@ ANSWERS = {
     "embedding_lr embedding_lr_scale lr_groups loraplus_lr_embedding":
         "All weights have optim.lr; B of an adapter has adapter.ratio times it, and a value model value.lr.",
     # draws
+    "stop stop_strings stop_token_ids stop_sequences":
+        "A response ends with the end token of the model or of its template; there are no other stops.",
+    "log_completions num_completions_to_print log_unique_prompts log_val_generations rollout_data_dir":
+        "What each phase has drawn stands as text, with its scores, in phases/ of OUT; evaluate.samples is of held-out "
+        "prompts.",
+    "adv_estimator advantage_estimator algorithm": "Write for instance objective=grpo, rloo, reinforce_pp or ppo.",
+    "kl_loss_coef use_kl_loss kl_loss_type use_kl_in_reward kl_estimator kl_penalty":
+        "The KL is in the reward of each token, and objective.beta is its weight.",
+    "overlong_buffer overlong_buffer_len overlong_penalty_factor":
+        "reward.missing_end takes from the score of a response that was cut.",
+    "importance_sampling_level": "Write objective=gspo for the ratio of a response, and grpo for that of each token.",
+    "filter_groups dynamic_sampling":
+        "A phase draws to each of its prompts once; one whose responses all have one score costs no pass at beta = 0.",
+    "apply_chat_template": "A conversation goes through the chat template, and a prompt that is text never does.",
     "top_p top_k min_p repetition_penalty generation_kwargs do_sample num_beams cache_implementation":
         "Responses are drawn from the policy itself, which rollout.temperature alone changes.",
     "delta use_bias_correction_kl vllm_importance_sampling_correction "
@@ -147,7 +162,8 @@ ANSWERS = {
     "mask_truncated_completions": "A response that was cut counts; reward.missing_end takes from its score.",
     "steps_per_generation num_mini_batches local_rollout_forward_batch_size":
         "A phase draws to rollout.tasks prompts, and each update takes batch.rows of them.",
-    "entropy_coef use_adaptive_entropy top_entropy_quantile entropy_coef_min entropy_coef_max entropy_coef_delta "
+    "entropy_coef entropy_coeff entropy_loss_coef "
+    "use_adaptive_entropy top_entropy_quantile entropy_coef_min entropy_coef_max entropy_coef_delta "
     "entropy_target":
         "There is no bonus for entropy; the KL of objective.beta keeps some.",
     "ppo_target kl_target adap_kl_ctrl": "objective.beta stays what it is.",
@@ -164,10 +180,11 @@ ANSWERS = {
     "overwrite_output_dir": "Add --force to the command.",
     "ignore_data_skip restore_callback_states_from_checkpoint": "A resumed run goes on to the same bits.",
     "logging_steps logging_strategy logging_first_step include_num_input_tokens_seen plot_loss log_level "
-    "disable_tqdm logging_nan_inf_filter log_multimodal log_unique_prompts log_completions_hub_repo "
+    "disable_tqdm logging_nan_inf_filter log_multimodal log_completions_hub_repo "
     "log_on_each_node log_level_replica":
         "Every step is recorded, in OUT/metrics.jsonl, and drawn in OUT/report.html.",
-    "eval_on_start do_eval do_train do_predict evaluation": "Held-out rows are measured at the start and at the end.",
+    "eval_on_start val_before_train do_eval do_train do_predict evaluation":
+        "Held-out rows are measured at the start and at the end.",
     "save_only_model save_safetensors enable_jit_checkpoint":
         "OUT/model is a model alone; OUT/checkpoints has what --resume needs.",
     "greater_is_better": "It follows from evaluate.best_by: of a score or an accuracy more is better, of a loss less.",

@@ -21,7 +21,7 @@ class Evaluate(Table, frozen=True):
         Count | None,
         about(
             "Steps between evaluations; only at start and end if not given.",
-            also="eval_steps eval_strategy evaluation_strategy evals_per_epoch",
+            also="eval_steps eval_strategy evaluation_strategy evals_per_epoch test_freq",
             identity=False,
         ),
     ] = None
@@ -45,7 +45,7 @@ class Evaluate(Table, frozen=True):
         int,
         about(
             "Held-out prompts to which texts are drawn before and after training; 0 for none.",
-            also="generate_during_eval log_completions num_completions_to_print generate_samples",
+            also="generate_during_eval generate_samples",
             ge=0,
             le=1000,
         ),

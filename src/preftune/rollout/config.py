@@ -24,7 +24,9 @@ URL = re.compile(r"https?://[^/\s]+(?:/\S*)?")
 
 TASKS = "Prompts of a phase; if not given, as many as make 256 responses."
 RESPONSES = "Responses drawn to each prompt."
-PEERS_RESPONSES = "num_generations num_generations_eval n_samples_per_prompt rloo_k group_size num_return_sequences"
+PEERS_RESPONSES = (
+    "num_generations num_generations_eval n_samples_per_prompt rollout_n rloo_k group_size num_return_sequences"
+)
 MAX_TOKENS = "Tokens after which a response is cut."
 HELD_OUT = "Held-out prompts that are drawn to at an evaluation; 64 if not given, or all where there are fewer."
 TEMPERATURE = "Divides the logits, of the draw and of the update alike."
@@ -96,7 +98,8 @@ class Reward(Table, frozen=True):
 
     model: Annotated[str | None, about(REWARD_MODEL, also=PEERS_MODEL, location=True)] = None
     function: Annotated[
-        str | None, about(REWARD_FUNCTION, also="reward_funcs reward_function remote_rm_url", location=True)
+        str | None,
+        about(REWARD_FUNCTION, also="reward_funcs reward_function remote_rm_url custom_reward_function", location=True),
     ] = None
     verify: Annotated[Literal["exact", "number", "regex"] | None, about(VERIFY)] = None
     pattern: Annotated[str | None, about(PATTERN)] = None

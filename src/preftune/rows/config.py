@@ -30,7 +30,9 @@ def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
 
 ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
 FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
-PEERS_TRAIN = "train_dataset dataset_name dataset datasets dataset_path data_files train_file pretraining_dataset"
+PEERS_TRAIN = (
+    "train_dataset dataset_name dataset datasets dataset_path data_files train_file pretraining_dataset prompt_data"
+)
 TEMPLATE = "File with a chat template (Jinja), if it is not the tokenizer's own."
 HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
 COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
