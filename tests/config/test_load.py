@@ -46,6 +46,12 @@ def test_words_win_and_a_new_choice_drops_the_keys_of_the_old_one(tmp_path: Path
     assert load(tmp_path / "r.toml", ["objective=dpo"]).objective == load(tmp_path / "r.toml").objective
 
 
+def test_a_word_names_no_key_of_a_list_of_tables(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('[[reward]]\nverify = "exact"\n')
+    with pytest.raises(UserError, match="reward is a list of tables, which a word replaces whole, and has no key"):
+        load(tmp_path / "r.toml", ["reward.weight=2"])
+
+
 def test_the_whole_run_survives_its_own_file(tmp_path: Path) -> None:
     run = load(None, ["model.path=m", "reference=stored", "optim.steps=7", 'data.train=["a", "b"]', "data.holdout=0.1"])
     (tmp_path / "r.toml").write_text(dump(run))

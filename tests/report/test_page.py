@@ -22,8 +22,10 @@ from preftune.diagnosis.finding import share
 from preftune.errors import UserError
 from preftune.record.reader import Extras, ExtraTable, Record, Rewrite
 from preftune.report import page
+from preftune.report.charts import charts
 from preftune.report.compare import columns, differences, differing
 from preftune.report.page import inert
+from preftune.report.series import Chart
 from preftune.report.words import headline, lead, number, objective, tiles, visible
 
 Make = Callable[..., Path]
@@ -344,6 +346,19 @@ def test_a_run_that_draws_without_held_out_prompts_says_score_and_kl() -> None:
     assert f"score {number(last['score'])} at a KL of {number(last['kl'], 2)} nats" in text
     assert f"from {number(first['score'])} in the first phase" in text
     assert [tile.label for tile in tiles(record)][:2] == ["Score of what was drawn", "KL"]
+
+
+def test_several_rewards_have_a_chart_each() -> None:
+    def drawn(**rewards: tuple[float, float]) -> list[Chart]:
+        return [
+            chart for _, group in charts([("run", phases(**rewards))]) for chart in group if "Reward " in chart.title
+        ]
+
+    first, second = drawn(**{"reward r.py:isRight": (0.1, 0.9), "reward <b>": (0.5, 0.4)})
+    assert (first.title, second.title) == ("Reward r.py:isRight", "Reward <b>")
+    assert first.id != second.id
+    assert first.series[0].y[-1] == 0.9
+    assert not drawn(**{"reward f": (0.1, 0.9)})  # it is the score
 
 
 def test_a_record_is_short_in_a_notebook() -> None:

@@ -113,7 +113,8 @@ def _table_of(tree: Tree, above: Sequence[str], last: str, location: str) -> Tre
     for name in above:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{name} is a single value and has no key {last}.", location=location)
+            what = "list of tables, which a word replaces whole" if isinstance(tree, list) else "single value"
+            raise UserError(f"{name} is a {what}, and has no key {last}.", location=location)
     return tree
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import time
@@ -120,7 +121,7 @@ def _mlflow(run: TrackedRun) -> Tracker:
         now = int(time.time() * 1000)
         # mlflow 3.17.2 gives an infinity back as the greatest finite number: a run that diverged would look finite
         sound = {key: math.nan if math.isinf(value) else value for key, value in metrics.items()}
-        batch = [Metric(key, value, now, step) for key, value in sound.items()]
+        batch = [Metric(OF_MLFLOW.sub("_", key), value, now, step) for key, value in sound.items()]
         pending.append(client.log_batch(run_id, metrics=batch, synchronous=False))
 
     def close(code: int) -> None:
@@ -130,6 +131,8 @@ def _mlflow(run: TrackedRun) -> Tracker:
 
     return Tracker(log, close)
 
+
+OF_MLFLOW = re.compile(r"[^\w\-. :/]")  # what its names of metrics may not hold, as those of rewards may
 
 OPEN: dict[str, Callable[[TrackedRun], Tracker]] = {
     "trackio": _trackio,

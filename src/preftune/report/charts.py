@@ -161,6 +161,7 @@ def _drawn(runs: Runs) -> list[Chart]:
     """Those of runs that draw what they learn from; of others they have no series."""
     return [
         _over_kl(runs),
+        *_rewards(runs),
         _phases(runs, Chart("tokens", "Length of the draws", "tokens", "A steady climb that the task does not ask for "
             "is a reward that pays for length.", floor=True)),
         _phases(runs, Chart("ended", "Ended", "share of the draws", "Below nine in ten, raise rollout.max_tokens or "
@@ -190,6 +191,16 @@ def _over_kl(runs: Runs) -> Chart:
         "The held-out course should climb along the ceiling, which is the best that any policy can do at that distance."
     )
     return Chart("score", "Score over KL", "score", look, "KL from the reference, nats", series)
+
+
+def _rewards(runs: Runs) -> list[Chart]:
+    """Of each reward, where a run has several, its mean by itself."""
+    names = dict.fromkeys(key for _, record in runs for phase in record.phases for key in phase
+                          if key.startswith("reward "))  # fmt: skip
+    look = "One that rises while another falls is what the sum pays for."
+    charts = [_phases(runs, Chart(name, visible(f"R{name[1:]}"), "score", look)) for name in names]
+    numbered = [replace(chart, id=f"phase_reward_{number}") for number, chart in enumerate(charts)]
+    return numbered if len(numbered) > 1 else []
 
 
 def _phases(runs: Runs, chart: Chart) -> Chart:

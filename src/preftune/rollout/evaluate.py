@@ -99,8 +99,8 @@ def by_reward(numbers: Numbers, tasks: Sequence[Task], rewards: Sequence[str]) -
     assert numbers.scores is not None
     for name, column in zip(rewards, numbers.scores.T, strict=True):
         by_task = column.reshape(len(tasks), -1)
-        scored = np.flatnonzero(~np.isnan(by_task).all(1))
-        if len(scored):
+        scored = np.flatnonzero(~np.isnan(by_task).all(1)).tolist()
+        if scored:
             means = np.nanmean(by_task := by_task[scored], 1)
             metrics[f"reward {name}"] = float(means.mean())
             metrics[f"reward_error {name}"] = error_over_prompts(means[:, None], [tasks[i] for i in scored])

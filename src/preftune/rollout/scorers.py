@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -97,7 +97,7 @@ class FunctionScorer:
             scores += self._of(task, values)
         return np.array(scores, np.float64)
 
-    def _called(self, task: Answered) -> object:
+    def _called(self, task: Answered) -> Any:
         columns = self._function.asked.from_text(task.columns)
         return self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer, **columns)
 

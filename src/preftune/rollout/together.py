@@ -21,8 +21,9 @@ def call_together(
     """
 
     async def result_of(place: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        limit = asyncio.timeout(time_limit)
         try:
-            async with asyncio.timeout(time_limit) as limit:
+            async with limit:
                 return await work()
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():  # else it is one of the function's own
