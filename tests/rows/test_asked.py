@@ -39,6 +39,10 @@ def test_a_column_that_is_read_means_no_judgement_and_no_response() -> None:
     asked = Asked(("level", "expected_output"))
     with pytest.raises(UserError, match=r'"level" .a judgement. is not read here'):
         read([{"question": "2?", "answer": "2", "level": 3}])
+    with pytest.raises(UserError, match=r'"correct" .a judgement.'):  # it may say that the answer is wrong
+        read([{"question": "2?", "answer": "2", "correct": 0}], asked=Asked(drawn=True))
+    (row,) = read([{"question": "2?", "answer": "2", "level": 3}], asked=Asked(drawn=True)).rows  # of no response
+    assert row.answer == "2"
     (row,) = read([{"question": "2?", "answer": "2", "level": 3, "expected_output": "x"}], asked=asked).rows
     assert isinstance(row, Demo)
     (row,) = read([{"prompt": "2?", "level": 3, "expected_output": "x"}], asked=asked).rows

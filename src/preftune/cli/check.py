@@ -13,6 +13,7 @@ from preftune.cli.verbs import run_of
 from preftune.config.run import scoring_tables
 from preftune.errors import UserError, printable
 from preftune.rollout.functions import columns_of, functions_of
+from preftune.rows.asked import NOTHING
 from preftune.rows.split import Rows, read_rows
 from preftune.trust import refuse_unnamed
 
@@ -73,7 +74,7 @@ def check(*words: str, gpus: float | None = None, gpu_memory: float | None = Non
 def _check_rows(run: Run, console: Console) -> int:
     """Show what the rows are; returns the tokens of the longest, 0 without a model."""
     functions = functions_of(scoring_tables(run)) if run.rollout is not None else ()
-    rows = read_rows(run.data, columns_of(functions))
+    rows = read_rows(run.data, columns_of(functions) if run.rollout is not None else NOTHING)
     for part, reading in rows.readings.items():
         console.print(view.read(part, reading))
     if not run.model.path:

@@ -25,6 +25,7 @@ from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from preftune.errors import LONGEST, UserError, nearest
 from preftune.objective.source import source_of
@@ -88,8 +89,8 @@ def functions_of(rewards: Sequence[Reward]) -> tuple[Function | None, ...]:
 
 
 def columns_of(functions: Sequence[Function | None]) -> Asked:
-    """The columns of rows that these read."""
-    return all_of(function.asked for function in functions if function is not None)
+    """The columns that these read of rows to which responses are drawn."""
+    return replace(all_of(function.asked for function in functions if function is not None), drawn=True)
 
 
 def _of_file(source: str, location: str) -> tuple[ModuleType, Path]:

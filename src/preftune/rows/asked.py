@@ -17,13 +17,15 @@ class Asked(Struct, frozen=True):
     """Which columns are read, by their names in the rows after data.columns.
 
     needed: those that some row of each file must have; optional: others, read where a row has them; every: whether all
-    that a row has are read; but: names that are no columns then.
+    that a row has are read; but: names that are no columns then. drawn: whether responses are drawn to the rows, whose
+    own are not read.
     """
 
     needed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     every: bool = False
     but: tuple[str, ...] = ()
+    drawn: bool = False
 
     @property
     def named(self) -> frozenset[str]:
@@ -57,6 +59,9 @@ class Asked(Struct, frozen=True):
     def absent(self, records: Collection[Mapping[str, object]]) -> list[str]:
         """The needed columns that no record has."""
         return [key for key in self.needed if not any(value.get(key) is not None for value in records)]
+
+
+NOTHING = Asked()
 
 
 def all_of(asked: Iterable[Asked]) -> Asked:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.rows import build, ranked, verdicts
+from preftune.rows.asked import NOTHING, Asked
 from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.raw_row import ANSWERS, CATEGORY, SYSTEM, RawRow
@@ -62,17 +63,17 @@ class Format(Struct, frozen=True):
                 filled[slot] = next((key for key in present if value[key] != ""), present[0])
         return filled
 
-    def read(self, value: Mapping[str, object], place: Place, asked: Collection[str] = ()) -> ReadRow:
-        """The row. asked: keys that are read elsewhere. Raises SkippedRow, or MalformedRow, also for a key whose loss
-        would change what the row means."""
+    def read(self, value: Mapping[str, object], place: Place, asked: Asked = NOTHING) -> ReadRow:
+        """The row. asked: of columns that are read elsewhere. Raises SkippedRow, or MalformedRow, also for a key whose
+        loss would change what the row means."""
         value = {key: entry for key, entry in value.items() if entry is not None}
         try:
-            read = self.parse(value, place, asked)
+            read = self.parse(value, place, asked.named)
         except MalformedRow as error:
             if error.reason == "row.missing" and (hints := _hints(value, [["prompt"]])):
                 raise MalformedRow(error.message, hints, error.reason) from error
             raise
-        if meanings := _meanings(read):
+        if meanings := _meanings(read, drawn=asked.drawn):
             refuse(meanings, {key: intended_key(key, value) for key in meanings if key in value})
         return read
 
@@ -93,7 +94,7 @@ class Format(Struct, frozen=True):
         return ReadRow(row, unread, raw.scale)
 
 
-def _meanings(read: ReadRow) -> dict[str, str]:
+def _meanings(read: ReadRow, *, drawn: bool) -> dict[str, str]:
     """The unread keys without which the row would mean something else, and what each means."""
     if not read.unread:
         return {}
@@ -103,7 +104,7 @@ def _meanings(read: ReadRow) -> dict[str, str]:
     texts += [text for turn in turns for text in (turn.says, turn.thought)]
     labels, judged = LABEL.split("|") if isinstance(read.row, Pair) else [], not isinstance(read.row, Demo)
     meanings = {
-        key: "a judgement" if key in labels else refused_as(key, value, judged, texts)
+        key: "a judgement" if key in labels else refused_as(key, value, judged, texts, drawn=drawn)
         for key, value in read.unread.items()
     }
     return {key: meaning for key, meaning in meanings.items() if meaning}

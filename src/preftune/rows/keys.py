@@ -67,11 +67,11 @@ def is_nothing(value: object) -> bool:
     return all(map(is_nothing, value)) if isinstance(value, list) else not value
 
 
-def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) -> str:
+def refused_as(key: str, value: object, judged: bool, texts: Collection[str], *, drawn: bool = False) -> str:
     """What an unread key means where that changes what the row teaches, else nothing.
 
     key: with the keys above it, such as `chosen[].name`; judged: whether the row says how good its responses are;
-    texts: those of the row.
+    texts: those of the row; drawn: whether responses are drawn to it, so that a number by itself judges none.
     """
     above, _, name = key.rpartition(".")
     words = words_of(name)
@@ -94,7 +94,7 @@ def refused_as(key: str, value: object, judged: bool, texts: Collection[str]) ->
         return "another side"
     if judged:
         return ""
-    named = not words & ABOUT and (words & JUDGEMENT or (plain and not above))
+    named = not words & ABOUT and (words & JUDGEMENT or (plain and not above and not drawn))
     return "a judgement" if named or _grades(value) else ""
 
 

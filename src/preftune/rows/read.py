@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import merge_malformed
-from preftune.rows.asked import Asked
+from preftune.rows.asked import NOTHING, Asked
 from preftune.rows.formats import KNOWN, Format, detect_format, fitting, intended_key, is_hole
 from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
@@ -24,7 +24,6 @@ from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
 from preftune.rows.sources import Source, from_objects, load
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
-NOTHING = Asked()
 IN_PYTHON = "rows"  # stands for a file's name where rows are Python values
 
 
@@ -116,7 +115,7 @@ class _Reader:
             try:
                 judged = self._judged(value)
                 form = _form(judged, first)
-                row, more, used = form.read(judged, place, self._asked.named)
+                row, more, used = form.read(judged, place, self._asked)
                 if columns := self._asked.text_of(value):
                     row = replace(row, columns=columns)
                 check(row)
@@ -152,6 +151,7 @@ class _Reader:
         if unread:
             meant = {key: intended_key(key, value) if key in value else "" for key, value in unread.items()}
             answers = {key: f"{key} (read only where [rollout] draws responses)" for key in ANSWERS}
+            answers = {} if self._asked.drawn else answers
             fields = ", ".join(
                 f'{key} (did you mean "{other}"?)' if other else answers.get(key, key) for key, other in meant.items()
             )

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
 from preftune.rows.account import Tally, refuse_too_many
-from preftune.rows.asked import Asked
+from preftune.rows.asked import NOTHING, Asked
 from preftune.rows.config import Data
-from preftune.rows.read import NOTHING, Reading, read
+from preftune.rows.read import Reading, read
 from preftune.rows.row import Row, responses, shared_by, with_last_turn
 
 FEWEST_PROMPTS = 10
