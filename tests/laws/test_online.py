@@ -19,6 +19,7 @@ import pytest
 import torch
 from killed import AN_UPDATE, Killed, killed_at
 from msgspec.structs import replace as changed
+from safetensors.numpy import load_file as read_file
 from safetensors.torch import load_file
 from several import ends, on_ranks
 
@@ -36,7 +37,7 @@ from preftune.rollout.config import Reward, Value
 from preftune.rollout.derive import error_over_prompts
 from preftune.rollout.draw import Drawn
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.evaluate import SEED, chosen_tasks
+from preftune.rollout.evaluate import SEED, START, chosen_tasks
 from preftune.rollout.tasks import Task
 from preftune.rows.row import Place
 from preftune.run.online import prepare_online
@@ -300,6 +301,21 @@ def test_rewards_of_python_are_added_and_measured_by_name(online: Callable[..., 
         line["reward words"] == line["reward words (2)"] == pytest.approx(line["score"] - line["reward verify exact"])
     )
     assert Record.open(Path(run.out)).rewards[2]["function"] == "words"
+
+
+def test_the_ceiling_is_of_the_prompts_and_rewards_of_now(online: Callable[..., Run]) -> None:
+    """Draws of the reference that a record has for others are not taken for theirs."""
+    prompts = [{"prompt": f"w{i} w{i + 5} w{i + 2}"} for i in range(3, 13)]
+    run = online(optim__steps=2)
+    run = changed(run, data=changed(run.data, evaluate=prompts))
+    out = train(run)
+    count = [len(read_file(out / START)["lengths"])]
+    fewer = changed(run, optim=changed(run.optim, steps=4), rollout=changed(run.rollout, held_out=7))
+    train(fewer, resume=True, allow_change=["optim.steps", "rollout.held_out"])
+    again = read_file(out / START)
+    assert [*count, len(again["lengths"])] == [204 * 10, 292 * 7]
+    whole = train(changed(fewer, out=f"{out}-whole"))
+    np.testing.assert_array_equal(again["score"], read_file(whole / START)["score"])
 
 
 def test_what_a_phase_has_drawn_can_be_read(online: Callable[..., Run]) -> None:

@@ -38,7 +38,8 @@ FEWEST = 5  # a prompt, of them, that the ceiling has to rest on: the effective 
 
 @dataclass(frozen=True)
 class HeldOutTasks:
-    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays."""
+    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays; context: what
+    decides its draws and their scores besides the prompts."""
 
     tasks: Sequence[Task]
     count: int
@@ -49,6 +50,7 @@ class HeldOutTasks:
     tokenizer: PreTrainedTokenizerBase
     packing: Packing
     record: Path
+    context: str = ""
     oom: OomRetry = field(default_factory=OomRetry)
 
     def evaluate(self, models: Models, dist: Distributed) -> dict[str, float | None]:
@@ -82,10 +84,14 @@ class HeldOutTasks:
     def _reference_scores(self, reference: Policy, dist: Distributed) -> np.ndarray:
         """(tasks, responses) scores of what the reference draws, from the record where they are there."""
         path, count = self.record / START, max(self.count, DRAWN // len(self.tasks))
-        known = read_numbers(path, dist)
-        if known is None:
+        known, digest = read_numbers(path, dist), hashlib.sha256(self.context.encode())
+        for task in self.tasks:
+            digest.update(len(task.ids).to_bytes(8) + task.ids.tobytes())
+        drawn_for = np.frombuffer(digest.digest(), np.uint8)
+        if known is None or not np.array_equal(known.weights, drawn_for):
             sampler = replace(self.sampler, policy=reference)
             known = self._scored(draw(sampler, self.tasks, count, (self.seed, SEED), dist), dist)
+            known = replace(known, weights=drawn_for)
             if dist.first:
                 write_numbers(path, known)
         assert known.score is not None

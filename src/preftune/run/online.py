@@ -146,8 +146,8 @@ def _training(
         if len(chosen) < len(tasks.held_out):
             text = f"of {len(tasks.held_out)} held-out prompts, {len(chosen)} are drawn to (rollout.held_out)"
             notes["measured"] = (text, {})
-        held_out = HeldOutTasks(chosen, source.rollout.responses, run.seed, sampler, source.anchor,
-                                source.scorer, source.tokenizer, source.packing, source.record)  # fmt: skip
+        held_out = HeldOutTasks(chosen, source.rollout.responses, run.seed, sampler, source.anchor, source.scorer,
+                                source.tokenizer, source.packing, source.record, source.context)  # fmt: skip
     return Training(
         models=source.models,
         loss=Loss(run.objective, run.data.rankings),
