@@ -47,9 +47,8 @@ ANSWERS = {
     "dataset_train_split dataset_test_split dataset_split split":
         "Write it behind the name: data.train=NAME:SPLIT, data.evaluate=NAME:SPLIT.",
     "dataset_config subset": "Load it in Python, and give data.train the split that it has.",
-    "max_samples max_train_samples fraction": "All rows are read; give a file with fewer.",
-    "mix_strategy interleave_probs":
-        "Files are joined, data.train=[FIRST, SECOND]; a row's key weight says what it counts.",
+    "mix_strategy stopping_strategy":
+        "Files are joined and shuffled, data.train=[FIRST, SECOND]; data.shares says how much of each an epoch takes.",
     "streaming dataset_streaming": "All rows are read before the first step, so that steps and reference are known.",
     "shuffle_dataset disable_shuffling shuffle_merged_datasets shuffle_before_merging_datasets "
     "curriculum_sampling":

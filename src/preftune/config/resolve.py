@@ -183,6 +183,7 @@ def _refuse_tables_of_draws(run: Run) -> None:
     if run.rollout.server is not None and run.adapter is None:
         raise UserError("a server gets new weights as an adapter, and this run trains the whole model.",
                         location="rollout.server", hint="Train an adapter, such as adapter.rank=16.")  # fmt: skip
+    _refuse_shares(run)
     _refuse_reward(run, run.rollout)
     if run.value is not None and not isinstance(run.objective, PPO):
         raise _without_effect("only ppo has a value model", "value")
@@ -216,6 +217,12 @@ def _refuse_rollout(rollout: Rollout, formulas: list[Formula], *, online: bool) 
         raise _without_effect(f"{names} reads no labels", "rollout.labels")
     if rollout.labels is not None and not any(part.kind == "pairs" for part in formulas):
         raise _without_effect(f"{names} is an objective of {formulas[0].kind}", "rollout.labels")
+
+
+def _refuse_shares(run: Run) -> None:
+    if run.rollout is not None and any(share > 1 for share in run.data.shares or ()):
+        raise UserError("equal prompts are one task, so none is drawn for twice in an epoch.", location="data.shares",
+                        hint="Use 1 or less for each file.")  # fmt: skip
 
 
 def _refuse_reward(run: Run, rollout: Rollout) -> None:

@@ -32,6 +32,12 @@ ROWS = FromPython("a list or other iterable of mappings, such as one split of a 
 FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
 PEERS_TRAIN = "train_dataset dataset_name dataset datasets dataset_path data_files train_file pretraining_dataset"
 TEMPLATE = "File with a chat template (Jinja), if it is not the tokenizer's own."
+SHARES = (
+    "How much of each file of `train` an epoch takes: 0.5 half of its prompts, always the same; 2 each row twice; 1.5 "
+    "each row once, and those of half of its prompts twice."
+)
+PEERS_SHARES = "interleave_probs dataset_weights dataset_probs mixture_weights prompt_data_probs fraction max_samples "
+PEERS_SHARES += "max_train_samples"
 HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
 COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
 OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
@@ -53,6 +59,7 @@ class Data(Table, frozen=True):
     """[data] Rows to learn from and how they become tokens."""
 
     train: Annotated[Source, about(FILES, also=PEERS_TRAIN, location=True, python=ROWS)] = ""
+    shares: Annotated[tuple[Annotated[float, Meta(gt=0, le=100)], ...] | None, about(SHARES, also=PEERS_SHARES)] = None
     evaluate: Annotated[
         Source | None,
         about("Held-out rows, in the same forms.", also="eval_dataset test_datasets", location=True, python=ROWS),

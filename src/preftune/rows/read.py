@@ -20,6 +20,7 @@ from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
 from preftune.rows.raw_row import ANSWERS
 from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
+from preftune.rows.shares import take
 from preftune.rows.sources import Source, from_objects, load
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
@@ -44,15 +45,21 @@ class Reading(Struct, frozen=True):
         return len(self.rows) + len(self.skipped)
 
 
-def read(source: str | Iterable[object], *, columns: Mapping[str, str | None] | None = None) -> Reading:
+def read(
+    source: str | Iterable[object],
+    *,
+    columns: Mapping[str, str | None] | None = None,
+    shares: Sequence[float] | None = None,
+) -> Reading:
     """All rows of a file, of a list of files, of a hub dataset (`owner/name` or `owner/name:split`), or of an iterable
     of mappings, such as a list or a `datasets.Dataset`, which is gone through once.
 
-    columns: key of the rows -> the key that is read, "" or None to leave it out. Raises one UserError that lists every
-    malformed row of all files.
+    columns: key of the rows -> the key that is read, "" or None to leave it out. shares: how much of each file is taken
+    (rows/shares.py); all of them once where not given. Raises one UserError that lists every malformed row of all
+    files.
     """
     reader = _Reader(columns or {})
-    names = _names(source)
+    names = names_of(source)
     for name in names:
         try:
             reader.add(name, load(name))
@@ -63,10 +70,15 @@ def read(source: str | Iterable[object], *, columns: Mapping[str, str | None] | 
         reader.add(IN_PYTHON, from_objects(source, IN_PYTHON))
     if reader.problems:
         raise UserError(reader.problems, code=reader.code)
-    return Reading(reader.rows, reader.skipped, [*reader.notes, *remarks(reader.rows)], reader.files)
+    rows, skipped, notes = reader.rows, reader.skipped, reader.notes
+    if shares is not None:
+        entries = {name: name for name in names or [IN_PYTHON]}
+        rows, left_out, note = take(rows, entries, dict(zip(entries, shares, strict=True)))
+        skipped, notes = [*skipped, *left_out], [*notes, note]
+    return Reading(rows, skipped, [*notes, *remarks(rows)], reader.files)
 
 
-def _names(source: str | Iterable[object]) -> list[str]:
+def names_of(source: str | Iterable[object]) -> list[str]:
     """The names of files that the source is, none if it is rows."""
     if isinstance(source, str):
         return [source]
@@ -87,7 +99,7 @@ class _Reader:
 
     def add(self, name: str, source: Source) -> None:
         if source.digest in self.files.values():
-            self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
+            self.notes.append(Problem("the same file a second time: its rows count again.", name, reason="file.twice"))
         self.files[name] = source.digest
         self.problems += source.problems
         records: list[tuple[Place, Mapping[str, object]]] = []

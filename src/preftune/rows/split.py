@@ -9,10 +9,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from preftune.errors import Problem, UserError
-from preftune.rows.account import Tally, refuse_too_many
+from preftune.rows.account import Tally, refuse_too_many, unusable
 from preftune.rows.config import Data
-from preftune.rows.read import Reading, read
-from preftune.rows.row import Row, responses, shared_by, with_last_turn
+from preftune.rows.read import Reading, names_of, read
+from preftune.rows.row import Row, shared_by, with_last_turn
+from preftune.rows.shares import first_prompts
 
 FEWEST_PROMPTS = 10
 
@@ -38,7 +39,8 @@ def read_rows(data: Data) -> Rows:
     """Read every source, refuse too many unusable rows, and hold rows out. Raises UserError."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
-    readings = {"train": read(data.train, columns=data.columns)}
+    _refuse_shares(data)
+    readings = {"train": read(data.train, columns=data.columns, shares=data.shares)}
     if data.evaluate is not None:
         if data.holdout:
             message = "has no effect where data.evaluate is given."
@@ -50,7 +52,7 @@ def read_rows(data: Data) -> Rows:
         notes = [*evaluate.notes, *_trained_prompts(readings["train"].rows, evaluate.rows)]
         readings["evaluate"] = replace(evaluate, notes=notes)
     for reading in readings.values():
-        refuse_too_many(reading.skipped, reading.read, [*reading.files], data.max_skipped)
+        refuse_too_many(unusable(reading.skipped), reading.read, [*reading.files], data.max_skipped)
     train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
     if data.turns == "last":
         train, held_out = ([*map(with_last_turn, rows)] for rows in (train, held_out))
@@ -58,6 +60,21 @@ def read_rows(data: Data) -> Rows:
         train, held_out = holdout(train, data.holdout)
         readings["train"] = replace(readings["train"], notes=[*readings["train"].notes, _held_out_note(held_out)])
     return Rows(train, held_out, readings)
+
+
+def _refuse_shares(data: Data) -> None:
+    """Raise UserError where data.shares does not say one number for each file of data.train."""
+    if data.shares is None:
+        return
+    names = names_of(data.train)
+    files = f"{len(names)} file{'s' if len(names) > 1 else ''}" if names else "rows given in Python"
+    if (count := len(data.shares)) != len(names or [data.train]):
+        numbers = "1 number" if count == 1 else f"{count} numbers"
+        raise UserError(f"has {numbers} for the {files} of data.train.", location="data.shares",
+                        hint="Give one for each, in their order; 1 takes each row once.")  # fmt: skip
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"{twice} is named twice.", location="data.train",
+                        hint="Name it once; data.shares takes its rows several times.")  # fmt: skip
 
 
 def _trained_prompts(train: Sequence[Row], evaluate: Sequence[Row]) -> list[Problem]:
@@ -82,22 +99,10 @@ def holdout(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     Which prompts are held out depends on the prompts alone, not on their order, on how often one occurs, or on the
     run's seed: runs with different seeds are measured on the same rows.
     """
-    hashes = {shared_by(row): _hash(row) for row in rows}
-    if len(hashes) < 2:
+    prompts = len({shared_by(row) for row in rows})
+    if prompts < 2:
         raise UserError("all rows have one prompt, so none can be held out.", location="data.holdout",
                         hint="Name held-out rows in data.evaluate.")  # fmt: skip
-    count = min(max(1, round(share * len(hashes))), len(hashes) - 1)
-    held_out = set(sorted(hashes, key=lambda prompt: hashes[prompt])[:count])
+    held_out = first_prompts(rows, min(max(1, round(share * prompts)), prompts - 1))
     train = [row for row in rows if shared_by(row) not in held_out]
     return train, [row for row in rows if shared_by(row) in held_out]
-
-
-def _hash(row: Row) -> bytes:
-    parts: list[str] = []
-    for said in [row.prompt] if row.prompt else responses(row):
-        if isinstance(said, str):
-            parts.append(said)
-            continue
-        for turn in said:
-            parts += turn.role, turn.content, *filter(None, [turn.thought, turn.beside])
-    return hashlib.sha256("\0".join(parts).encode()).digest()

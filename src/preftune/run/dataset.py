@@ -17,10 +17,11 @@ from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
 from preftune.rollout.tasks import Tasks
-from preftune.rows.account import TOO_LONG, Account, Counts, Tally, by_reason, refuse_too_many
+from preftune.rows.account import TOO_LONG, Account, Counts, Tally, by_reason, refuse_too_many, unusable
 from preftune.rows.config import Data
 from preftune.rows.messages import up_to_last_reply
 from preftune.rows.row import Row, with_last_turn
+from preftune.rows.shares import SHARE
 from preftune.rows.split import Rows, read_rows
 from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup, with_lengths
@@ -148,9 +149,11 @@ def refuse_skipped(rows: Rows, parts: Mapping[str, Tokenized | Tasks], allowed: 
     """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
     for part, reading in rows.readings.items():
         of_source = [result for name, result in parts.items() if name == part or name not in rows.readings]
-        skipped = [problem for result in of_source for problem in result.skipped if problem.reason not in TOO_LONG]
-        if skipped:
-            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
+        skipped = unusable([problem for result in of_source for problem in result.skipped])
+        if skipped:  # rows that no share takes were read and not tokenized, so each then has a share of its own
+            sampled = any(problem.reason == SHARE for problem in reading.skipped)
+            before = [] if sampled else unusable(reading.skipped)
+            refuse_too_many([*before, *skipped], len(before) + len(reading.rows), [*reading.files], allowed)
 
 
 def account_of(rows: Rows, parts: Mapping[str, Tokenized | Tasks], max_tokens: int) -> Account:
