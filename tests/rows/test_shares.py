@@ -13,6 +13,7 @@ from preftune.config.resolve import resolve
 from preftune.errors import UserError
 from preftune.rows.account import by_reason
 from preftune.rows.config import Data
+from preftune.rows.messages import up_to_last_reply
 from preftune.rows.row import shared_by
 from preftune.rows.shares import SHARE
 from preftune.rows.split import Rows, read_rows
@@ -148,3 +149,9 @@ def test_unusable_rows_are_counted_among_those_taken(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2 of 22 rows \(9.1%\)"):
         rows_of((file,), 0.5)
     assert len(rows_of((file,), 0.5, max_skipped=0.1).train) == 10
+
+
+def test_a_conversation_without_its_last_question_is_taken_as_often() -> None:
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    (row,) = read_rows(Data(train=[{"messages": turns}], shares=(3,))).train
+    assert up_to_last_reply(row).times == 3
