@@ -35,8 +35,8 @@ ANSWERS = {
     "max_prompt_length max_prompt_len max_source_length":
         "The prompt alone has no limit: data.max_tokens counts the prompt and one response.",
     "max_target_length": "The response alone has no limit: data.max_tokens counts the prompt and one response.",
-    "default_system system_prompt drop_system_message system default_system_message":
-        "A system text stands in the rows, as their first message, of the role system.",
+    "drop_system_message":
+        "A system text of a row stays; data.columns.system= leaves out a key of that name.",
     "train_on_eos train_on_eot": "A response is scored with its end token.",
     "field_messages field_prompt field_chosen field_rejected field_label field_system field_tools text_column "
     "dataset_text_field message_property_mappings field_human field_model field_instruction field_input "

@@ -13,6 +13,7 @@ from preftune.cli.verbs import at_work
 from preftune.errors import UserError
 from preftune.record.output import DRAWS, assert_replaceable
 from preftune.record.parse import model_of
+from preftune.rollout.config import Rollout
 
 
 def draw(
@@ -25,6 +26,7 @@ def draw(
     seed: int = 0,
     greedy: bool = False,
     server: str | None = None,
+    system: str | None = None,
     out: Path | None = None,
 ) -> None:
     """Draw responses from a model to the prompts of a file.
@@ -49,17 +51,18 @@ def draw(
         Take the likeliest token each time; responses of one prompt are then equal.
     server
         Address of a vLLM server that has the model and draws in place of this process.
+    system
+        System text of conversations that have none: of a run's model the run's own if not given, and "" for none.
     out
         JSON-lines file to write, one object a prompt, in place of the screen; it replaces an earlier one of draw alone.
     """
     model, numbers = model_of(model), {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature}
     _check(out, [prompts, Path(model).expanduser()], numbers)
     with at_work():
-        from preftune.rollout.config import Rollout
         from preftune.run import draw as run
 
         rollout = Rollout(responses=responses, max_tokens=max_tokens or run.usual_limit(model), temperature=temperature)
-        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy, server=server)
+        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy, server=server, system=system)
     _put(lines, out)
 
 

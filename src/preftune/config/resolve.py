@@ -32,6 +32,8 @@ def resolve(run: Run) -> Run:
     """
     run = _with_optim(_checked(run))
     _refuse_tables_of_draws(run)
+    if run.data.system is not None and not run.data.system.strip():
+        raise _without_effect("the text is blank", "data.system")
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
     if needed and isinstance(reference, NoReference):

@@ -40,6 +40,8 @@ PEERS_SHARES = "interleave_probs dataset_weights dataset_probs mixture_weights p
 PEERS_SHARES += "max_train_samples"
 HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
 COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
+SYSTEM = "System text of conversations that have none of their own."
+PEERS_SYSTEM = "default_system system_prompt default_system_message system_message system_text"
 OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
 MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
 TOO_LONG = (
@@ -66,6 +68,7 @@ class Data(Table, frozen=True):
     ] = None
     holdout: Annotated[float, about(HOLDOUT, also="test_size val_size val_set_size test_split_size", ge=0, lt=1)] = 0.0
     columns: Annotated[dict[str, str | None], about(COLUMNS)] = field(default_factory=dict)
+    system: Annotated[str | None, about(SYSTEM, also=PEERS_SYSTEM)] = None
     template: Annotated[
         str | None,
         about(TEMPLATE, also="chat_template chat_template_path chat_template_jinja tool_format", location=True),

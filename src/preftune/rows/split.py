@@ -14,6 +14,7 @@ from preftune.rows.config import Data
 from preftune.rows.read import Reading, names_of, read
 from preftune.rows.row import Row, shared_by, with_last_turn
 from preftune.rows.shares import first_prompts
+from preftune.rows.system import with_text, without_text
 
 FEWEST_PROMPTS = 10
 
@@ -36,7 +37,26 @@ class Rows(Struct, frozen=True):
 
 
 def read_rows(data: Data) -> Rows:
-    """Read every source, refuse too many unusable rows, and hold rows out. Raises UserError."""
+    """Read every source, refuse too many unusable rows, hold rows out, and give each conversation its system text.
+    Raises UserError."""
+    readings = _readings(data)
+    train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
+    if data.turns == "last":
+        train, held_out = ([*map(with_last_turn, rows)] for rows in (train, held_out))
+    if data.holdout:
+        train, held_out = holdout(train, data.holdout)
+        readings["train"] = _noted(readings["train"], [_held_out_note(held_out)])
+    if data.system is not None:  # after the holdout, so that which prompts are held out does not depend on it
+        train, notes = with_text(train, data.system)
+        held_out, more = with_text(held_out, data.system)
+        of_evaluate = "evaluate" if "evaluate" in readings else "train"
+        readings["train"] = _noted(readings["train"], notes)
+        readings[of_evaluate] = _noted(readings[of_evaluate], more)
+    return Rows(train, held_out, readings)
+
+
+def _readings(data: Data) -> dict[str, Reading]:
+    """What data.train and data.evaluate hold. Raises UserError."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
     _refuse_shares(data)
@@ -45,21 +65,22 @@ def read_rows(data: Data) -> Rows:
         if data.holdout:
             message = "has no effect where data.evaluate is given."
             raise UserError(message, location="data.holdout", hint="Remove one of the two.")
-        evaluate = read(data.evaluate, columns=data.columns)
-        if set(readings["train"].files.values()) & set(evaluate.files.values()):
+        readings["evaluate"] = read(data.evaluate, columns=data.columns)
+        if set(readings["train"].files.values()) & set(readings["evaluate"].files.values()):
             hint = "Measure on rows that are not trained on."
             raise UserError("is a training file too.", location="data.evaluate", hint=hint)
-        notes = [*evaluate.notes, *_trained_prompts(readings["train"].rows, evaluate.rows)]
-        readings["evaluate"] = replace(evaluate, notes=notes)
+    if data.system is not None:  # a row that begins with it has the prompt of one that is to get it
+        readings = {part: replace(each, rows=without_text(each.rows, data.system)) for part, each in readings.items()}
+    if "evaluate" in readings:
+        trained = _trained_prompts(readings["train"].rows, readings["evaluate"].rows)
+        readings["evaluate"] = _noted(readings["evaluate"], trained)
     for reading in readings.values():
         refuse_too_many(unusable(reading.skipped), reading.read, [*reading.files], data.max_skipped)
-    train, held_out = readings["train"].rows, readings["evaluate"].rows if "evaluate" in readings else []
-    if data.turns == "last":
-        train, held_out = ([*map(with_last_turn, rows)] for rows in (train, held_out))
-    if data.holdout:
-        train, held_out = holdout(train, data.holdout)
-        readings["train"] = replace(readings["train"], notes=[*readings["train"].notes, _held_out_note(held_out)])
-    return Rows(train, held_out, readings)
+    return readings
+
+
+def _noted(reading: Reading, notes: Sequence[Problem]) -> Reading:
+    return replace(reading, notes=[*reading.notes, *notes])
 
 
 def _refuse_shares(data: Data) -> None:

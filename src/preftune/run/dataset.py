@@ -25,6 +25,7 @@ from preftune.rows.shares import SHARE
 from preftune.rows.split import Rows, read_rows
 from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup, with_lengths
+from preftune.tokens.template import refuse_no_system
 from preftune.tokens.tokenize import Tokenized, tokenize
 from preftune.tokens.tokenizer import load_tokenizer, other_meaning, tokenizer_digest
 
@@ -81,10 +82,14 @@ def cached_loader() -> Loader:
 
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer that a run names, or its model's. Raises UserError."""
+    """The tokenizer that a run names, or its model's. Raises UserError, also where its chat template has no place for
+    data.system."""
     path, revision = run.model.path, run.model.revision
     named = run.model.tokenizer or (tokenizer_source(path, revision) if isinstance(path, str) else str(path))
-    return load_tokenizer(named, revision, run.data.template)
+    tokenizer = load_tokenizer(named, revision, run.data.template)
+    if run.data.system is not None:
+        refuse_no_system(tokenizer, run.data.template_options, run.data.system)
+    return tokenizer
 
 
 def tokenize_rows(run: Run, rows: Rows) -> Dataset:
