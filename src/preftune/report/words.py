@@ -9,10 +9,10 @@ from pathlib import PurePath
 from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
-from preftune.diagnosis.objective_facts import parts
+from preftune.diagnosis.objective_facts import of_demos, parts
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, prompts_of
-from preftune.record.schema import EVALUATION
+from preftune.record.schema import EVALUATION, described
 from preftune.record.statistics import estimate
 
 EXPLAINS = 0.02  # where kinds of row are mixed only some have a margin, and the changes of all do not explain it
@@ -95,7 +95,10 @@ def headline(record: Record) -> str:
             f"{after} draws responses that score {number(drawn[-1]['score'])} {where}, from "
             f"{number(drawn[0]['score'])} in the first phase; no prompt is held out."
         )
-    before, now, location = record.start.get("loss"), record.end.get("loss"), "held-out"
+    before, now, location = record.start.get("perplexity"), record.end.get("perplexity"), "held-out"
+    if before is not None and now is not None:
+        return f"{after} has a perplexity of {number(now)} on held-out responses, from {number(before)}."
+    before, now = record.start.get("loss"), record.end.get("loss")
     if before is None or now is None:
         before, now, location = record.early("loss"), record.recent("loss"), "training"
     if before is None or now is None:
@@ -166,6 +169,8 @@ def tiles(record: Record) -> list[Tile]:
         row.append(Tile("Ceiling", number(ceiling), f"at KL {number(record.end.get('kl'), 2)}"))
     if (accuracy := record.end.get("accuracy")) is not None:
         row.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
+    if (perplexity := record.end.get("perplexity")) is not None:
+        row.append(Tile("Held-out perplexity", number(perplexity), f"from {number(record.start.get('perplexity'))}"))
     if (margin := record.end.get("margin")) is not None:
         note = f"nats, from {number(record.start.get('margin'), 1)}"
         row.append(Tile("Margin", number(margin, 1, sign=True), note))
@@ -211,9 +216,10 @@ def evaluations(record: Record) -> list[Line]:
         difference = number(change, sign=True)
         if percent and change is not None:
             difference = f"{number(100 * change, 1, sign=True)} pt"
-        name = key.replace("_", " ").replace("logp", "log-probability").capitalize()
+        name, meaning = described(key, demos=of_demos(record))
+        name = f"{name[0].upper()}{name[1:]}".replace("_", " ").replace("logp", "log-probability")
         unit = "" if unit == "as the objective" else unit
-        lines.append(Line(name, meter.meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
+        lines.append(Line(name, meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
     return lines
 
 
