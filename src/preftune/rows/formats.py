@@ -151,6 +151,9 @@ FORMATS = (
     Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
     Format("texts", {"text": "text"}, build.text, bare=True),
 )  # fmt: skip
+KNOWN = frozenset({*COMMON, *build.SCORES_OF_PAIR}).union(
+    *(form.optional for form in FORMATS), *(names.split("|") for form in FORMATS for names in form.slots.values())
+)
 
 
 def fitting(value: Mapping[str, object]) -> Format | None:
@@ -246,9 +249,7 @@ def _similarity(form: Format, value: Mapping[str, object]) -> tuple[int, float]:
 
 def intended_key(key: str, value: Mapping[str, object]) -> str:
     """The key that an unread one may have been meant for: the record then reads, with all that is read now."""
-    known = {*COMMON, *build.SCORES_OF_PAIR, *(name for form in FORMATS for name in form.optional)}
-    known |= {name for form in FORMATS for names in form.slots.values() for name in names.split("|")}
-    similar = [name for name in known - {*value} if name.count("_") == key.count("_")]
+    similar = [name for name in KNOWN - {*value} if name.count("_") == key.count("_")]
     for name in get_close_matches(key, sorted(similar), n=3, cutoff=0.8):
         unread = _unread({name if other == key else other: entry for other, entry in value.items()})
         if unread is not None and not unread - (_unread(value) or set()) - {key} and name not in unread:

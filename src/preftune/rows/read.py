@@ -22,6 +22,7 @@ from preftune.rows.raw_row import ANSWERS
 from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
 from preftune.rows.shares import take
 from preftune.rows.sources import Source, from_objects, load
+from preftune.rows.tables import with_values
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
 IN_PYTHON = "rows"  # stands for a file's name where rows are Python values
@@ -106,7 +107,8 @@ class _Reader:
         malformed: list[tuple[MalformedRow, Place]] = []
         for place, value in source.records:
             try:
-                records.append((place, renamed(value, self._columns)))
+                named = renamed(value, self._columns)
+                records.append((place, with_values(named) if source.all_text else named))
             except MalformedRow as error:
                 malformed.append((error, place))
         absent = [

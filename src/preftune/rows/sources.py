@@ -1,6 +1,7 @@
 """Raw records with their places, from a file, a dataset on the hub, or Python values; nothing here knows preferences.
 
-A file holds JSON lines, a JSON array (both also gzipped), or Parquet; `json_text.py` says how strictly JSON is read.
+A file holds JSON lines, a JSON array, a table of cells (all also gzipped), or Parquet; `json_text.py` and `tables.py`
+say how strictly text is read.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from preftune.rows.columns import arrow_records, canonical, plain
 from preftune.rows.json_text import FORMS, MAX_LINE, Parsed, records, what_is_wrong
 from preftune.rows.parse import describe
 from preftune.rows.row import Place
+from preftune.rows.tables import delimiter_of, table_records
 
 MAX_RATIO = 200  # unpacked bytes for a packed one, in files of more than MAX_LINE; text comes nowhere near
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.]+)?")
 HTML = ("is an HTML page.", "The download failed; fetch the raw file.")
 UTF16 = ("looks like UTF-16.", "Convert it: iconv -f UTF-16 -t UTF-8.")
+OF_TXT = (
+    "Write rows with the key text: jq -Rc '{text: .}' FILE > rows.jsonl for one a line, jq -Rsc for one of the whole."
+)
 NOT_ROWS: dict[bytes, tuple[str, str]] = {
     b"version https://git-lfs": ("is a Git LFS pointer, not the file itself.", "Run `git lfs pull`."),
     b"<!DOCTYPE": HTML,
@@ -44,11 +49,13 @@ NOT_ROWS: dict[bytes, tuple[str, str]] = {
 
 
 class Source(Struct, frozen=True):
-    """Raw records. digest: SHA-256 of the file's bytes, or of the records where there is no file."""
+    """Raw records. digest: SHA-256 of the file's bytes, or of the records where there is no file; all_text: whether
+    numbers are texts too, as in a table of cells."""
 
     digest: str
     records: list[tuple[Place, dict[str, object]]]
     problems: list[Problem]
+    all_text: bool = False
 
 
 def load(name: str) -> Source:
@@ -74,7 +81,7 @@ def load(name: str) -> Source:
         raise UserError("changed while it was read.", location=name, hint="Wait until it is written.")
     if not values and not problems:
         raise UserError("holds no rows.", location=name)
-    return Source(sha, values, problems)
+    return Source(sha, values, problems, all_text=bool(delimiter_of(name)))
 
 
 def _gather(parsed: Iterable[Parsed]) -> tuple[list[tuple[Place, dict[str, object]]], list[Problem]]:
@@ -126,7 +133,9 @@ def _head(path: Path, name: str) -> bytes:
             raise UserError(message, location=name, hint=hint)
     if b"\0" in head[:200] and not head.startswith(b"PAR1"):
         raise UserError("is not text: it has zero bytes; UTF-16 looks like this.", location=name, hint=FORMS)
-    if path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".arrow", ".pkl", ".xlsx")):
+    if path.name.removesuffix(".gz").endswith(".txt"):
+        raise UserError("does not say whether a line or the whole file is a text.", location=name, hint=OF_TXT)
+    if path.name.removesuffix(".gz").endswith((".arrow", ".pkl", ".xlsx")):
         raise UserError("is in a form that is not read.", location=name, hint=FORMS)
     return head
 
@@ -139,7 +148,10 @@ def _unpacked(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 def _text(path: Path, name: str, head: bytes) -> Iterator[Parsed]:
     with _unpacked(path) as stream:
-        yield from records(stream, name, head)
+        if delimiter := delimiter_of(name):
+            yield from table_records(stream, name, delimiter)
+        else:
+            yield from records(stream, name, head)
 
 
 def _parquet(path: Path, name: str) -> Iterator[Parsed]:
