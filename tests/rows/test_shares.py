@@ -155,3 +155,14 @@ def test_a_conversation_without_its_last_question_is_taken_as_often() -> None:
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     (row,) = read_rows(Data(train=[{"messages": turns}], shares=(3,))).train
     assert up_to_last_reply(row).times == 3
+
+
+def test_a_pattern_is_one_entry_of_all_its_files(tmp_path: Path) -> None:
+    for number in range(4):
+        pairs(tmp_path / f"part{number}.jsonl", 10, first=10 * number)
+    pattern = str(tmp_path / "part*.jsonl")
+    rows = rows_of((pattern, pairs(tmp_path / "other.jsonl", 10, first=100)), 0.25, 2)
+    assert len({shared_by(row) for row in rows.train if "part" in row.place.file}) == 10
+    assert f"20 of 80 rows of {pattern} (33%)" in str(rows.readings["train"].notes)
+    with pytest.raises(UserError, match=r"part0\.jsonl is named twice"):
+        rows_of((pattern, str(tmp_path / "part0.jsonl")), 0.25, 2)

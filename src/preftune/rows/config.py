@@ -29,7 +29,7 @@ def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
-FILES = "File, files or hub name of the rows: .jsonl, .json, .csv, .tsv, .parquet, also .gz."
+FILES = "File, files, pattern (rows/*.jsonl) or hub name of the rows: .jsonl, .json, .csv, .tsv, .parquet, also .gz."
 PEERS_TRAIN = "train_dataset dataset_name dataset datasets dataset_path data_files train_file pretraining_dataset"
 TEMPLATE = "File with a chat template (Jinja), if it is not the tokenizer's own."
 SHARES = (

@@ -21,7 +21,7 @@ from preftune.rows.quality import check, remarks
 from preftune.rows.raw_row import ANSWERS
 from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
 from preftune.rows.shares import take
-from preftune.rows.sources import Source, from_objects, load
+from preftune.rows.sources import Source, files_of, from_objects, load
 from preftune.rows.tables import with_values
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
@@ -52,18 +52,19 @@ def read(
     columns: Mapping[str, str | None] | None = None,
     shares: Sequence[float] | None = None,
 ) -> Reading:
-    """All rows of a file, of a list of files, of a hub dataset (`owner/name` or `owner/name:split`), or of an iterable
-    of mappings, such as a list or a `datasets.Dataset`, which is gone through once.
+    """All rows of a file, of the files that a pattern such as `rows/*.jsonl` fits, of a hub dataset (`owner/name` or
+    `owner/name:split`), of a list of any of these, or of an iterable of mappings, such as a list or a
+    `datasets.Dataset`, which is gone through once.
 
     columns: key of the rows -> the key that is read, "" or None to leave it out. shares: how much of each file is taken
     (rows/shares.py); all of them once where not given. Raises one UserError that lists every malformed row of all
     files.
     """
-    reader = _Reader(columns or {})
-    names = names_of(source)
-    for name in names:
+    reader, names = _Reader(columns or {}), names_of(source)
+    files = [(file, name) for name in names for file in files_of(name)]
+    for file, _ in files:
         try:
-            reader.add(name, load(name))
+            reader.add(file, load(file))
         except UserError as error:
             reader.problems += error.problems
             reader.code = error.code
@@ -73,8 +74,8 @@ def read(
         raise UserError(reader.problems, code=reader.code)
     rows, skipped, notes = reader.rows, reader.skipped, reader.notes
     if shares is not None:
-        entries = {name: name for name in names or [IN_PYTHON]}
-        rows, left_out, note = take(rows, entries, dict(zip(entries, shares, strict=True)))
+        of_entry = dict(zip(names or [IN_PYTHON], shares, strict=True))
+        rows, left_out, note = take(rows, dict(files or [(IN_PYTHON, IN_PYTHON)]), of_entry)
         skipped, notes = [*skipped, *left_out], [*notes, note]
     return Reading(rows, skipped, [*notes, *remarks(rows)], reader.files)
 

@@ -6,6 +6,7 @@ say how strictly text is read.
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import json
@@ -56,6 +57,19 @@ class Source(Struct, frozen=True):
     records: list[tuple[Place, dict[str, object]]]
     problems: list[Problem]
     all_text: bool = False
+
+
+def files_of(name: str) -> list[str]:
+    """The files that a pattern such as `rows/*.jsonl` fits, in the order of their names; the name itself where it is no
+    pattern, or where a file is called so. Raises UserError where no file fits."""
+    path = Path(name).expanduser()
+    if not glob.has_magic(name) or path.exists():
+        return [name]
+    fitting = glob.glob(str(path), recursive=True)  # noqa: PTH207  that of Path takes hidden files too
+    if files := sorted(file for file in fitting if Path(file).is_file()):
+        return files
+    hint = nearest(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+    raise UserError("no file fits this pattern.", location=name, hint=hint)
 
 
 def load(name: str) -> Source:
@@ -110,8 +124,10 @@ def _ordinary_file(path: Path, name: str) -> os.stat_result:
             hint = nearest(path.name, sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
         raise UserError("there is no such file.", location=name, hint=hint) from None
     if stat.S_ISDIR(status.st_mode):
-        inside = ", ".join(sorted(p.name for p in path.iterdir())[:5])
-        raise UserError("is a folder.", location=name, hint=f"Name the files: {inside}." if inside else "It is empty.")
+        inside = sorted(p for p in path.iterdir() if p.is_file())
+        pattern = Path(name) / f"*{inside[0].suffix}" if inside else ""
+        hint = f"Name the files, or a pattern that they fit: {pattern}." if inside else "It holds no file."
+        raise UserError("is a folder.", location=name, hint=hint)
     if not stat.S_ISREG(status.st_mode):
         raise UserError("is not an ordinary file.", location=name)
     if not status.st_size:

@@ -14,6 +14,7 @@ from preftune.rows.config import Data
 from preftune.rows.read import Reading, names_of, read
 from preftune.rows.row import Row, shared_by, with_last_turn
 from preftune.rows.shares import first_prompts
+from preftune.rows.sources import files_of
 from preftune.rows.system import with_text, without_text
 
 FEWEST_PROMPTS = 10
@@ -93,7 +94,8 @@ def _refuse_shares(data: Data) -> None:
         numbers = "1 number" if count == 1 else f"{count} numbers"
         raise UserError(f"has {numbers} for the {files} of data.train.", location="data.shares",
                         hint="Give one for each, in their order; 1 takes each row once.")  # fmt: skip
-    if twice := next((name for name in names if names.count(name) > 1), ""):
+    files_named = [file for name in names for file in files_of(name)]
+    if twice := next((file for file in files_named if files_named.count(file) > 1), ""):
         raise UserError(f"{twice} is named twice.", location="data.train",
                         hint="Name it once; data.shares takes its rows several times.")  # fmt: skip
 
