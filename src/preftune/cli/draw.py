@@ -14,6 +14,8 @@ from preftune.errors import UserError
 from preftune.record.output import DRAWS, assert_replaceable
 from preftune.record.parse import model_of
 from preftune.rollout.config import Rollout
+from preftune.rows.config import Data
+from preftune.rows.split import refuse_missing_rows
 
 
 def draw(
@@ -68,6 +70,7 @@ def draw(
 
 def _check(out: Path | None, inputs: Sequence[Path], positive: Mapping[str, float | None]) -> None:
     """Raise UserError where a flag has no number above 0, or the file to write is an input or somebody's."""
+    refuse_missing_rows(Data(train=str(inputs[0])))
     if out is not None:
         assert_replaceable(out, DRAWS, [path for path in inputs if path.exists()])
     for flag, number in positive.items():

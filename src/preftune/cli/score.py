@@ -13,6 +13,8 @@ from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
 from preftune.record.output import SCORES, assert_replaceable
 from preftune.record.parse import RUN_FILE, model_of, system_of_run
+from preftune.rows.config import Data
+from preftune.rows.split import refuse_missing_rows
 
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
@@ -70,6 +72,7 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     if out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words_of(words, reward))
+    refuse_missing_rows(Data(train=run.data.train or run.data.evaluate or ""))
     assert_replaceable(out, SCORES, [path for _, path in inputs(run)])
     with at_work():
         from preftune.run.score import score

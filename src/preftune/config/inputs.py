@@ -11,7 +11,9 @@ from preftune.config.run import Run
 from preftune.config.tree import tree_of
 from preftune.errors import UserError
 from preftune.model.adapter_files import CONFIG, adapter_at
+from preftune.record.trackers import assert_ready
 from preftune.rows.sources import files_of
+from preftune.rows.split import refuse_missing_rows
 
 
 def inputs(run: Run) -> Iterator[tuple[str, Path]]:
@@ -37,6 +39,14 @@ def refuse_inside(run: Run, out: Path) -> None:
             if files.lies_in(file, out):
                 raise UserError(f"{path} lies in {out}, which --force replaces.", location=key,
                                 hint="Choose another `out`, or copy it elsewhere first.")  # fmt: skip
+
+
+def refuse_missing(*runs: Run) -> None:
+    """Raise UserError where rows are not there that a run reads, or a tracker that it writes to: both are known before
+    torch is loaded."""
+    for run in runs:
+        refuse_missing_rows(run.data)
+        assert_ready(run.track)
 
 
 def _named(text: str) -> list[str]:

@@ -72,18 +72,24 @@ def files_of(name: str) -> list[str]:
     raise UserError("no file fits this pattern.", location=name, hint=hint)
 
 
+def on_hub(name: str) -> bool:
+    """Whether it is the name of a hub dataset, and none of a file."""
+    path = Path(name).expanduser()
+    return bool(HUB.fullmatch(name)) and not path.suffix and not path.exists() and not path.parent.exists()
+
+
 def load(name: str) -> Source:
     """The records of a file or hub dataset; what is wrong with single lines is listed in `problems`.
 
     Raises UserError where the file as a whole cannot be read.
     """
     path = Path(name).expanduser()
-    if HUB.fullmatch(name) and not path.suffix and not path.exists() and not path.parent.exists():
+    if on_hub(name):
         values, problems = _gather(_hub(name))
         text = json.dumps([value for _, value in values], sort_keys=True, default=str)
         return Source(hashlib.sha256(text.encode()).hexdigest(), values, problems)
     try:
-        before = _ordinary_file(path, name)
+        before = ordinary_file(name)
         head = _head(path, name)
         values, problems = _gather(_parquet(path, name) if head.startswith(b"PAR1") else _text(path, name, head))
         sha, after = digest(path), path.stat()
@@ -111,8 +117,9 @@ def _gather(parsed: Iterable[Parsed]) -> tuple[list[tuple[Place, dict[str, objec
     return values, problems
 
 
-def _ordinary_file(path: Path, name: str) -> os.stat_result:
+def ordinary_file(name: str) -> os.stat_result:
     """The state of a file that may hold rows. Raises UserError where there is none, OSError where it cannot be seen."""
+    path = Path(name).expanduser()
     try:
         status = path.stat()
     except FileNotFoundError:

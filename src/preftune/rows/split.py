@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import filterfalse
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from preftune.rows.config import Data
 from preftune.rows.read import Reading, names_of, read
 from preftune.rows.row import Row, shared_by, with_last_turn
 from preftune.rows.shares import first_prompts
-from preftune.rows.sources import files_of
+from preftune.rows.sources import files_of, on_hub, ordinary_file
 from preftune.rows.system import with_text, without_text
 
 FEWEST_PROMPTS = 10
@@ -54,6 +55,24 @@ def read_rows(data: Data) -> Rows:
         readings["train"] = _noted(readings["train"], notes)
         readings[of_evaluate] = _noted(readings[of_evaluate], more)
     return Rows(train, held_out, readings)
+
+
+def refuse_missing_rows(data: Data) -> None:
+    """Raise UserError where no rows are named, or some that are not there: before all that is slow to load."""
+    if isinstance(data.train, str | Sequence) and not data.train:
+        raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
+    _refuse_shares(data)
+    problems: list[Problem] = []
+    for name in (*names_of(data.train), *names_of(() if data.evaluate is None else data.evaluate)):
+        try:
+            for file in filterfalse(on_hub, files_of(name)):
+                ordinary_file(file)
+        except UserError as error:
+            problems += error.problems
+        except OSError:  # which is told where the file is read
+            continue
+    if problems:
+        raise UserError(problems)
 
 
 def _readings(data: Data) -> dict[str, Reading]:
