@@ -57,6 +57,12 @@ def load_dataset(run: Run) -> Dataset:
     """Read and tokenize, and say what is odd about the rows. Raises UserError."""
     emit(Note("reading rows"))
     dataset = tokenize_rows(run, read_rows(run.data))
+    tell_account(dataset)
+    return dataset
+
+
+def tell_account(dataset: Dataset) -> None:
+    """Say what is odd about the rows, and which are left out."""
     for part, counts in (("train", dataset.account.train), ("evaluate", dataset.account.evaluate)):
         for note in counts.notes if counts else ():
             emit(Note(note))
@@ -65,7 +71,6 @@ def load_dataset(run: Run) -> Dataset:
             left_out = f"{sum(counts.skipped.values()):,} of {counts.read:,} rows are left out ({reasons})"
             limit = f"; data.max_tokens is {dataset.max_tokens:,}" if {*TOO_LONG} & {*counts.skipped} else ""
             emit(Note(f"data.{part}: {left_out}{limit}"))
-    return dataset
 
 
 def cached_loader() -> Loader:

@@ -24,6 +24,7 @@ from preftune.run.dataset import (
     config_of,
     limit_of,
     refuse_skipped,
+    tell_account,
     tokenizer_of,
 )
 from preftune.tokens.groups import TokenGroup
@@ -52,9 +53,7 @@ def load_tasks(run: Run, rollout: Rollout, limit_key: str = "rollout.max_tokens"
     """Read rows of any kind as tasks, and say what is odd about them. Raises UserError, as `tasks_from` does."""
     emit(Note("reading rows"))
     tasks = tasks_from(run, rollout, read_rows(run.data), limit_key)
-    for part in tasks.parts.values():
-        for note in part.notes:
-            emit(Note(str(note)))
+    tell_account(tasks.dataset)
     return tasks
 
 
