@@ -166,3 +166,9 @@ def test_a_pattern_is_one_entry_of_all_its_files(tmp_path: Path) -> None:
     assert f"20 of 80 rows of {pattern} (33%)" in str(rows.readings["train"].notes)
     with pytest.raises(UserError, match=r"part0\.jsonl is named twice"):
         rows_of((pattern, str(tmp_path / "part0.jsonl")), 0.25, 2)
+
+
+def test_files_without_a_usable_row_are_refused_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "chosen": " x", "rejected": " x"}\n')
+    with pytest.raises(UserError, match=r"1 of 1 rows \(100\.0%\) cannot be used"):
+        rows_of((str(tmp_path / "a.jsonl"),), 0.5)

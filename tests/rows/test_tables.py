@@ -85,6 +85,14 @@ def test_numbers_are_read_where_numbers_are_meant(tmp_path: Path) -> None:
     assert (row.scores, row.weight, row.id) == ((10.0, -0.5), 2.0, "007")
 
 
+@pytest.mark.parametrize(("cell", "chosen"), [("1", "x"), ("2.0", "y"), ("response_2", "y")])
+def test_a_verdict_is_read_from_text(tmp_path: Path, cell: str, chosen: str) -> None:
+    header = ["prompt", "response_1", "response_2", "preference"]
+    (row,) = rows(tmp_path / "a.csv", header, ["p", "x", "y", cell])
+    assert isinstance(row, Pair)
+    assert row.chosen == chosen
+
+
 def test_an_empty_cell_is_absent(tmp_path: Path) -> None:
     header = ["prompt", "completion", "label", "score", "system"]
     path = tmp_path / "a.csv"

@@ -74,8 +74,8 @@ def _note(taken: Sequence[tuple[str, int]], usable: Mapping[str, int]) -> Proble
     rows, times = Counter(entry for entry, _ in taken), Counter[str]()
     for entry, often in taken:
         times[entry] += often
-    parts = []
+    parts, total = [], times.total() or 1  # a file may have no usable row, which is refused with the others
     for entry, count in usable.items():
         in_all = f", {times[entry]:,} times in all" if times[entry] > rows[entry] else ""
-        parts.append(f"{rows[entry]:,} of {count:,} rows of {entry}{in_all} ({times[entry] / times.total():.0%})")
+        parts.append(f"{rows[entry]:,} of {count:,} rows of {entry}{in_all} ({times[entry] / total:.0%})")
     return Problem(f"an epoch takes {'; '.join(parts)}.", "data.shares")

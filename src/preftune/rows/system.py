@@ -13,19 +13,20 @@ from preftune.rows.row import TOLD, Message, Row
 SYSTEM = ("system", "developer")  # roles of a text that instructs the model
 
 
-def _first_turn(row: Row) -> int:
+def _first_turn(prompt: tuple[Message, ...]) -> int:
     """Where the first turn stands that is said; what the template is told comes before it."""
-    return next((place for place, turn in enumerate(row.prompt) if turn.role not in TOLD), len(row.prompt))
+    return next((place for place, turn in enumerate(prompt) if turn.role not in TOLD), len(prompt))
 
 
 def without_text(rows: Sequence[Row], text: str) -> list[Row]:
     """The rows, without the system turn of those that begin with just this text: they are rows that have none."""
     bare: list[Row] = []
     for row in rows:
-        place = 0 if isinstance(row.prompt, str) else _first_turn(row)
-        said = row.prompt[place : place + 1]
-        is_default = said == (Message("system", text),)
-        bare.append(replace(row, prompt=(*row.prompt[:place], *row.prompt[place + 1 :])) if is_default else row)
+        if not isinstance(row.prompt, str):
+            place = _first_turn(row.prompt)
+            if row.prompt[place : place + 1] == (Message("system", text),):
+                row = replace(row, prompt=(*row.prompt[:place], *row.prompt[place + 1 :]))
+        bare.append(row)
     return bare
 
 
@@ -38,10 +39,11 @@ def with_text(rows: Sequence[Row], text: str) -> tuple[list[Row], list[Problem]]
     if plain:
         message = f"{len(plain)} of {len(rows)} rows are plain text, which is continued as it stands and has no place "
         raise UserError(f"{message}for data.system.", location=str(plain[0].place),
-                        hint="Write their prompts as messages, or into the text itself.")  # fmt: skip
+                        hint="Write their prompts as messages, or it into their text.")  # fmt: skip
     tally, instructed = Tally(), []
     for row in rows:
-        place = _first_turn(row)
+        assert not isinstance(row.prompt, str)
+        place = _first_turn(row.prompt)
         if any(turn.role in SYSTEM for turn in row.prompt[place : place + 1]):
             tally.add("system.own", "the row keeps its own system text in place of data.system", row.place)
             instructed.append(row)

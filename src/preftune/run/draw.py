@@ -43,7 +43,9 @@ def draw(
     server: address of a vLLM server that has the model and draws in place of this process. system: for conversations
     that have no system text; if not given, what the run that has tuned the model gave to its own. Raises UserError.
     """
-    system = system_of_run(model) if system is None else system or None
+    if system is None and (system := system_of_run(model)):
+        emit(Note("conversations without a system text get that of the run"))
+    system = system or None
     run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts), system=system)))
     run = with_precision(run, device_of(run))
     with signals.listening():
