@@ -69,7 +69,8 @@ EVENTS = """## events.jsonl: one object for each thing that happened once
 
 `step` is the number of updates done before it, `event` its kind, `time` when it happened (UTC) and `text` one sentence;
 further keys depend on the kind. Kinds are for instance `resumed`, `out_of_memory`, `non_finite` (an update that was not
-applied, or that broke the weights), `save_failed`, `tracker_failed` and `finished`.
+applied, or that broke the weights), `save_failed`, `tracker_failed`, `stopped_early`, `best` (`of`: the
+step of the exported model, where `save.best` is given) and `finished`.
 
 ## Trackers
 
@@ -226,8 +227,8 @@ def objectives_page() -> tuple[str, dict[str, str]]:
 
 
 def code(objective: o.Formula) -> list[str]:
-    """The equation as it stands in the code, without its docstring; of drawn responses, their advantages."""
-    called = type(objective).advantages if isinstance(objective, RolloutFormula) else type(objective).__call__
+    """The equation as it stands in the code, without its docstring; of drawn responses, what is its own."""
+    called = getattr(type(objective), objective.shown if isinstance(objective, RolloutFormula) else "__call__")
     text = textwrap.dedent(inspect.getsource(called))
     method = ast.parse(text).body[0]
     assert isinstance(method, ast.FunctionDef)
@@ -261,9 +262,10 @@ def mixtures() -> list[str]:
 
 
 def with_constants(part: o.Formula) -> str:
-    """An objective with those of its constants that are numbers."""
-    facts = msgspec.to_builtins(part)
-    constants = ", ".join(f"{k} {v:g}" for k, v in facts.items() if isinstance(v, float) and v)
+    """An objective with those of its constants that are numbers, or not what they are if not given."""
+    facts, usual = msgspec.to_builtins(part), msgspec.to_builtins(type(part)())
+    told = {k: v for k, v in facts.items() if v != usual[k] or (isinstance(v, float) and v)}
+    constants = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
     return facts["name"] + (f" ({constants})" if constants else "")
 
 

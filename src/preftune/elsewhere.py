@@ -135,9 +135,9 @@ ANSWERS = {
     # draws
     "top_p top_k min_p repetition_penalty generation_kwargs do_sample num_beams cache_implementation":
         "Responses are drawn from the policy itself, which rollout.temperature alone changes.",
-    "epsilon_high delta importance_sampling_level use_bias_correction_kl vllm_importance_sampling_correction "
+    "delta use_bias_correction_kl vllm_importance_sampling_correction "
     "off_policy_mask_threshold vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
-    "vllm_importance_sampling_clip_min vllm_importance_sampling_cap sapo_temperature_neg sapo_temperature_pos "
+    "vllm_importance_sampling_clip_min vllm_importance_sampling_cap "
     "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg":
         "The ratio is of each token, and objective.clip bounds it on both sides.",
     "normalize_advantages whiten_advantages ppo_whiten_rewards whiten_rewards ppo_score_norm":
@@ -167,10 +167,10 @@ ANSWERS = {
     "log_on_each_node log_level_replica":
         "Every step is recorded, in OUT/metrics.jsonl, and drawn in OUT/report.html.",
     "eval_on_start do_eval do_train do_predict evaluation": "Held-out rows are measured at the start and at the end.",
-    "save_only_model save_safetensors load_best_model_at_end metric_for_best_model greater_is_better "
-    "early_stopping_patience early_stopping_steps enable_jit_checkpoint":
-        "OUT/model is what the last step left; evaluate.every shows where it was best, and with save.every and "
-        "save.keep `preftune export OUT FOLDER --step 300` writes the model of that step.",
+    "save_only_model save_safetensors enable_jit_checkpoint":
+        "OUT/model is a model alone; OUT/checkpoints has what --resume needs.",
+    "greater_is_better": "It follows from evaluate.best_by: of a score or an accuracy more is better, of a loss less.",
+    "early_stopping_threshold": "A figure that is better by anything at all is better.",
     "push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push push_dataset_to_hub "
     "export_hub_model_id":
         "Nothing is uploaded; OUT/model is a folder for `hf upload NAME OUT/model`.",

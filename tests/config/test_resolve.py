@@ -68,7 +68,7 @@ FROM_PYTHON = {
     "a key of another library": (lambda: Optim(learning_rate=1e-4), "Optim has no learning_rate. Here it is lr."),  # type: ignore[call-arg]
     "a key of an objective": (lambda: DPO(label_smoothing=0.1), "DPO has no label_smoothing. Here it is flip."),  # type: ignore[call-arg]
     "a slip": (lambda: Batch(row=4), 'Batch has no row. Did you mean "rows"?'),  # type: ignore[call-arg]
-    "no such key": (lambda: Save(where="x"), "Save has no where. It has every, keep."),  # type: ignore[call-arg]
+    "no such key": (lambda: Save(where="x"), "Save has no where. It has every, keep, best."),  # type: ignore[call-arg]
     "a class": (lambda: Run(objective=DPO), "objective: is the class DPO. Write DPO(...)."),
     "all splits": (
         lambda: Run(data=Data(train=Counter())),

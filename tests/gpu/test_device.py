@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
-from making import groups, tiny
+from adapter_on_device import ADAPTERS, adapter_off
+from making import groups, save_model, tiny
 from on_device import FAMILIES, LAYERS, attention_off, family_off, head_off, ways_of
 
 from preftune.model import attention, flex, fused, logp
@@ -80,6 +84,19 @@ def test_each_family(family: str, compute: str, device: torch.device) -> None:
     assert off.layout == "trie"
     assert off.gradient < (0.2 if compute == "bfloat16" else 1e-3)  # the models are made rough, so that faults show
     assert off.moved > 0
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("weights", "kind"), ADAPTERS)
+def test_adapters(weights: str, kind: str, compute: str, device: torch.device, tmp_path: Path) -> None:
+    if weights != "float32":
+        pytest.importorskip("bitsandbytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bitsandbytes and torch, about each other
+        off = adapter_off(weights, kind, getattr(torch, compute), device, save_model(tmp_path))
+    assert off.layout == "trie"
+    assert off.worst < (0.25 if compute == "bfloat16" else 1e-3)
+    assert off.gradient < (0.2 if compute == "bfloat16" else 1e-3)
 
 
 def test_a_layer_that_is_computed_again_keeps_its_output(device: torch.device) -> None:

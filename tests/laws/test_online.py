@@ -117,6 +117,41 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert_same(whole, out)
 
 
+def sometimes(prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
+    """One score for all responses to half of the prompts, which so have nothing to teach."""
+    return [0.1 if len(prompt) % 2 else len(response) % 2 / 3 for response in responses]
+
+
+@pytest.mark.parametrize("objective", [o.GRPO(beta=0), o.RLOO(beta=0), o.GSPO(beta=0, scale="group")], ids=repr)
+def test_groups_without_a_gradient_are_not_computed(
+    objective: RolloutFormula, online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = changed(online(objective, optim__lr=0.01, optim__eps=1e-3), reference=None, reward=sometimes)
+    run = changed(run, data=changed(run.data, train=[{"prompt": f"w{i} w{j}"} for i in range(8, 13) for j in (3, 14)]))
+    short, out = train(changed(run, out=str(tmp_path / "short"))), str(tmp_path / "long")
+    monkeypatch.setattr(phase.Online, "_is_idle", lambda self, group: False)
+    long = train(changed(run, out=out))
+    by_run = [lines(run, "metrics") for run in (short, long)]
+    tokens = [sum(line["tokens_computed"] for line in metrics) for metrics in by_run]
+    assert tokens[0] < 0.9 * tokens[1]
+    assert lines(short, "phases")[0]["alike"] > 0
+    for less, more in zip(*by_run, strict=True):
+        assert (less["examples"], less["step"]) == (more["examples"], more["step"])
+        assert less["loss"] == pytest.approx(more["loss"], rel=1e-3, abs=1e-6)
+        assert less["grad_norm"] == pytest.approx(more["grad_norm"], rel=1e-3, abs=1e-9)
+    one, two = tensors(short), tensors(long)
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+@pytest.mark.parametrize("objective", [o.RLOO(beta=0), o.GRPO(beta=0), o.ReinforcePP(beta=0)], ids=repr)
+def test_a_phase_that_teaches_nothing_moves_nothing(objective: RolloutFormula, online: Callable[..., Run]) -> None:
+    """All scores are one number that no mean of three in floating point is, and every step is made all the same."""
+    run = changed(online(objective, optim__lr=0.01), reference=None, reward=lambda prompt, responses, answer: [0.1] * 3)
+    metrics = lines(train(run), "metrics")
+    assert [line["step"] for line in metrics] == list(range(1, 9))
+    assert all(line["grad_norm"] == line["loss"] == 0 for line in metrics)
+
+
 class Recorded:
     """The phases that a run has recorded, as rows that were there before."""
 

@@ -53,7 +53,12 @@ def test_perplexity_is_that_of_all_held_out_tokens(out: Path) -> None:
 def test_page_and_terminal_call_it_so(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = Record.open(out)
     html = page([record])
-    for words in ("has a perplexity of", "Held-out perplexity", "Log-probability a token", "KL from the start"):
+    for words in (
+        "held-out perplexity of",
+        "Held-out perplexity",
+        "Log-probability a token",
+        "KL from the start",
+    ):
         assert words in html
     assert "Chosen log-probability" not in html
     show_run(out)

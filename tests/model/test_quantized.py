@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_on_device import ADAPTERS, adapter_off
 from making import groups, save_model
 
 from preftune.errors import UserError
@@ -76,6 +77,16 @@ def test_it_has_a_digest_and_a_class_of_numerics_of_its_own(policy: Policy) -> N
     assert policy.weights.digest() == before
     policy.module.get_submodule("model.layers.1.self_attn.q_proj").codes[0] ^= 1
     assert policy.weights.digest() != before
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes and torch, about each other
+@pytest.mark.parametrize(("weights", "kind"), ADAPTERS)
+def test_an_adapter_learns_what_peft_says_on_the_same_matrices(weights: str, kind: str, tmp_path: Path) -> None:
+    """As tests/gpu asks a GPU."""
+    off = adapter_off(weights, kind, torch.float32, torch.device("cpu"), save_model(tmp_path))
+    assert off.layout == "trie"
+    assert off.worst < 5e-5
+    assert off.gradient < 1e-5
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

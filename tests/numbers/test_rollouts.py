@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import exp
 from pathlib import Path
 
 import exact_world as exact
@@ -19,6 +20,7 @@ from torch import Tensor
 from preftune import objective as o
 from preftune.objective import advantage as a
 from preftune.objective.labels import labels_of_scores
+from preftune.objective.presets import PRESETS
 from preftune.objective.rankings import ranking_pairs
 from preftune.objective.responses import Advantages, Draws, Rollouts, Values, sum_by
 from preftune.tradeoff.learn import Recipe, Schedule, learn_online, pair_votes
@@ -347,6 +349,12 @@ def test_baselines_are_of_the_group() -> None:
     assert a.leave_one_out(score, group).tolist() == [1 - 4, 2 - 3.5, 6 - 1.5, 0, 0]
     std = float(score[:3].std())
     assert a.group_scaled(score, group).tolist() == pytest.approx([-2 / std, -1 / std, 3 / std, 0, 0], abs=1e-6)
+    third = torch.full((3,), 0.1, dtype=torch.float64)
+    assert float(third.sum()) / 3 != 0.1
+    for baseline in (a.leave_one_out, a.group_scaled):
+        assert baseline(third, group[:3]).tolist() == [0, 0, 0], (
+            "equal scores teach nothing, whatever their sum rounds to"
+        )
     for baseline in (a.leave_one_out, a.group_scaled):
         with pytest.raises(ValueError, match="two responses"):
             baseline(score[:4], group[:4])
@@ -361,6 +369,81 @@ def test_grpo_is_a_mean_over_the_tokens_of_the_phase() -> None:
     assert torch.allclose(o.GRPO().advantages(draws).advantage, plain / (11 / 4), atol=1e-15)
     with pytest.raises(ValueError, match="needs a value"):
         o.PPO().advantages(replace(draws, value=None))
+
+
+LATER = [o.GRPO(), o.GSPO(norm="token"), o.CISPO(), o.SAPO(norm="token")]
+
+
+@pytest.mark.parametrize("objective", LATER, ids=repr)
+def test_the_first_update_of_a_phase_is_the_same_for_all_of_groups(objective: o.GRPO | o.CISPO | o.SAPO) -> None:
+    """Where the policy is the one that drew, every surrogate has the gradient -sum A d log pi; then they part."""
+    draws = draws_of((3, 1, 5, 2))
+    advantage = objective.advantages(draws).advantage
+    ones = torch.ones(4)
+
+    def gradient(token_logp: Tensor) -> Tensor:
+        leaf = token_logp.clone().requires_grad_()
+        value = objective(Rollouts(leaf, draws.sampled, advantage, draws.response, ones)).sum()
+        return torch.autograd.grad(value, [leaf])[0]
+
+    assert torch.allclose(gradient(draws.sampled), -advantage, atol=1e-12)
+    assert not torch.allclose(gradient(draws.sampled + 0.3), -advantage, atol=1e-3)
+
+
+def test_norms_divide_by_tokens() -> None:
+    draws = draws_of((3, 1, 5, 2))
+    rewards = a.response_rewards(draws, 0.05)
+    plain = (rewards - a.group_mean(rewards, draws.group))[draws.response]
+    lengths = torch.tensor([3, 1, 5, 2])[draws.response]
+    divisors = {"sum": 1, "sequence": lengths, "token": 11 / 4}
+    for norm, divisor in divisors.items():
+        for table in (o.GRPO, o.GSPO, o.CISPO, o.SAPO):
+            assert torch.allclose(table(norm=norm).advantages(draws).advantage, plain / divisor, atol=1e-15), norm
+
+
+def test_surrogates_of_groups_by_hand() -> None:
+    """Two responses, of two tokens with ratios 1.5 and 1.2 and of one with 0.5; advantages 1 and -1."""
+    ratios = torch.tensor([1.5, 1.2, 0.5], dtype=torch.float64)
+    response, advantage = torch.tensor([0, 0, 1]), torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    sampled = torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)
+    token_logp = (sampled + ratios.log()).requires_grad_()
+    rollouts = Rollouts(token_logp, sampled, advantage, response, torch.ones(2))
+
+    def of(objective: o.GRPO | o.CISPO | o.SAPO) -> tuple[list[float], list[float]]:
+        values = objective(rollouts)
+        (slopes,) = torch.autograd.grad(values.sum(), [token_logp])
+        return values.tolist(), slopes.tolist()
+
+    assert of(o.GRPO(clip=0.2, clip_high=0.3)) == (pytest.approx([-2.5, 0.8]), pytest.approx([0, -1.2, 0]))
+    mean = (1.5 * 1.2) ** 0.5
+    assert of(o.GSPO(clip=0.6, clip_high=0.5)) == (pytest.approx([-2 * mean, 0.5]), pytest.approx([-mean, -mean, 0.5]))
+    assert of(o.GSPO())[1] == pytest.approx([0, 0, 0])
+    logp = token_logp.detach()
+    values, slopes = of(o.CISPO(clip_high=0.3))
+    assert values == pytest.approx([float(-1.3 * logp[0] - 1.2 * logp[1]), float(0.5 * logp[2])])
+    assert slopes == pytest.approx([-1.3, -1.2, 0.5])
+
+    def gate(ratio: float, tau: float) -> float:
+        return 4 / tau / (1 + exp(-tau * (ratio - 1)))
+
+    assert of(o.SAPO())[0] == pytest.approx([-gate(1.5, 1) - gate(1.2, 1), gate(0.5, 1.05)])
+    beyond = {
+        o.GRPO(clip=0.2, clip_high=0.3): [True, False, True], o.GRPO(): [True, False, True],
+        o.GRPO(clip=None, clip_high=0.6): [False, False, False], o.CISPO(clip_high=0.3): [True, False, False],
+        o.GSPO(clip_high=0.5): [False, False, True], o.GSPO(): [True, True, True],
+        o.PPO(clip_high=0.3): [True, False, True], o.RLOO(): None, o.SAPO(): None,
+    }  # fmt: skip
+    for objective, expected in beyond.items():
+        cut = objective.beyond(rollouts)
+        assert (None if cut is None else cut.tolist()) == expected, objective
+
+
+def test_published_recipes_of_groups() -> None:
+    dapo, dr_grpo = PRESETS["dapo"].objective, PRESETS["dr_grpo"].objective
+    assert dapo == o.GRPO(beta=0, clip=0.2, clip_high=0.28, scale="group", norm="token")
+    assert dr_grpo == o.GRPO(beta=0, scale="none", norm="sum")
+    assert (o.GSPO().clip, o.GSPO().clip_high, o.GSPO().norm) == (3e-4, 4e-4, "sequence")
+    assert (o.CISPO().clip_high, o.SAPO().tau_pos, o.SAPO().tau_neg) == (4, 1, 1.05)
 
 
 def test_returns_are_what_the_values_should_have_been() -> None:
@@ -428,7 +511,11 @@ def test_a_correction_is_a_number_that_is_cut() -> None:
     assert mended.returns.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("objective", [o.PPO(), o.RLOO(), o.GRPO(), o.GRPO(scale="group"), o.ReinforcePP()], ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    [table() for table in o.BY_NAME.values() if table.kind == "rollouts"] + [o.GRPO(scale="group")],
+    ids=repr,
+)
 def test_order_and_split_of_a_phase_change_nothing(objective: o.PPO | o.RLOO | o.GRPO | o.ReinforcePP) -> None:
     """Tasks in another order have the same advantages; a step in packs has the sum of their values and gradients."""
     tokens = (3, 1, 5, 2, 2, 4)
@@ -478,6 +565,7 @@ def test_advantages_read_what_the_objective_says(objective: o.PPO | o.RLOO | o.G
 
 
 LONG = Schedule(phases=400, draws=8)
+SEVERAL = Schedule(phases=400, draws=8, epochs=2)
 
 
 @pytest.mark.parametrize(
@@ -487,6 +575,9 @@ LONG = Schedule(phases=400, draws=8)
         Recipe(o.PPO(), Schedule(phases=400, draws=8, epochs=4)),
         Recipe(o.GRPO(), LONG),
         Recipe(o.GRPO(scale="group"), LONG),
+        Recipe(o.GSPO(clip=0.1, clip_high=0.1), SEVERAL),
+        Recipe(o.CISPO(), SEVERAL),
+        Recipe(o.SAPO(), SEVERAL),
         Recipe(o.DPO(), LONG),
     ],
     ids=lambda recipe: recipe.objective.name,

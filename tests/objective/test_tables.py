@@ -26,7 +26,7 @@ def read(text: str) -> o.Objective:
 
 
 def test_names() -> None:
-    assert len(set(TAGS)) == 42
+    assert len(set(TAGS)) == 45
     assert (
         [type(read(f'{{"name": "{tag}"}}')) for tag in o.BY_NAME]
         == [*o.BY_NAME.values()]
@@ -109,7 +109,9 @@ def test_presets_are_what_a_file_can_say() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_from_elsewhere_are_words_that_make_a_run(name: str) -> None:
     assert name not in {*TAGS, *PRESETS}
-    resolve(load(None, NAMES[name].split()))
+    online = ["rollout.responses=8", "reward.verify=exact", "data.train=prompts.jsonl"]
+    run = load(None, NAMES[name].split())
+    resolve(load(None, NAMES[name].split() + online * (o.parts(run.objective)[0][1].kind == "rollouts")))
     with pytest.raises(UserError) as raised:
         load(None, [f"objective={name.upper().replace('_', '-')}"])
     assert f"Write {NAMES[name]}." in str(raised.value)
@@ -160,6 +162,10 @@ VARIANTS = {
     "rloo": (o.RLOO(), "in the reward", "each token"),
     "grpo": (o.GRPO(), "not divided by the group's", "the phase's tokens"),
     "grpo, group": (o.GRPO(scale="group"), "the group's standard deviation", "not a loss"),
+    "grpo, sequence": (o.GRPO(norm="sequence"), "grpo: the KL is in the reward", "each response's tokens"),
+    "gspo": (o.GSPO(), "gspo: the KL is in the reward", "each response's tokens"),
+    "cispo": (o.CISPO(), "cispo: the KL is in the reward", "the phase's tokens"),
+    "sapo": (o.SAPO(norm="sum"), "sapo: the KL is in the reward", "a sum over tokens"),
     "reinforce_pp": (o.ReinforcePP(), "whitened over the phase", ""),
     "reward": (o.Reward(), "last token", "end token"),
     "reward, margin": (o.Reward(margin=0.5), "0.5 times", "rows' scores"),

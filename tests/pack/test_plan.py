@@ -78,6 +78,20 @@ def test_ranks_without_a_pack_have_none() -> None:
     assert [step.packs_of_rank(rank) for rank in range(3)] == [((0,),), (), ()]
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 99), st.data())
+def test_idle_groups_stay_in_their_step_and_are_in_no_pack(
+    sizes: list[int], rows: int, seed: int, data: st.DataObject
+) -> None:
+    idle = frozenset(data.draw(st.sets(st.integers(0, len(sizes) - 1))))
+    whole = make_plan(sizes, rows=rows, tokens=40, seed=seed)
+    less = make_plan(sizes, rows=rows, tokens=40, seed=seed, idle=idle)
+    for step, without in zip(whole.steps, less.steps, strict=True):
+        assert step.rows == without.rows
+        assert sorted([*without.order, *without.idle]) == step.order
+        assert without.order, "a step makes one pass, if only for a gradient of 0"
+        assert not idle & set(without.order) or len(without.order) == 1
+
+
 def test_long_paths_cost_more_than_their_tokens() -> None:
     """One row of 400 tokens against four of 100: half of the tokens, and more than half of the work."""
     made = [group(range(350), range(25), range(25)), *(group(range(50), range(25), range(25)) for _ in range(4))]

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import torch
 from objective.cases import ones, random_pairs, ratings_of, slopes
-from peers.theirs import trl_cpo, trl_dpo, trl_kto, trl_orpo, trl_reward
+from peers.theirs import trl_cpo, trl_dpo, trl_grpo, trl_kto, trl_orpo, trl_reward
 
 from preftune import objective as o
-from preftune.objective.responses import Pairs, Responses
+from preftune.objective.responses import Draws, Pairs, Responses, Rollouts
 from preftune.tokens.aggregate import LD
 
 SAME = {
@@ -156,3 +156,35 @@ def test_reward_trainer(center: float | None, margin: float) -> None:
     better_by = pairs.chosen.score - pairs.rejected.score
     theirs = trl_reward(pairs.chosen.logp, pairs.rejected.logp, center, margin * better_by if margin else None)
     check(mean_slopes(o.Reward(margin=margin, center=center or 0.0), pairs), theirs, 1e-12)
+
+
+ONLINE = {
+    "dapo": (o.GRPO(beta=0, clip_high=0.28), {"kind": "dapo", "epsilon_high": 0.28}),
+    "grpo": (o.GRPO(beta=0, norm="sequence"), {"kind": "grpo"}),
+    "dr_grpo": (o.GRPO(beta=0, norm="sum"), {"kind": "dr_grpo"}),
+    "gspo": (o.GSPO(beta=0), {"kind": "grpo", "level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
+    "wide": (o.GSPO(beta=0, clip=0.1, clip_high=0.2), {"kind": "grpo", "level": "sequence", "epsilon_low": 0.1}),
+    "luspo": (o.GSPO(beta=0, norm="sum", clip=0.1, clip_high=0.1),
+              {"kind": "luspo", "level": "sequence", "epsilon_low": 0.1, "epsilon_high": 0.1}),
+    "cispo": (o.CISPO(beta=0, clip_high=0.3), {"kind": "cispo", "epsilon_high": 1.3}),
+    "sapo": (o.SAPO(beta=0), {"kind": "sapo"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_grpo_trainer(name: str) -> None:
+    """The surrogates of drawn tokens, whose ratios here are from 0.5 to 2; a constant length of theirs is 1."""
+    objective, fields = ONLINE[name]
+    generator = torch.Generator().manual_seed(3)
+    response = torch.arange(4).repeat_interleave(torch.tensor([3, 1, 5, 2]))
+    sampled = -3 * torch.rand(11, generator=generator, dtype=torch.float64)
+    token_logp = sampled + 1.4 * (torch.rand(11, generator=generator, dtype=torch.float64) - 0.5)
+    score = torch.tensor([1.0, 0.0, 0.3, 2.0], dtype=torch.float64)
+    group = torch.tensor([0, 0, 1, 1])
+    draws = Draws(sampled, None, None, response, group, score, torch.ones(4, dtype=torch.bool))
+    advantage = objective.advantages(draws).advantage
+    leaf = token_logp.clone().requires_grad_()
+    value = objective(Rollouts(leaf, sampled, advantage, response, torch.ones(4, dtype=torch.float64))).mean()
+    theirs = trl_grpo(token_logp, sampled, torch.tensor([0.5, -0.5, -0.85, 0.85], dtype=torch.float64), response,
+                      **fields)  # fmt: skip
+    check((value.detach(), torch.autograd.grad(value, leaf)[0]), theirs, 1e-12)

@@ -13,7 +13,8 @@ from torch import Tensor
 from preftune.objective.responses import Pairs, Ratings
 
 Slopes = tuple[Tensor, Tensor, Tensor]
-ALONE = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
+ALONE = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x,
+                        reduce=lambda x, reduction: x, num_processes=1)  # fmt: skip
 
 
 def bare(trainer: type, **fields: object) -> object:
@@ -144,3 +145,33 @@ def by(loss: Callable[[Tensor, Tensor], Tensor], chosen: Tensor, rejected: Tenso
     leaves = [x.detach().clone().requires_grad_() for x in (chosen, rejected)]
     found = loss(*leaves)
     return found.detach(), *torch.autograd.grad(found, leaves)
+
+
+def trl_grpo(
+    token_logp: Tensor, sampled: Tensor, advantage: Tensor, response: Tensor, kind: str, level: str = "token",
+    **fields: object,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Loss of one batch by TRL's GRPOTrainer, and its derivative by each token. advantage: (responses,)."""
+    from trl import GRPOTrainer
+
+    lengths = torch.bincount(response)
+    place = torch.cat([torch.arange(int(length)) for length in lengths])
+
+    def padded(values: Tensor) -> Tensor:
+        return values.new_zeros(len(lengths), int(lengths.max())).index_put((response, place), values)
+
+    leaf = token_logp.detach().clone().requires_grad_()
+    usual = {"loss_type": kind, "importance_sampling_level": level, "epsilon_low": 0.2, "epsilon_high": 0.2,
+             "beta": 0.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "use_vllm": False,
+             "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1, "max_completion_length": 1,
+             "args": SimpleNamespace(delta=None, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
+                                     steps_per_generation=1)}  # fmt: skip
+    trainer = bare(GRPOTrainer, **{**usual, **fields})
+    ones = padded(torch.ones_like(leaf)).detach()
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (padded(leaf), ones, None)  # type: ignore[attr-defined]
+    ids = ones.long()
+    batch = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": ids,
+             "advantages": advantage, "old_per_token_logps": padded(sampled),
+             "num_items_in_batch": ids.sum()}  # fmt: skip
+    loss = trainer._compute_loss(None, batch)  # type: ignore[attr-defined]
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]

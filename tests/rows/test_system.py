@@ -97,7 +97,6 @@ def test_a_row_that_says_the_same_has_the_same_prompt() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ('data.system="  "', "data.system: the text is blank"),
         ("data.default_system=x", "Here it is data.system"),
         ("system_prompt=x", "Here it is data.system"),
         ("data.drop_system_message=true", "A system text of a row stays"),
@@ -106,6 +105,11 @@ def test_a_row_that_says_the_same_has_the_same_prompt() -> None:
 def test_other_words_are_answered(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve(load(None, [word]))
+
+
+def test_a_blank_text_has_no_effect() -> None:
+    with pytest.raises(UserError, match=r"data\.system: the text is blank"):
+        read_rows(Data(train=[demo(1)], system=" \n"))
 
 
 def test_rows_of_a_file_too(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ def resolve(run: Run) -> Run:
     """
     run = _with_optim(_checked(run))
     _refuse_tables_of_draws(run)
-    if run.data.system is not None and not run.data.system.strip():
-        raise _without_effect("the text is blank", "data.system")
+    _refuse_best_of_nothing(run)
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
     if needed and isinstance(reference, NoReference):
@@ -185,7 +184,8 @@ def _refuse_tables_of_draws(run: Run) -> None:
     if run.rollout.server is not None and run.adapter is None:
         raise UserError("a server gets new weights as an adapter, and this run trains the whole model.",
                         location="rollout.server", hint="Train an adapter, such as adapter.rank=16.")  # fmt: skip
-    _refuse_shares(run)
+    if any(share > 1 for share in run.data.shares or ()):
+        raise UserError("equal prompts are one task: none counts twice.", location="data.shares", hint="Use 1 or less.")
     _refuse_reward(run, run.rollout)
     if run.value is not None and not isinstance(run.objective, PPO):
         raise _without_effect("only ppo has a value model", "value")
@@ -221,12 +221,6 @@ def _refuse_rollout(rollout: Rollout, formulas: list[Formula], *, online: bool) 
         raise _without_effect(f"{names} is an objective of {formulas[0].kind}", "rollout.labels")
 
 
-def _refuse_shares(run: Run) -> None:
-    if run.rollout is not None and any(share > 1 for share in run.data.shares or ()):
-        raise UserError("equal prompts are one task, so none is drawn for twice in an epoch.", location="data.shares",
-                        hint="Use 1 or less for each file.")  # fmt: skip
-
-
 def _refuse_reward(run: Run, rollout: Rollout) -> None:
     if not reward_tables(run):
         raise UserError("nothing scores what is drawn.", location="reward",
@@ -242,6 +236,25 @@ def _refuse_reward(run: Run, rollout: Rollout) -> None:
                         hint="Give both or neither.")  # fmt: skip
 
 
-def _without_effect(why: str, key: str) -> UserError:
+def _refuse_best_of_nothing(run: Run) -> None:
+    """Raise UserError where a key asks which evaluation is best, and none shows it before the end."""
+    key = "save.best" if run.save.best else None if run.evaluate.patience is None else "evaluate.patience"
+    by, drawn = run.evaluate.best_by, run.rollout is not None
+    if key is None:
+        if by is not None:
+            raise _without_effect("neither save.best nor evaluate.patience is given", "evaluate.best_by")
+        return
+    if run.data.evaluate is None and not run.data.holdout:
+        raise _without_effect("no row is held out", key, "Add data.evaluate or data.holdout, or remove it.")
+    if run.evaluate.every is None:
+        raise _without_effect("held-out rows are measured at the end alone", key, "Add evaluate.every, or remove it.")
+    if any(reward.judge for reward in reward_tables(run)):
+        raise _without_effect("a judge gives no score that could be the best", key)
+    if by is not None and drawn != (by == "score"):
+        has = "the score of what is drawn alone" if drawn else "no score of drawn responses"
+        raise UserError(f"the evaluations of this run have {has}.", location="evaluate.best_by", hint="Remove it.")
+
+
+def _without_effect(why: str, key: str, hint: str = "Remove it.") -> UserError:
     """The error about a key that does nothing."""
-    return UserError(f"{why}, so the key has no effect.", location=key, hint="Remove it.")
+    return UserError(f"{why}, so the key has no effect.", location=key, hint=hint)

@@ -30,7 +30,8 @@ def overfitted(record: Record) -> Finding | None:
         return None
     worse_than_start = rise != "" and losses[-1][0] > losses[0][0] and (record.end.get("rows") or 0) >= SURE
     repeated = (_times_seen(record) or 0) > 1
-    fewer = "Train for fewer epochs or steps (set evaluate.every to see where to stop), " if repeated else ""
+    how = "" if record.setting("save.best") else " (save.best, with evaluate.every, exports the best of them)"
+    fewer = f"Train for fewer epochs or steps{how}, " if repeated else ""
     remedy = f"{fewer}{anchor_hint(record, 'raise')}lower optim.lr, or add rows."
     return Finding(
         code="anchor.overfit",

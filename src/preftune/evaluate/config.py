@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from preftune.record.best import Figure
 from preftune.table import Count, Table, about
+
+METRICS = {  # as other trainers have them
+    **dict.fromkeys(("eval_loss", "eval/loss"), "loss"),
+    **dict.fromkeys(("eval_accuracy", "eval_rewards/accuracies", "rewards/accuracies"), "accuracy"),
+    **dict.fromkeys(("reward", "eval_reward"), "score"),
+}
 
 
 class Evaluate(Table, frozen=True):
@@ -16,6 +23,22 @@ class Evaluate(Table, frozen=True):
             "Steps between evaluations; only at start and end if not given.",
             also="eval_steps eval_strategy evaluation_strategy evals_per_epoch",
             identity=False,
+        ),
+    ] = None
+    patience: Annotated[
+        Count | None,
+        about(
+            "Evaluations without a better figure after which training ends; it never ends early if not given.",
+            also="early_stopping_patience early_stopping_steps",
+        ),
+    ] = None
+    best_by: Annotated[
+        Figure | None,
+        about(
+            "Held-out figure that says which evaluation is best; if not given, the first of score, accuracy and loss "
+            "that the run has.",
+            also="metric_for_best_model",
+            elsewhere=METRICS,
         ),
     ] = None
     samples: Annotated[

@@ -91,7 +91,8 @@ def evaluate(
     examples, logp = output.examples, scores.responses.logp
     start = np.column_stack([logp.numpy(), scores.parts.numpy()]) if start is None else start
     before = torch.from_numpy(start[:, 0])
-    metrics = score_metrics(loss.objective, examples, list(COMMON), loss=output.value, start=before)
+    mean = output.value / len(examples.groups)
+    metrics = score_metrics(loss.objective, examples, list(COMMON), loss=mean, start=before)
     by_row = RowMetrics(examples, loss.objective, before)
     metrics |= by_row.length_metrics() | by_row.rating_metrics()
     metrics |= reward_model_metrics(examples) if by_row.scores else {}

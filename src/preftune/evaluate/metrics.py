@@ -55,8 +55,8 @@ def score_metrics(
 ) -> Metrics:
     """The metrics of these names, None where there is nothing to measure.
 
-    loss: sum of the examples' weighted values; start: (responses,) logp before training; d_logp: (responses,)
-    derivative of the loss. Where the objective is of scores, `logp` of the responses is their score.
+    loss: mean over the rows of the examples' weighted values; start: (responses,) logp before training; d_logp:
+    (responses,) derivative of the loss. Where the objective is of scores, `logp` of the responses is their score.
     """
     metrics: Metrics = dict.fromkeys(names)
 
@@ -86,8 +86,8 @@ def score_metrics(
         drift = {"drift": float(log_ratio.mean().clamp(min=0))}
         drift |= {"drift_error": float(log_ratio.std()) / count**0.5} if count > 1 else {}
         metrics |= {name: value for name, value in drift.items() if name in metrics}
-    if "loss" in metrics and examples.groups:
-        metrics["loss"] = loss / len(examples.groups)
+    if "loss" in metrics:
+        metrics["loss"] = loss
     return metrics
 
 
@@ -102,10 +102,8 @@ def rollout_metrics(objective: ObjectiveTable, examples: Examples) -> Metrics:
     rollouts = examples.rollouts
     log_ratio = rollouts.token_logp - rollouts.sampled
     metrics: Metrics = {"off_policy": float(log_ratio.abs().mean())}
-    if isinstance(objective, RolloutFormula) and objective.clip is not None:
-        ratio, rises = log_ratio.exp(), rollouts.advantage > 0
-        cut = (rises & (ratio > 1 + objective.clip)) | (~rises & (ratio < 1 - objective.clip))
-        metrics["clipped"] = float(cut.double().mean())
+    if isinstance(objective, RolloutFormula) and (beyond := objective.beyond(rollouts)) is not None:
+        metrics["clipped"] = float(beyond.double().mean())
     return metrics
 
 

@@ -83,7 +83,7 @@ def _one_pass(models: Models, groups: Groups, step: Step, loss: Loss, oom: OomRe
             scores = score_pack(policy, batch, loss.reads)
             output = loss(batch.groups, scores.responses(batch.groups), None, scores.token_logp)
             answer = scores.token_logp if loss.reads_tokens else scores.logp
-            answer.backward((output.d_logp / len(rows)).to(answer))
+            answer.backward((output.d_logp / step.rows).to(answer))
             scored.append((pack, scores.detached()))
         _pass_idle(models, groups, step, oom, dist)
         return scored
@@ -115,7 +115,7 @@ def _two_passes(
             logp = score_pack(policy, batch_of(pack), frozenset()).logp  # nothing else that is read has a gradient
             rows_of_pack = [place for i in pack for place in places[i]]
             _check_repeated(policy, total.responses, logp.detach(), rows_of_pack)
-            logp.backward(output.d_logp[rows_of_pack].to(logp) / len(rows))
+            logp.backward(output.d_logp[rows_of_pack].to(logp) / step.rows)
         _pass_idle(models, groups, step, oom, dist)
 
     with policy.cast_once():

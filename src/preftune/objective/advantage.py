@@ -68,8 +68,11 @@ def gae(rewards: Tensor, value: Tensor, response: Tensor, lam: float) -> Tensor:
 
 
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
-    """(responses,) -> (responses,): mean over the responses to the same prompt."""
-    return (sum_by(group, values, len(group)) / responses_of_group(group).clamp(min=1))[group]
+    """(responses,) -> (responses,): mean over the responses to the same prompt; of equal numbers, that very number."""
+    import torch
+
+    first = values[torch.searchsorted(group, group)]
+    return first + (sum_by(group, values - first, len(group)) / responses_of_group(group).clamp(min=1))[group]
 
 
 def responses_of_group(group: Tensor) -> Tensor:
@@ -109,7 +112,8 @@ def _several(group: Tensor) -> Tensor:
 
 def whitened(values: Tensor) -> Tensor:
     """(n,) with mean 0 and standard deviation 1 over the phase."""
-    return (values - values.mean()) / (values.std(unbiased=False) + STD_FLOOR)
+    away = values - values[:1]  # whose mean is exact where all values are equal
+    return (away - away.mean()) / (away.std(unbiased=False) + STD_FLOOR)
 
 
 def corrected(advantages: Advantages, logp: Tensor, sampled: Tensor, cut: float = 2.0) -> Advantages:

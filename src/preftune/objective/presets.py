@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from preftune.objective.demos import NLL
 from preftune.objective.free import SimPO
+from preftune.objective.grouped import GRPO
 from preftune.objective.pairs import DPO
 from preftune.objective.ratings import BCO
 from preftune.objective.sum import Sum
@@ -14,7 +15,7 @@ from preftune.objective.sum import Sum
 class Preset(NamedTuple):
     """An objective under another name: objective = "mpo" in a file means the parts of a sum."""
 
-    objective: Sum | NLL
+    objective: Sum | NLL | GRPO
     meaning: str
     paper: str
 
@@ -40,6 +41,16 @@ PRESETS = {
         Sum(parts=(SimPO(), NLL()), weights=(1.0, 1.0)),
         "SimPO and imitation of chosen, for when SimPO alone degenerates.",
         "2401.08417, 2405.14734",
+    ),
+    "dapo": Preset(
+        GRPO(beta=0.0, clip_high=0.28, scale="group"),
+        "GRPO without an anchor, which may raise a rare token further than it may lower one.",
+        "2503.14476",
+    ),
+    "dr_grpo": Preset(
+        GRPO(beta=0.0, norm="sum"),
+        "GRPO done right: no response counts by its length, and no prompt by its group's deviation.",
+        "2503.20783",
     ),
 }
 
@@ -71,6 +82,9 @@ NAMES = {
     "alphapo": "objective=alpha_po",
     "rm": "objective=reward",
     "pt": "objective=nll",
+    "bnpo": "objective=grpo",
+    "luspo": "objective=gspo objective.norm=sum",
+    "reinforce++": "objective=reinforce_pp",
     "best_of_k": "objective=dpo data.rankings=best",
 }
 """Name elsewhere -> the words that make it here."""

@@ -1,20 +1,19 @@
-"""Objectives of drawn responses: PPO, RLOO, GRPO and REINFORCE++ on one clipped surrogate.
+"""Objectives of drawn responses on one clipped surrogate: what they share, PPO, RLOO and REINFORCE++.
 
-They differ in the advantage alone, which is computed once a phase from all of its draws; so no split of a phase into
-steps, packs or processes can change it. Held by tests/numbers/test_rollouts.py.
+These three differ in the advantage alone, which is computed once a phase from all of its draws; so no split of a phase
+into steps, packs or processes can change it. Held by tests/numbers/test_rollouts.py.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from math import inf
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
 from preftune.objective.advantage import (
     gae,
-    group_mean,
-    group_scaled,
     leave_one_out,
     response_rewards,
     return_to_go,
@@ -40,7 +39,14 @@ Clip = Annotated[
     Annotated[float, Meta(gt=0)] | None,
     about(
         "How far the ratio to the drawing policy counts, from 1 - clip to 1 + clip; none: without end.",
-        also="epsilon cliprange clip_range",
+        also="epsilon cliprange clip_range clip_ratio clip_ratio_low",
+    ),
+]
+ClipHigh = Annotated[
+    Annotated[float, Meta(gt=0)] | None,
+    about(
+        "How far it counts above 1, where that is to be further than below (arXiv 2503.14476); clip if not given.",
+        also="epsilon_high clip_ratio_high",
     ),
 ]
 
@@ -48,16 +54,17 @@ Clip = Annotated[
 class RolloutFormula(Formula, frozen=True):
     """An objective of drawn responses; it needs a [rollout] table. `advantages` is called once a phase.
 
-    least_responses: how many responses to a prompt it needs.
+    least_responses: how many responses to a prompt it needs; shown: the method that the docs print.
+    A token whose advantage is 0 has no gradient.
     """
 
     kind = "rollouts"
     anchor_keys = ("beta",)
     optimum = "reference times exp(score / beta)"
     least_responses: ClassVar[int] = 1
+    shown: ClassVar[str] = "advantages"
 
     beta: KLBeta = 0.05
-    clip: Clip = 0.2
 
     @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]
@@ -68,23 +75,51 @@ class RolloutFormula(Formula, frozen=True):
         """(members,) advantages of a whole phase, which its updates hold fixed."""
         raise NotImplementedError
 
+    def beyond(self, rollouts: Rollouts) -> Tensor | None:
+        """(members,) bool, the tokens whose ratio is beyond its bounds; None where there are no bounds."""
+        return None
+
+
+class Clipped(RolloutFormula, frozen=True):
+    """The surrogate of PPO, whose ratio is each token's own."""
+
+    clip: Clip = 0.2
+    clip_high: ClipHigh = None
+
     def __call__(self, rollouts: Rollouts) -> Tensor:
         """(responses,) the surrogate to be minimized, summed over each response's tokens, in units of the score."""
-        return rollouts.sum(clipped(rollouts, self.clip))
+        return rollouts.sum(clipped(rollouts.advantage, ratio_of_tokens(rollouts), bounds(self.clip, self.clip_high)))
+
+    def beyond(self, rollouts: Rollouts) -> Tensor | None:
+        return outside(rollouts.advantage, ratio_of_tokens(rollouts), bounds(self.clip, self.clip_high))
 
 
-def clipped(rollouts: Rollouts, clip: float | None) -> Tensor:
-    """(members,) -min(A r, A clip(r)), r the ratio of policy and drawing policy (PPO, arXiv 1707.06347, eq. 7)."""
+def ratio_of_tokens(rollouts: Rollouts) -> Tensor:
+    """(members,) policy over drawing policy, each token's own."""
+    return (rollouts.token_logp - rollouts.sampled).exp()
+
+
+def bounds(clip: float | None, clip_high: float | None) -> tuple[float, float]:
+    """Between which a ratio counts."""
+    above = clip if clip_high is None else clip_high
+    return -inf if clip is None else 1 - clip, inf if above is None else 1 + above
+
+
+def clipped(advantage: Tensor, ratio: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """(members,) -min(A r, A clip(r)) (PPO, arXiv 1707.06347, eq. 7)."""
     import torch
 
-    ratio = (rollouts.token_logp - rollouts.sampled).exp()
-    loss = -rollouts.advantage * ratio
-    if clip is None:
-        return loss
-    return torch.maximum(loss, -rollouts.advantage * ratio.clamp(1 - clip, 1 + clip))
+    loss = -advantage * ratio
+    return loss if bounds == (-inf, inf) else torch.maximum(loss, -advantage * ratio.clamp(*bounds))
 
 
-class PPO(RolloutFormula, frozen=True, tag="ppo"):
+def outside(advantage: Tensor, ratio: Tensor, bounds: tuple[float, float]) -> Tensor | None:
+    """(members,) bool, where `clipped` has no gradient because of the bounds; None without bounds."""
+    (low, high), rises = bounds, advantage > 0
+    return None if bounds == (-inf, inf) else (rises & (ratio > high)) | (~rises & (ratio < low))
+
+
+class PPO(Clipped, frozen=True, tag="ppo"):
     """Proximal policy optimization with a value model and generalized advantage estimates."""
 
     paper = "1707.06347, eq. 7; 1506.02438, eq. 16"
@@ -129,7 +164,7 @@ class PPO(RolloutFormula, frozen=True, tag="ppo"):
         return 0.5 * sum_by(values.response, loss, len(values.weight))
 
 
-class RLOO(RolloutFormula, frozen=True, tag="rloo"):
+class RLOO(Clipped, frozen=True, tag="rloo"):
     """REINFORCE with the other responses to the prompt as the baseline."""
 
     paper = "2402.14740, eq. 9"
@@ -147,42 +182,7 @@ class RLOO(RolloutFormula, frozen=True, tag="rloo"):
         return Advantages(advantage[draws.response])
 
 
-class GRPO(RolloutFormula, frozen=True, tag="grpo"):
-    """Group-relative policy optimization with the KL in the reward, averaged over the tokens of the phase."""
-
-    paper = "2402.03300, sec. 4.1; scale: 2503.20783"
-    formula = r"-\frac{1}{\bar n} \sum_t \min(A \rho_t, A\,clip(\rho_t)), \quad A = R_i - \bar R, \quad R = s - \beta u"
-    when = "Verified rewards, with the recipes and learning rates that are published for it."
-    fails = 'scale = "group" makes prompts on which nearly all responses agree count most.'
-    least_responses = 2
-
-    scale: Annotated[
-        Literal["none", "group"],
-        about(
-            "What an advantage is divided by: nothing, or the standard deviation of its group.", also="scale_rewards"
-        ),
-    ] = "none"
-
-    @property
-    def variant(self) -> str:
-        divided = "divided" if self.scale == "group" else "not divided"
-        return (
-            f"grpo: the KL is in the reward, not a loss; advantages are {divided} by the group's standard deviation; "
-            "a mean over the phase's tokens"
-        )
-
-    def advantages(self, draws: Draws) -> Advantages:
-        """(members,) rewards relative to their group, divided by the mean number of tokens of a response."""
-        rewards = response_rewards(draws, self.beta)
-        if self.scale == "group":
-            advantage = group_scaled(rewards, draws.group)
-        else:
-            advantage = rewards - group_mean(rewards, draws.group)
-        mean_tokens = len(draws.sampled) / len(draws.group)
-        return Advantages(advantage[draws.response] / mean_tokens)
-
-
-class ReinforcePP(RolloutFormula, frozen=True, tag="reinforce_pp"):
+class ReinforcePP(Clipped, frozen=True, tag="reinforce_pp"):
     """REINFORCE with clipping, whose advantages are returns whitened over the phase."""
 
     written = "REINFORCE++"

@@ -24,21 +24,23 @@ class Step:
     """The rows of one update, as packs of indices into the groups.
 
     epoch: passes over the rows after it, with fraction; pack_rank: the rank that takes each pack, 0 where empty;
-    mismatched: packs of responses under other prompts, of indices into the same groups, for KTO's drift.
+    mismatched: packs of responses under other prompts, of indices into the same groups, for KTO's drift; idle: rows of
+    the update that are in no pack, because nothing of them has a gradient.
     """
 
     packs: tuple[Pack, ...]
     epoch: float = 0.0
     pack_rank: tuple[int, ...] = ()
     mismatched: Step | None = None
+    idle: Pack = ()
 
     @property
     def rows(self) -> int:
-        return sum(map(len, self.packs))
+        return sum(map(len, self.packs)) + len(self.idle)
 
     @property
     def order(self) -> list[int]:
-        """Its groups in the one order that does not depend on packs."""
+        """The groups of its packs in the one order that does not depend on them."""
         return sorted(i for pack in self.packs for i in pack)
 
     def packs_of_rank(self, rank: int) -> tuple[Pack, ...]:
@@ -103,13 +105,15 @@ def make_plan(
     sort_key: Sequence[int] | None = None,
     costs: Sequence[float] | None = None,
     world_size: int = 1,
+    idle: frozenset[int] = frozenset(),
 ) -> Plan:
     """Plan a run over groups of the given sizes (distinct tokens of each).
 
     rows: groups of a step; the last step of an epoch takes what is left. tokens: budget of a pack; a larger group
     has a pack of its own. steps or epochs: how long; one epoch where neither is given. sort_key: a number a group;
     within a step, groups with close numbers share prefixes and are packed together. costs: work of each group, its
-    size where not given; world_size: processes that divide the packs. The last three move no row to another step.
+    size where not given; world_size: processes that divide the packs; idle: groups that need no pass, of which a step
+    without any other makes one all the same. The last four move no row to another step.
     """
     count, costs = len(sizes), costs or sizes
     seeds = [seed] if isinstance(seed, int) else [*seed]
@@ -122,9 +126,11 @@ def make_plan(
         order = np.random.default_rng([*seeds, epoch]).permutation(count)
         for first in range(0, count, rows)[: total - len(planned)]:
             chosen = order[first : first + rows].tolist()
-            packs = fill(chosen, sizes, tokens, sort_key, costs, world_size)
+            left = [i for i in chosen if i not in idle] or [min(chosen, key=lambda i: sizes[i])]
+            packs = fill(left, sizes, tokens, sort_key, costs, world_size)
             passes = epoch + min(first + rows, count) / count
-            planned.append(Step(packs, passes, assign_ranks(packs, costs, world_size)))
+            without = tuple(i for i in chosen if i not in left)
+            planned.append(Step(packs, passes, assign_ranks(packs, costs, world_size), idle=without))
         epoch += 1
     return Plan(tuple(planned))
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
 from preftune.diagnosis.objective_facts import of_demos, parts
+from preftune.record.best import figure_of, outcome
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, prompts_of
 from preftune.record.schema import EVALUATION, described
@@ -75,16 +76,16 @@ def headline(record: Record) -> str:
     seen = total(record, "examples")
     rows = f" and {number(seen)} rows seen" if seen else ""
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
-    if (score := record.end.get("score")) is not None:
-        kl = record.end.get("kl")
+    if (figure := figure_of(record.end)) == "score":
+        score, kl = record.end["score"], record.end.get("kl")
         where = f" at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
         return f"{after} has a held-out score of {number(score)}{where}, from {number(record.start.get('score'))}."
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
-    if accuracy is not None and judged and kind == "ratings":
+    if figure == "accuracy" and judged and kind == "ratings":
         return (
             f"{after} puts good above bad in {share(accuracy)} of the comparisons of {number(judged)} held-out ratings."
         )
-    if accuracy is not None and judged:
+    if figure == "accuracy" and judged:
         undecided = (record.end.get("rows") or 0) - judged
         more = f"; {number(undecided)} more have no right order" if undecided > 0 else ""
         return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
@@ -95,15 +96,13 @@ def headline(record: Record) -> str:
             f"{after} draws responses that score {number(drawn[-1]['score'])} {where}, from "
             f"{number(drawn[0]['score'])} in the first phase; no prompt is held out."
         )
-    before, now, location = record.start.get("perplexity"), record.end.get("perplexity"), "held-out"
-    if before is not None and now is not None:
-        return f"{after} has a perplexity of {number(now)} on held-out responses, from {number(before)}."
-    before, now = record.start.get("loss"), record.end.get("loss")
+    key = "loss" if record.end.get("perplexity") is None else "perplexity"
+    before, now, location = record.start.get(key), record.end.get(key), "held-out"
     if before is None or now is None:
-        before, now, location = record.early("loss"), record.recent("loss"), "training"
+        before, now, location, key = record.early("loss"), record.recent("loss"), "training", "loss"
     if before is None or now is None:
         return f"{after} has no loss on record."
-    return f"{after} has a {location} loss of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
+    return f"{after} has a {location} {key} of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
 
 
 def lead(record: Record) -> list[str]:
@@ -116,6 +115,7 @@ def lead(record: Record) -> list[str]:
     elif rows and seen > rows:
         learned += f", each {number(seen / rows)} times,"
     sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
+    sentences += [f"{event.text[:1].upper()}{event.text[1:]}." for event in outcome(record).values()]
     sentences += _certainty(record)
     accuracy, margin = record.start.get("accuracy"), record.gain("margin")
     if accuracy is not None and margin is not None:

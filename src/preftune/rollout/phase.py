@@ -104,8 +104,14 @@ class Online:
             sort_key=prefix_order([group.prompt for group in groups]),
             costs=[self.packing.cost(group) for group in groups],
             world_size=self.dist.world_size,
+            idle=frozenset(i for i, group in enumerate(groups) if self._is_idle(group)),
         )
         return Phase(groups, Plan(plan.steps[: stop - first]), first, number, number >= self.warm_up)
+
+    def _is_idle(self, group: TokenGroup) -> bool:
+        """Whether nothing can be learned from a group, as where all responses have one score and there is no anchor."""
+        learns = not isinstance(self.objective, RolloutFormula) or self.models.value is not None
+        return not learns and not any(advantage.any() for advantage in group.columns["advantage"])
 
     def _recorded(self, number: int, tasks: Sequence[Task], *, begun: bool) -> Numbers | None:
         """What the record holds of a phase, if the weights of now have drawn it or it has had updates, for these tasks

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preftune.errors import UserError
+from preftune.record.best import evaluation_of_model
 from preftune.record.parse import written_by_run
 from preftune.record.reader import Record, prompts_of
 from preftune.record.statistics import Estimate, calibration
@@ -133,7 +134,7 @@ def recorded_slope(model: Path) -> Estimate | None:
         return None
     record = Record.open(model.parent)
     rows = [row for row in record.rows if row.margin is not None]
-    slope = record.end.get("calibration_slope")
+    slope = evaluation_of_model(record).get("calibration_slope")
     if slope is None or not math.isfinite(slope) or not rows:
         return None
     return calibration([row.margin or 0.0 for row in rows], prompts_of(rows))._replace(value=slope)

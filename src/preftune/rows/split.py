@@ -61,7 +61,7 @@ def refuse_missing_rows(data: Data) -> None:
     """Raise UserError where no rows are named, or some that are not there: before all that is slow to load."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
-    _refuse_shares(data)
+    _refuse_keys(data)
     problems: list[Problem] = []
     for name in (*names_of(data.train), *names_of(() if data.evaluate is None else data.evaluate)):
         try:
@@ -79,7 +79,7 @@ def _readings(data: Data) -> dict[str, Reading]:
     """What data.train and data.evaluate hold. Raises UserError."""
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
-    _refuse_shares(data)
+    _refuse_keys(data)
     readings = {"train": read(data.train, columns=data.columns, shares=data.shares)}
     if data.evaluate is not None:
         if data.holdout:
@@ -103,8 +103,10 @@ def _noted(reading: Reading, notes: Sequence[Problem]) -> Reading:
     return replace(reading, notes=[*reading.notes, *notes])
 
 
-def _refuse_shares(data: Data) -> None:
-    """Raise UserError where data.shares does not say one number for each file of data.train."""
+def _refuse_keys(data: Data) -> None:
+    """Raise UserError where data.system says nothing, or data.shares has not one number for each file of data.train."""
+    if data.system is not None and not data.system.strip():
+        raise UserError("the text is blank, so the key has no effect.", location="data.system", hint="Remove it.")
     if data.shares is None:
         return
     names = names_of(data.train)

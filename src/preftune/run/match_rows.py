@@ -61,10 +61,19 @@ def match_rows(run: Run, dataset: Dataset, *, full_batch: bool = False) -> Match
         notes["pad"] = (text, {"token": tokenizer.pad_token, "id": tokenizer.pad_token_id})
         dataset = replace(dataset, tokenizer=tokenizer)
     train, held_out = repeated(groups[: len(dataset.train)]), groups[len(dataset.train) :]
+    if run.evaluate.best_by == "accuracy" and not _has_accuracy(held_out):
+        raise UserError("no held-out row says what is better, so there is no accuracy.", location="evaluate.best_by",
+                        hint='Use "loss", or hold out pairs, rankings or good and bad responses.')  # fmt: skip
     if (counts := dataset.account.train) and len(train) > len(dataset.train):
         account = replace(dataset.account, train=replace(counts, times=len(train) / len(dataset.train)))
         dataset = replace(dataset, account=account)
     return MatchedRows(run, replace(dataset, train=train, held_out=held_out), notes)
+
+
+def _has_accuracy(groups: Sequence[TokenGroup]) -> bool:
+    """Whether an evaluation of these rows has an accuracy: of pairs, or of ratings of both classes."""
+    ranked = any(len({*group.ranks}) > 1 and not group.is_even for group in groups)
+    return ranked or len({group.good for group in groups if group.kind == "rating"}) > 1
 
 
 def _refuse_keys_without_effect(run: Run, objectives: Sequence[Formula], groups: Sequence[TokenGroup]) -> None:

@@ -42,6 +42,7 @@ from preftune.run.fits import Learned, setup_of
 from preftune.run.identity import Resumed, assert_same_run, identity
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, refuse_untrainable, stands_on_base, with_precision
+from preftune.run.plan_steps import refuse_idle_keys
 from preftune.run.prepare import Prepared, load_fitting
 from preftune.run.reference_model import load_reference_model, moving_reference
 from preftune.run.served import served
@@ -50,7 +51,6 @@ from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
 from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
-from preftune.training.schedule import refuse_long_warmup
 from preftune.training.update import Training
 
 DRAWN_BY = ("data.", "model", "reference", "reward", "rollout.", "seed", "tokenizer", "value")  # keys and digests
@@ -108,7 +108,7 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
         context=json.dumps({key: decides[key] for key in sorted(decides) if key.startswith(DRAWN_BY)}),
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
     )
-    refuse_long_warmup(run.optim, source.steps)
+    refuse_idle_keys(run, source.steps)
     training = _training(
         run, tasks, source, embedded, notes, starts_at_reference=digests.get("reference") == digests["model"]
     )

@@ -14,6 +14,7 @@ from preftune.forward.examples import mismatch
 from preftune.pack.plan import Packing, Plan, Step, make_plan, prefix_order
 from preftune.run.match_rows import Notes
 from preftune.tokens.groups import TokenGroup
+from preftune.training.schedule import refuse_long_warmup
 
 
 @signals.interruptible()
@@ -30,6 +31,19 @@ def plan_steps(run: Run, groups: Sequence[TokenGroup], packing: Packing, world_s
         costs=[packing.cost(group) for group in groups],
         world_size=world_size,
     )
+
+
+def refuse_idle_keys(run: Run, steps: int) -> None:
+    """Raise UserError where the number of updates leaves a key without effect: a warm-up too long for a highest rate,
+    or evaluations too few for one of them to be better than the last."""
+    refuse_long_warmup(run.optim, steps)
+    before_last = (steps - 1) // (run.evaluate.every or steps)
+    needed = {"save.best": int(run.save.best), "evaluate.patience": (run.evaluate.patience or -1) + 1}
+    for key, evaluations in needed.items():
+        if before_last < evaluations:
+            text = f"it needs {evaluations} evaluations before the last of {steps} updates, and there are {before_last}"
+            raise UserError(f"{text}, so the key has no effect.", location=key,
+                            hint="Lower evaluate.every, or remove the key.")  # fmt: skip
 
 
 def with_mismatched(

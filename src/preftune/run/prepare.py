@@ -31,11 +31,10 @@ from preftune.run.fits import needs_of
 from preftune.run.identity import Resumed, assert_same_run, identity
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import device_of, load_policy, refuse_untrainable, with_precision
-from preftune.run.plan_steps import held_out_step, plan_steps, with_mismatched
+from preftune.run.plan_steps import held_out_step, plan_steps, refuse_idle_keys, with_mismatched
 from preftune.run.reference_model import fill_reference, load_reference_model, moving_reference, start_model
 from preftune.run.shards import choose_shard, divided
 from preftune.tokens.groups import TokenGroup
-from preftune.training.schedule import refuse_long_warmup
 from preftune.training.source import Offline
 from preftune.training.update import Training
 
@@ -73,7 +72,7 @@ def prepare(
     held_out = held_out_step(
         dataset.held_out, packing, dataset.max_tokens, mismatched=mismatched, world_size=dist.world_size
     )
-    refuse_long_warmup(run.optim, len(plan.steps))
+    refuse_idle_keys(run, len(plan.steps))
     reference, digests = _reference(run, dataset, policy, dist)
     assert_same_run(identity(run, digests), dist, resumed)  # before the reference scores, which may take hours
     used = sorted({i for step in plan.steps for part in (step, step.mismatched) if part for i in part.order})

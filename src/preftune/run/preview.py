@@ -31,9 +31,8 @@ from preftune.run.fits import learned_by, needs_of
 from preftune.run.match_rows import Notes, match_rows
 from preftune.run.models import check_vocabulary, device_of, refuse_untrainable, with_precision
 from preftune.run.online import plan_tasks
-from preftune.run.plan_steps import plan_steps
+from preftune.run.plan_steps import plan_steps, refuse_idle_keys
 from preftune.run.tasks import TaskSet, tasks_from
-from preftune.training.schedule import refuse_long_warmup
 
 COUNTED_STEPS = 20  # steps whose packs are counted to the token; the others are taken to be alike
 
@@ -67,7 +66,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     shapes, setup = needs_of(run, dataset.config, device.type)
     budget = run.batch.tokens or LARGEST[device.type]
     plan = plan_steps(run, dataset.train, Packing(budget, attention_crossover(dataset.config)))
-    refuse_long_warmup(run.optim, len(plan.steps))
+    refuse_idle_keys(run, len(plan.steps))
     counts = []
     for step in plan.steps[:COUNTED_STEPS]:
         groups = [[dataset.train[i] for i in pack] for pack in step.packs]
@@ -99,7 +98,7 @@ def preview_tasks(run: Run, rollout: Rollout, rows: Rows) -> TaskPreview:
     _scorer(run).refuse_tasks([*tasks.train, *tasks.held_out])
     plan = plan_tasks(run, rollout, len(tasks.train))
     before = updates_before(plan, rollout.epochs, min(run.batch.rows, rollout.phase_tasks), run.optim.steps)
-    refuse_long_warmup(run.optim, before[-1])
+    refuse_idle_keys(run, before[-1])
     return TaskPreview(tasks, rollout, sum(first < before[-1] for first in before), before[-1])
 
 

@@ -19,11 +19,12 @@ from preftune.errors import CORRUPT, UserError
 from preftune.events import Happened, Note, emit
 from preftune.model.config import Precision
 from preftune.objective import parts
-from preftune.record.replace import bytes_aside, replacing
+from preftune.record.replace import EVALUATIONS, bytes_aside, replacing
 from preftune.record.writer import RecordWriter, environment, environment_changes
 from preftune.run.identity import Resumed, identity
 from preftune.run.prepare import Prepared
 from preftune.training import checkpoint
+from preftune.training.best import refuse_lost_best, standing
 from preftune.training.checkpoint import State
 
 
@@ -90,11 +91,14 @@ def restore(prepared: Prepared, state: State, record: RecordWriter, changes: Seq
     if newest is None and passed_over:
         raise UserError(f"no checkpoint is whole: {'; '.join(passed_over)}.", location=str(record.checkpoints),
                         hint="Start again with --force, or take another `out`.", code=CORRUPT)  # fmt: skip
-    if changes and state.step == training.source.steps:
+    refuse_lost_best(training, state, record)
+    over = standing(training, state.step, record.lines(EVALUATIONS)).over and record.finished_at() == state.step
+    over = over or state.step == training.source.steps
+    if changes and over:
         raise UserError(f"this run is done, and would not become another one: {', '.join(changes)}.",
                         location=str(record.path), hint="Set it back, or start anew in another `out`.")  # fmt: skip
     altered = altered_export(record.path)
-    if altered is not None and state.step < training.source.steps:
+    if altered is not None and not over:
         raise UserError("another has changed this file, which the end of this run replaces.", location=str(altered),
                         hint="Move it away, and go on with --resume.")  # fmt: skip
     if altered is not None:

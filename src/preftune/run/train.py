@@ -36,6 +36,7 @@ from preftune.run.resume import begin_or_resume, with_recorded_keys
 from preftune.run.shards import refuse_separate_disks, refuse_shards
 from preftune.table import flatten
 from preftune.training import checkpoint, state_of_ranks
+from preftune.training.best import load_best
 from preftune.training.checkpoint import State
 from preftune.training.learner import Learner
 from preftune.training.loop import fit
@@ -123,7 +124,8 @@ def tell_movement(state: State, start: Tensor, dist: Distributed) -> None:
 
 
 def finish(prepared: Prepared, state: State, record: RecordWriter | None) -> None:
-    """Export the model and write the page; what a run that was finished before has written already stays as it is.
+    """Export the model, of the best step where that is asked for, and write the page; what a run that was finished
+    before has written already stays as it is.
 
     record: None on ranks other than the first, which give it their rows of weights that are cut among ranks.
     """
@@ -131,6 +133,7 @@ def finish(prepared: Prepared, state: State, record: RecordWriter | None) -> Non
         record.sync()
     unfinished = record is not None and (folders.lacks_files(record.path / MODEL) or record.finished_at() != state.step)
     with signals.interruptible():
+        load_best(prepared.training, state, record)
         if prepared.training.dist.broadcast_int(unfinished):
             events.emit(events.Note("writing the model and the page"))
             with ExitStack() as stack:

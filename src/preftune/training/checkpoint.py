@@ -59,13 +59,18 @@ class State:
         return parts
 
 
-def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS) -> Path:
+def path_of(root: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return root / f"{PREFIX}{step:08d}"
+
+
+def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS, best: int = 0) -> Path:
     """Write the checkpoint of this step below `root`, then delete all but the newest `keep` valid ones.
 
-    dist: the ranks that write it, all of them where the weights are cut among them. Raises UserError, and deletes
-    nothing, where a number is not finite or any rank cannot write.
+    best: a step whose checkpoint is not deleted; dist: the ranks that write it, all of them where the weights are cut
+    among them. Raises UserError, and deletes nothing, where a number is not finite or any rank cannot write.
     """
-    path = root / f"{PREFIX}{state.step:08d}"
+    path = path_of(root, state.step)
     tensors = state.tensors | {f"{begin}optimizer": learner.moments() for begin, learner in state.learners.items()}
     for name, part in tensors.items():
         with dist.agreed():
@@ -77,7 +82,7 @@ def save(state: State, root: Path, keep: int, dist: Distributed = SINGLE_PROCESS
     tensor_files.write(path, tensors, msgspec.to_builtins(numbers), dist)
     valid = [folder for folder in checkpoints_in(root) if not folders.verify(folder)] if dist.first else []
     for old in valid[keep:]:
-        if not set(folders.not_ours(old, CHECKPOINT_FILES)):
+        if old != path_of(root, best) and not set(folders.not_ours(old, CHECKPOINT_FILES)):
             files.delete(old)
     return path
 
@@ -148,16 +153,19 @@ def load(state: State, path: Path, steps: int, means: int) -> str:
     return ""
 
 
-def load_weights(weights: Weights, path: Path) -> str:
-    """Put a checkpoint's weights alone into those of the same model, or return why it is damaged or does not fit."""
+def load_weights(weights: Weights, path: Path, part: str = "weights") -> str:
+    """Put a checkpoint's weights alone into those of the same model, or return why it is damaged or does not fit.
+
+    part: which of its weights, as the keys of `State.tensors` name them.
+    """
     present = weights.state()
-    parts = _read(path, {"weights": present})
+    parts = _read(path, {part: present})
     if isinstance(parts, str):
         return parts
     _, tensors = parts
-    if difference := _unlike(tensors["weights"], present):
-        return f"weights.safetensors: {difference}"
-    _put(present, tensors["weights"])
+    if difference := _unlike(tensors[part], present):
+        return f"{part}.safetensors: {difference}"
+    _put(present, tensors[part])
     return ""
 
 

@@ -105,3 +105,7 @@ class Save(Table, frozen=True):
     keep: Annotated[
         Count, about("How many of the newest checkpoints to keep.", also="save_total_limit", identity=False)
     ] = 2
+    best: Annotated[
+        bool,
+        about("Export the weights of the best evaluation, not those of the last step.", also="load_best_model_at_end"),
+    ] = False

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from preftune import events, signals
 from preftune.distributed import SINGLE_PROCESS
 from preftune.errors import CORRUPT, IO, UserError
 from preftune.evaluate.baseline import load_baseline, save_baseline
-from preftune.evaluate.evaluate import evaluate
+from preftune.evaluate.evaluate import Evaluation, evaluate
 from preftune.forward.forward import dry_run
 from preftune.pack.plan import Phase, Step
+from preftune.record.replace import EVALUATIONS
 from preftune.record.writer import RecordWriter
 from preftune.rollout.ask import NotScoredError
 from preftune.training import checkpoint, state_of_ranks
+from preftune.training.best import Standing, agreed, best_saved
 from preftune.training.checkpoint import State
 from preftune.training.update import Training, sync_pack_splits, update
 
@@ -21,29 +25,47 @@ RESIDUAL, RESIDUAL_HALF = 0.02, 4.0  # nats per response that a policy may be of
 def fit(training: Training, state: State, record: RecordWriter | None) -> None:
     """Every step that is left. record: None on ranks other than the first.
 
-    Evaluates and saves when due. A signal to stop takes effect between two packs, or with several ranks between two
-    steps; the last update before it is saved, as it is where a reward fails.
+    Evaluates and saves when due, and ends where an evaluation says so. A signal to stop takes effect between two packs,
+    or with several ranks between two steps; the last update before it is saved, as it is where a reward fails.
     """
-    saved, begun = state.step, False
+    saved = state.step
     with signals.deferred(condition=training.dist.world_size > 1):
         try:
-            for phase in training.source.phases(state.step):
-                if not begun:
-                    warm_up(training, state, phase)
-                begun = True
-                evaluate_if_due(training, state, record)
-                for step in phase.after(state.step):
-                    train_step(training, state, phase, step)
-                    last, stop = state.step == training.source.steps, signals.agreed(training.dist)
-                    if last or stop or is_due(training.save.every, state.step):
-                        saved = save_checkpoint(training, state, record, must=bool(last or stop)) or saved
-                    if stop:
-                        raise signals.Stopped(stop)
-                    evaluate_if_due(training, state, record)
+            # a resumed run may be at its end, and then draws no further phase
+            _, over = evaluate_if_due(training, state, record) if state.step else Standing()
+            for phase, step in () if over else steps_left(training, state, record):
+                train_step(training, state, phase, step)
+                last, stop = state.step == training.source.steps, signals.agreed(training.dist)
+                if last or stop or is_due(training.save.every, state.step):
+                    saved = save_checkpoint(training, state, record, must=bool(last or stop)) or saved
+                if stop:
+                    raise signals.Stopped(stop)
+                better, over = evaluate_if_due(training, state, record)
+                if (better or over) and saved < state.step:
+                    saved = save_checkpoint(training, state, record)
+                if over:
+                    break
         except (signals.Stopped, NotScoredError):
             if state.step > saved:
                 save_checkpoint(training, state, record)
             raise
+    if over:
+        text = f"stopped early at step {state.step} of {training.source.steps}: no better for " \
+            f"{training.evaluate.patience} evaluations"  # fmt: skip
+        events.emit(events.Happened(state.step, "stopped_early", text))
+
+
+def steps_left(training: Training, state: State, record: RecordWriter | None) -> Iterator[tuple[Phase, Step]]:
+    """The steps after those of the state, each with its phase; before the first, a warm-up and the first evaluation."""
+    begun = False
+    for phase in training.source.phases(state.step):
+        if not begun:
+            warm_up(training, state, phase)
+            if not state.step:
+                evaluate_if_due(training, state, record)
+        begun = True
+        for step in phase.after(state.step):
+            yield phase, step
 
 
 def train_step(training: Training, state: State, phase: Phase, step: Step) -> None:
@@ -87,45 +109,55 @@ def warm_up(training: Training, state: State, phase: Phase) -> None:
         )
 
 
-def evaluate_if_due(training: Training, state: State, record: RecordWriter | None) -> None:
-    """Measure at the start, at the end and every so many steps, unless the record of a resumed run has done so."""
+def evaluate_if_due(training: Training, state: State, record: RecordWriter | None) -> Standing:
+    """Measure at the start, at the end and every so many steps, unless the record of a resumed run has done so. Returns
+    what follows from the evaluation of this step."""
     due = state.step in (0, training.source.steps) or is_due(training.evaluate.every, state.step)
-    if due and not training.dist.broadcast_int(record is not None and record.has_evaluated(state.step)):
+    if not due:
+        return Standing()
+    if not training.dist.broadcast_int(record is not None and record.has_evaluated(state.step)):
         evaluate_held_out(training, state, record)
+    return agreed(training, state.step, [] if record is None else record.lines(EVALUATIONS))
 
 
 def evaluate_held_out(training: Training, state: State, record: RecordWriter | None) -> None:
-    """Measure on the held-out rows, if there are any, and record the numbers."""
+    """Measure on the held-out rows and prompts, if there are any, and record the numbers."""
+    evaluation = evaluate_rows(training, state, record) if training.held_out.rows else None
+    metrics = {} if evaluation is None else evaluation.metrics
+    drawn = {} if training.tasks is None else training.tasks.evaluate(training.models, training.dist)
+    metrics = {"step": state.step, **metrics, **samples_if_due(training, state, record, metrics | drawn), **drawn}
+    if len(metrics) > 1:
+        events.emit(events.Evaluated(state.step, metrics))
+    if evaluation is not None and record is not None:
+        record.rows("evaluation_rows.jsonl", evaluation.rows)
+        record.rows("evaluation_words.jsonl", evaluation.words)
+
+
+def evaluate_rows(training: Training, state: State, record: RecordWriter | None) -> Evaluation:
+    """Measure on the held-out rows; at the start, all changes are counted from that."""
     held_out = training.held_out
-    numbers = drawn_metrics(training, state)
-    if not held_out.rows:
-        if numbers:
-            events.emit(events.Evaluated(state.step, {"step": state.step, **numbers}))
-        return
     rows = held_out.groups[: held_out.rows]
     start = load_baseline(record.path, rows) if state.step and record is not None else None
     splits, loss = state.oom.splits, training.loss.with_ema(state.ema)
     evaluation = evaluate(training.models, loss, held_out, state.oom, training.dist, start)
     sync_pack_splits(state, splits, held_out.groups, held_out.step.packs, training.dist)
-    if record is None:
-        return
-    if state.step == 0:
+    if state.step == 0 and record is not None:
         save_baseline(record.path, evaluation.logp_table, rows)
-    events.emit(events.Evaluated(state.step, {"step": state.step, **evaluation.metrics, **numbers}))
-    record.rows("evaluation_rows.jsonl", evaluation.rows)
-    record.rows("evaluation_words.jsonl", evaluation.words)
+    return evaluation
 
 
-def drawn_metrics(training: Training, state: State) -> dict[str, float | None]:
-    """What responses that are drawn to held-out prompts show."""
-    metrics: dict[str, float | None] = {}
-    if training.samples is not None and state.step == 0:
-        metrics = training.samples.before()
-    elif training.samples is not None and state.step == training.source.steps:
-        metrics = training.samples.after(state.step)
-    if training.tasks is not None:
-        metrics |= training.tasks.evaluate(training.models, training.dist)
-    return metrics
+def samples_if_due(
+    training: Training, state: State, record: RecordWriter | None, metrics: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """What texts show that are drawn before training, and after it, where it may be these metrics that end it."""
+    if training.samples is None:
+        return {}
+    if state.step == 0:
+        return training.samples.before()
+    lines = [] if record is None else [*record.lines(EVALUATIONS), {"step": state.step, **metrics}]
+    if state.step == training.source.steps or agreed(training, state.step, lines).over:
+        return training.samples.after(state.step)
+    return {}
 
 
 def save_checkpoint(training: Training, state: State, record: RecordWriter | None, *, must: bool = True) -> int:
@@ -142,7 +174,8 @@ def save_checkpoint(training: Training, state: State, record: RecordWriter | Non
         record.sync()
     if record is not None or state.weights.sharded:
         try:
-            checkpoint.save(state, state.root, training.save.keep, ranks)
+            best = None if record is None else best_saved(training, record, state.step)
+            checkpoint.save(state, state.root, training.save.keep, ranks, 0 if best is None else best.step)
         except UserError as error:
             if must or error.code != IO:
                 raise

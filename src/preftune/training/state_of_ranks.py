@@ -11,7 +11,7 @@ import torch
 
 from preftune.distributed import Distributed
 from preftune.errors import CORRUPT, UserError
-from preftune.training.checkpoint import PREFIX, State, load
+from preftune.training.checkpoint import State, load, load_weights, path_of
 
 
 def broadcast(state: State, dist: Distributed) -> None:
@@ -28,7 +28,7 @@ def broadcast(state: State, dist: Distributed) -> None:
     if state.step == 0:  # before the first update all have loaded the same weights
         return
     if state.weights.sharded:
-        _read_rows(state, state.root / f"{PREFIX}{state.step:08d}", dist)
+        _read_rows(state, path_of(state.root, state.step), dist)
         return
     for learner in state.learners.values():
         learner.broadcast(dist)
@@ -44,6 +44,23 @@ def _read_rows(state: State, path: Path, dist: Distributed) -> None:
                         code=CORRUPT)  # fmt: skip
     for learner in state.learners.values():
         learner.weights.share(dist)
+
+
+def read_weights(state: State, step: int, dist: Distributed) -> None:
+    """Put the weights alone of the checkpoint of a step into the state of every rank. Raises UserError where a rank
+    cannot read it."""
+    path = path_of(state.root, step)
+    for begin, learner in state.learners.items():
+        weights, problem = learner.weights, ""
+        with dist.agreed():
+            if dist.first or weights.sharded:
+                problem = load_weights(weights, path, f"{begin}weights")
+            if problem:
+                raise UserError(f"cannot be read: {problem}.", location=str(path), code=CORRUPT)
+        if weights.sharded:
+            weights.share(dist)
+        else:
+            dist.broadcast(weights.state().values())
 
 
 def has_drifted(state: State, dist: Distributed) -> bool:

@@ -67,7 +67,7 @@ def update(training: Training, state: State, phase: Phase, step: Step) -> Metric
     start_is_known = training.starts_at_reference and training.models.reference is None
     start = output.examples.responses.reference if start_is_known else None
     metrics = score_metrics(
-        loss.objective, output.examples, list(STEP), loss=output.value, start=start, d_logp=output.d_logp
+        loss.objective, output.examples, list(STEP), loss=output.value / step.rows, start=start, d_logp=output.d_logp
     )
     if state.value is not None:
         metrics["value_loss"] = value_gradient(training.models, loss, phase.groups, step, state.oom, dist)
