@@ -35,8 +35,8 @@ ANSWERS = {
     "max_prompt_length max_prompt_len max_source_length":
         "The prompt alone has no limit: data.max_tokens counts the prompt and one response.",
     "max_target_length": "The response alone has no limit: data.max_tokens counts the prompt and one response.",
-    "default_system system_prompt drop_system_message system default_system_message":
-        "A system text stands in the rows, as their first message, of the role system.",
+    "drop_system_message":
+        "A system text of a row stays; data.columns.system= leaves out a key of that name.",
     "train_on_eos train_on_eot": "A response is scored with its end token.",
     "input_key prompt_key label_key reward_fn_key "
     "field_messages field_prompt field_chosen field_rejected field_label field_system field_tools text_column "
@@ -48,9 +48,8 @@ ANSWERS = {
     "dataset_train_split dataset_test_split dataset_split split":
         "Write it behind the name: data.train=NAME:SPLIT, data.evaluate=NAME:SPLIT.",
     "dataset_config subset": "Load it in Python, and give data.train the split that it has.",
-    "max_samples max_train_samples fraction": "All rows are read; give a file with fewer.",
-    "mix_strategy interleave_probs":
-        "Files are joined, data.train=[FIRST, SECOND]; a row's key weight says what it counts.",
+    "mix_strategy stopping_strategy":
+        "Files are joined and shuffled, data.train=[FIRST, SECOND]; data.shares says how much of each an epoch takes.",
     "streaming dataset_streaming": "All rows are read before the first step, so that steps and reference are known.",
     "shuffle shuffle_dataset disable_shuffling shuffle_merged_datasets shuffle_before_merging_datasets "
     "curriculum_sampling":

@@ -233,7 +233,7 @@ def test_sft_may_be_a_part_of_a_sum() -> None:
 
 
 def test_help_on_a_table_says_what_its_keys_mean() -> None:
-    assert str(signature(Data)).startswith("(*, train='', evaluate=None, holdout=0.0, columns={}")
+    assert str(signature(Data)).startswith("(*, train='', shares=None, evaluate=None, holdout=0.0, columns={}")
     assert "max_tokens: Longest prompt with one response" in str(getdoc(Data))
     assert str(signature(DPO)) == "(*, beta=0.1, flip=0.0)"
     assert "flip: Share of the labels" in str(getdoc(DPO))

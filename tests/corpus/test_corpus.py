@@ -99,7 +99,9 @@ FILES = [
     refused("F15 gzip bomb", gzip.compress(b" " * (70 * 2**20)), "more than 200 times"),
     refused("F24 endless line", b"x" * (65 * 2**20), "rows.jsonl:1: the line is longer than 64 MiB"),
     refused("F15 gzip bomb in lines", gzip.compress(b" \n" * (40 * 2**20)), "more than 200 times"),
-    refused("F17 csv", b"prompt,chosen,rejected\na,b,c\n", "a form that is not read", name="rows.csv"),
+    refused(
+        "F17 csv", b"prompt,chosen,rejected\na,b\n", "rows.csv:2: has 2 cells, and there are 3 columns", name="rows.csv"
+    ),
     refused("F22 LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
     refused("F23 HTML page", b"<!DOCTYPE html><html></html>", "HTML page"),
     refused("F23 HTML page 2", b"\n<html><body>404</body></html>", "HTML page"),
@@ -333,7 +335,7 @@ class TestPlaces:
     def test_f4_folder(self, place: Path) -> None:
         (place / "data").mkdir()
         (place / "data" / "pairs.jsonl").write_bytes(file())
-        with pytest.raises(UserError, match=r"data: is a folder. Name the files: pairs.jsonl"):
+        with pytest.raises(UserError, match=r"data: is a folder\. Name the files, .* fit: data/\*\.jsonl"):
             read("data")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

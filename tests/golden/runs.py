@@ -55,7 +55,7 @@ METRICS: dict[str, str] = {}
 ADDED = frozenset({
     "log_ratio_rms", "place", "prompt", "shared_logp_change", "chosen_fork_change", "rejected_fork_change",
     "outside_fork", "outside_fork_change", "chosen_end_logp", "rejected_end_logp", "chosen_end_change",
-    "rejected_end_change",
+    "rejected_end_change", "perplexity",
 })  # fmt: skip
 
 CLOCKS = {"seconds"}  # wall time, which no two runs share

@@ -133,6 +133,13 @@ LIGHT = {
     "check without a model": (["check", "data.train=ROWS"], 0),
     "a folder that holds other files": (["train", "model.path=m", "data.train=ROWS", "out=OUT"], 2),
     "a folder that holds a run": (["train", "model.path=m", "data.train=ROWS", "out=RUN"], 2),
+    "rows that are not there": (["train", "model.path=m", "data.train=no.jsonl"], 2),
+    "no rows at all": (["train", "model.path=m"], 2),
+    "a pattern that nothing fits": (["train", "model.path=m", "data.train=ROWS", "data.evaluate=no*.jsonl"], 2),
+    "a tracker that is not there": (["train", "model.path=m", "data.train=ROWS", "track.to=wandb"], 2),
+    "a sweep of rows that are not there": (["sweep", "model.path=m", "data.train=ROWS,no.jsonl"], 2),
+    "prompts that are not there": (["draw", "m", "no.jsonl"], 2),
+    "rows to score that are not there": (["score", "model.path=m", "objective=nll", "no.jsonl"], 2),
     "a sweep over another's page": (["sweep", "model.path=m", "data.train=ROWS", "--out", "SWEEP"], 2),
 }
 

@@ -118,8 +118,19 @@ def test_refused(served: Callable[..., Run], server: StandIn, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"rollout\.server: "):
         train(served(rollout__server="http://127.0.0.1:9"))
 
-    def work(dist: Distributed) -> None:
-        train(served(out=str(tmp_path / "ranks")))
 
-    told = on_ranks(2, tmp_path / "meet", work)
-    assert any("one process" in one["text"] for one in told)
+@pytest.mark.parametrize("shard", ["none", "step"])
+def test_of_several_ranks_the_first_asks_for_all(
+    shard: str, served: Callable[..., Run], server: StandIn, tmp_path: Path
+) -> None:
+    """The server's draws depend on the adapter and the prompt alone, so two ranks make the run of one."""
+
+    def work(dist: Distributed) -> None:
+        train(served(out=str(tmp_path / "ranks"), ranks__shard=shard))
+
+    whole = train(served(out=str(tmp_path / "whole")))
+    asked = len(server.bodies("/v1/completions"))
+    assert on_ranks(2, tmp_path / "meet", work) == [None, None]
+    assert len(server.bodies("/v1/completions")) == 2 * asked
+    losses = [[line["loss"] for line in read_lines(out / "metrics.jsonl")] for out in (whole, tmp_path / "ranks")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)

@@ -165,6 +165,17 @@ def test_a_vocabulary_is_drawn_from_in_parts_and_half_precision_is_near(monkeypa
         assert float((half.token_logp(batch_of(half, asked, drawn)) - logp_of(drawn)).abs().mean()) < 0.05
 
 
+def test_a_draw_that_lasts_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = wrap(tiny(), "auto")
+    heard: list[events.Event] = []
+    with events.listening(heard.append):
+        Embedded(policy, 4, frozenset()).draw(prompts(5), 2, (1,))
+        assert not heard, "a short one says nothing"
+        monkeypatch.setattr(decode, "SLOW", -1.0)
+        Embedded(policy, 4, frozenset()).draw(prompts(5), 2, (1,))
+    assert heard == [events.Progress("drawing tokens", t, 4) for t in range(4)]
+
+
 def test_what_the_attention_does_not_know_sends_a_family_to_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, _ = wrap(tiny(), "auto")
     asked = prompts(5, 9)

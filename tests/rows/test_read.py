@@ -233,3 +233,25 @@ def test_columns_rename_swap_and_leave_out(columns: dict[str, str | None], sides
 def test_ranks_that_contradict_scores_are_told(ranks: list[int], scores: list[float], contradicts: bool) -> None:
     reading = read([{"prompt": "a", "responses": ["x", "y", "z"], "ranks": ranks, "scores": scores}])
     assert [note.reason for note in reading.notes] == ["ranking.scores"] * contradicts
+
+
+def test_a_pattern_is_the_files_that_it_fits_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "inner/c.jsonl", "d.txt", "a[1].jsonl"):
+        (tmp_path / name).write_text(json.dumps({"prompt": name, "completion": "x"}) + "\n")
+
+    def prompts(name: str) -> list[object]:
+        return [row.prompt for row in read(str(tmp_path / name)).rows]
+
+    assert prompts("[ab].jsonl") == ["a.jsonl", "b.jsonl"]
+    assert prompts("**/*.jsonl") == ["a.jsonl", "a[1].jsonl", "b.jsonl", "inner/c.jsonl"]
+    assert prompts("a[1].jsonl") == ["a[1].jsonl"]  # a file that is called so
+    reading = read(str(tmp_path / "?.jsonl"))
+    assert [Path(name).name for name in reading.files] == ["a.jsonl", "b.jsonl"]
+    with pytest.raises(UserError, match=r"\*\.jsnol: no file fits this pattern"):
+        read([str(tmp_path / "a.jsonl"), str(tmp_path / "*.jsnol")])
+    (tmp_path / "b.jsonl").write_text("{")
+    (tmp_path / "a.jsonl").write_text("[")
+    with pytest.raises(UserError) as refused:
+        read(str(tmp_path / "[ab].jsonl"))
+    assert len(refused.value.problems) == 2

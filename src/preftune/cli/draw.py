@@ -13,6 +13,9 @@ from preftune.cli.verbs import at_work
 from preftune.errors import UserError
 from preftune.record.output import DRAWS, assert_replaceable
 from preftune.record.parse import model_of
+from preftune.rollout.config import Rollout
+from preftune.rows.config import Data
+from preftune.rows.split import refuse_missing_rows
 
 
 def draw(
@@ -25,6 +28,7 @@ def draw(
     seed: int = 0,
     greedy: bool = False,
     server: str | None = None,
+    system: str | None = None,
     out: Path | None = None,
 ) -> None:
     """Draw responses from a model to the prompts of a file.
@@ -49,22 +53,24 @@ def draw(
         Take the likeliest token each time; responses of one prompt are then equal.
     server
         Address of a vLLM server that has the model and draws in place of this process.
+    system
+        System text of conversations that have none: of a run's model the run's own if not given, and "" for none.
     out
         JSON-lines file to write, one object a prompt, in place of the screen; it replaces an earlier one of draw alone.
     """
     model, numbers = model_of(model), {"-k": responses, "--max-tokens": max_tokens, "--temperature": temperature}
     _check(out, [prompts, Path(model).expanduser()], numbers)
     with at_work():
-        from preftune.rollout.config import Rollout
         from preftune.run import draw as run
 
         rollout = Rollout(responses=responses, max_tokens=max_tokens or run.usual_limit(model), temperature=temperature)
-        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy, server=server)
+        lines = run.draw(model, prompts, rollout, seed=seed, greedy=greedy, server=server, system=system)
     _put(lines, out)
 
 
 def _check(out: Path | None, inputs: Sequence[Path], positive: Mapping[str, float | None]) -> None:
     """Raise UserError where a flag has no number above 0, or the file to write is an input or somebody's."""
+    refuse_missing_rows(Data(train=str(inputs[0])))
     if out is not None:
         assert_replaceable(out, DRAWS, [path for path in inputs if path.exists()])
     for flag, number in positive.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from preftune.config.load import load
 from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
 from preftune.record.output import SCORES, assert_replaceable
-from preftune.record.parse import RUN_FILE, model_of
+from preftune.record.parse import RUN_FILE, model_of, system_of_run
+from preftune.rows.config import Data
+from preftune.rows.split import refuse_missing_rows
 
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
@@ -23,6 +26,8 @@ def words_of(words: Sequence[str], reward: str | None) -> list[str]:
     names = [word for word in words if "=" not in word]
     if reward is not None:
         reward = model_of(reward)
+        if (system := system_of_run(reward)) and not any(key.startswith("data.system=") for key in keys):
+            keys.append(f"data.system={json.dumps(system)}")
         fixed = {"objective": "objective=reward", "model.path": f"model.path={reward}"}
         if word := next((word for word in keys if word.partition("=")[0] in fixed), None):
             raise UserError(f"{word} cannot stand beside --reward, which says it.", hint="Remove it.")
@@ -67,6 +72,7 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     if out.is_dir():
         raise UserError("this is a folder.", location=f"--out {out}", hint="Name a file.")
     run = run_of(words_of(words, reward))
+    refuse_missing_rows(Data(train=run.data.train or run.data.evaluate or ""))
     assert_replaceable(out, SCORES, [path for _, path in inputs(run)])
     with at_work():
         from preftune.run.score import score

@@ -1,7 +1,6 @@
 """The verbs that have no module of their own, and what all share. What needs torch or a page's library is imported
-where it is used.
-
-The words of a command are at most one configuration file, and keys that differ from it, such as `optim.lr=1e-6`.
+where it is used. The words of a command are at most one configuration file, and keys that differ from it, such as
+`optim.lr=1e-6`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from cyclopts import Parameter
 
 from preftune import files
 from preftune.config import explain
-from preftune.config.inputs import refuse_inside
+from preftune.config.inputs import refuse_inside, refuse_missing
 from preftune.config.load import load, parse
 from preftune.config.resolve import resolve
 from preftune.config.run import Run
@@ -89,6 +88,7 @@ def train(*words: str, resume: Flag = False, force: Flag = False, allow_change: 
     if resume and not says_more and (folder / RUN_FILE).is_file():
         words = (str(folder), *words)  # the run knows what it was told
     run = run_of(words)
+    refuse_missing(run)
     if "RANK" not in os.environ:  # a folder that cannot be used is refused before torch is imported
         assert_writable(Path(run.out).expanduser(), resume=resume, force=force)
         if force:
@@ -124,6 +124,7 @@ def sweep(*words: str, out: Path | None = None, resume: Flag = False) -> None:
     file, keys = file_of([word for word in words if not word.startswith(OUT)])
     out = _one_folder(out, [word.removeprefix(OUT) for word in words if word.startswith(OUT)])
     runs = combinations(parse(Path(file)) if file else {}, keys)
+    refuse_missing(*(variant.run for variant in runs))
     if "RANK" not in os.environ:
         assert_sweep_writable(out, [out / variant.folder for variant in runs], resume=resume)
     with at_work(f"{len(runs)} runs; loading torch and transformers"):
@@ -148,8 +149,8 @@ def _one_folder(out: Path | None, named: Sequence[str]) -> Path:
     """The folder of a sweep, named by the flag or by a key. Raises UserError where there are several."""
     folders = {Path(name).expanduser() for names in named for name in names.split(",")} | ({out} if out else set())
     if len(folders) > 1:
-        names = " and ".join(sorted(map(str, folders)))
-        raise UserError(f"{names} are named.", location="out", hint="Name the one folder that is to hold all runs.")
+        raise UserError(f"{' and '.join(sorted(map(str, folders)))} are named.", location="out",
+                        hint="Name the one folder that is to hold all runs.")  # fmt: skip
     return next(iter(folders), Path("sweep"))
 
 

@@ -16,9 +16,11 @@ from rich.text import Text
 
 from preftune.diagnosis import diagnose
 from preftune.diagnosis.finding import number
+from preftune.diagnosis.objective_facts import of_demos
 from preftune.errors import Problem, printable
+from preftune.record.of_rewards import evaluation_metrics
 from preftune.record.reader import Record
-from preftune.record.schema import evaluation_metrics
+from preftune.record.schema import described
 from preftune.rows.account import Account, by_reason
 from preftune.rows.read import Reading
 from preftune.rows.row import KINDS, Kind, Message, Pair, Prompt, Ranking, Rating, Response, Row, Span, responses
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
 LONGEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
 LOCATIONS = 3  # locations named for each reason
 SWEEP_COLUMNS = {
-    "loss": "loss", "accuracy": "accuracy", "accuracy_per_token": "per token", "accuracy_of_change": "since start",
-    "margin": "margin", "chosen_logp_change": "chosen", "rejected_logp_change": "rejected",
-    "score": "score", "kl": "KL",
+    "loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "accuracy_per_token": "per token",
+    "accuracy_of_change": "since start", "margin": "margin", "chosen_logp_change": "chosen",
+    "rejected_logp_change": "rejected", "score": "score", "kl": "KL",
 }  # fmt: skip
 
 
@@ -206,8 +208,11 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def metrics_table(*columns: Mapping[str, float | None], titles: tuple[str, ...] = ("value",)) -> Table:
-    """A table of evaluation metrics without those that no column has. What each one means stands on the page."""
+def metrics_table(
+    *columns: Mapping[str, float | None], titles: tuple[str, ...] = ("value",), demos: bool = False
+) -> Table:
+    """A table of evaluation metrics without those that no column has. What each one means stands on the page. demos:
+    whether the rows are."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric", style="cyan", no_wrap=True)
     for title in titles:
@@ -216,7 +221,7 @@ def metrics_table(*columns: Mapping[str, float | None], titles: tuple[str, ...] 
     for name, metric in evaluation_metrics(*columns).items():
         values = [column.get(name) for column in columns]
         if name not in ("step", "seconds") and any(value is not None for value in values):
-            table.add_row(name, *map(number, values), escape(metric.unit))
+            table.add_row(described(name, metric, demos=demos)[0], *map(number, values), escape(metric.unit))
     return table
 
 
@@ -224,7 +229,8 @@ def show_run(out: Path) -> None:
     """After a run: held-out metrics before and after, the findings, and where the model and the page are."""
     record, console = Record.open(out), Console(highlight=False)
     if record.evaluations:
-        console.print(metrics_table(record.evaluations[0], record.evaluations[-1], titles=("before", "after")))
+        first, last = record.evaluations[0], record.evaluations[-1]
+        console.print(metrics_table(first, last, titles=("before", "after"), demos=of_demos(record)))
     for finding in diagnose(record):
         console.print(f"[bold]{finding.severity}[/bold]: {escape(printable(f'{finding.title}. {finding.evidence}'))}")
         for effect in finding.effects:

@@ -11,6 +11,9 @@ from preftune.config.run import Run
 from preftune.config.tree import tree_of
 from preftune.errors import UserError
 from preftune.model.adapter_files import CONFIG, adapter_at
+from preftune.record.trackers import assert_ready
+from preftune.rows.sources import files_of
+from preftune.rows.split import refuse_missing_rows
 
 
 def inputs(run: Run) -> Iterator[tuple[str, Path]]:
@@ -20,7 +23,7 @@ def inputs(run: Run) -> Iterator[tuple[str, Path]]:
     names = [("model.path", model if isinstance(model, str) else str(model.name_or_path))]
     names += [(key.name, text) for key in keys() if key.location for text in _texts(tree, key.name.split("."))]
     for key, text in names:
-        for name in filter(None, (text, text.rpartition(":")[0])):  # a function is file.py:name
+        for name in filter(None, (*_named(text), text.rpartition(":")[0])):  # a function is file.py:name
             if (path := Path(name).expanduser()).exists():
                 yield key, path
                 if (path / CONFIG).is_file() and (adapter := adapter_at(str(path), None, key)) and adapter.base:
@@ -36,6 +39,22 @@ def refuse_inside(run: Run, out: Path) -> None:
             if files.lies_in(file, out):
                 raise UserError(f"{path} lies in {out}, which --force replaces.", location=key,
                                 hint="Choose another `out`, or copy it elsewhere first.")  # fmt: skip
+
+
+def refuse_missing(*runs: Run) -> None:
+    """Raise UserError where rows are not there that a run reads, or a tracker that it writes to: both are known before
+    torch is loaded."""
+    for run in runs:
+        refuse_missing_rows(run.data)
+        assert_ready(run.track)
+
+
+def _named(text: str) -> list[str]:
+    """The files that a text names, as a pattern too."""
+    try:
+        return files_of(text)
+    except UserError:  # that no file fits is told when they are read
+        return []
 
 
 def _texts(value: object, names: list[str]) -> Iterator[str]:

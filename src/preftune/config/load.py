@@ -20,7 +20,7 @@ from preftune.errors import Problem, UserError, nearest
 from preftune.table import flatten
 
 DEEPEST = 32  # levels of keys and lists
-ROWS = (".jsonl", ".parquet", ".gz", ".csv", ".arrow")  # endings of files of rows
+ROWS = (".jsonl", ".parquet", ".gz", ".csv", ".tsv", ".txt", ".arrow")  # endings of files of rows
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +44,8 @@ def explained(message: str, tree: Mapping[str, Any], file: str) -> UserError:
         hint = _right_value(invalid[1], place, tree)
     else:
         message = re.sub(r"^Expected", "must be", TYPES.sub(_plain_type, message)).rstrip(".") + "."
+        if message.startswith("must be a list") and any(k.name == place and k.type.startswith("list") for k in keys()):
+            hint = f"Write {place}={json.dumps([value_at(place, tree)])}."
         if message.startswith("must be a table") and (inner := names_at(place, {})):
             hint = _instead_of_value(value_at(place, tree), place) or f"Write {place}.{inner[0]} or another key of it."
     return UserError([Problem(message, located(file, place), hint, reason)])

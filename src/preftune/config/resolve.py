@@ -184,6 +184,8 @@ def _refuse_tables_of_draws(run: Run) -> None:
     if run.rollout.server is not None and run.adapter is None:
         raise UserError("a server gets new weights as an adapter, and this run trains the whole model.",
                         location="rollout.server", hint="Train an adapter, such as adapter.rank=16.")  # fmt: skip
+    if any(share > 1 for share in run.data.shares or ()):
+        raise UserError("equal prompts are one task: none counts twice.", location="data.shares", hint="Use 1 or less.")
     _refuse_reward(run, run.rollout)
     if run.value is not None and not isinstance(run.objective, PPO):
         raise _without_effect("only ppo has a value model", "value")
@@ -229,8 +231,6 @@ def _refuse_reward(run: Run, rollout: Rollout) -> None:
     if not judges and not any(reward.weight for reward in reward_tables(run)):
         raise UserError("no reward has a weight, so nothing is learned from any.", location="reward.weight",
                         hint="Give one of them a weight.")  # fmt: skip
-    if judges and rollout.held_out is not None:
-        raise _without_effect("a judge gives no score that could be measured", "rollout.held_out")
     if bool(judges) != (rollout.labels == "judge"):
         raise UserError('a judge and rollout.labels = "judge" need each other.', location="reward",
                         hint="Give both or neither.")  # fmt: skip

@@ -44,6 +44,12 @@ def is_sft(record: Record) -> bool:
     return not rejects or (bool(kinds) and all(kind is not None and kind.is_sft for kind in kinds))
 
 
+def of_demos(record: Record) -> bool:
+    """Whether each of its rows is a response to imitate."""
+    train = record.data.train
+    return train is not None and train.kinds.keys() == {"demo"}
+
+
 def says_scores(record: Record) -> bool:
     """Whether the record is of a reward model, which says scores and no log-probabilities."""
     return any(line.get("chosen_score") is not None for line in (*record.evaluations, *record.steps))

@@ -29,7 +29,7 @@ def overfitted(record: Record) -> Finding | None:
     if not gap and not rise:
         return None
     worse_than_start = rise != "" and losses[-1][0] > losses[0][0] and (record.end.get("rows") or 0) >= SURE
-    repeated = bool(record.steps) and (record.steps[-1].get("epoch") or 0) > 1
+    repeated = (_times_seen(record) or 0) > 1
     how = "" if record.setting("save.best") else " (save.best, with evaluate.every, exports the best of them)"
     fewer = f"Train for fewer epochs or steps{how}, " if repeated else ""
     remedy = f"{fewer}{anchor_hint(record, 'raise')}lower optim.lr, or add rows."
@@ -47,17 +47,23 @@ def overfitted(record: Record) -> Finding | None:
     )
 
 
+def _times_seen(record: Record) -> float | None:
+    """How often a row was learned from, on average."""
+    epochs, train = record.steps[-1].get("epoch") if record.steps else None, record.data.train
+    return None if epochs is None else epochs * (train.times if train else 1.0)
+
+
 def is_no_cause_of_chance(record: Record) -> bool:
     """Whether an accuracy at chance has another cause: held-out rows can tell, and each pair was seen a few times only.
 
     Pairs that repeat another pair count as one.
     """
-    accuracy, epochs = record.accuracy(), record.steps[-1].get("epoch") if record.steps else None
-    if accuracy is None or not epochs or accuracy.half_width() > NEAR_CHANCE:
+    accuracy, seen = record.accuracy(), _times_seen(record)
+    if accuracy is None or not seen or accuracy.half_width() > NEAR_CHANCE:
         return False
     train, texts = record.data.train, record.data.texts
     pairs, repeated = train.kinds.get("pair", 0) if train else 0, texts.repeated if texts else 0
-    return epochs * (pairs / (pairs - repeated) if pairs > repeated else 1.0) <= FRESH
+    return seen * (pairs / (pairs - repeated) if pairs > repeated else 1.0) <= FRESH
 
 
 def _gap(record: Record) -> tuple[str, float]:

@@ -9,6 +9,7 @@ from preftune.diagnosis.objective_facts import imitates, is_sft
 from preftune.record.reader import HeldOutRow, Record
 from preftune.record.statistics import FEWEST_PROMPTS, mean
 from preftune.rows.account import TOO_LONG
+from preftune.rows.shares import SHARE
 
 # What a language model samples has about -0.3 to -1.5 nats a token under itself, good human text about -2 to -2.5.
 # Below -3 (perplexity 20) it would practically never write the response.
@@ -47,20 +48,23 @@ def rows_skipped(record: Record) -> Finding | None:
     train = record.data.train
     if train is None or not train.read:
         return None
-    skipped = sum(train.skipped.values())
-    if skipped < SKIPPED * train.read:
+    sampled = SHARE in train.skipped  # then other reasons count rows too that no share would have taken
+    reasons = {reason: count for reason, count in train.skipped.items() if reason in TOO_LONG or not sampled}
+    skipped = sum(reasons.values())
+    read = train.kept + skipped if sampled else train.read
+    if not reasons or skipped < SKIPPED * read:
         return None
-    reason, most = max(train.skipped.items(), key=lambda item: item[1])
+    reason, most = max(reasons.items(), key=lambda item: item[1])
     return Finding(
         code="shift.skipped",
-        severity="serious" if skipped >= MANY_SKIPPED * train.read else "warn",
+        severity="serious" if skipped >= MANY_SKIPPED * read else "warn",
         title="Many rows were left out",
-        evidence=f"{number(skipped)} of {number(train.read)} training rows ({share(skipped / train.read)}) were "
+        evidence=f"{number(skipped)} of {number(read)} training rows ({share(skipped / read)}) were "
         f"skipped. The most frequent reason is {reason} ({number(most)}).",
         meaning="The rows that are left may differ from those that were collected: rows that are too long, for "
         "example, are not skipped at random.",
         remedy="Look at the reasons in the data section, and correct the file where rows are damaged."
-        + (f" Where rows are too long, {_longer_rows(record)}." if train.skipped.keys() & {*TOO_LONG} else ""),
+        + (f" Where rows are too long, {_longer_rows(record)}." if reasons.keys() & {*TOO_LONG} else ""),
     )
 
 

@@ -18,6 +18,7 @@ from preftune.evaluate.metrics import (
     Metrics,
     margins,
     pair_accuracy,
+    perplexity,
     rank_correlation,
     ranked_right,
     rated,
@@ -34,7 +35,7 @@ from preftune.forward.forward import Models
 from preftune.forward.loss import Loss
 from preftune.forward.responses import outside_fork
 from preftune.forward.scores import score_step
-from preftune.objective import of_scores
+from preftune.objective import of_scores, parts
 from preftune.objective.base import ObjectiveTable
 from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
@@ -95,6 +96,8 @@ def evaluate(
     by_row = RowMetrics(examples, loss.objective, before)
     metrics |= by_row.length_metrics() | by_row.rating_metrics()
     metrics |= reward_model_metrics(examples) if by_row.scores else {}
+    if all(part.is_sft for _, part in parts(loss.objective)):
+        metrics["perplexity"] = perplexity(examples)
     if examples.responses.reference is not None:
         metrics["log_ratio_rms"] = float(examples.responses.log_ratio.square().mean().sqrt())
     rows = by_row.rows(scores.parts.numpy(), start[:, 1:]) if "parts" in reads else by_row.rows()

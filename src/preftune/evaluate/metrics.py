@@ -152,6 +152,14 @@ def _mean_ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[inverse]
 
 
+def perplexity(examples: Examples) -> float | None:
+    """exp of minus the mean log-probability of a token of the good responses; a token counts its weight and its row's.
+    None where there are no such responses."""
+    good, weight = examples.demos.responses, examples.demos.weight
+    tokens = float((good.counted * weight).sum())
+    return float((-(good.logp * weight).sum() / tokens).exp()) if tokens else None
+
+
 def rating_auc(examples: Examples, values: Tensor) -> dict[int, float]:
     """Place of each rated response -> share of the other class on whose right side its value, (responses,), stands.
 

@@ -39,6 +39,13 @@ def written_by_run(model: Path) -> dict[str, object] | None:
     return parse_toml(record)[1] if folder.name == MODEL and record.is_file() else None
 
 
+def system_of_run(model: str) -> str | None:
+    """The system text that the run which wrote a model gave to its conversations. Raises UserError."""
+    data = (written_by_run(Path(model)) or {}).get("data")
+    text = data.get("system") if isinstance(data, dict) else None
+    return text if isinstance(text, str) else None
+
+
 def parse_toml(path: Path) -> tuple[str, dict[str, object]]:
     """The text of a TOML file, and what it says."""
     try:

@@ -8,16 +8,18 @@ over the step's examples unless their meaning says otherwise; a value that a kin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 
 class Metric(Struct, frozen=True):
-    """unit: as an axis shows it; meaning: one sentence."""
+    """unit: as an axis shows it; meaning: one sentence; of_demos: its name and its meaning where each row is one
+    response to imitate, which nobody there calls chosen."""
 
     unit: str
     meaning: str
+    of_demos: tuple[str, str] | None = None
 
 
 COMMON: dict[str, Metric] = {
@@ -39,21 +41,30 @@ COMMON: dict[str, Metric] = {
         "beta times the log-ratio of chosen, per token where the objective divides by tokens; null without a reference",
     ),
     "rejected_reward": Metric("beta nats", "beta times the log-ratio of rejected"),
-    "chosen_logp": Metric("nats", "log-probability of chosen, summed over its tokens"),
+    "chosen_logp": Metric(
+        "nats",
+        "log-probability of chosen, summed over its tokens",
+        ("log-probability", "log-probability of a response, summed over its tokens"),
+    ),
     "rejected_logp": Metric("nats", "log-probability of rejected, summed over its tokens"),
-    "chosen_mean_logp": Metric("nats a token", "log-probability of chosen per token"),
+    "chosen_mean_logp": Metric(
+        "nats a token",
+        "log-probability of chosen per token",
+        ("log-probability a token", "log-probability of a response per token, averaged over responses"),
+    ),
     "rejected_mean_logp": Metric("nats a token", "log-probability of rejected per token"),
     "chosen_logp_change": Metric(
         "nats",
         "chosen_logp minus its value under the model that training began from, on the same rows; "
         "null in training steps whose reference is another model",
+        ("change of log-probability", "log-probability of a response minus its value before training"),
     ),
     "rejected_logp_change": Metric("nats", "rejected_logp minus its value under that model"),
     "chosen_score": Metric(
         "nats", "score of chosen by a reward model, whose differences are log-odds; null for a language model"
     ),
     "rejected_score": Metric("nats", "score of rejected by a reward model"),
-    "chosen_tokens": Metric("tokens", "scored tokens of chosen"),
+    "chosen_tokens": Metric("tokens", "scored tokens of chosen", ("response tokens", "scored tokens of a response")),
     "rejected_tokens": Metric("tokens", "scored tokens of rejected"),
 }
 
@@ -93,6 +104,11 @@ EVALUATION: dict[str, Metric] = {
     "rows": Metric("rows", "held-out rows measured"),
     "responses": Metric("responses", "responses of these rows"),
     **COMMON,
+    "perplexity": Metric(
+        "",
+        "exp of minus the log-probability of the responses over their tokens, all rows together; only where nothing is "
+        "pushed down, as in SFT",
+    ),
     "accuracy_of_change": Metric(
         "share",
         "pairs whose chosen response has gained more log-probability than the rejected one since training began; of "
@@ -123,12 +139,22 @@ EVALUATION: dict[str, Metric] = {
     "score_best": Metric(
         "score", "mean over prompts of the highest score of their responses: pass@K where scores are 0 and 1"
     ),
-    "kl": Metric("nats", "mean log-ratio to the reference of these responses"),
-    "kl_error": Metric("nats", "standard error of that mean, over prompts"),
+    "kl": Metric(
+        "nats",
+        "mean log-ratio to the reference of these responses",
+        ("KL from the start", "mean log-ratio of drawn responses to the model before training"),
+    ),
+    "kl_error": Metric(
+        "nats", "standard error of that mean, over prompts", ("error of this KL", "its standard error, over prompts")
+    ),
     "ceiling": Metric(
         "score", "the best mean score that any policy at this KL could have, by the reference's own draws"
     ),
-    "tokens": Metric("tokens", "mean tokens of these responses"),
+    "tokens": Metric(
+        "tokens",
+        "mean tokens of these responses",
+        ("drawn tokens", "mean tokens of drawn responses"),
+    ),
     "ended": Metric("share", "of these responses, those that have their end token"),
     "repeated": Metric("share", "of the 3-grams of these responses, those that stand in their response before"),
     "start_mean_logp": Metric("nats a token", "log-probability of these responses under the model before training"),
@@ -208,18 +234,10 @@ WORD: dict[str, Metric] = {
 }
 
 
-OF_REWARD: dict[str, Metric] = {  # a name of these stands before that of a reward, as in "reward verify number"
-    "reward": Metric("score", "mean of this reward alone over the same responses, without its weight"),
-    "reward_error": Metric("score", "standard error of that mean, over prompts"),
-    "reward_best": Metric("score", "mean over prompts of the highest such score: pass@K where it is 0 or 1"),
-}
-
-
-def evaluation_metrics(*lines: Mapping[str, object]) -> dict[str, Metric]:
-    """What evaluations hold: the metrics of all, and those of each reward that one of these lines has."""
-    of_rewards = {key: OF_REWARD[kind] for line in lines for key in line
-                  if (kind := key.partition(" ")[0]) in OF_REWARD and kind != key}  # fmt: skip
-    return EVALUATION | of_rewards
+def described(key: str, metric: Metric, *, demos: bool) -> tuple[str, str]:
+    """What a person calls a number of an evaluation, and its meaning. demos: whether each row is a response to imitate;
+    else its name is that of the record."""
+    return metric.of_demos if demos and metric.of_demos else (key, metric.meaning)
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -33,8 +33,8 @@ from preftune.events import (
 PLAIN_EVERY = 10.0  # seconds between plain lines of one stage
 WIDE = 130  # characters that a live line with everything takes
 WATCHED = {
-    "loss": "loss {:.4f}", "margin": "margin {:+.3f}", "accuracy": "accuracy {:.1%}", "score": "score {:.3f}",
-    "kl": "KL {:.3f}", "tokens": "{:.0f} tokens", "ended": "{:.0%} ended",
+    "loss": "loss {:.4f}", "perplexity": "perplexity {:.4g}", "margin": "margin {:+.3f}", "accuracy": "accuracy {:.1%}",
+    "score": "score {:.3f}", "kl": "KL {:.3f}", "tokens": "{:.0f} tokens", "ended": "{:.0%} ended",
 }  # fmt: skip
 
 

@@ -29,6 +29,8 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     learned = [
         trained(runs, Chart("loss", "Loss", "as the objective",
             "Held out should fall with training and stay down; a rise at the end is overfitting.")),
+        trained(runs, Chart("perplexity", "Perplexity", "of held-out responses",
+            "Should fall and stay down: between how many tokens, as it were, the model has to choose each time.")),
         trained(runs, Chart("accuracy", "Accuracy", right, percent=True, half=True, look="Above the dashed half is "
             "learning. A widening gap between training and held out is memorization.")),
         trained(runs, Chart("margin", "Margin", "nats", zero=True,

@@ -97,9 +97,19 @@ def comparable(records: Sequence[Record]) -> bool:
     return len({(objective(record), *(str(record.setting(key)) for key in keys)) for record in records}) == 1
 
 
+def results(records: Sequence[Record]) -> tuple[str, ...]:
+    """Titles of the cells of `columns`."""
+    return (*(("Perplexity",) if _imitate(records) else ()), *(RESULTS if comparable(records) else SINCE_START))
+
+
+def _imitate(records: Sequence[Record]) -> bool:
+    """Whether any run has a perplexity, as those of SFT have."""
+    return any(record.end.get("perplexity") is not None for record in records)
+
+
 def columns(records: Sequence[Record]) -> list[Column]:
     """The table's content, one entry a run."""
-    keys, alike = differing(records), comparable(records)
+    keys, alike, imitate = differing(records), comparable(records), _imitate(records)
     table = []
     for index, (name, record, run) in enumerate(zip(names(records), records, settings(records), strict=True)):
         end, accuracy = record.end, record.accuracy("accuracy" if alike else "accuracy_of_change")
@@ -107,6 +117,7 @@ def columns(records: Sequence[Record]) -> list[Column]:
         chosen, rejected = end.get("chosen_logp_change"), end.get("rejected_logp_change")
         gained = None if chosen is None or rejected is None else chosen - rejected
         cells = (
+            *((number(end.get("perplexity")),) if imitate else ()),
             f"{share(accuracy and accuracy.value)}{error}",
             *((share(end.get("accuracy_per_token")), number(end.get("margin"), 1)) if alike else (number(gained, 1),)),
             number(chosen, 1, sign=True), number(rejected, 1, sign=True),

@@ -52,7 +52,7 @@ def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> 
         "checks": len(CHECKS),
         "keys": compare.differing(records),
         "columns": compare.columns(records),
-        "results": compare.RESULTS if compare.comparable(records) else compare.SINCE_START,
+        "results": compare.results(records),
         "comparable": compare.comparable(records),
         "differences": compare.differences(records),
         "seeds_note": compare.seeds_note(records),

@@ -9,11 +9,12 @@ from pathlib import PurePath
 from msgspec import Struct
 
 from preftune.diagnosis.finding import number, share
-from preftune.diagnosis.objective_facts import parts
+from preftune.diagnosis.objective_facts import of_demos, parts
 from preftune.record.best import figure_of, outcome
+from preftune.record.of_rewards import evaluation_metrics
 from preftune.record.parse import Numbers
 from preftune.record.reader import HeldOutRow, Record, prompts_of
-from preftune.record.schema import EVALUATION, evaluation_metrics
+from preftune.record.schema import EVALUATION, described
 from preftune.record.statistics import estimate
 
 EXPLAINS = 0.02  # where kinds of row are mixed only some have a margin, and the changes of all do not explain it
@@ -96,12 +97,13 @@ def headline(record: Record) -> str:
             f"{after} draws responses that score {number(drawn[-1]['score'])} {where}, from "
             f"{number(drawn[0]['score'])} in the first phase; no prompt is held out."
         )
-    before, now, location = record.start.get("loss"), record.end.get("loss"), "held-out"
+    key = "loss" if record.end.get("perplexity") is None else "perplexity"
+    before, now, location = record.start.get(key), record.end.get(key), "held-out"
     if before is None or now is None:
-        before, now, location = record.early("loss"), record.recent("loss"), "training"
+        before, now, location, key = record.early("loss"), record.recent("loss"), "training", "loss"
     if before is None or now is None:
         return f"{after} has no loss on record."
-    return f"{after} has a {location} loss of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
+    return f"{after} has a {location} {key} of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
 
 
 def lead(record: Record) -> list[str]:
@@ -168,6 +170,8 @@ def tiles(record: Record) -> list[Tile]:
         row.append(Tile("Ceiling", number(ceiling), f"at KL {number(record.end.get('kl'), 2)}"))
     if (accuracy := record.end.get("accuracy")) is not None:
         row.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
+    if (perplexity := record.end.get("perplexity")) is not None:
+        row.append(Tile("Held-out perplexity", number(perplexity), f"from {number(record.start.get('perplexity'))}"))
     if (margin := record.end.get("margin")) is not None:
         note = f"nats, from {number(record.start.get('margin'), 1)}"
         row.append(Tile("Margin", number(margin, 1, sign=True), note))
@@ -208,14 +212,14 @@ def evaluations(record: Record) -> list[Line]:
         first, last, change = record.start.get(key), record.end.get(key), record.gain(key)
         if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
             continue
-        percent = meter.unit == "share"
-        spell, unit = (share, "") if percent else (number, meter.unit)
+        spell, unit = (share, "") if meter.unit == "share" else (number, meter.unit.replace("as the objective", ""))
         difference = number(change, sign=True)
-        if percent and change is not None:
+        if spell is share and change is not None:
             difference = f"{number(100 * change, 1, sign=True)} pt"
-        name = key.replace("_", " ").replace("logp", "log-probability").capitalize() if key in EVALUATION else key
-        unit = "" if unit == "as the objective" else unit
-        lines.append(Line(name, meter.meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
+        name, meaning = described(key, meter, demos=of_demos(record))
+        if key in EVALUATION:  # else it has the name of a reward
+            name = f"{name[0].upper()}{name[1:]}".replace("_", " ").replace("logp", "log-probability")
+        lines.append(Line(name, meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
     return lines
 
 

@@ -42,11 +42,19 @@ def _asking(dist: Distributed) -> Iterator[None]:
         raise NotScoredError(error.problems, code=error.code) from error
 
 
-def draw(sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int], dist: Distributed) -> Numbers:
-    """Responses to all tasks, each rank drawing its share."""
+def draw(
+    sampler: Sampler,
+    tasks: Sequence[Task],
+    count: int,
+    seed: Sequence[int],
+    dist: Distributed,
+    ranks: int | None = None,
+) -> Numbers:
+    """Responses to all tasks. ranks: how many of the first ranks draw, each its share; all of them if not given."""
+    ranks = ranks or dist.world_size
     with signals.interruptible_together(dist):
-        drawn = _drawn(sampler, tasks[dist.rank :: dist.world_size], count, seed)
-    return exchanged(drawn, len(tasks), count, dist)
+        drawn = _drawn(sampler, tasks[dist.rank :: ranks] if dist.rank < ranks else (), count, seed)
+    return exchanged(drawn, len(tasks), count, dist, ranks)
 
 
 def _drawn(sampler: Sampler, tasks: Sequence[Task], count: int, seed: Sequence[int]) -> list[Drawn]:

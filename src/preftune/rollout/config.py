@@ -61,6 +61,8 @@ class Rollout(Table, frozen=True):
     def __post_init__(self) -> None:
         if self.server is not None and not URL.fullmatch(self.server):
             raise ValueError(f'server is "{self.server}", which is no address such as http://127.0.0.1:8000')
+        if self.labels == "judge" and self.held_out is not None:
+            raise ValueError("a judge gives no score that could be measured, so held_out has no effect")
 
     @property
     def phase_tasks(self) -> int:

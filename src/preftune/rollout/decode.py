@@ -5,6 +5,7 @@ Held by tests/rollout/test_embedded.py.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune.events import Progress, emit
 from preftune.model.fused import product_type
 from preftune.model.heads import LanguageHead
 from preftune.rollout.draw import Drawn, most_likely, pick, uniform
@@ -19,6 +21,7 @@ from preftune.rollout.draw import Drawn, most_likely, pick, uniform
 # A row's bits must not depend on how many rows there are. Products of MKL in fp32 want 4 rows at least; elementwise
 # functions of torch take 32 numbers at a time and the rest in another way, and widths are multiples of 4.
 ROWS = 8
+SLOW = 10.0  # seconds after which a draw tells how far it is
 LOGITS = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # bytes of logits at a time
 
 
@@ -117,8 +120,10 @@ class Wanted:
 def decode(rows: Continuation, states: Tensor, wanted: Wanted, choice: Choice) -> Responses:
     """states: (rows, width) of each prompt's last token. Raises FloatingPointError where the model is not finite."""
     responses = Responses.empty(len(states), longest := int(wanted.most.max()))
-    row, live = np.arange(len(states)), wanted.most > 0
+    row, live, began = np.arange(len(states)), wanted.most > 0, time.monotonic()
     for t in range(longest):
+        if time.monotonic() - began > SLOW:
+            emit(Progress("drawing tokens", t, longest))
         token, logp = choice.tokens(states, uniform(wanted.keys[row], t))
         growing = row[live]
         responses.ids[growing, t], responses.logp[growing, t] = token[live], logp[live]

@@ -99,8 +99,8 @@ class HeldOutTasks:
 
 
 def by_reward(numbers: Numbers, tasks: Sequence[Task], rewards: Sequence[str]) -> dict[str, float | None]:
-    """What record.schema.OF_REWARD names, of each reward by its name. Of a prompt to which it has said nothing, nothing
-    counts."""
+    """What record.of_rewards.OF_REWARD names, of each reward by its name. A prompt of which it has said nothing counts
+    nothing."""
     metrics: dict[str, float | None] = {}
     assert numbers.scores is not None
     for name, column in zip(rewards, numbers.scores.T, strict=True):

@@ -116,8 +116,8 @@ def read_numbers(path: Path, dist: Distributed) -> Numbers | None:
     return Numbers(**load(values.numpy().tobytes()))
 
 
-def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, dist: Distributed) -> Numbers:
-    """What all ranks have drawn, on each of them. Rank r has drawn tasks r, r + world_size, ...
+def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, dist: Distributed, ranks: int) -> Numbers:
+    """What the first ranks have drawn, on each of all. Of these, rank r has drawn tasks r, r + ranks, ...
 
     Ranks sum one table, with zeros where others have drawn; token ids are exact in fp64.
     """
@@ -125,7 +125,7 @@ def exchanged(drawn: Sequence[Drawn], tasks: int, responses: int, dist: Distribu
     table = torch.zeros(tasks * responses, longest, 2, dtype=torch.float64)
     ends = torch.zeros(tasks * responses, 2, dtype=torch.int64)
     for turn, of_task in enumerate(drawn):
-        first = (dist.rank + turn * dist.world_size) * responses
+        first = (dist.rank + turn * ranks) * responses
         for index, (ids, logp, ended) in enumerate(zip(of_task.ids, of_task.logp, of_task.ended, strict=True), first):
             table[index, : len(ids), 0] = torch.from_numpy(ids).double()
             table[index, : len(ids), 1] = torch.from_numpy(logp).double()

@@ -146,7 +146,9 @@ class Online:
         began = time.monotonic()
         events.emit(events.Progress("drawing", number + 1, sum(stop > start for start, stop in pairwise(self._firsts))))
         digests, seed = self._digests(number, tasks), (self.seed, number)
-        numbers = replace(draw(self.sampler, tasks, self.rollout.responses, seed, self.dist), weights=digests)
+        ranks = 1 if self.rollout.server else None  # a server is asked by one
+        numbers = draw(self.sampler, tasks, self.rollout.responses, seed, self.dist, ranks)
+        numbers = replace(numbers, weights=digests)
         drawn = time.monotonic()
         groups = plain_groups(tasks, numbers, self.rollout.responses)
         if self._is_off(groups):

@@ -12,16 +12,22 @@ from msgspec import Struct
 from preftune.errors import Problem, UserError
 from preftune.rows.parse import MalformedRow
 from preftune.rows.row import Place
+from preftune.rows.shares import SHARE
 
-TOO_LONG = ("too_long", "prompt.too_long")  # reasons to skip a row that say nothing against its quality
+TOO_LONG = ("too_long", "prompt.too_long")
+BLAMELESS = (*TOO_LONG, SHARE)  # reasons to leave a row out that say nothing against its quality
 NAMED = 3  # places named in one note
 
 
 class Counts(Struct, frozen=True):
-    """Rows of one part: read, kept (and of which kinds), with a response cut, and skipped by reason."""
+    """Rows of one part: read, kept (and of which kinds), with a response cut, and skipped by reason.
+
+    times: how often an epoch takes a row that is kept, on average.
+    """
 
     read: int = 0
     kept: int = 0
+    times: float = 1.0
     cut: int = 0
     kinds: dict[str, int] = {}
     skipped: dict[str, int] = {}
@@ -129,6 +135,11 @@ def merge_malformed(
             more = f" (and {len(rest)} more rows, up to {last.line if last.file == place.file else last})"
         problems.append(Problem(error.message + more, str(place), error.hint, error.reason))
     return problems
+
+
+def unusable(skipped: Sequence[Problem]) -> list[Problem]:
+    """Those that were left out because something is wrong with them."""
+    return [problem for problem in skipped if problem.reason not in BLAMELESS]
 
 
 def refuse_too_many(skipped: Sequence[Problem], read: int, files: Sequence[str], allowed: float) -> None:

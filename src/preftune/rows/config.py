@@ -29,13 +29,21 @@ def rows_given(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 ROWS = FromPython("a list or other iterable of mappings, such as one split of a data set", is_rows, rows_given)
-FILES = "File, files or hub name of the rows: .jsonl, .json, .parquet, also .gz."
+FILES = "File, files, pattern (rows/*.jsonl) or hub name of the rows: .jsonl, .json, .csv, .tsv, .parquet, also .gz."
 PEERS_TRAIN = (
     "train_dataset dataset_name dataset datasets dataset_path data_files train_file pretraining_dataset prompt_data"
 )
 TEMPLATE = "File with a chat template (Jinja), if it is not the tokenizer's own."
+SHARES = (
+    "How much of each file of `train` an epoch takes: 0.5 half of its prompts, always the same; 2 each row twice; 1.5 "
+    "each row once, and those of half of its prompts twice."
+)
+PEERS_SHARES = "interleave_probs dataset_weights dataset_probs mixture_weights prompt_data_probs fraction max_samples "
+PEERS_SHARES += "max_train_samples"
 HOLDOUT = "Share of the prompts to hold out if `evaluate` is not given; the seed does not change which."
 COLUMNS = 'Other names of keys: `{is_safe = "label"}` reads is_safe as label, `{idx = ""}` leaves idx out.'
+SYSTEM = "System text of conversations that have none of their own."
+PEERS_SYSTEM = "default_system system_prompt default_system_message system_message system_text"
 OPTIONS = "What the chat template is told beside the turns, such as `{enable_thinking = false}`."
 MAX_TOKENS = "Longest prompt with one response, in tokens; 1024, or the model's positions if fewer."
 TOO_LONG = (
@@ -55,12 +63,14 @@ class Data(Table, frozen=True):
     """[data] Rows to learn from and how they become tokens."""
 
     train: Annotated[Source, about(FILES, also=PEERS_TRAIN, location=True, python=ROWS)] = ""
+    shares: Annotated[tuple[Annotated[float, Meta(gt=0, le=100)], ...] | None, about(SHARES, also=PEERS_SHARES)] = None
     evaluate: Annotated[
         Source | None,
         about("Held-out rows, in the same forms.", also="eval_dataset test_datasets", location=True, python=ROWS),
     ] = None
     holdout: Annotated[float, about(HOLDOUT, also="test_size val_size val_set_size test_split_size", ge=0, lt=1)] = 0.0
     columns: Annotated[dict[str, str | None], about(COLUMNS)] = field(default_factory=dict)
+    system: Annotated[str | None, about(SYSTEM, also=PEERS_SYSTEM)] = None
     template: Annotated[
         str | None,
         about(TEMPLATE, also="chat_template chat_template_path chat_template_jinja tool_format", location=True),

@@ -22,7 +22,6 @@ from preftune.rows.keys import may_be_response, refuse, refused_as
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.raw_row import ANSWERS, CATEGORY, SYSTEM, RawRow
 from preftune.rows.row import Demo, Pair, Place, Row, responses
-from preftune.rows.tools import LISTED, OF_TEMPLATE
 from preftune.rows.verdicts import BETTER, FIRST, SIGN
 
 PROMPT = "prompt|question|problem|instruction|input|query"
@@ -154,9 +153,9 @@ FORMATS = (
     Format("prompts", {"prompt": PROMPT}, build.task, bare=True),
     Format("texts", {"text": "text"}, build.text, bare=True),
 )  # fmt: skip
-_SLOTS = {name for form in FORMATS for names in form.slots.values() for name in names.split("|")}
-NAMES = frozenset({*COMMON, *build.SCORES_OF_PAIR, *_SLOTS, *(name for form in FORMATS for name in form.optional)})
-KNOWN = NAMES | {*LISTED, OF_TEMPLATE, "history"}  # all keys that a form may read
+KNOWN = frozenset({*COMMON, *build.SCORES_OF_PAIR}).union(
+    *(form.optional for form in FORMATS), *(names.split("|") for form in FORMATS for names in form.slots.values())
+)
 
 
 def fitting(value: Mapping[str, object]) -> Format | None:
@@ -252,7 +251,7 @@ def _similarity(form: Format, value: Mapping[str, object]) -> tuple[int, float]:
 
 def intended_key(key: str, value: Mapping[str, object]) -> str:
     """The key that an unread one may have been meant for: the record then reads, with all that is read now."""
-    similar = [name for name in NAMES - {*value} if name.count("_") == key.count("_")]
+    similar = [name for name in KNOWN - {*value} if name.count("_") == key.count("_")]
     for name in get_close_matches(key, sorted(similar), n=3, cutoff=0.8):
         unread = _unread({name if other == key else other: entry for other, entry in value.items()})
         if unread is not None and not unread - (_unread(value) or set()) - {key} and name not in unread:

@@ -18,7 +18,7 @@ from preftune.rows.row import Place
 
 MAX_LINE = 64 * 2**20  # bytes
 DEPTH = 64  # objects and lists inside of each other
-FORMS = "Rows are read from .jsonl, .json and .parquet, the first two also with .gz."
+FORMS = "Rows are read from .jsonl, .json, .csv, .tsv and .parquet, all but the last also with .gz."
 IN_LIST = "The number is the place in the list."
 BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

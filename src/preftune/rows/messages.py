@@ -249,7 +249,8 @@ def up_to_last_reply(row: Row) -> Row:
         prompt, response = split_first_turn(row.prompt)
     except SkippedRow:
         return row
-    return Demo(prompt=prompt, response=response, place=row.place, id=row.id, weight=row.weight, category=row.category)
+    return Demo(prompt=prompt, response=response, place=row.place, id=row.id, weight=row.weight, times=row.times,
+                category=row.category)  # fmt: skip
 
 
 def part(conversation: Turns, other: Turns) -> int:

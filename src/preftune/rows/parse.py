@@ -86,7 +86,7 @@ def parse_count(value: object, field: str) -> float:
 
 def parse_label(value: object, field: str) -> bool:
     """Good or bad, from true/false, 1/0, "yes"/"no". Raises MalformedRow."""
-    word = str(value).strip().lower() if isinstance(value, bool | int | str) else ""
+    word = str(value).strip().lower().removesuffix(".0") if isinstance(value, bool | int | str) else ""
     if isinstance(value, float) and value in (0.0, 1.0):
         word = str(int(value))
     if word not in YES | NO:

@@ -21,9 +21,13 @@ from preftune.rows.parse import MalformedRow, SkippedRow, hole
 from preftune.rows.quality import check, remarks
 from preftune.rows.raw_row import ANSWERS
 from preftune.rows.row import KINDS, Demo, Place, Rating, Row, Task
-from preftune.rows.sources import Source, from_objects, load
+from preftune.rows.shares import take
+from preftune.rows.sources import Source, files_of, from_objects, load
+from preftune.rows.tables import with_values
+from preftune.rows.tools import LISTED, OF_TEMPLATE
 
 DETAIL = re.compile(r"\d+|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.){20,}\"|line \d+")  # what differs from one row to the next
+READ_TOO = {*LISTED, OF_TEMPLATE, "history"}  # keys that several forms read
 IN_PYTHON = "rows"  # stands for a file's name where rows are Python values
 
 
@@ -46,19 +50,25 @@ class Reading(Struct, frozen=True):
 
 
 def read(
-    source: str | Iterable[object], *, columns: Mapping[str, str | None] | None = None, asked: Asked = NOTHING
+    source: str | Iterable[object],
+    *,
+    columns: Mapping[str, str | None] | None = None,
+    shares: Sequence[float] | None = None,
+    asked: Asked = NOTHING,
 ) -> Reading:
-    """All rows of a file, of a list of files, of a hub dataset (`owner/name` or `owner/name:split`), or of an iterable
-    of mappings, such as a list or a `datasets.Dataset`, which is gone through once.
+    """All rows of a file, of the files that a pattern such as `rows/*.jsonl` fits, of a hub dataset (`owner/name` or
+    `owner/name:split`), of a list of any of these, or of an iterable of mappings, such as a list or a
+    `datasets.Dataset`, which is gone through once.
 
-    columns: key of the rows -> the key that is read, "" or None to leave it out; asked: the columns that functions of
-    rewards read. Raises one UserError that lists every malformed row of all files.
+    columns: key of the rows -> the key that is read, "" or None to leave it out. shares: how much of each file is taken
+    (rows/shares.py); all of them once where not given. asked: the columns that functions of rewards read. Raises one
+    UserError that lists every malformed row of all files.
     """
-    reader = _Reader(columns or {}, asked)
-    names = _names(source)
-    for name in names:
+    reader, names = _Reader(columns or {}, asked), names_of(source)
+    files = [(file, name) for name in names for file in files_of(name)]
+    for file, _ in files:
         try:
-            reader.add(name, load(name))
+            reader.add(file, load(file))
         except UserError as error:
             reader.problems += error.problems
             reader.code = error.code
@@ -66,10 +76,15 @@ def read(
         reader.add(IN_PYTHON, from_objects(source, IN_PYTHON))
     if reader.problems:
         raise UserError(reader.problems, code=reader.code)
-    return Reading(reader.rows, reader.skipped, [*reader.notes, *remarks(reader.rows)], reader.files)
+    rows, skipped, notes = reader.rows, reader.skipped, reader.notes
+    if shares is not None:
+        of_entry = dict(zip(names or [IN_PYTHON], shares, strict=True))
+        rows, left_out, note = take(rows, dict(files or [(IN_PYTHON, IN_PYTHON)]), of_entry)
+        skipped, notes = [*skipped, *left_out], [*notes, note]
+    return Reading(rows, skipped, [*notes, *remarks(rows)], reader.files)
 
 
-def _names(source: str | Iterable[object]) -> list[str]:
+def names_of(source: str | Iterable[object]) -> list[str]:
     """The names of files that the source is, none if it is rows."""
     if isinstance(source, str):
         return [source]
@@ -90,14 +105,15 @@ class _Reader:
 
     def add(self, name: str, source: Source) -> None:
         if source.digest in self.files.values():
-            self.notes.append(Problem("the same file a second time: its rows count twice.", name, reason="file.twice"))
+            self.notes.append(Problem("the same file a second time: its rows count again.", name, reason="file.twice"))
         self.files[name] = source.digest
         self.problems += source.problems
         records: list[tuple[Place, Mapping[str, object]]] = []
         malformed: list[tuple[MalformedRow, Place]] = []
         for place, value in source.records:
             try:
-                records.append((place, renamed(value, self._columns)))
+                named = renamed(value, self._columns)
+                records.append((place, with_values(named) if source.all_text else named))
             except MalformedRow as error:
                 malformed.append((error, place))
         absent = [
@@ -136,7 +152,7 @@ class _Reader:
 
     def _judged(self, value: Mapping[str, object]) -> Mapping[str, object]:
         """A record without the columns that functions alone read, which decide nothing of its form."""
-        alone = self._asked.named - KNOWN
+        alone = self._asked.named - KNOWN - READ_TOO
         return {key: entry for key, entry in value.items() if key not in alone} if alone else value
 
     def _not_there(self, name: str, values: Sequence[Mapping[str, object]]) -> list[Problem]:

@@ -64,15 +64,17 @@ Response = str | tuple[Message, ...]  # a conversation where the prompt is one; 
 class _AnyRow(Struct, frozen=True, kw_only=True):
     """What all kinds of rows have.
 
-    category: the part of the data that the row belongs to, where it says one; token_weights: one entry a response, None
-    where each of its tokens counts 1; answer: what a verifier holds a drawn response against, where the row gives it; a
-    value that is no text is its JSON; columns: JSON of those that functions of rewards read.
+    times: how often an epoch takes it; category: the part of the data that the row belongs to, where it says one;
+    token_weights: one entry a response, None where each of its tokens counts 1; answer: what a verifier holds a drawn
+    response against, where the row gives it; a value that is no text is its JSON; columns:
+    JSON of those that functions of rewards read.
     """
 
     prompt: Prompt
     place: Place
     id: str = ""
     weight: float = 1.0
+    times: int = 1
     category: str = ""
     token_weights: tuple[TokenWeights | None, ...] | None = None
     answer: str | None = None

@@ -1,10 +1,12 @@
 """Raw records with their places, from a file, a dataset on the hub, or Python values; nothing here knows preferences.
 
-A file holds JSON lines, a JSON array (both also gzipped), or Parquet; `json_text.py` says how strictly JSON is read.
+A file holds JSON lines, a JSON array, a table of cells (all also gzipped), or Parquet; `json_text.py` and `tables.py`
+say how strictly text is read.
 """
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import json
@@ -26,11 +28,15 @@ from preftune.rows.columns import arrow_records, canonical, plain
 from preftune.rows.json_text import FORMS, MAX_LINE, Parsed, records, what_is_wrong
 from preftune.rows.parse import describe
 from preftune.rows.row import Place
+from preftune.rows.tables import delimiter_of, table_records
 
 MAX_RATIO = 200  # unpacked bytes for a packed one, in files of more than MAX_LINE; text comes nowhere near
 HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.]+)?")
 HTML = ("is an HTML page.", "The download failed; fetch the raw file.")
 UTF16 = ("looks like UTF-16.", "Convert it: iconv -f UTF-16 -t UTF-8.")
+OF_TXT = (
+    "Write rows with the key text: jq -Rc '{text: .}' FILE > rows.jsonl for one a line, jq -Rsc for one of the whole."
+)
 NOT_ROWS: dict[bytes, tuple[str, str]] = {
     b"version https://git-lfs": ("is a Git LFS pointer, not the file itself.", "Run `git lfs pull`."),
     b"<!DOCTYPE": HTML,
@@ -44,11 +50,32 @@ NOT_ROWS: dict[bytes, tuple[str, str]] = {
 
 
 class Source(Struct, frozen=True):
-    """Raw records. digest: SHA-256 of the file's bytes, or of the records where there is no file."""
+    """Raw records. digest: SHA-256 of the file's bytes, or of the records where there is no file; all_text: whether
+    numbers are texts too, as in a table of cells."""
 
     digest: str
     records: list[tuple[Place, dict[str, object]]]
     problems: list[Problem]
+    all_text: bool = False
+
+
+def files_of(name: str) -> list[str]:
+    """The files that a pattern such as `rows/*.jsonl` fits, in the order of their names; the name itself where it is no
+    pattern, or where a file is called so. Raises UserError where no file fits."""
+    path = Path(name).expanduser()
+    if not glob.has_magic(name) or path.exists():
+        return [name]
+    fitting = glob.glob(str(path), recursive=True)  # noqa: PTH207  that of Path takes hidden files too
+    if files := sorted(file for file in fitting if Path(file).is_file()):
+        return files
+    hint = nearest(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+    raise UserError("no file fits this pattern.", location=name, hint=hint)
+
+
+def on_hub(name: str) -> bool:
+    """Whether it is the name of a hub dataset, and none of a file."""
+    path = Path(name).expanduser()
+    return bool(HUB.fullmatch(name)) and not path.suffix and not path.exists() and not path.parent.exists()
 
 
 def load(name: str) -> Source:
@@ -57,12 +84,12 @@ def load(name: str) -> Source:
     Raises UserError where the file as a whole cannot be read.
     """
     path = Path(name).expanduser()
-    if HUB.fullmatch(name) and not path.suffix and not path.exists() and not path.parent.exists():
+    if on_hub(name):
         values, problems = _gather(_hub(name))
         text = json.dumps([value for _, value in values], sort_keys=True, default=str)
         return Source(hashlib.sha256(text.encode()).hexdigest(), values, problems)
     try:
-        before = _ordinary_file(path, name)
+        before = ordinary_file(name)
         head = _head(path, name)
         values, problems = _gather(_parquet(path, name) if head.startswith(b"PAR1") else _text(path, name, head))
         sha, after = digest(path), path.stat()
@@ -74,7 +101,7 @@ def load(name: str) -> Source:
         raise UserError("changed while it was read.", location=name, hint="Wait until it is written.")
     if not values and not problems:
         raise UserError("holds no rows.", location=name)
-    return Source(sha, values, problems)
+    return Source(sha, values, problems, all_text=bool(delimiter_of(name)))
 
 
 def _gather(parsed: Iterable[Parsed]) -> tuple[list[tuple[Place, dict[str, object]]], list[Problem]]:
@@ -90,8 +117,9 @@ def _gather(parsed: Iterable[Parsed]) -> tuple[list[tuple[Place, dict[str, objec
     return values, problems
 
 
-def _ordinary_file(path: Path, name: str) -> os.stat_result:
+def ordinary_file(name: str) -> os.stat_result:
     """The state of a file that may hold rows. Raises UserError where there is none, OSError where it cannot be seen."""
+    path = Path(name).expanduser()
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -103,8 +131,10 @@ def _ordinary_file(path: Path, name: str) -> os.stat_result:
             hint = nearest(path.name, sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else [])
         raise UserError("there is no such file.", location=name, hint=hint) from None
     if stat.S_ISDIR(status.st_mode):
-        inside = ", ".join(sorted(p.name for p in path.iterdir())[:5])
-        raise UserError("is a folder.", location=name, hint=f"Name the files: {inside}." if inside else "It is empty.")
+        inside = sorted(p for p in path.iterdir() if p.is_file())
+        pattern = Path(name) / f"*{inside[0].suffix}" if inside else ""
+        hint = f"Name the files, or a pattern that they fit: {pattern}." if inside else "It holds no file."
+        raise UserError("is a folder.", location=name, hint=hint)
     if not stat.S_ISREG(status.st_mode):
         raise UserError("is not an ordinary file.", location=name)
     if not status.st_size:
@@ -126,7 +156,9 @@ def _head(path: Path, name: str) -> bytes:
             raise UserError(message, location=name, hint=hint)
     if b"\0" in head[:200] and not head.startswith(b"PAR1"):
         raise UserError("is not text: it has zero bytes; UTF-16 looks like this.", location=name, hint=FORMS)
-    if path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".arrow", ".pkl", ".xlsx")):
+    if path.name.removesuffix(".gz").endswith(".txt"):
+        raise UserError("does not say whether a line or the whole file is a text.", location=name, hint=OF_TXT)
+    if path.name.removesuffix(".gz").endswith((".arrow", ".pkl", ".xlsx")):
         raise UserError("is in a form that is not read.", location=name, hint=FORMS)
     return head
 
@@ -139,7 +171,10 @@ def _unpacked(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 def _text(path: Path, name: str, head: bytes) -> Iterator[Parsed]:
     with _unpacked(path) as stream:
-        yield from records(stream, name, head)
+        if delimiter := delimiter_of(name):
+            yield from table_records(stream, name, delimiter)
+        else:
+            yield from records(stream, name, head)
 
 
 def _parquet(path: Path, name: str) -> Iterator[Parsed]:

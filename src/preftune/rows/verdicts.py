@@ -72,6 +72,7 @@ def _is_first(value: object, key: str, *sides: str) -> bool | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).lower() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    text = text.removesuffix(".0")  # so a table of pandas writes a whole number where others are missing
     words = re.sub(r"[_()]", " ", text).split()
     if words and words[0] in EVEN and {*words[1:]} <= EVEN | {"bad", "good"}:
         return None

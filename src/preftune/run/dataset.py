@@ -17,13 +17,15 @@ from preftune.model.adapter_files import tokenizer_source
 from preftune.model.budget import positions
 from preftune.model.load import PreTrainedConfig, load_config
 from preftune.rollout.tasks import Tasks
-from preftune.rows.account import TOO_LONG, Account, Counts, Tally, by_reason, refuse_too_many
+from preftune.rows.account import TOO_LONG, Account, Counts, Tally, by_reason, refuse_too_many, unusable
 from preftune.rows.config import Data
 from preftune.rows.messages import up_to_last_reply
 from preftune.rows.row import Row, with_last_turn
+from preftune.rows.shares import SHARE
 from preftune.rows.split import Rows, read_rows
 from preftune.rows.texts import with_texts
 from preftune.tokens.groups import TokenGroup, with_lengths
+from preftune.tokens.template import refuse_no_system
 from preftune.tokens.tokenize import Tokenized, tokenize
 from preftune.tokens.tokenizer import load_tokenizer, other_meaning, tokenizer_digest
 
@@ -55,6 +57,12 @@ def load_dataset(run: Run) -> Dataset:
     """Read and tokenize, and say what is odd about the rows. Raises UserError."""
     emit(Note("reading rows"))
     dataset = tokenize_rows(run, read_rows(run.data))
+    tell_account(dataset)
+    return dataset
+
+
+def tell_account(dataset: Dataset) -> None:
+    """Say what is odd about the rows, and which are left out."""
     for part, counts in (("train", dataset.account.train), ("evaluate", dataset.account.evaluate)):
         for note in counts.notes if counts else ():
             emit(Note(note))
@@ -63,7 +71,6 @@ def load_dataset(run: Run) -> Dataset:
             left_out = f"{sum(counts.skipped.values()):,} of {counts.read:,} rows are left out ({reasons})"
             limit = f"; data.max_tokens is {dataset.max_tokens:,}" if {*TOO_LONG} & {*counts.skipped} else ""
             emit(Note(f"data.{part}: {left_out}{limit}"))
-    return dataset
 
 
 def cached_loader() -> Loader:
@@ -80,10 +87,14 @@ def cached_loader() -> Loader:
 
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer that a run names, or its model's. Raises UserError."""
+    """The tokenizer that a run names, or its model's. Raises UserError, also where its chat template has no place for
+    data.system."""
     path, revision = run.model.path, run.model.revision
     named = run.model.tokenizer or (tokenizer_source(path, revision) if isinstance(path, str) else str(path))
-    return load_tokenizer(named, revision, run.data.template)
+    tokenizer = load_tokenizer(named, revision, run.data.template)
+    if run.data.system is not None:
+        refuse_no_system(tokenizer, run.data.template_options, run.data.system)
+    return tokenizer
 
 
 def tokenize_rows(run: Run, rows: Rows) -> Dataset:
@@ -148,9 +159,11 @@ def refuse_skipped(rows: Rows, parts: Mapping[str, Tokenized | Tasks], allowed: 
     """Raise UserError where too many rows of a source were skipped when it was read and tokenized."""
     for part, reading in rows.readings.items():
         of_source = [result for name, result in parts.items() if name == part or name not in rows.readings]
-        skipped = [problem for result in of_source for problem in result.skipped if problem.reason not in TOO_LONG]
-        if skipped:
-            refuse_too_many([*reading.skipped, *skipped], reading.read, [*reading.files], allowed)
+        skipped = unusable([problem for result in of_source for problem in result.skipped])
+        if skipped:  # rows that no share takes were read and not tokenized, so each then has a share of its own
+            sampled = any(problem.reason == SHARE for problem in reading.skipped)
+            before = [] if sampled else unusable(reading.skipped)
+            refuse_too_many([*before, *skipped], len(before) + len(reading.rows), [*reading.files], allowed)
 
 
 def account_of(rows: Rows, parts: Mapping[str, Tokenized | Tasks], max_tokens: int) -> Account:

@@ -14,6 +14,7 @@ from preftune.events import Note, emit
 from preftune.model.budget import positions
 from preftune.model.config import Model
 from preftune.model.load import load_config
+from preftune.record.parse import system_of_run
 from preftune.rollout.config import Rollout
 from preftune.rollout.draw import Drawn, Sampler
 from preftune.rollout.embedded import Embedded
@@ -33,14 +34,19 @@ def usual_limit(model: str) -> int:
 
 
 def draw(
-    model: str, prompts: str | Path, rollout: Rollout, *, seed: int = 0, greedy: bool = False, server: str | None = None
-) -> list[dict[str, object]]:
+    model: str, prompts: str | Path, rollout: Rollout, *,
+    seed: int = 0, greedy: bool = False, server: str | None = None, system: str | None = None,
+) -> list[dict[str, object]]:  # fmt: skip
     """`rollout.responses` responses to each prompt: one object a prompt, with each response's text, the sum of its
     tokens' log-probabilities, their number and whether it ended.
 
-    server: address of a vLLM server that has the model and draws in place of this process. Raises UserError.
+    server: address of a vLLM server that has the model and draws in place of this process. system: for conversations
+    that have no system text; if not given, what the run that has tuned the model gave to its own. Raises UserError.
     """
-    run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts))))
+    if system is None and (system := system_of_run(model)):
+        emit(Note("conversations without a system text get that of the run"))
+    system = system or None
+    run = resolve(Run(model=Model(path=model), data=Data(train=str(prompts), system=system)))
     run = with_precision(run, device_of(run))
     with signals.listening():
         tasks = load_tasks(run, rollout, "--max-tokens")

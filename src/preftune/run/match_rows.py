@@ -14,7 +14,7 @@ from preftune.forward.examples import class_weights, is_useful, row_kinds
 from preftune.objective import BY_NAME, Formula, of_scores, parts
 from preftune.run.dataset import Dataset
 from preftune.tokens.aggregate import apply_aggregate
-from preftune.tokens.groups import TokenGroup
+from preftune.tokens.groups import TokenGroup, repeated
 from preftune.tokens.pad import with_pad
 
 Notes = dict[str, tuple[str, dict[str, object]]]  # event kind -> sentence, details
@@ -22,7 +22,8 @@ UNUSABLE = {"rating.bad": "bad responses, which nothing here learns from", "vote
 
 
 class MatchedRows(NamedTuple):
-    """run: with the objective's open constants filled in; dataset: with token weights; notes: what to report."""
+    """run: with the objective's open constants filled in; dataset: with token weights, and training rows as often as an
+    epoch takes them; notes: what to report."""
 
     run: Run
     dataset: Dataset
@@ -42,7 +43,7 @@ def match_rows(run: Run, dataset: Dataset, *, full_batch: bool = False) -> Match
     if not full_batch:
         dataset = _without_unusable(objectives, dataset, notes)
         groups = [*dataset.train, *dataset.held_out]
-    run = replace(run, objective=run.objective.with_data_defaults(*class_weights(dataset.train)))
+    run = replace(run, objective=run.objective.with_data_defaults(*class_weights(repeated(dataset.train))))
     if run.objective.variant:
         notes["objective"] = (run.objective.variant, {})
     if weighted := sum(group.column("weight") is not None for group in groups):
@@ -59,11 +60,14 @@ def match_rows(run: Run, dataset: Dataset, *, full_batch: bool = False) -> Match
         tokenizer, text = with_pad(dataset.tokenizer, groups, vocab, ends)
         notes["pad"] = (text, {"token": tokenizer.pad_token, "id": tokenizer.pad_token_id})
         dataset = replace(dataset, tokenizer=tokenizer)
-    count = len(dataset.train)
-    if run.evaluate.best_by == "accuracy" and not _has_accuracy(groups[count:]):
+    train, held_out = repeated(groups[: len(dataset.train)]), groups[len(dataset.train) :]
+    if run.evaluate.best_by == "accuracy" and not _has_accuracy(held_out):
         raise UserError("no held-out row says what is better, so there is no accuracy.", location="evaluate.best_by",
                         hint='Use "loss", or hold out pairs, rankings or good and bad responses.')  # fmt: skip
-    return MatchedRows(run, replace(dataset, train=groups[:count], held_out=groups[count:]), notes)
+    if (counts := dataset.account.train) and len(train) > len(dataset.train):
+        account = replace(dataset.account, train=replace(counts, times=len(train) / len(dataset.train)))
+        dataset = replace(dataset, account=account)
+    return MatchedRows(run, replace(dataset, train=train, held_out=held_out), notes)
 
 
 def _has_accuracy(groups: Sequence[TokenGroup]) -> bool:

@@ -135,6 +135,7 @@ def load_weights(
 def verified(run: Run, policy: Policy, groups: Sequence[TokenGroup], notes: Notes) -> tuple[Policy, Difference]:
     """The policy in a layout that agrees with its own forward pass, without its adapter and with it; and how far off
     the given layout is. Raises UserError where no layout agrees."""
+    emit(Note("comparing the model's passes with plain ones"))
     fall_back = run.model.layout == "auto"
     if run.adapter is None:
         return verify_layout(policy, sample(groups, policy), fall_back=fall_back)

@@ -88,7 +88,7 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
     decides = identity(run, digests)
     assert_same_run(decides, dist, resumed)
     embedded = Embedded(models.policy, rollout.max_tokens, tasks.end_tokens)
-    sampler = embedded if rollout.server is None else served(run, rollout.server, tasks, embedded, dist)
+    sampler = embedded if rollout.server is None else served(run, rollout.server, tasks, embedded)
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),

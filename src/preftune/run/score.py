@@ -41,7 +41,7 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
         run, start = _against_start(resolve(run))
         others = isinstance(run.data.train, str) and not run.data.train  # then those that a run would measure on
         named = run.data.evaluate if others and run.data.evaluate is not None else run.data.train
-        run = replace(run, data=replace(run.data, train=named, evaluate=None, holdout=0.0))
+        run = replace(run, data=replace(run.data, train=named, shares=None, evaluate=None, holdout=0.0))
         if out is not None:
             assert_replaceable(Path(out), SCORES, [path for _, path in inputs(run)], "out")
         run, models, loss, rows = prepare_scoring(run, dist, start)

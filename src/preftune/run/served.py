@@ -6,8 +6,6 @@ from pathlib import Path
 
 from preftune import files, folders
 from preftune.config.run import Run
-from preftune.distributed import Distributed
-from preftune.errors import UserError
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.server import ServedAdapter, Server
 from preftune.run.tasks import TaskSet
@@ -15,11 +13,9 @@ from preftune.run.tasks import TaskSet
 LOCATION, FOLDER = "rollout.server", "served"  # the key, and where in the run's folder the adapter of now is written
 
 
-def served(run: Run, url: str, tasks: TaskSet, embedded: Embedded, dist: Distributed) -> ServedAdapter:
-    """The sampler of a run whose responses a server draws from the newest adapter. Raises UserError where the server
-    has another tokenizer, or does not answer."""
-    if dist.world_size > 1:
-        raise UserError("a server draws for one process.", location=LOCATION, hint="Start one, or leave it out.")
+def served(run: Run, url: str, tasks: TaskSet, embedded: Embedded) -> ServedAdapter:
+    """The sampler of a run whose responses a server draws from the newest adapter; of several ranks, the first asks for
+    all. Raises UserError where the server has another tokenizer, or does not answer."""
     policy, tokenizer = embedded.policy, tasks.dataset.tokenizer
     temperature = run.rollout.temperature if run.rollout else 1.0
     server = Server(url, embedded.max_tokens, embedded.end_tokens, temperature, policy.vocab, location=LOCATION)

@@ -25,6 +25,7 @@ from preftune.run.dataset import (
     config_of,
     limit_of,
     refuse_skipped,
+    tell_account,
     tokenizer_of,
 )
 from preftune.tokens.groups import TokenGroup
@@ -56,9 +57,7 @@ def load_tasks(
     Raises UserError, as `tasks_from` does."""
     emit(Note("reading rows"))
     tasks = tasks_from(run, rollout, read_rows(run.data, columns_of(functions)), limit_key)
-    for part in tasks.parts.values():
-        for note in part.notes:
-            emit(Note(str(note)))
+    tell_account(tasks.dataset)
     return tasks
 
 

@@ -45,7 +45,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     good: whether the response of a rating was called good; None where nobody said.
     preferred: probability that the better response of a pair is truly better: one for all pairs of the group, or one
         for each of `ranking_pairs(ranks)`, in that order; `votes` has either as a tuple.
-    scores, weight, category: as in the row.
+    scores, weight, times, category: as in the row.
     columns: numbers of tokens, one float32 array (tokens,) a response under each name. "weight" is what a token counts
     (1 each where there is no such column), "reference" its log-probability under the reference.
     """
@@ -60,6 +60,7 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
     preferred: float | tuple[float, ...] = 1.0
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    times: int = 1
     category: str = ""
     columns: dict[str, tuple[np.ndarray, ...]] = {}
     later_turns: tuple[tuple[LaterTurn, ...], ...] = ()
@@ -118,6 +119,12 @@ class TokenGroup(Struct, frozen=True, kw_only=True, eq=False):
         if [len(numbers) for numbers in values] != [len(response) for response in self.responses]:
             raise ValueError(f"column {name} does not fit the responses")
         return replace(self, columns={**self.columns, name: values})
+
+
+def repeated(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """The rows of an epoch: each group as often as it is taken, all of them once before any a second time."""
+    passes = range(max((group.times for group in groups), default=0))
+    return [group for number in passes for group in groups if group.times > number]
 
 
 def with_lengths(account: Account, groups: Sequence[TokenGroup]) -> Account:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
-from preftune.errors import Problem
+from preftune.errors import Problem, UserError
 from preftune.rows import transcripts
 from preftune.rows.parse import MalformedRow, SkippedRow
 from preftune.rows.quality import is_blank
 from preftune.rows.row import TOLD, Demo, Message, Prompt, Response, Row, responses, text_of
 from preftune.rows.tools import changed
-from preftune.tokens.chat import TODAY, ChatTemplate
+from preftune.tokens.chat import QUESTION, TODAY, ChatTemplate
 from preftune.tokens.frame import Thought, shared_start, split_thought
 
 if TYPE_CHECKING:
@@ -198,3 +198,17 @@ def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
     """The tokens as a pattern, the longest first, since one may be the beginning of another."""
     ordered = sorted(tokens, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, ordered))) if ordered else NOTHING
+
+
+def refuse_no_system(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], text: str) -> None:
+    """Raise UserError where a conversation cannot begin with this system text: there is no chat template, or it has no
+    place for one."""
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template, which would say where a system text stands.",
+                        location="data.system", hint="Give one with data.template.")  # fmt: skip
+    template = ChatTemplate(tokenizer, options)
+    try:
+        template.frame([Message("system", text), Message("user", QUESTION)])
+    except MalformedRow as error:
+        hint = "Write it into the user's turn, or give another template with data.template."
+        raise UserError(error.message, location="data.system", hint=hint) from error

@@ -186,7 +186,7 @@ def _group(row: Row, parts: Sequence[EncodedRow], max_tokens: int, too_long: Too
         good=not isinstance(row, Rating) or row.good,
         preferred=row.preferred if isinstance(row, Pair) else 1.0,
         scores=row.scores if isinstance(row, Pair | Ranking) else None if score is None else (score,),
-        weight=row.weight, category=row.category,
+        weight=row.weight, times=row.times, category=row.category,
         later_turns=tuple(map(later_turns, sides)) if any(len(turns) > 1 for turns in sides) else (),
     )  # fmt: skip
 

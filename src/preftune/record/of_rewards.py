@@ -1,0 +1,23 @@
+"""The numbers of each reward by itself that an evaluation holds, with their units and meanings.
+
+Held by tests/laws/test_online.py and tests/cli/test_verbs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from preftune.record.schema import EVALUATION, Metric
+
+OF_REWARD: dict[str, Metric] = {  # a name of these stands before that of a reward, as in "reward verify number"
+    "reward": Metric("score", "mean of this reward alone over the same responses, without its weight"),
+    "reward_error": Metric("score", "standard error of that mean, over prompts"),
+    "reward_best": Metric("score", "mean over prompts of the highest such score: pass@K where it is 0 or 1"),
+}
+
+
+def evaluation_metrics(*lines: Mapping[str, object]) -> dict[str, Metric]:
+    """What evaluations hold: the metrics of all, and those of each reward that one of these lines has."""
+    of_rewards = {key: OF_REWARD[kind] for line in lines for key in line
+                  if (kind := key.partition(" ")[0]) in OF_REWARD and kind != key}  # fmt: skip
+    return EVALUATION | of_rewards
