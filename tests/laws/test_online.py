@@ -175,6 +175,17 @@ def test_a_phase_that_teaches_nothing_moves_nothing(objective: RolloutFormula, o
     assert all(line["grad_norm"] == line["loss"] == 0 for line in metrics)
 
 
+@pytest.mark.parametrize("objective", [o.RLOO(), o.GRPO(scale="group"), o.GSPO()], ids=lambda objective: objective.name)
+def test_rounding_moves_no_policy_that_is_its_reference(objective: RolloutFormula, online: Callable[..., Run]) -> None:
+    """With one score for all and an anchor, only the KL is left, and that is 0 as long as nothing has moved."""
+    run = changed(online(objective, optim__lr=0.01), reward=lambda prompt, responses, answer: [0.1] * 3)
+    metrics = lines(train(run), "metrics")
+    assert all(line["grad_norm"] == 0 for line in metrics)
+    mixed = changed(run, reward=sometimes)
+    out = train(mixed, force=True)
+    assert lines(out, "phases")[-1]["kl"] > 1e-4, "once it has moved, its KL counts"
+
+
 class Recorded:
     """The phases that a run has recorded, as rows that were there before."""
 

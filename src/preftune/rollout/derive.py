@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace as replaced
 from typing import Literal
 
 import numpy as np
@@ -96,9 +97,14 @@ def draws_of(numbers: Numbers, count: int) -> Draws:
     )
 
 
-def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int) -> Advantages:
-    """The advantages of a phase, corrected for a sampler that is not quite the policy."""
+def advantages_of(objective: RolloutFormula, numbers: Numbers, count: int, *, at_start: bool) -> Advantages:
+    """The advantages of a phase, corrected for a sampler that is not quite the policy.
+
+    at_start: the policy is its reference, so its KL is 0. What two kinds of pass differ in is rounding, and where all
+    scores are equal nothing else would be left, of which AdamW makes whole steps.
+    """
     draws = draws_of(numbers, count)
+    draws = replaced(draws, reference=draws.sampled) if at_start and draws.reference is not None else draws
     advantages = objective.advantages(draws)
     if numbers.policy is None:
         return advantages

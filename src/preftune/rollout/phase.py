@@ -50,7 +50,9 @@ class Online:
     tasks: all prompts to draw responses to; rows: tasks of one update; limit: updates of the whole run, if they are
     given; plan: its steps are the phases, which name tasks. anchor: the reference's model, where it stays and the
     objective reads one; record: the run's folder; oom: for passes without gradient.
-    warm_up: phases in which the value model learns alone; context: what decides draws and scores besides the weights.
+    warm_up: phases in which the value model learns alone; context: what decides draws and scores besides the weights;
+    start: `weights_now` before the first update, empty where the policy is not its own reference then, or where values
+    make advantages that are never all 0.
     """
 
     tasks: Sequence[Task]
@@ -71,6 +73,7 @@ class Online:
     dist: Distributed
     context: str = ""
     warm_up: int = 0
+    start: bytes = b""
     oom: OomRetry = field(default_factory=OomRetry)
 
     @cached_property
@@ -133,13 +136,10 @@ class Online:
 
     def _digests(self, number: int, tasks: Sequence[Task]) -> np.ndarray:
         """(64,) bytes: which weights the policy and the value model have now, and what else decides a phase."""
-        weights, others = hashlib.sha256(), hashlib.sha256(f"{number} {self.context}".encode())
-        for model in (self.models.policy, self.models.value):
-            if model is not None:
-                weights.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
+        others = hashlib.sha256(f"{number} {self.context}".encode())
         for task in tasks:
             others.update(len(task.ids).to_bytes(8) + task.ids.tobytes())
-        return np.frombuffer(weights.digest() + others.digest(), np.uint8)
+        return np.frombuffer(weights_now(self.models) + others.digest(), np.uint8)
 
     def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
         """Draw a phase, score it, and record it."""
@@ -211,7 +211,7 @@ class Online:
         if isinstance(objective, RolloutFormula):
             if numbers.policy is not None:
                 columns["sampled"] = numbers.policy
-            advantages = advantages_of(objective, numbers, count)
+            advantages = advantages_of(objective, numbers, count, at_start=numbers.weights[:32].tobytes() == self.start)
             columns |= {"advantage": advantages.advantage.float().numpy(), "value": numbers.value}
             columns["returns"] = None if advantages.returns is None else advantages.returns.float().numpy()
         else:
@@ -225,6 +225,15 @@ class Online:
                 by_task = numbers.by_task(members, count)
                 groups = [group.with_column(name, values) for group, values in zip(groups, by_task, strict=True)]
         return groups
+
+
+def weights_now(models: Models) -> bytes:
+    """(32,) a digest of the weights that the policy and the value model have."""
+    digest = hashlib.sha256()
+    for model in (models.policy, models.value):
+        if model is not None:
+            digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
 
 
 def updates_before(plan: Plan, epochs: int, rows: int, limit: int | None) -> list[int]:

@@ -35,7 +35,7 @@ from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import HeldOutTasks, chosen_tasks
 from preftune.rollout.functions import Function, functions_of
 from preftune.rollout.judges import PairwiseJudge, judge_of
-from preftune.rollout.phase import Online
+from preftune.rollout.phase import Online, weights_now
 from preftune.rollout.reward_model import ModelScorer, recorded_slope
 from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
@@ -89,6 +89,7 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
     assert_same_run(decides, dist, resumed)
     embedded = Embedded(models.policy, rollout.max_tokens, tasks.end_tokens)
     sampler = embedded if rollout.server is None else served(run, rollout.server, tasks, embedded)
+    starts_at_reference = digests.get("reference") == digests["model"]
     source = Online(
         tasks=tasks.train,
         plan=plan_tasks(run, rollout, len(tasks.train)),
@@ -108,11 +109,10 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
         dist=dist,
         context=json.dumps({key: decides[key] for key in sorted(decides) if key.startswith(DRAWN_BY)}),
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
+        start=weights_now(models) if starts_at_reference and models.value is None else b"",
     )
     refuse_idle_keys(run, source.steps)
-    training = _training(
-        run, tasks, source, embedded, notes, starts_at_reference=digests.get("reference") == digests["model"]
-    )
+    training = _training(run, tasks, source, embedded, notes, starts_at_reference=starts_at_reference)
     for text, _ in notes.values():
         emit(Note(text))
     return Prepared(run, training, tasks.dataset, digests, notes)
