@@ -37,6 +37,14 @@ def test_none_is_a_word_where_the_key_has_it_and_nothing_elsewhere() -> None:
     assert (run.ranks.shard, run.optim.epochs) == ("none", None)
 
 
+def test_no_word_undoes_another() -> None:
+    for name in ("objective=ipo", "objective.name=ipo", 'objective={"name": "ipo"}'):
+        assert load(None, ["objective.tau=0.3", name]).objective == IPO(tau=0.3)
+        with pytest.raises(UserError, match=r"objective\.beta: there is no such key"):
+            load(None, ["objective.beta=0.3", name])
+    assert load(None, ["optim.lr=0.3", 'optim={"epochs": 2}']).optim.lr == 0.3
+
+
 def test_words_win_and_a_new_choice_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(TOML)
     run = load(tmp_path / "r.toml", ["optim.lr=2e-6", "reference=moving", "objective=ipo", "objective.tau=0.2"])

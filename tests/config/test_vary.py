@@ -35,6 +35,16 @@ def test_the_order_of_words_decides_nothing_but_the_order_of_runs() -> None:
     assert [lacks for _, _, lacks in one] == [["objective.tau"], []]
 
 
+def test_which_objective_it_is_is_never_left_out() -> None:
+    for name in ("objective", "objective.name"):
+        runs = told(f"{name}=ipo,dpo", "objective.beta=0.3")
+        assert runs == [([f"{name}=ipo"], o.IPO(), ["objective.beta"]), ([f"{name}=dpo"], o.DPO(beta=0.3), [])]
+    with pytest.raises(UserError, match=r"objective\.beta: there is no such key"):
+        told("objective.name=ipo,dpo", tree={"objective": {"name": "dpo", "beta": 0.3}})
+    (rloo, gspo) = told("objective.name=rloo,gspo", "objective.clip_high=0.3", "rollout.tasks=4")
+    assert (rloo[1], gspo[1]) == (o.RLOO(clip_high=0.3), o.GSPO(clip_high=0.3))
+
+
 def test_seeds_are_a_key_like_any_other() -> None:
     runs = combinations({"seed": 5, "optim": {"lr": 1e-4}}, ["seed=0,1,2", "optim.betas=[0.9,0.95],[0.9, 0.99]"])
     assert [(run.seed, run.optim.betas[1]) for _, run, _ in runs] == [(s, b) for s in range(3) for b in (0.95, 0.99)]

@@ -88,6 +88,17 @@ def choices() -> dict[str, Choice]:
     return by_key
 
 
+def tables_first(words: Sequence[str]) -> list[str]:
+    """Words such as `a.b=value`, in an order in which none undoes another: a table before its keys, and the key that
+    says which table it is before the others. Words of one key stay in their order."""
+
+    def depth(word: str) -> int:
+        table, _, last = word.partition("=")[0].strip().rpartition(".")
+        return word.partition("=")[0].count(".") - (table in choices() and last == choices()[table].tag)
+
+    return sorted(words, key=depth)
+
+
 @cache
 def keys() -> tuple[Key, ...]:
     """All keys in the order of the file."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from preftune.config.explain import Choice, choices, keys
+from preftune.config.explain import Choice, choices, keys, tables_first
 from preftune.config.mistakes import UNKNOWN_KEY, explained, located, without_wrong_key
 from preftune.config.run import Run
 from preftune.config.tree import Tree, tree_of
@@ -25,9 +25,9 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def load(path: str | Path | None, words: Sequence[str] = ()) -> Run:
-    """Read a run; `words` such as `optim.lr=1e-6` come last and win. Raises UserError."""
+    """Read a run; `words` such as `optim.lr=1e-6` come last and win, whatever their order. Raises UserError."""
     tree = parse(Path(path)) if path is not None else {}
-    for word in words:
+    for word in tables_first(words):
         put(tree, word)
     return convert(tree, str(path) if path is not None else "")
 

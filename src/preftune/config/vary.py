@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from preftune.config.explain import choices
+from preftune.config.explain import choices, tables_first
 from preftune.config.load import convert, put, put_value
 from preftune.config.mistakes import UNKNOWN_KEY
 from preftune.config.resolve import uses_reference
@@ -92,7 +92,7 @@ def _fitting(
 ) -> tuple[list[str], Run]:
     """The words that fit together and their run. refused: gets the errors of the words that do not, by key."""
     fitting: list[str] = []
-    for word in sorted(words, key=lambda word: _name(word).count(".")):  # the objective before its keys
+    for word in tables_first(words):
         trial = deepcopy(tree)
         if word in values:
             put_value(trial, _name(word), values[word])
@@ -101,7 +101,9 @@ def _fitting(
         try:
             convert(trial)
         except UserError as error:
-            if _name(word).partition(".")[0] not in choices() or error.problems[0].reason != UNKNOWN_KEY:
+            table, _, key = _name(word).partition(".")
+            lacks = table in choices() and key not in ("", choices()[table].tag)  # without which it is another run
+            if not lacks or error.problems[0].reason != UNKNOWN_KEY:
                 raise
             refused.setdefault(_name(word), error)
         else:
