@@ -130,8 +130,9 @@ class Online:
             return None
         now = self._digests(number, tasks)
         if begun and not np.array_equal(numbers.weights[32:], now[32:]):
-            raise UserError("a phase that has had updates was drawn to other prompts, or under other keys or rewards.",
-                            location=str(path), hint="Set them back, or start again with --force.")  # fmt: skip
+            hint = "Set them back, go on with the build that drew it, or start again with --force."
+            raise UserError("a phase that has had updates was drawn to other prompts, or under other keys, rewards or "
+                            "builds.", location=str(path), hint=hint)  # fmt: skip
         return numbers if begun or np.array_equal(numbers.weights, now) else None
 
     def _digests(self, number: int, tasks: Sequence[Task]) -> np.ndarray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from preftune.config.explain import keys
+from preftune.config.explain import choices, keys
 from preftune.config.run import Run
 from preftune.config.tree import tree_of
 from preftune.distributed import Distributed
@@ -47,6 +47,8 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
     Raises UserError listing the others, and where `allowed` names an unknown key.
     """
     before = json.loads(path.read_text())
+    without = {key for key in now.keys() - before.keys() if key.rpartition(".")[0] not in before}  # where it is none
+    before |= _defaults(without, now)
     known = sorted(before.keys() | now.keys())
     may_differ = {key for key in known if any(_covers(name, key) for name in allowed)}
     if unknown := next((name for name in allowed if not any(_covers(name, key) for key in known)), None):
@@ -61,6 +63,21 @@ def compare(path: Path, now: Mapping[str, Any], allowed: Sequence[str]) -> list[
             hint = "Load the model afresh: a run has changed the weights of this one."
         raise UserError([first, *refused, Problem(hint)])
     return [f"{key} {change}" for key, change in changes.items()]
+
+
+def _defaults(names: Set[str], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of these keys. A record without a key is of a build that had none such, and did as the default says;
+    None is recorded."""
+    tags = {f"{table}.{choice.tag}": now.get(f"{table}.{choice.tag}") for table, choice in choices().items()}
+    chosen = {name.rpartition(".")[0]: choice for name, choice in tags.items()}
+    return {key.name: json.loads(key.default) for key in keys() if key.name in names and key.name not in tags
+            and key.default and key.choice in ("", chosen.get(key.table))}  # fmt: skip
+
+
+def not_by_default(decides: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an identity that no default says, in order: a later build with further keys has the same."""
+    defaults = _defaults(decides.keys(), decides)
+    return {key: decides[key] for key in sorted(decides) if decides[key] != defaults.get(key)}
 
 
 def assert_same_run(now: Mapping[str, Any], dist: Distributed, resumed: Resumed | None = None) -> None:

@@ -41,7 +41,7 @@ from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rollout.tasks import Task
 from preftune.run.fits import Learned, setup_of
-from preftune.run.identity import Resumed, assert_same_run, identity
+from preftune.run.identity import Resumed, assert_same_run, identity, not_by_default
 from preftune.run.match_rows import Notes
 from preftune.run.models import device_of, refuse_untrainable, stands_on_base, with_precision
 from preftune.run.plan_steps import refuse_idle_keys
@@ -107,7 +107,7 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
         packing=packing,
         record=Path(run.out).expanduser(),
         dist=dist,
-        context=json.dumps({key: decides[key] for key in sorted(decides) if key.startswith(DRAWN_BY)}),
+        context=json.dumps({key: value for key, value in not_by_default(decides).items() if key.startswith(DRAWN_BY)}),
         warm_up=(run.value or Value()).warm_up if models.value is not None else 0,
         start=weights_now(models) if starts_at_reference and models.value is None else b"",
     )
