@@ -80,3 +80,13 @@ def test_what_several_functions_read() -> None:
     together = all_of([Asked(("a",), ("b",), but=("x",)), Asked(("b",), ("c",), every=True)])
     assert together == Asked(("a", "b"), ("c",), every=True)
     assert all_of([]) == Asked()
+
+
+@pytest.mark.parametrize("asked", [Asked(("code",), ("level",)), Asked(every=True)])
+def test_a_function_gets_a_cell_of_a_table_as_the_text_that_it_is(asked: Asked, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("prompt,ground_truth,code,level\n2 + 2?,04,007,1e3\n3?,3,True,\n")
+    first, second = read(str(tmp_path / "t.csv"), asked=asked).rows
+    assert asked.from_text(first.columns).items() >= {"code": "007", "level": "1e3"}.items()
+    assert asked.from_text(second.columns)["code"] == "True"
+    assert isinstance(first, Task)
+    assert first.answer == "04"

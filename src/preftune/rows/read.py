@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -112,8 +113,7 @@ class _Reader:
         malformed: list[tuple[MalformedRow, Place]] = []
         for place, value in source.records:
             try:
-                named = renamed(value, self._columns)
-                records.append((place, with_values(named) if source.all_text else named))
+                records.append((place, renamed(value, self._columns)))
             except MalformedRow as error:
                 malformed.append((error, place))
         absent = [
@@ -123,13 +123,14 @@ class _Reader:
             hint = f"Seen: {', '.join(source.records[0][1])}."
             self.problems.append(Problem(f"no row has the key {', '.join(absent)} of data.columns.", name, hint))
         self.problems += self._not_there(name, [value for _, value in records])
-        first = _first_of_most([(place, self._judged(value)) for place, value in records])
+        judge = partial(self._judged, all_text=source.all_text)
+        first = _first_of_most([(place, judge(value)) for place, value in records])
         unread: dict[str, Mapping[str, object]] = {}
         scale, kind, form_of_kind = "", None, None
         ways: dict[bool, Place] = {}
         for place, value in records:
             try:
-                judged = self._judged(value)
+                judged = judge(value)
                 form = _form(judged, first)
                 row, more, used = form.read(judged, place, self._asked)
                 if columns := self._asked.text_of(value):
@@ -142,7 +143,7 @@ class _Reader:
                 scale = scale or used
                 self.rows.append(row if used in ("", scale) else _without_scores(row))
                 for key in more if not self._asked.every else more.keys() - value.keys():
-                    unread.setdefault(key, value)
+                    unread.setdefault(key, judged)
             except MalformedRow as error:
                 malformed.append((error, place))
             except SkippedRow as error:
@@ -150,8 +151,10 @@ class _Reader:
         self.problems += merge_malformed(malformed, lambda error: (DETAIL.sub("", error.message), error.reason))
         self._note(name, unread, ways)
 
-    def _judged(self, value: Mapping[str, object]) -> Mapping[str, object]:
-        """A record without the columns that functions alone read, which decide nothing of its form."""
+    def _judged(self, value: Mapping[str, object], *, all_text: bool) -> Mapping[str, object]:
+        """A record without the columns that functions alone read, which decide nothing of its form. all_text: it is of
+        a table whose cells are text; functions get that text."""
+        value = with_values(value) if all_text else value
         alone = self._asked.named - KNOWN - READ_TOO
         return {key: entry for key, entry in value.items() if key not in alone} if alone else value
 
