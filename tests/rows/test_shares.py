@@ -125,6 +125,7 @@ def test_wrong_shares_are_refused_before_a_file_is_read(name: str) -> None:
     [
         ("data.shares=[0]", "must be a number > 0"),
         ("data.shares=[1000]", "must be a number <= 100"),
+        ('data.shares={"a.jsonl": 0.5, "b.jsonl": 2}', r"must be a list, got a table\. Write data\.shares=\[0\.5, 2\]"),
         ("data.shares=0.5", r"must be a list, got a number\. Write data\.shares=\[0\.5\]"),
         ("data.interleave_probs=[0.5]", "Here it is data.shares"),
         ("data.mix_strategy=concat", "data.shares says how much of each"),

@@ -44,8 +44,11 @@ def explained(message: str, tree: Mapping[str, Any], file: str) -> UserError:
         hint = _right_value(invalid[1], place, tree)
     else:
         message = re.sub(r"^Expected", "must be", TYPES.sub(_plain_type, message)).rstrip(".") + "."
-        if message.startswith("must be a list") and any(k.name == place and k.type.startswith("list") for k in keys()):
-            hint = f"Write {place}={json.dumps([value_at(place, tree)])}."
+        types = [key.type for key in keys() if key.name == place and key.type.startswith("list")]
+        if message.startswith("must be a list") and types:
+            value = value_at(place, tree)
+            by_name = isinstance(value, dict) and types == ["list of number"]  # such as a share of each file
+            hint = f"Write {place}={json.dumps([*value.values()] if by_name else [value])}."
         if message.startswith("must be a table") and (inner := names_at(place, {})):
             hint = _instead_of_value(value_at(place, tree), place) or f"Write {place}.{inner[0]} or another key of it."
     return UserError([Problem(message, located(file, place), hint, reason)])
