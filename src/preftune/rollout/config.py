@@ -89,6 +89,10 @@ JUDGE = (
 )
 WEIGHT = "Factor of this score in the sum of all; 0 for one that is measured and not learned from."
 MISSING_END = "Subtracted from the score of a response that was cut before its end."
+NEAR_END = (
+    "Last tokens before rollout.max_tokens over which a response loses more and more of missing_end, though it ends "
+    "(DAPO, arXiv 2503.14476); only one that is cut loses it if not given."
+)
 TIME_LIMIT = "Seconds that one call of a function, or of a judge's server, may take."
 REWARD_ARGUMENTS, JUDGE_ARGUMENTS = ("prompt", "responses", "answer"), ("prompt", "first", "second")
 OTHER_ARGUMENTS = ("prompts", "completions", "queries", "solution_str", "solution_strs")  # of TRL, OpenRLHF and verl
@@ -107,7 +111,10 @@ class Reward(Table, frozen=True):
     pattern: Annotated[str | None, about(PATTERN)] = None
     judge: Annotated[str | None, about(JUDGE, also="judges", location=True)] = None
     weight: Annotated[float, about(WEIGHT, also="reward_weights", ge=-1e9, le=1e9)] = 1.0
-    missing_end: Annotated[float, about(MISSING_END, also="missing_eos_penalty", ge=0, le=1e9)] = 0.0
+    missing_end: Annotated[
+        float, about(MISSING_END, also="missing_eos_penalty overlong_penalty_factor", ge=0, le=1e9)
+    ] = 0.0
+    missing_end_tokens: Annotated[Count | None, about(NEAR_END, also="overlong_buffer_len overlong_buffer")] = None
     time_limit: Annotated[
         Annotated[float, Meta(gt=0, le=1e6)] | None, about(f"{TIME_LIMIT} 60 if not given.", also="timeout")
     ] = None
@@ -127,6 +134,8 @@ class Reward(Table, frozen=True):
             raise ValueError('pattern and verify = "regex" need each other')
         if self.time_limit is not None and self.function is None and self.judge is None:
             raise ValueError("time_limit has no effect without function or judge")
+        if self.missing_end_tokens is not None and not self.missing_end:
+            raise ValueError("missing_end_tokens has no effect without missing_end")
         if self.judge is not None and (self.weight != 1 or self.missing_end):
             raise ValueError("a judge gives no score, so weight and missing_end have no effect")
 

@@ -242,7 +242,7 @@ def scorer_and_judge(
                            positions(model.module.config))  # fmt: skip
 
     judges = [reward for reward in reward_tables(run) if reward.judge]
-    scorer = scorer_of(scoring_tables(run), load_model, functions)
+    scorer = scorer_of(scoring_tables(run), load_model, functions, run.rollout.max_tokens if run.rollout else 0)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     digests |= scorer.digests
     if scorer.remarks:
