@@ -29,6 +29,10 @@ PEERS_RESPONSES = (
 )
 MAX_TOKENS = "Tokens after which a response is cut."
 HELD_OUT = "Held-out prompts that are drawn to at an evaluation; 64 if not given, or all where there are fewer."
+CEILING = (
+    "Responses of the reference to held-out prompts, drawn once before training, from which the ceiling of the score "
+    "follows; 2048 if not given, 0: none is told."
+)
 TEMPERATURE = "Divides the logits, of the draw and of the update alike."
 EPOCHS = "Passes over the responses of a phase."
 LABELS = (
@@ -56,13 +60,15 @@ class Rollout(Table, frozen=True):
     temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
     labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
     held_out: Annotated[Count | None, about(HELD_OUT, also="max_eval_samples num_eval_prompts")] = None
+    ceiling: Annotated[Annotated[int, Meta(ge=0)] | None, about(CEILING)] = None
     server: Annotated[str | None, about(SERVER, also="vllm_server_base_url vllm_server_host", identity=False)] = None
 
     def __post_init__(self) -> None:
         if self.server is not None and not URL.fullmatch(self.server):
             raise ValueError(f'server is "{self.server}", which is no address such as http://127.0.0.1:8000')
-        if self.labels == "judge" and self.held_out is not None:
-            raise ValueError("a judge gives no score that could be measured, so held_out has no effect")
+        for name in ("held_out", "ceiling"):
+            if self.labels == "judge" and getattr(self, name) is not None:
+                raise ValueError(f"a judge gives no score that could be measured, so {name} has no effect")
 
     @property
     def phase_tasks(self) -> int:
