@@ -142,8 +142,6 @@ ANSWERS = {
     "adv_estimator advantage_estimator algorithm": "Write for instance objective=grpo, rloo, reinforce_pp or ppo.",
     "kl_loss_coef use_kl_loss kl_loss_type use_kl_in_reward kl_estimator kl_penalty":
         "The KL is in the reward of each token, and objective.beta is its weight.",
-    "overlong_buffer overlong_buffer_len overlong_penalty_factor":
-        "reward.missing_end takes from the score of a response that was cut.",
     "importance_sampling_level": "Write objective=gspo for the ratio of a response, and grpo for that of each token.",
     "filter_groups dynamic_sampling":
         "A phase draws to each of its prompts once; one whose responses all have one score costs no pass at beta = 0.",

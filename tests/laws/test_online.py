@@ -586,6 +586,21 @@ def test_a_sampler_of_another_model_is_refused(online: Callable[..., Run], monke
         train(online(optim__steps=2), force=True)
 
 
+def test_how_many_draws_the_ceiling_rests_on_is_the_runs_to_say(online: Callable[..., Run]) -> None:
+    keys = {"data__holdout": 0.5, "optim__steps": 2}
+    none = train(online(rollout__ceiling=0, **keys))
+    assert not (none / START).exists()
+    assert not any("ceiling" in line for line in Record.open(none).evaluations)
+    some = Record.open(train(online(rollout__ceiling=90, **keys), force=True))
+    assert len(read_file(some.path / START)["lengths"]) == 90 // 4 * 4, "as many to each of the 4 prompts"
+    for run in (
+        online(rollout__ceiling=9),
+        changed(online(o.RLOO(beta=0), rollout__ceiling=9, **keys), reference=None),
+    ):
+        with pytest.raises(UserError, match=r"rollout\.ceiling: no .* so no ceiling is told"):
+            train(run, force=True)
+
+
 def test_no_ceiling_is_told_under_a_reference_that_moves(online: Callable[..., Run]) -> None:
     """It would be that of another reference: its draws are made once."""
     keys = {"data__holdout": 0.3, "optim__steps": 2}

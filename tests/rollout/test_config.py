@@ -51,6 +51,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (Reward, {"verify": "regex"}, "need each other"),
     (Reward, {"verify": "exact", "pattern": "a"}, "need each other"),
     (Reward, {"verify": "exact", "time_limit": 1.0}, "time_limit has no effect"),
+    (Reward, {"verify": "exact", "missing_end_tokens": 9}, "no effect without missing_end"),
     (Reward, {"verify": "exact", "missing_end": -1.0}, "Expected `float` >= 0.0"),
     (Reward, {"judge": "judges.py:f", "weight": 2.0}, "gives no score"),
     (Reward, {"verify": "words"}, "Invalid enum value"),

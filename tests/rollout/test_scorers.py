@@ -187,6 +187,22 @@ def test_the_scorer_of_a_configuration(tmp_path_factory: pytest.TempPathFactory)
     assert scorer_of([own], no_model).score([task("a")]).tolist() == [[7, 7]]
 
 
+def test_a_response_loses_more_and_more_near_the_limit() -> None:
+    """Of at most 20 tokens, the last 10 cost: 0 at 10 tokens, half at 15, all at 20 and where there is no end."""
+    tokens = (3, 10, 15, 19, 20, 20)
+    ids, ended = tuple(np.zeros(count, np.int32) for count in tokens), (True,) * 5 + (False,)
+    answered = Answered("p", ("4",) * 6, ids, ended, "4", Place("t.jsonl", 1), np.zeros(1, np.int32))
+    reward = Reward(verify="number", missing_end=2.0, missing_end_tokens=10, weight=0.5)
+    (part,) = scorer_of([reward], no_model, max_tokens=20).parts
+    assert part.lost([answered]).tolist() == pytest.approx([0, 0, 1, 1.8, 2, 2])
+    total = scorer_of([reward], no_model, max_tokens=20).score([answered])[:, 0]
+    assert total.tolist() == pytest.approx([0.5, 0.5, 0, -0.4, -0.5, -0.5])
+    (plain,) = scorer_of([Reward(verify="number", missing_end=2.0)], no_model, max_tokens=20).parts
+    assert plain.lost([answered]).tolist() == [0, 0, 0, 0, 0, 2]
+    with pytest.raises(UserError, match=r"missing_end_tokens: a response has 9 tokens at most"):
+        scorer_of([reward], no_model, max_tokens=9)
+
+
 def test_tasks_without_a_usable_answer_are_refused_before_a_run() -> None:
     tasks = [
         Task(np.array([1]), "p", answer, Place("t.jsonl", k)) for k, answer in enumerate(["4", None, "none", None], 1)

@@ -29,6 +29,10 @@ PEERS_RESPONSES = (
 )
 MAX_TOKENS = "Tokens after which a response is cut."
 HELD_OUT = "Held-out prompts that are drawn to at an evaluation; 64 if not given, or all where there are fewer."
+CEILING = (
+    "Responses of the reference to held-out prompts, drawn once before training, from which the ceiling of the score "
+    "follows; 2048 if not given, 0: none is told."
+)
 TEMPERATURE = "Divides the logits, of the draw and of the update alike."
 EPOCHS = "Passes over the responses of a phase."
 LABELS = (
@@ -56,13 +60,15 @@ class Rollout(Table, frozen=True):
     temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
     labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
     held_out: Annotated[Count | None, about(HELD_OUT, also="max_eval_samples num_eval_prompts")] = None
+    ceiling: Annotated[Annotated[int, Meta(ge=0)] | None, about(CEILING)] = None
     server: Annotated[str | None, about(SERVER, also="vllm_server_base_url vllm_server_host", identity=False)] = None
 
     def __post_init__(self) -> None:
         if self.server is not None and not URL.fullmatch(self.server):
             raise ValueError(f'server is "{self.server}", which is no address such as http://127.0.0.1:8000')
-        if self.labels == "judge" and self.held_out is not None:
-            raise ValueError("a judge gives no score that could be measured, so held_out has no effect")
+        for name in ("held_out", "ceiling"):
+            if self.labels == "judge" and getattr(self, name) is not None:
+                raise ValueError(f"a judge gives no score that could be measured, so {name} has no effect")
 
     @property
     def phase_tasks(self) -> int:
@@ -89,6 +95,10 @@ JUDGE = (
 )
 WEIGHT = "Factor of this score in the sum of all; 0 for one that is measured and not learned from."
 MISSING_END = "Subtracted from the score of a response that was cut before its end."
+NEAR_END = (
+    "Last tokens before rollout.max_tokens over which a response loses more and more of missing_end, though it ends "
+    "(DAPO, arXiv 2503.14476); only one that is cut loses it if not given."
+)
 TIME_LIMIT = "Seconds that one call of a function, or of a judge's server, may take."
 REWARD_ARGUMENTS, JUDGE_ARGUMENTS = ("prompt", "responses", "answer"), ("prompt", "first", "second")
 OTHER_ARGUMENTS = ("prompts", "completions", "queries", "solution_str", "solution_strs")  # of TRL, OpenRLHF and verl
@@ -107,7 +117,10 @@ class Reward(Table, frozen=True):
     pattern: Annotated[str | None, about(PATTERN)] = None
     judge: Annotated[str | None, about(JUDGE, also="judges", location=True)] = None
     weight: Annotated[float, about(WEIGHT, also="reward_weights", ge=-1e9, le=1e9)] = 1.0
-    missing_end: Annotated[float, about(MISSING_END, also="missing_eos_penalty", ge=0, le=1e9)] = 0.0
+    missing_end: Annotated[
+        float, about(MISSING_END, also="missing_eos_penalty overlong_penalty_factor", ge=0, le=1e9)
+    ] = 0.0
+    missing_end_tokens: Annotated[Count | None, about(NEAR_END, also="overlong_buffer_len overlong_buffer")] = None
     time_limit: Annotated[
         Annotated[float, Meta(gt=0, le=1e6)] | None, about(f"{TIME_LIMIT} 60 if not given.", also="timeout")
     ] = None
@@ -127,6 +140,8 @@ class Reward(Table, frozen=True):
             raise ValueError('pattern and verify = "regex" need each other')
         if self.time_limit is not None and self.function is None and self.judge is None:
             raise ValueError("time_limit has no effect without function or judge")
+        if self.missing_end_tokens is not None and not self.missing_end:
+            raise ValueError("missing_end_tokens has no effect without missing_end")
         if self.judge is not None and (self.weight != 1 or self.missing_end):
             raise ValueError("a judge gives no score, so weight and missing_end have no effect")
 

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 START = "start_draws.safetensors"  # what the reference drew to the held-out prompts, from which the ceiling follows
 SEED = 1 << 40  # beyond every phase's number
-DRAWN = 2048  # responses of the reference, once a run, from which the ceiling follows
+DRAWN = 2048  # responses of the reference, once a run, from which the ceiling follows, where nobody says
 FEWEST = 5  # a prompt, of them, that the ceiling has to rest on: the effective number after tilting
 
 
 @dataclass(frozen=True)
 class HeldOutTasks:
-    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays; context: what
-    decides its draws and their scores besides the prompts."""
+    """Prompts that no update learns from. count: responses to each; anchor: the reference that stays; ceiling: its
+    responses to all of them, 0 for none; context: what decides its draws and their scores besides the prompts."""
 
     tasks: Sequence[Task]
     count: int
@@ -50,6 +50,7 @@ class HeldOutTasks:
     tokenizer: PreTrainedTokenizerBase
     packing: Packing
     record: Path
+    ceiling: int = DRAWN
     context: str = ""
     oom: OomRetry = field(default_factory=OomRetry)
 
@@ -72,7 +73,7 @@ class HeldOutTasks:
             anchor = read_by(reference, groups, self.packing, self.oom, dist)
             kl = numbers.log_ratio(anchor).reshape(-1, self.count)
             metrics |= {"kl": float(kl.mean()), "kl_error": error_over_prompts(kl, self.tasks)}
-            if models.reference is None:  # from one that moves, draws would have to be made anew
+            if models.reference is None and self.ceiling:  # from one that moves, draws would have to be made anew
                 best = Frontier.sampled(self._reference_scores(reference, dist)).at_kl(float(kl.mean()))
                 if best.effective >= FEWEST * len(self.tasks):
                     metrics["ceiling"] = best.reward
@@ -83,7 +84,7 @@ class HeldOutTasks:
 
     def _reference_scores(self, reference: Policy, dist: Distributed) -> np.ndarray:
         """(tasks, responses) scores of what the reference draws, from the record where they are there."""
-        path, count = self.record / START, max(self.count, DRAWN // len(self.tasks))
+        path, count = self.record / START, max(self.count, self.ceiling // len(self.tasks))
         known, digest = read_numbers(path, dist), hashlib.sha256(self.context.encode())
         for task in self.tasks:
             digest.update(len(task.ids).to_bytes(8) + task.ids.tobytes())

@@ -160,12 +160,23 @@ _ANSWER_HINT = "A verifier needs one under ground_truth, answer or solution, or 
 
 
 class Part(Struct, frozen=True):
-    """One scorer of several. missing_end: subtracted from its score of a response that was cut."""
+    """One scorer of several. missing_end: subtracted from its score of a response that was cut; near_end: last tokens
+    before max_tokens, where responses are cut, over which that grows from 0; 0 for none."""
 
     name: str
     scorer: Scorer
     weight: float = 1.0
     missing_end: float = 0.0
+    near_end: int = 0
+    max_tokens: int = 0
+
+    def lost(self, answered: Sequence[Answered]) -> np.ndarray:
+        """(responses,) what is subtracted of each response."""
+        cut = np.array([not ended for task in answered for ended in task.ended], np.float64)
+        if self.near_end:
+            left = self.max_tokens - np.array([len(ids) for task in answered for ids in task.ids])
+            cut = np.maximum(cut, np.clip(1 - left / self.near_end, 0, 1))
+        return self.missing_end * cut
 
 
 class SummedScorer:
@@ -178,12 +189,12 @@ class SummedScorer:
     def score(self, answered: Sequence[Answered]) -> np.ndarray:
         """(responses, 1 + parts) fp64: the sum over the parts that can say, which is learned from, and what each part
         said itself, NaN where it could not say. Raises UserError where none can."""
-        cut = np.array([not ended for task in answered for ended in task.ended], np.float64)
-        total, said, by_part = np.zeros(len(cut)), np.zeros(len(cut), bool), []
+        count = sum(len(task.responses) for task in answered)
+        total, said, by_part = np.zeros(count), np.zeros(count, bool), []
         for part in self.parts:
             scores = part.scorer.score(answered)
             can_say = ~np.isnan(scores)
-            total += np.where(can_say, part.weight * (np.nan_to_num(scores) - part.missing_end * cut), 0.0)
+            total += np.where(can_say, part.weight * (np.nan_to_num(scores) - part.lost(answered)), 0.0)
             said |= can_say & (part.weight != 0)
             by_part.append(scores)
         if not said.all():
@@ -214,12 +225,16 @@ def scorer_of(
     rewards: Sequence[Reward],
     load_model: Callable[[Reward], Scorer],
     functions: Sequence[Function | None] | None = None,
+    max_tokens: int = 0,
 ) -> SummedScorer:
     """The scorer of the tables of [reward].
 
     load_model: gives the scorer of a table that names a reward model; functions: those of the tables, where they are
-    loaded already. Raises UserError for a function or pattern that cannot be used.
+    loaded already; max_tokens: at which responses are cut. Raises UserError for what cannot be used.
     """
+    if any((reward.missing_end_tokens or 0) > max_tokens for reward in rewards):
+        raise UserError(f"a response has {max_tokens} tokens at most (rollout.max_tokens).",
+                        location="reward.missing_end_tokens", hint="Give fewer.")  # fmt: skip
     parts: list[Part] = []
     digests, remarks = {}, []
     functions = functions_of(rewards) if functions is None else functions  # before a model, which takes long to load
@@ -233,5 +248,6 @@ def scorer_of(
             scorer = VerifierScorer(reward.verify, *verifier(reward.verify, reward.pattern))
         else:
             scorer = load_model(reward)
-        parts.append(Part(name, scorer, reward.weight, reward.missing_end))
+        parts.append(Part(name, scorer, reward.weight, reward.missing_end, reward.missing_end_tokens or 0,
+                          max_tokens))  # fmt: skip
     return SummedScorer(parts, digests, remarks)

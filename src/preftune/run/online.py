@@ -32,7 +32,7 @@ from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
 from preftune.rollout.config import MEASURED, Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.evaluate import HeldOutTasks, chosen_tasks
+from preftune.rollout.evaluate import DRAWN, HeldOutTasks, chosen_tasks
 from preftune.rollout.functions import Function, functions_of
 from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online, weights_now
@@ -140,14 +140,17 @@ def _training(
     run: Run, tasks: TaskSet, source: Online, sampler: Embedded, notes: Notes, *, starts_at_reference: bool
 ) -> Training:
     """The pieces of the loop. sampler: draws to held-out prompts, in this process."""
-    held_out = None
+    held_out, ceiling = None, DRAWN if source.rollout.ceiling is None else source.rollout.ceiling
+    if source.rollout.ceiling and (source.anchor is None or not tasks.held_out):
+        lacking = "prompts are held out" if source.anchor is not None else "reference stays as it is"
+        raise UserError(f"no {lacking}, so no ceiling is told.", location="rollout.ceiling", hint="Remove the key.")
     if tasks.held_out and source.judge is None:  # a judge compares two responses, and gives no score to follow
         chosen = chosen_tasks(tasks.held_out, source.rollout.held_out or MEASURED)
         if len(chosen) < len(tasks.held_out):
             text = f"of {len(tasks.held_out)} held-out prompts, {len(chosen)} are drawn to (rollout.held_out)"
             notes["measured"] = (text, {})
         held_out = HeldOutTasks(chosen, source.rollout.responses, run.seed, sampler, source.anchor, source.scorer,
-                                source.tokenizer, source.packing, source.record, source.context)  # fmt: skip
+                                source.tokenizer, source.packing, source.record, ceiling, source.context)  # fmt: skip
     return Training(
         models=source.models,
         loss=Loss(run.objective, run.data.rankings),
@@ -242,7 +245,7 @@ def scorer_and_judge(
                            positions(model.module.config))  # fmt: skip
 
     judges = [reward for reward in reward_tables(run) if reward.judge]
-    scorer = scorer_of(scoring_tables(run), load_model, functions)
+    scorer = scorer_of(scoring_tables(run), load_model, functions, run.rollout.max_tokens if run.rollout else 0)
     scorer.refuse_tasks([*tasks.train, *tasks.held_out])
     digests |= scorer.digests
     if scorer.remarks:

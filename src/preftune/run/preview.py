@@ -110,4 +110,5 @@ def _scorer(run: Run, functions: Sequence[Function | None]) -> SummedScorer:
     for reward in reward_tables(run):
         if reward.judge and "://" not in reward.judge:
             judge_of(reward)
-    return scorer_of(scoring_tables(run), lambda _: SummedScorer((), {}), functions)
+    most = run.rollout.max_tokens if run.rollout else 0
+    return scorer_of(scoring_tables(run), lambda _: SummedScorer((), {}), functions, most)
