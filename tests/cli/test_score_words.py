@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from making import save_model
 
-from preftune.cli.score import words_of
+from preftune.cli.score import score, words_of
 from preftune.config.load import load
 from preftune.errors import UserError
 from preftune.objective import Reward
@@ -48,3 +49,17 @@ def test_what_the_flag_says_is_not_said_twice() -> None:
             words_of([word, "rows.jsonl"], "m")
     with pytest.raises(UserError, match="second file of rows"):
         words_of(["a.jsonl", "b.jsonl"], "m")
+
+
+def test_scores_of_sft_are_told_in_its_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `preftune train` tells them: nothing was chosen."""
+    monkeypatch.chdir(tmp_path)
+    model, rows = str(save_model(tmp_path / "model")), tmp_path / "demos.jsonl"
+    rows.write_text('{"prompt": "w3 w4", "response": "w5 w6"}\n{"prompt": "w4", "response": "w7"}\n')
+    score(model, str(rows), "objective=sft")
+    shown = capsys.readouterr().out
+    assert "log-probability a token" in shown
+    assert "perplexity" in shown
+    assert "chosen" not in shown

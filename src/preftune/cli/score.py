@@ -84,5 +84,6 @@ def score(*words: str, reward: str | None = None, out: Path = Path("scores.jsonl
     from preftune.distributed import current
 
     if current().first:
-        Console().print(metrics_table(means))
+        demos = means.get("perplexity") is not None and means.get("rejected_logp") is None
+        Console().print(metrics_table(means, demos=demos))
         print(out)
