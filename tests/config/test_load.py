@@ -96,6 +96,8 @@ WRONG = {
     'objective={name="ipo", flip=0.1}': ["no such key. Known here: tau, per_token"],
     "objective.parts=[]": ['It is a key of name = "sum".'],
     "objective.beta=1e999": ["objective.beta: must be a finite number"],
+    "data.share=[1]": ['Did you mean "shares"'],  # share is an earlier name in another table
+    "optim.beta=[0.9, 0.99]": ['Did you mean "betas"'],
 }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from preftune.config.explain import choices, elsewhere, keys, names_at, value_at, values_at
 from preftune.elsewhere import BY_NAME, spelled
 from preftune.errors import Problem, UserError, nearest
 
+SLIP = 0.9  # likeness of a key to a word that is off by one letter
 FEW = 4  # at most so many keys or choices are named in a hint
 UNKNOWN_KEY = "key.unknown"
 PLAIN = {
@@ -91,6 +93,9 @@ def _plain_type(types: re.Match[str]) -> str:
 def _right_key(word: str, place: str, tree: Mapping[str, Any]) -> str:
     """A hint for an unknown key of the table at `place`."""
     known = names_at(place, tree)
+    own = any(key.table == place and word in key.also for key in keys())
+    if not own and get_close_matches(word, known, 1, SLIP):  # of this table, before what the word is in another
+        return nearest(word, known)
     if hint := answer_to(word, place) or nearest(word, known) or nearest(word.partition("_")[2], known):
         return hint
     hint = f"Known here: {', '.join(known)}." if known else "It has none."

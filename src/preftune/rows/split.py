@@ -60,8 +60,6 @@ def read_rows(data: Data, asked: Asked = NOTHING) -> Rows:
 
 def refuse_missing_rows(data: Data) -> None:
     """Raise UserError where no rows are named, or some that are not there: before all that is slow to load."""
-    if isinstance(data.train, str | Sequence) and not data.train:
-        raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
     _refuse_keys(data)
     problems: list[Problem] = []
     for name in (*names_of(data.train), *names_of(() if data.evaluate is None else data.evaluate)):
@@ -78,8 +76,6 @@ def refuse_missing_rows(data: Data) -> None:
 
 def _readings(data: Data, asked: Asked) -> dict[str, Reading]:
     """What data.train and data.evaluate hold. Raises UserError."""
-    if isinstance(data.train, str | Sequence) and not data.train:
-        raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
     _refuse_keys(data)
     readings = {"train": read(data.train, columns=data.columns, shares=data.shares, asked=asked)}
     if data.evaluate is not None:
@@ -105,7 +101,10 @@ def _noted(reading: Reading, notes: Sequence[Problem]) -> Reading:
 
 
 def _refuse_keys(data: Data) -> None:
-    """Raise UserError where data.system says nothing, or data.shares has not one number for each file of data.train."""
+    """Raise UserError where data.train names nothing, data.system says nothing, or data.shares has not one number for
+    each file of data.train."""
+    if isinstance(data.train, str | Sequence) and not data.train:
+        raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
     if data.system is not None and not data.system.strip():
         raise UserError("the text is blank, so the key has no effect.", location="data.system", hint="Remove it.")
     if data.shares is None:
