@@ -474,3 +474,11 @@ def test_numbers_are_spelled() -> None:
     assert number(3.14159, 1, sign=True) == "+3.1"
     assert number(-0.04, 1, sign=True) == "0.0", "a rounded zero has no sign"
     assert share(0.7284) == "72.8\u00a0%"
+
+
+def test_a_penalty_that_a_run_has_is_not_asked_for() -> None:
+    cut = drawn.phases(ended=(1.0, 0.4))
+    table = {"reward": {"verify": "exact", "missing_end": 0.5}}
+    remedies = [diagnose(record)[0].remedy for record in (cut, replace(cut, run=drawn.RLOO | table))]
+    assert ["set reward.missing_end" in remedy for remedy in remedies] == [True, False]
+    assert "raise reward.missing_end" in remedies[1]

@@ -133,13 +133,17 @@ def does_not_end(record: Record) -> Finding | None:
     if ends is None or ends[1] >= ENDED:
         return None
     was = f", {share(ends[0])} at the start" if len(record.phases) >= FEW else ""
+    meaning = "A cut response is scored as it stands, so the policy is not told to come to an end."
+    penalty = "set reward.missing_end to the score that an unfinished response loses"
+    if any(reward.get("missing_end") for reward in record.rewards):
+        meaning, penalty = "Many are cut although that costs them reward.missing_end.", "raise reward.missing_end"
     return Finding(
         code="online.ended",
         severity="warn" if ends[1] >= 0.5 else "serious",
         title="Many responses are cut before they end",
         evidence=f"{share(ends[1])} of the responses of the last phases have their end token{was}.",
-        meaning="A cut response is scored as it stands, so the policy is not told to come to an end.",
-        remedy="Raise rollout.max_tokens, or set reward.missing_end to the score that an unfinished response loses.",
+        meaning=meaning,
+        remedy=f"Raise rollout.max_tokens, or {penalty}.",
     )
 
 
