@@ -436,6 +436,9 @@ def _differences(
     def look(place: str, metric: str, a: Any, b: Any) -> None:
         if a == b and type(a) is type(b):
             return
+        if {type(a), type(b)} == {float, type(None)}:  # what cannot be told in one of them
+            numbers[metric] = (math.inf, math.inf, False)
+            return
         both = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (a, b))
         if not both:
             sentences.append(f"{place} {metric}: {a!r}, recorded {b!r}")
