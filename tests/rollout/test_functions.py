@@ -75,7 +75,8 @@ def test_a_callable_is_identified_by_its_source() -> None:
 
 OTHER_FORMS = (
     "(completions, **kwargs)", "(prompts, completions, **columns)", "(prompts, completions, answer, **columns)",
-    "(prompt, responses)", "(answer, responses, prompt)", "(text, prompt, responses)", "(queries, prompts, labels)",
+    "(prompt)", "(responses, prompt)", "(prompt, responses, *, answer)",
+    "(answer, responses, prompt)", "(text, prompt, responses)", "(queries, prompts, labels)",
     "(solution_str, ground_truth, data_source)", "(prompt, responses, truth, answer)", "(a, b, c, d, /)",
 )  # fmt: skip
 
@@ -97,6 +98,8 @@ def test_a_function_of_another_form_is_refused_before_it_is_called(form: str, tm
     ("form", "asked"),
     [
         ("(prompt, responses, answer)", Asked(but=ARGUMENTS)),
+        ("(prompt, responses)", Asked(but=ARGUMENTS[:2])),
+        ("(prompt, responses, *, tests)", Asked(("tests",), but=ARGUMENTS[:2])),
         ("(p, r, a, tests, limit=3)", Asked(("tests",), ("limit",), but=("p", "r", "a"))),
         ("(prompt, responses, answer, *, tests)", Asked(("tests",), but=ARGUMENTS)),
         ("(prompt, responses, answer=None, **columns)", Asked(every=True, but=ARGUMENTS)),

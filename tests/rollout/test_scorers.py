@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from preftune.rows.row import Task as TaskRow
 from preftune.tokens.tokenize import tokenize
 
 __all__ = ["byte_level", "sentence"]
+RLHF = Path(__file__).parents[2] / "docs/rlhf.md"
 Make = Callable[..., PreTrainedTokenizerBase]
 
 
@@ -239,3 +241,19 @@ def test_a_function_of_another_form_is_refused_before_a_model_is_loaded() -> Non
     with pytest.raises(UserError, match="is called with"):
         scorer_of(rewards, lambda reward: loaded.append(reward) or scorer(lambda *_: []))
     assert loaded == []
+
+
+def test_a_function_may_do_without_the_answer() -> None:
+    def short(prompt: object, responses: list[str]) -> list[float]:
+        return [-float(len(response)) for response in responses]
+
+    assert FunctionScorer(given_function(short)).score([task("a", "abc")]).tolist() == [-1, -3]
+
+
+def test_the_page_says_how_expressions_are_compared() -> None:
+    """Its own time limits stand on the timer of ours, and leave it as it was."""
+    scope: dict[str, Callable[..., object]] = {}
+    exec(next(block for block in RLHF.read_text().split("```") if "math_verify" in block).partition("\n")[2], scope)
+    texts = (r"so \boxed{\frac{\sqrt{3}}{3}}", "no idea", r"it is $3^{-1/2}$", r"\boxed{\sqrt3}")
+    right = scorer(scope["equal"]).score([task(*texts, answer=r"\frac{1}{\sqrt 3}")])
+    assert right.tolist() == [1, 0, 1, 0]

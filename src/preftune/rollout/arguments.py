@@ -21,6 +21,18 @@ COLUMNS = (
 )
 
 
+def places_of(function: Callable[..., Any], arguments: Sequence[str]) -> int:
+    """How many of the arguments a function is called with: one of rewards may do without the last, the answer."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # one of C may not say
+        return len(arguments)
+    takes_any = any(parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for parameter in parameters)
+    names = tuple(parameter.name for parameter in parameters if parameter.kind in BY_PLACE)
+    without = tuple(arguments) == REWARD_ARGUMENTS and names == REWARD_ARGUMENTS[:-1] and not takes_any
+    return len(arguments) - without
+
+
 def asked_by(function: Callable[..., Any], name: str, arguments: Sequence[str], location: str) -> Asked:
     """The columns that a function of rewards reads, by its further parameters; no other function reads any.
 
@@ -32,11 +44,12 @@ def asked_by(function: Callable[..., Any], name: str, arguments: Sequence[str], 
     except (TypeError, ValueError):  # one of C may not say
         return Asked()
     parameters, of_rewards = [*signature.parameters.values()], tuple(arguments) == REWARD_ARGUMENTS
-    places = [parameter for parameter in parameters if parameter.kind in BY_PLACE][: len(arguments)]
+    by_place = arguments[: places_of(function, arguments)]
+    places = [parameter for parameter in parameters if parameter.kind in BY_PLACE][: len(by_place)]
     more = [parameter for parameter in parameters if parameter not in places and parameter.kind in BY_NAME]
     columns = {parameter.name: parameter.default for parameter in more if of_rewards}
     try:
-        signature.bind(*arguments, **columns)
+        signature.bind(*by_place, **columns)
         fits = True
     except TypeError:
         fits = False

@@ -79,8 +79,8 @@ class Rollout(Table, frozen=True):
 REWARD_MODEL = "Folder or hub name of a reward model; beside `judge`, the name under which its server has the model."
 PEERS_MODEL = "reward_model_path reward_pretrain reward_model reward_model_adapters"
 REWARD_FUNCTION = (
-    "`rewards.py:name` or `module:name` of a function (prompt, responses, answer) -> a score each; whatever it takes "
-    "beyond these is a column of the row."
+    "`rewards.py:name` or `module:name` of a function (prompt, responses, answer) -> a score each; it may leave out "
+    "`answer`, and whatever it takes beyond these is a column of the row."
 )
 VERIFY = (
     "1 where a response agrees with the task's answer, else 0. exact: the same text; number: the same last number; "

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from preftune.errors import LONGEST, UserError, nearest
 from preftune.objective.source import source_of
-from preftune.rollout.arguments import asked_by
+from preftune.rollout.arguments import asked_by, places_of
 from preftune.rollout.config import REWARD_ARGUMENTS, Reward
 from preftune.rows.asked import Asked, all_of
 
@@ -40,14 +40,15 @@ AGAIN = 0.5  # seconds after which the alarm comes once more, for code that catc
 
 class Function(Struct, frozen=True):
     """A function with its name for errors and the record, and SHA-256 of its name and source. remark: a sentence on
-    what it holds that this does not cover; asked: the columns of a row that it reads; is_async: whether what it returns
-    has to be awaited."""
+    what it holds that this does not cover; asked: the columns of a row that it reads; places: the arguments that it is
+    called with by place; is_async: whether what it returns has to be awaited."""
 
     call: Callable[..., Any]
     name: str
     digest: str
     remark: str = ""
     asked: Asked = Asked()
+    places: int = len(REWARD_ARGUMENTS)
 
     @property
     def is_async(self) -> bool:
@@ -59,7 +60,8 @@ def given_function(function: Callable[..., Any], location: str = "reward") -> Fu
     name = getattr(function, "__qualname__", type(function).__name__)
     asked = asked_by(function, name, REWARD_ARGUMENTS, location)
     source = source_of(function, name, location)
-    return Function(function, name, source.digest, source.remark(name), asked)
+    return Function(function, name, source.digest, source.remark(name), asked,
+                    places_of(function, REWARD_ARGUMENTS))  # fmt: skip
 
 
 def load_function(name: str, location: str, arguments: Sequence[str] = REWARD_ARGUMENTS) -> Function:
@@ -75,7 +77,7 @@ def load_function(name: str, location: str, arguments: Sequence[str] = REWARD_AR
         raise UserError(f"{name} is no function.", location=location)
     asked = asked_by(function, name, arguments, location)
     digest = hashlib.sha256(attribute.encode() + b"\0" + file.read_bytes()).hexdigest()
-    return Function(function, name, digest, asked=asked)
+    return Function(function, name, digest, asked=asked, places=places_of(function, arguments))
 
 
 def functions_of(rewards: Sequence[Reward]) -> tuple[Function | None, ...]:

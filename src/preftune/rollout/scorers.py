@@ -99,7 +99,8 @@ class FunctionScorer:
 
     def _called(self, task: Answered) -> Any:
         columns = self._function.asked.from_text(task.columns)
-        return self._function.call(plain_prompt(task.prompt), list(task.responses), task.answer, **columns)
+        arguments = (plain_prompt(task.prompt), list(task.responses), task.answer)
+        return self._function.call(*arguments[: self._function.places], **columns)
 
     def _values(self, task: Answered) -> list[object] | str:
         return listed(self._called(task))
