@@ -51,8 +51,9 @@ clean:
 PEERS ?= $(CURDIR)/.venv-peers/bin/python
 .PHONY: bench bench-peers
 bench: $(STAMP) $(PEERS)
-	for each in speed memory adapter ukp reference scale startup limit head gpu rollout online table; do \
-		PEERS=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python bench/$$each.py || exit 1; done
+	for each in speed.py "speed.py --dtype bfloat16" memory.py adapter.py ukp.py reference.py scale.py startup.py \
+		limit.py head.py gpu.py rollout.py online.py table.py; do \
+		PEERS=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python bench/$$each || exit 1; done
 
 bench-peers: .venv-peers/.installed
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from preftune.cli.demo import _print
 from preftune.cli.view import metrics_table
 from preftune.demo.comparison import Comparison, Line, Written
-from preftune.record.reader import ExtraTable
+from preftune.record.extras import ExtraChart
 from preftune.record.schema import EVALUATION
 
 
@@ -65,7 +65,7 @@ def test_wrapped_text_of_a_model_continues_below_its_beginning() -> None:
     console = Console(width=80, color_system=None)
     models, line = ("before", "DPO", "RLOO"), Line("reward", ("1", "2", "3"), "")
     with console.capture() as shown:
-        _print(console, Comparison(models, (line,), ExtraTable("", (), ()), (sample,)))
+        _print(console, Comparison(models, (line,), ExtraChart("", "", "", ()), (sample,)))
     table, _, below = shown.get().partition("The soup\n")
     assert [row.split() for row in table.splitlines() if row.strip()] == [list(models), ["reward", "1", "2", "3"]]
     first = ("   before   kind", "   DPO      warm", "   RLOO     mild")

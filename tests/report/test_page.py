@@ -15,18 +15,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from drawn import ONLINE, phases
+from drawn import ONLINE, ended, phases
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import share
 from preftune.errors import UserError
-from preftune.record.reader import Extras, ExtraTable, Record, Rewrite
+from preftune.record.extras import Curve, ExtraChart, Extras, ExtraTable, Rewrite
+from preftune.record.reader import Record, Sample, Texts
 from preftune.report import page
 from preftune.report.charts import charts
 from preftune.report.compare import columns, differences, differing
+from preftune.report.figures import evaluations, tiles
 from preftune.report.page import inert
 from preftune.report.series import Chart
-from preftune.report.words import headline, lead, number, objective, tiles, visible
+from preftune.report.words import headline, lead, number, objective, visible
 
 Make = Callable[..., Path]
 HOSTILE = (
@@ -101,7 +103,11 @@ def swap(record: Record, text: str) -> Record:
             train=replace(record.data.train, skipped={text: 990}, notes=(text,)),
             evaluate=replace(record.data.evaluate, notes=(text,)),
         ),
-        extras=Extras((ExtraTable(text, (text,), ((text,),), text),), (Rewrite(text, text, text),)),
+        extras=Extras(
+            (ExtraTable(text, (text,), ((text,),), text),),
+            (Rewrite(text, text, text),),
+            (ExtraChart(text, text, text, (Curve(text, (0, 1), (1, 2)), Curve(text, (0,), (1,))), text),),
+        ),
     )
 
 
@@ -343,9 +349,35 @@ def test_a_run_that_draws_without_held_out_prompts_says_score_and_kl() -> None:
     record = replace(phases(score=(0.2, 0.8), kl=(0.01, 0.5)), evaluations=())
     first, last = record.phases[0], record.phases[-1]
     text = headline(record)
-    assert f"score {number(last['score'])} at a KL of {number(last['kl'], 2)} nats" in text
-    assert f"from {number(first['score'])} in the first phase" in text
+    assert f"score {number(last['score'])}, up from {number(first['score'])} in the first phase, at a KL" in text
+    assert f"a KL of {number(last['kl'], 2)} nats" in text
     assert [tile.label for tile in tiles(record)][:2] == ["Score of what was drawn", "KL"]
+
+
+def test_the_loss_of_a_surrogate_is_no_measure_of_learning() -> None:
+    def headings(record: Record) -> list[str]:
+        return [heading for heading, group in charts([("run", record)]) if "loss" in {chart.id for chart in group}]
+
+    assert headings(ONLINE) == ["The optimizer"]
+    assert headings(replace(ONLINE, run={"objective": {"name": "dpo"}})) == ["Did it learn?"]
+
+
+def test_what_a_run_ends_with_is_told_beside_its_start_and_its_error() -> None:
+    record = ended(ONLINE, score=0.5, score_error=0.1, kl=1e-9, rows=None)
+    assert "has a held-out score of 0.500, up from" in headline(record)
+    assert "Its score is uncertain by ±0.196 on other prompts." in lead(record)
+    lines = {line.name: line for line in evaluations(record)}
+    assert lines["KL"].end == "0"
+    result = parsed(record)
+    assert "On held-out prompts, before the first step" in result.text
+
+
+def test_samples_are_shown_up_to_a_number_and_folded_beyond_it() -> None:
+    written = tuple(Sample(prompt=f"p{i}", before=Texts("  b"), after=Texts(" a\n", (f"d{i}",))) for i in range(5))
+    html = page([replace(ONLINE, samples=written)])
+    assert re.sub(r"\s+", " ", html).count("<summary>2 more prompts</summary>") == 1
+    assert "<p>b</p>" in html
+    assert all(f">d{i}</p>" in html for i in range(5))
 
 
 def test_several_rewards_have_a_chart_each() -> None:

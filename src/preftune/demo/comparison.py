@@ -15,13 +15,15 @@ from preftune.config.run import Run, reward_tables
 from preftune.demo import readable
 from preftune.demo.measure import Reference, Reviews
 from preftune.demo.sampling import draw, load_policy
+from preftune.diagnosis.finding import number, share
 from preftune.events import Note, emit
 from preftune.frontier.measure import Frontier, interval, win_rate
 from preftune.objective import PPO
-from preftune.record.reader import Extras, ExtraTable, HeldOutRow, Record, Rewrite
+from preftune.record.extras import Curve, ExtraChart, Extras, ExtraTable, Rewrite
+from preftune.record.reader import HeldOutRow, Record
 
 SHOWN = 3  # prompts of which a review is shown
-BETAS = (4.0, 2.0, 1.0, 0.7, 0.5, 0.35)  # of the ceiling
+BETAS = np.geomspace(20, 0.35, 40)  # of the ceiling
 
 
 class Line(Struct, frozen=True):
@@ -44,7 +46,7 @@ class Comparison(Struct, frozen=True):
 
     models: tuple[str, ...]
     lines: tuple[Line, ...]
-    ceiling: ExtraTable
+    ceiling: ExtraChart
     samples: tuple[Written, ...]
 
 
@@ -97,7 +99,7 @@ def policy_lines(reference: Reference, after: Sequence[Reviews]) -> list[Line]:
              f"its reviews by importance sampling; effective sample size {effective:,.0f} or more"),
         Line("short of the best by", ("", *(_with_interval(s.gap, s.gap_interval) for s in standings)),
              "what is lost beside the best policy of that KL"),
-        Line("share reached", ("", *(f"{s.reached:.0%}" for s in standings)),
+        Line("share reached", ("", *(share(s.reached, 0) for s in standings)),
              "of the reward that can be gained at that KL"),
         Line("tokens", tuple(_mean(reviews.tokens, 1) for reviews in (before, *after)),
              "length of a review; three kind clauses earn more than one"),
@@ -116,7 +118,7 @@ def pair_lines(
     return [
         Line("held-out accuracy", ("50 %", *accuracy),
              f"how often DPO's log-ratio, and the reward model, rank {len(direct)} new pairs as the judge did; the "
-             f"judge errs, and the true reward itself gets {most:.1%}"),
+             f"judge errs, and the true reward itself gets {share(float(most))}"),
         Line("logp of chosen", ("", _change([row.chosen_logp_change for row in direct]), ""),
              "change of the log-probability of the judge's choices in those pairs, in nats; it may well fall"),
         Line("logp of rejected", ("", _change([row.rejected_logp_change for row in direct]), ""),
@@ -151,16 +153,16 @@ def models_in_memory(run: Run) -> list[str]:
     return [name for name, needed in named.items() if needed]
 
 
-def ceiling(reference: Reference, after: Mapping[str, Reviews]) -> ExtraTable:
-    """The best reward at several distances, and the tuned models among them."""
+def ceiling(reference: Reference, after: Mapping[str, Reviews]) -> ExtraChart:
+    """The best reward at every distance, and the models below it."""
     frontier = Frontier.sampled(reference.reviews.reward)
-    points = [frontier.at_beta(beta) for beta in BETAS]
-    rows = [(f"{p.beta:g}", f"{p.kl:.2f}", f"{p.reward:.2f}", f"{p.effective:.0f}") for p in points]
-    rows += [(name, f"{of.log_ratio.mean():.2f}", f"{of.reward.mean():.2f}", "") for name, of in after.items()]
-    note = (
-        "The reference times exp(reward / beta), from the reference's own reviews: no policy has more reward at its KL."
-    )
-    return ExtraTable("The best possible", ("beta", "KL, nats", "reward", "effective draws"), tuple(rows), note)
+    best = [frontier.at_beta(float(beta)) for beta in BETAS]
+    curves = [Curve("The best possible", tuple(p.kl for p in best), tuple(p.reward for p in best)),
+              Curve("before", (0.0,), (float(reference.reviews.reward.mean()),))]  # fmt: skip
+    curves += [Curve(name, (float(of.log_ratio.mean()),), (float(of.reward.mean()),)) for name, of in after.items()]
+    note = "The line is the reference times exp(reward / beta) for every beta, from the reference's own reviews: no " \
+        "policy has more reward at its distance."  # fmt: skip
+    return ExtraChart("Reward against distance", "KL to the reference, nats", "true reward", tuple(curves), note)
 
 
 def add_to_page(comparison: Comparison, record: Path, model: str) -> Path:
@@ -172,7 +174,7 @@ def add_to_page(comparison: Comparison, record: Path, model: str) -> Path:
     table = ExtraTable("What changed", ("", *comparison.models, "what it means"), rows, note)
     own = comparison.models.index(model)
     samples = tuple(Rewrite(of.prompt, of.texts[0], of.texts[own]) for of in comparison.samples)
-    extras = Extras((table, comparison.ceiling), samples)
+    extras = Extras((table,), samples, (comparison.ceiling,))
     files.write_json(record / "extras.json", msgspec.to_builtins(extras))
     files.write(record / "report.html", page([Record.open(record)]))
     return record / "report.html"
@@ -183,19 +185,19 @@ def _verdict(margin: float) -> float:
     return 0.5 + 0.5 * float(np.sign(margin))
 
 
-def _with_interval(value: float, bounds: tuple[float, float], digits: int = 2, sign: str = "") -> str:
+def _with_interval(value: float, bounds: tuple[float, float], digits: int = 2, *, sign: bool = False) -> str:
     low, high = bounds
-    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return f"{number(value, digits, sign=sign)} [{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
 
 
-def _mean(values: np.ndarray, digits: int = 2, sign: str = "") -> str:
-    return _with_interval(values.mean(), interval(np.mean, values), digits, sign)
+def _mean(values: np.ndarray, digits: int = 2, *, sign: bool = False) -> str:
+    return _with_interval(values.mean(), interval(np.mean, values), digits, sign=sign)
 
 
 def _change(values: Sequence[float | None]) -> str:
-    return _mean(np.array([[value for value in values if value is not None]]), sign="+")
+    return _mean(np.array([[value for value in values if value is not None]]), sign=True)
 
 
-def _percent(share: float, bounds: tuple[float, float] | None = None) -> str:
+def _percent(part: float, bounds: tuple[float, float] | None = None) -> str:
     brackets = f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else ""
-    return f"{100 * share:.1f} %{brackets}"
+    return f"{share(part)}{brackets}"

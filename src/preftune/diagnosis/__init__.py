@@ -56,7 +56,7 @@ CHECKS: tuple[Callable[[Record], Finding | None], ...] = (
 )
 OF_DRAWS = ("draws.far", "draws.endless", "draws.repeat")
 OF_THE_POLICY = ("anchor.drift", *OF_DRAWS, "displacement.chosen", "reward.too_sure", "reward.too_easy")
-OF_LENGTH = ("length.reward", "length.data", "reward.word")
+OF_LENGTH = ("length.reward", "reward.word")
 TESTS = 8  # checks with a p value: weak, overfit, displacement, length, word, parts, end, too sure
 # What each cause explains: those findings are named below it and not beside it.
 EXPLAINS: dict[str, tuple[str, ...]] = {
@@ -72,7 +72,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "shift.unlikely": ("end.wrong", "end.unlearned", "anchor.chance", "anchor.overfit", "reward.parts",
                        *OF_THE_POLICY, *OF_LENGTH),
     "anchor.overfit": ("anchor.chance", "end.unlearned", "reward.parts", *OF_THE_POLICY, *OF_LENGTH),
-    "data.cut": ("end.wrong", "end.unlearned", "anchor.chance", "shift.cut", *OF_THE_POLICY, *OF_LENGTH),
+    "data.cut": ("end.wrong", "end.unlearned", "anchor.chance", "shift.cut", "length.data", *OF_THE_POLICY, *OF_LENGTH),
     "end.unlearned": (*OF_THE_POLICY[1:], *OF_LENGTH),
     "reward.word": ("length.reward", "length.data", *OF_THE_POLICY),
     "length.reward": ("length.data", *OF_THE_POLICY),
@@ -123,9 +123,13 @@ def _beyond_noise(findings: list[Finding]) -> list[Finding]:
 
 
 def _with_effects(cause: Finding, effects: list[Finding]) -> Finding:
-    severity = min((cause.severity, *(effect.severity for effect in effects)), key=ORDER.index)
+    """The cause with what follows from it. What to do against one that is worse than its cause stands there too."""
+    worst = min((cause, *effects), key=lambda finding: ORDER.index(finding.severity))
     named = tuple(line for effect in effects for line in (f"{effect.title}. {effect.evidence}", *effect.effects))
-    return replace(cause, severity=severity, effects=(*cause.effects, *named))
+    remedy = cause.remedy
+    if worst.severity != cause.severity:
+        remedy = f"{remedy} If that is not enough: {worst.remedy[0].lower()}{worst.remedy[1:]}"
+    return replace(cause, severity=worst.severity, effects=(*cause.effects, *named), remedy=remedy)
 
 
 __all__ = ["CHECKS", "Finding", "diagnose"]

@@ -50,6 +50,11 @@ def of_demos(record: Record) -> bool:
     return train is not None and train.kinds.keys() == {"demo"}
 
 
+def is_surrogate(record: Record) -> bool:
+    """Whether only the gradient of its loss means something, as where advantages of drawn tokens are its weights."""
+    return any(part.kind is not None and part.kind.kind == "rollouts" for part in parts(record))
+
+
 def says_scores(record: Record) -> bool:
     """Whether the record is of a reward model, which says scores and no log-probabilities."""
     return any(line.get("chosen_score") is not None for line in (*record.evaluations, *record.steps))

@@ -177,7 +177,8 @@ def nothing_held_out(record: Record) -> Finding | None:
         meaning = "A few unusual rows among so few decide it, so small differences between runs are noise."
     else:
         evidence = "The record has no evaluation on held-out rows."
-        meaning = "Accuracy and margin rise on the training rows in any case, and that proves nothing."
+        better = "The loss falls" if is_sft(record) else "Accuracy and margin rise"
+        meaning = f"{better} on the training rows in any case, and that proves nothing."
     return Finding(
         code="shift.held_out",
         severity="info" if rows else "warn",

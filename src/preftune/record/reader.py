@@ -15,13 +15,12 @@ from msgspec import Struct
 
 from preftune.errors import UserError
 from preftune.events import Happened
+from preftune.record.extras import Extras
 from preftune.record.parse import RUN_FILE, Numbers, parse_events, parse_json, parse_metrics, parse_rows, parse_toml
 from preftune.record.statistics import Estimate, estimate, mean, share_of
 from preftune.rows.account import Account
 
 RECENT = 0.1  # share of the steps whose mean stands for "now": one step's rows are too few to speak for the run
-
-Cell = str | int | float | bool | None
 
 
 class HeldOutRow(Struct, frozen=True, kw_only=True):
@@ -81,30 +80,6 @@ class Word(Struct, frozen=True, kw_only=True):
 def prompts_of(rows: Sequence[HeldOutRow]) -> list[str]:
     """What each row shares with others: the key of its prompt, or its own where the record has none."""
     return [row.prompt or f"row {index}" for index, row in enumerate(rows)]
-
-
-class ExtraTable(Struct, frozen=True):
-    """A table that the run's author wants in its page."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-
-class Rewrite(Struct, frozen=True):
-    """What the model wrote to one prompt before and after training."""
-
-    prompt: str
-    before: str
-    after: str
-
-
-class Extras(Struct, frozen=True):
-    """Additions of the run's author."""
-
-    tables: tuple[ExtraTable, ...] = ()
-    samples: tuple[Rewrite, ...] = ()
 
 
 class Texts(Struct, frozen=True):

@@ -59,7 +59,7 @@ COMMON: dict[str, Metric] = {
         "null in training steps whose reference is another model",
         ("change of log-probability", "log-probability of a response minus its value before training"),
     ),
-    "rejected_logp_change": Metric("nats", "rejected_logp minus its value under that model"),
+    "rejected_logp_change": Metric("nats", "rejected_logp minus its value under the model that training began from"),
     "chosen_score": Metric(
         "nats", "score of chosen by a reward model, whose differences are log-odds; null for a language model"
     ),
@@ -135,29 +135,29 @@ EVALUATION: dict[str, Metric] = {
         "sure, and a policy tuned on its scores acts as if beta were multiplied by it",
     ),
     "score": Metric("score", "mean score of responses drawn to held-out prompts"),
-    "score_error": Metric("score", "standard error of that mean, over prompts"),
+    "score_error": Metric("score", "standard error of score, over prompts"),
     "score_best": Metric(
-        "score", "mean over prompts of the highest score of their responses: pass@K where scores are 0 and 1"
+        "score", "mean over prompts of the highest score drawn to them: pass@K where scores are 0 and 1"
     ),
     "kl": Metric(
         "nats",
-        "mean log-ratio to the reference of these responses",
+        "mean log-ratio to the reference of responses drawn to held-out prompts",
         ("KL from the start", "mean log-ratio of drawn responses to the model before training"),
     ),
     "kl_error": Metric(
-        "nats", "standard error of that mean, over prompts", ("error of this KL", "its standard error, over prompts")
+        "nats", "standard error of kl, over prompts", ("error of this KL", "its standard error, over prompts")
     ),
     "ceiling": Metric(
         "score", "the best mean score that any policy at this KL could have, by the reference's own draws"
     ),
     "tokens": Metric(
         "tokens",
-        "mean tokens of these responses",
+        "mean tokens of drawn responses",
         ("drawn tokens", "mean tokens of drawn responses"),
     ),
-    "ended": Metric("share", "of these responses, those that have their end token"),
-    "repeated": Metric("share", "of the 3-grams of these responses, those that stand in their response before"),
-    "start_mean_logp": Metric("nats a token", "log-probability of these responses under the model before training"),
+    "ended": Metric("share", "drawn responses that have their end token"),
+    "repeated": Metric("share", "of the 3-grams of drawn responses, those that stand in their response before"),
+    "start_mean_logp": Metric("nats a token", "log-probability of drawn responses under the model before training"),
     "log_ratio_rms": Metric(
         "nats", "root mean square of the log-ratios of all responses; 0 where the policy is its reference"
     ),

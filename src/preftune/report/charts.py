@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from preftune.diagnosis.finding import number
-from preftune.diagnosis.objective_facts import says_scores
+from preftune.diagnosis.objective_facts import is_surrogate, says_scores
 from preftune.record.parse import Numbers
 from preftune.record.reader import Record
 from preftune.report.compare import comparable
@@ -26,9 +26,12 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
     better, worse = sides(kind)
     change = "Should rise, also held out: the model learns to write these responses." if kind == "demos" else \
         f"Where {better} fell too, the margin is bought by making both less probable: displacement."  # fmt: skip
+    surrogate = any(is_surrogate(record) for _, record in runs)
+    loss = trained(runs, Chart("loss", "Loss", "as the objective", "A surrogate: its gradient is what teaches, and its "
+        "value need not fall. What was learned shows in the score." if surrogate else
+        "Held out should fall with training and stay down; a rise at the end is overfitting."))  # fmt: skip
     learned = [
-        trained(runs, Chart("loss", "Loss", "as the objective",
-            "Held out should fall with training and stay down; a rise at the end is overfitting.")),
+        *([] if surrogate else [loss]),
         trained(runs, Chart("perplexity", "Perplexity", "of held-out responses",
             "Should fall and stay down: between how many tokens, as it were, the model has to choose each time.")),
         trained(runs, Chart("accuracy", "Accuracy", right, percent=True, half=True, look="Above the dashed half is "
@@ -52,6 +55,7 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
         _scatter(runs),
     ]  # fmt: skip
     optimizer = [
+        *([loss] if surrogate else []),
         trained(runs, Chart("grad_norm", "Gradient norm", "before clipping", floor=True,
             look="Spikes are single hard steps; a steady climb means that the rate is too high.")),
         trained(runs, Chart("lr", "Learning rate", "", "The schedule as it was run.", floor=True), smooth=False),
@@ -62,6 +66,20 @@ def charts(runs: Runs) -> list[tuple[str, list[Chart]]]:
                 ("The optimizer", optimizer), ("Cost", cost))  # fmt: skip
     drawn = [(title, [chart for chart in group if chart.series]) for title, group in sections]
     return [(title, group) for title, group in drawn if group]
+
+
+def extra(record: Record) -> list[Chart]:
+    """Those that the run's author has added."""
+    charts = []
+    for place, own in enumerate(record.extras.charts):
+        series = []
+        for index, curve in enumerate(own.curves):
+            style, color = ("line", "muted") if len(curve.x) > 1 else ("points", color_of(index))
+            name, x, y = visible(curve.name), [*curve.x], [rounded(value) for value in curve.y]
+            series.append(Series(name, color, x, y, style, dash=style == "line", text=[name] * len(x)))
+        title, y, look, x = (visible(part) for part in (own.title, own.y, own.note, own.x))
+        charts.append(Chart(f"extra_{place}", title, y, look, x, series))
+    return charts
 
 
 def lengths(record: Record) -> Chart | None:

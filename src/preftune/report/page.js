@@ -15,8 +15,9 @@
     const base = { type: "scatter", name: plain(series.name), x: series.x, y: series.y, connectgaps: false };
     const line = { color: ink, width: 2, dash: series.dash ? "4px,3px" : "solid" };
     if (style === "points") {
-      const marker = { color: faded(ink, 0.45), size: 6, line: { width: 0 } };
-      const hovertemplate = `%{text}<br>${chart.y} %{y:.3~g}<br>${chart.x} %{x}<extra></extra>`;
+      const few = series.x.length < 8;  // a cloud shows where it is dense; single points stand out
+      const marker = { color: few ? ink : faded(ink, 0.45), size: few ? 9 : 6, line: { width: 0 } };
+      const hovertemplate = `%{text}<br>${plain(chart.y)} %{y:.3~g}<br>${plain(chart.x || "")} %{x}<extra></extra>`;
       return { ...base, mode: "markers", marker, text: (series.text || []).map(plain), hovertemplate };
     }
     if (style === "faint") return { ...base, mode: "lines", line: { color: faded(ink, 0.32), width: 1 }, hoverinfo: "skip" };
@@ -36,14 +37,22 @@
     return { type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line, layer: "below" };
   }
 
+  // Shares lie between 0 and 1, and a tenth of that at least is shown: less of a difference would look like a course.
+  function around(shares) {
+    const most = Math.max(...shares), low = Math.max(0, Math.min(...shares, most - 0.1));
+    const high = Math.max(most, low + 0.1), margin = 0.05 * (high - low);
+    return [low - margin, high + margin];
+  }
+
   function layout(chart) {
     const scatter = chart.series.some((series) => series.style === "points");
     const axis = { zeroline: false, automargin: true, fixedrange: true, ticks: "", tickfont: { color: themeColor("muted") } };
-    const values = chart.series.flatMap((series) => series.y).map(Math.abs);
+    const values = chart.series.flatMap((series) => series.y).filter((y) => y !== null).map(Math.abs);
     const positions = chart.series.flatMap((series) => series.x);
     const few = chart.x === "step" && Math.max(...positions) - Math.min(...positions) < 6 ? { dtick: 1 } : {};
     const doubling = chart.doubling ? { type: "log", tickvals: positions } : {};
     const small = Math.max(...values) < 0.001;
+    const shares = chart.percent ? { range: around(chart.half ? [0.5, ...values] : values) } : {};
     return {
       autosize: true, dragmode: false, showlegend: false, hovermode: scatter ? "closest" : "x unified",
       margin: { l: 36, r: 14, t: 10, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -51,9 +60,9 @@
       hoverlabel: { bgcolor: themeColor("surface"), bordercolor: themeColor("rule"), font: { color: themeColor("ink") }, namelength: -1 },
       shapes: [...(chart.zero ? [guide(0, "solid")] : []), ...(chart.half ? [guide(0.5, "4px,3px")] : [])],
       xaxis: { ...axis, nticks: 6, ...few, ...doubling, showgrid: false, showline: true, linecolor: themeColor("rule"), title:
-        { text: chart.x, standoff: 6, font: { size: 12, color: themeColor("muted") } } },
+        { text: plain(chart.x || ""), standoff: 6, font: { size: 12, color: themeColor("muted") } } },
       yaxis: { ...axis, gridcolor: themeColor("grid"), nticks: 6, tickformat: chart.percent ? ".0%" : undefined,
-        hoverformat: chart.percent ? ".1%" : ".4~g", exponentformat: small ? "power" : "SI", rangemode: chart.floor ? "tozero" : "normal" },
+        hoverformat: chart.percent ? ".1%" : ".4~g", exponentformat: small ? "power" : "SI", rangemode: chart.floor ? "tozero" : "normal", ...shares },
     };
   }
 
@@ -61,7 +70,7 @@
     for (const chart of charts) {
       const plot = document.getElementById("chart-" + chart.id);
       const traces = chart.series.map((series) => trace(series, chart));
-      Plotly.react(plot, traces, layout(chart), { displayModeBar: false, showTips: false });
+      Plotly.react(plot, traces, layout(chart), { displayModeBar: false, showTips: false, typesetMath: false });
     }
   }
   draw();

@@ -20,8 +20,9 @@ import msgspec
 
 from preftune.diagnosis import CHECKS, diagnose
 from preftune.errors import UserError
-from preftune.record.reader import Cell, Record
-from preftune.report import charts, compare, words
+from preftune.record.extras import Cell
+from preftune.record.reader import Record
+from preftune.report import charts, compare, figures, words
 from preftune.report.words import visible
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 INERT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 REWRITES = 12  # samples that a page shows at most
+SHOWN = 3  # those that it shows unfolded
 
 
 def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> str:
@@ -40,13 +42,15 @@ def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> 
     names = compare.names(records)
     sections = charts.charts([(visible(name), record) for name, record in zip(names, records, strict=True)])
     lengths = charts.lengths(records[0]) if len(records) == 1 else None
-    drawn = [chart for _, group in sections for chart in group] + ([lengths] if lengths else [])
+    extra = charts.extra(records[0]) if len(records) == 1 else []
+    drawn = [*extra, *(chart for _, group in sections for chart in group), *([lengths] if lengths else [])]
     return document("page.html", drawn, {
         "records": records,
         "record": records[0],
         "names": names,
         "failed": failed or {},
         "sections": sections,
+        "extra": extra,
         "lengths": lengths,
         "findings": [diagnose(record) for record in records],
         "checks": len(CHECKS),
@@ -57,6 +61,7 @@ def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> 
         "differences": compare.differences(records),
         "seeds_note": compare.seeds_note(records),
         "rewrites": records[0].extras.samples[:REWRITES],
+        "shown": SHOWN,
         "samples": [sample for sample in records[0].samples if sample.after is not None][:REWRITES],
     })  # fmt: skip
 
@@ -118,7 +123,7 @@ def templates() -> Environment:
         autoescape=True, loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
-    environment.globals |= {"words": words, "configuration": configuration, "versions": versions, "numeric": numeric,
-                            "describe": charts.describe}  # fmt: skip
+    environment.globals |= {"words": words, "figures": figures, "configuration": configuration, "versions": versions,
+                            "numeric": numeric, "describe": charts.describe}  # fmt: skip
     environment.filters |= {"number": words.number, "share": words.share}
     return environment

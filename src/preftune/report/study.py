@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from preftune.record.reader import Cell
+from preftune.record.extras import Cell
 from preftune.report.charts import Chart
 from preftune.report.page import document
 

@@ -1,4 +1,4 @@
-"""What a page says in words about one run: its headline, its key numbers, its table of evaluations."""
+"""What a page says in words about one run: its headline, and the sentences below it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,22 @@ import math
 import unicodedata
 from pathlib import PurePath
 
-from msgspec import Struct
-
 from preftune.diagnosis.finding import number, share
-from preftune.diagnosis.objective_facts import of_demos, parts
+from preftune.diagnosis.objective_facts import parts
 from preftune.record.best import figure_of, outcome
-from preftune.record.of_rewards import evaluation_metrics
 from preftune.record.parse import Numbers
-from preftune.record.reader import HeldOutRow, Record, prompts_of
-from preftune.record.schema import EVALUATION, described
-from preftune.record.statistics import estimate
+from preftune.record.reader import Record
+from preftune.record.statistics import mean
 
 EXPLAINS = 0.02  # where kinds of row are mixed only some have a margin, and the changes of all do not explain it
-SIDES = {"ratings": ("good responses", "bad responses"), "demos": ("responses", "rejected")}  # else chosen, rejected
+SIDES = {
+    "ratings": ("good responses", "bad responses"),
+    "demos": ("responses", "rejected"),
+    "tasks": ("better draws", "worse draws"),
+}  # else chosen, rejected
+NORMAL = 1.96  # standard errors in a 95 % interval of a mean
+FIRST = 5  # steps whose mean loss is where training began
 JOINERS = "\u200c\u200d"  # characters without width that Persian and emoji need
-
-
-class Tile(Struct, frozen=True):
-    """A key number. note: where it started, or what it means."""
-
-    label: str
-    value: str
-    note: str
-
-
-class Line(Struct, frozen=True):
-    """A quantity of the evaluation table with its value before and after."""
-
-    name: str
-    meaning: str
-    unit: str
-    start: str
-    end: str
-    change: str
 
 
 def objective(record: Record) -> str:
@@ -77,10 +60,10 @@ def headline(record: Record) -> str:
     seen = total(record, "examples")
     rows = f" and {number(seen)} rows seen" if seen else ""
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
-    if (figure := figure_of(record.end)) == "score":
-        score, kl = record.end["score"], record.end.get("kl")
-        where = f" at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
-        return f"{after} has a held-out score of {number(score)}{where}, from {number(record.start.get('score'))}."
+    figure, score, kl = figure_of(record.end), record.end.get("score"), record.end.get("kl")
+    if figure == "score" and score is not None:
+        where = f", at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
+        return f"{after} has a held-out score of {number(score)}, {_since(record.start.get('score'), score)}{where}."
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
     if figure == "accuracy" and judged and kind == "ratings":
         return (
@@ -90,20 +73,30 @@ def headline(record: Record) -> str:
         undecided = (record.end.get("rows") or 0) - judged
         more = f"; {number(undecided)} more have no right order" if undecided > 0 else ""
         return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
-    drawn = _scored_phases(record)
+    drawn = scored_phases(record)
     if drawn:
         where = f"at a KL of {number(drawn[-1].get('kl'), 2)} nats from the reference"
+        first, last = drawn[0]["score"], drawn[-1]["score"] or 0.0
         return (
-            f"{after} draws responses that score {number(drawn[-1]['score'])} {where}, from "
-            f"{number(drawn[0]['score'])} in the first phase; no prompt is held out."
+            f"{after} draws responses that score {number(last)}, {_since(first, last)} in the first phase, {where}; no "
+            "prompt is held out."
         )
     key = "loss" if record.end.get("perplexity") is None else "perplexity"
     before, now, location = record.start.get(key), record.end.get(key), "held-out"
     if before is None or now is None:
-        before, now, location, key = record.early("loss"), record.recent("loss"), "training", "loss"
+        before, now, location, key = first_loss(record), record.recent("loss"), "training", "loss"
     if before is None or now is None:
         return f"{after} has no loss on record."
-    return f"{after} has a {location} {key} of {number(now)}, {'down' if now < before else 'up'} from {number(before)}."
+    return f"{after} has a {location} {key} of {number(now)}, {_since(before, now)}."
+
+
+def _since(before: float | None, now: float) -> str:
+    """`up from 0.1`, and which way it went."""
+    return f"{'' if before is None or before == now else 'down ' if now < before else 'up '}from {number(before)}"
+
+
+def first_loss(record: Record) -> float | None:
+    return mean(step.get("loss") for step in record.steps[:FIRST])
 
 
 def lead(record: Record) -> list[str]:
@@ -133,7 +126,9 @@ def lead(record: Record) -> list[str]:
 
 
 def _certainty(record: Record) -> list[str]:
-    """How far the held-out accuracy may be off on other prompts."""
+    """How far the held-out score or accuracy may be off on other prompts."""
+    if error := record.end.get("score_error"):
+        return [f"Its score is uncertain by ±{number(NORMAL * error)} on other prompts."]
     accuracy = record.accuracy()
     if accuracy is None or not record.rows:
         return []
@@ -148,7 +143,7 @@ def _certainty(record: Record) -> list[str]:
     return [f"Its accuracy is uncertain by ±{number(100 * accuracy.half_width(), 1)} points, from {of_prompts}."]
 
 
-def _scored_phases(record: Record) -> list[Numbers]:
+def scored_phases(record: Record) -> list[Numbers]:
     return [phase for phase in record.phases if phase.get("score") is not None]
 
 
@@ -161,41 +156,6 @@ def status(record: Record) -> str:
     return f"{'stopped' if ends[-1:] == ['stopped'] else 'unfinished'} at step {reached}"
 
 
-def tiles(record: Record) -> list[Tile]:
-    """The numbers that a reader wants first."""
-    row = []
-    if (score := record.end.get("score")) is not None:
-        row.append(Tile("Held-out score", number(score), f"from {number(record.start.get('score'))}"))
-    if (ceiling := record.end.get("ceiling")) is not None:
-        row.append(Tile("Ceiling", number(ceiling), f"at KL {number(record.end.get('kl'), 2)}"))
-    if (accuracy := record.end.get("accuracy")) is not None:
-        row.append(Tile("Held-out accuracy", share(accuracy), f"from {share(record.start.get('accuracy'))}"))
-    if (perplexity := record.end.get("perplexity")) is not None:
-        row.append(Tile("Held-out perplexity", number(perplexity), f"from {number(record.start.get('perplexity'))}"))
-    if (margin := record.end.get("margin")) is not None:
-        note = f"nats, from {number(record.start.get('margin'), 1)}"
-        row.append(Tile("Margin", number(margin, 1, sign=True), note))
-    for side, name in zip(("chosen", "rejected"), sides(row_kind(record)), strict=True):
-        change, tokens = record.end.get(f"{side}_logp_change"), record.end.get(f"{side}_tokens")
-        if change is not None:
-            note = f"nats, {number(change / tokens, 2, sign=True)} a token" if tokens else "nats"
-            row.append(Tile(f"Log-probability of {name}", number(change, 1, sign=True), note))
-    drawn = _scored_phases(record)
-    if not row and drawn:
-        row.append(Tile("Score of what was drawn", number(drawn[-1]["score"]), f"from {number(drawn[0]['score'])}"))
-        row.append(Tile("KL", number(drawn[-1].get("kl"), 2), "nats from the reference"))
-    if not row and record.steps:
-        row.append(Tile("Loss", number(record.recent("loss")), f"from {number(record.early('loss'))}"))
-    if (slope := record.end.get("calibration_slope")) is not None:
-        error = share(record.end.get("calibration_error"))
-        row.append(Tile("Calibration slope", number(slope, 2), f"1 is right; calibration error {error}"))
-    computed, shared = total(record, "tokens_computed"), total(record, "tokens_shared")
-    if computed:
-        saved = share(shared / (computed + shared))
-        row.append(Tile("Tokens saved by sharing", saved, f"{number(computed)} computed"))
-    return row
-
-
 def sharing(record: Record) -> str:
     """What computing every distinct token once saves in these rows; empty where the record does not count them."""
     naive, distinct = record.data.tokens_naive, record.data.tokens_distinct
@@ -203,38 +163,6 @@ def sharing(record: Record) -> str:
         return ""
     whole = f"{number(naive)} tokens when each prompt is written out with each response"
     return f"The rows have {whole}; {number(distinct)} of them are distinct."
-
-
-def evaluations(record: Record) -> list[Line]:
-    """Every evaluated number before and after, with its unit and meaning."""
-    lines = []
-    for key, meter in evaluation_metrics(record.start, record.end).items():
-        first, last, change = record.start.get(key), record.end.get(key), record.gain(key)
-        if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
-            continue
-        spell, unit = (share, "") if meter.unit == "share" else (number, meter.unit.replace("as the objective", ""))
-        difference = number(change, sign=True)
-        if spell is share and change is not None:
-            difference = f"{number(100 * change, 1, sign=True)} pt"
-        name, meaning = described(key, meter, demos=of_demos(record))
-        if key in EVALUATION:  # else it has the name of a reward
-            name = f"{name[0].upper()}{name[1:]}".replace("_", " ").replace("logp", "log-probability")
-        lines.append(Line(name, meaning.partition("; null")[0], unit, spell(first), spell(last), difference))
-    return lines
-
-
-def categories(record: Record) -> list[tuple[str, str, int]]:
-    """Of each category that held-out rows name: its name, its accuracy with a standard error, and its rows."""
-    rows_of: dict[str, list[HeldOutRow]] = {}
-    for row in record.judged_rows:
-        if row.category:
-            rows_of.setdefault(row.category, []).append(row)
-    lines = []
-    for name, rows in sorted(rows_of.items()):
-        accuracy = estimate([row.accuracy or 0.0 for row in rows], prompts_of(rows), share=True)
-        error = f" ± {number(100 * accuracy.error, 1)}" if accuracy is not None and accuracy.certain else ""
-        lines.append((name, f"{share(accuracy and accuracy.value)}{error}", len(rows)))
-    return lines
 
 
 def total(record: Record, key: str) -> float:

@@ -49,10 +49,10 @@ def ids_of(tokenizer: Tokenizer, text: str) -> Sequence[int]:
 def unknown_tokens(groups: Sequence[TokenGroup], unknown: int) -> list[Problem]:
     """A note on unknown tokens, if there are any. Raises UserError where they are many."""
     counts = [sum(int((ids == unknown).sum()) for ids in group.parts) for group in groups]
-    share = sum(counts) / max(sum(group.tokens for group in groups), 1)
-    _refuse_many(share, f"the tokenizer does not know {share:.0%} of the tokens.")
+    tokens, there = sum(group.tokens for group in groups), sum(counts)
+    _refuse_many(there / max(tokens, 1), f"the tokenizer does not know {there / max(tokens, 1):.0%} of the tokens.")
     first = next((str(group.place) for group, count in zip(groups, counts, strict=True) if count), "")
-    return [Problem(f"{share:.2%} of all tokens are unknown.", first, reason="token.unknown")] if first else []
+    return [Problem(f"unknown tokens: {there:,} of {tokens:,}.", first, reason="token.unknown")] if first else []
 
 
 def _refuse_many(share: float, message: str) -> None:
@@ -93,7 +93,8 @@ class DroppedCharacters:
         share = self.dropped.total() / self._characters
         such = f"such as {', '.join(map(repr, sorted(self.dropped)[:3]))}."
         _refuse_many(share, f"the tokenizer has no token for {share:.0%} of the characters, {such}")
-        message = f"{share:.2%} of all characters have no token and are left out, {such}"
+        lost = f"{self.dropped.total():,} of {self._characters:,}"
+        message = f"characters that have no token and are left out: {lost}, {such}"
         return [Problem(message, str(self.place), reason="token.dropped")]
 
     def _alone(self, character: str) -> bool:
