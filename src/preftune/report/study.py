@@ -13,6 +13,8 @@ from preftune.record.extras import Cell
 from preftune.report.charts import Chart
 from preftune.report.page import document
 
+FOLDED = 12  # rows beyond which a table that has charts is folded
+
 
 class Panel(Struct, frozen=True):
     """A section: what it shows in a sentence or two, its charts, and its table."""
@@ -36,4 +38,5 @@ class Study(Struct, frozen=True):
 
 def study_page(study: Study) -> str:
     """One HTML document."""
-    return document("study.html", [chart for panel in study.panels for chart in panel.charts], {"study": study})
+    drawn = [chart for panel in study.panels for chart in panel.charts]
+    return document("study.html", drawn, {"study": study, "folded": FOLDED})
