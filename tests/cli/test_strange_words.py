@@ -34,6 +34,10 @@ SLIPS = {
     "train --data.train rows.jsonl": "Unknown option: --data.train. Write data.train=VALUE: keys have no dashes.",
     "train --beta 1": "Unknown option: --beta. Here it is objective.beta.",
     "train --forse": "Unknown option: --forse. Did you mean --force?",
+    "demo out=x": "demo takes no out=x. Options have dashes here: --out x. See `preftune demo --help`.",
+    "demo x y": "demo takes no x and no y. See",
+    "export a": "export needs INTO. See `preftune export --help`.",
+    "demo --sed 3": "Unknown option: --sed. Did you mean --seed?\n",
     "score out=x rows.jsonl": "out=x would be the folder of a run. Name the file to write by --out.",
     "report nosuch": "nosuch: not the record of a run",
 }

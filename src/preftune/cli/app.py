@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, UnknownOptionError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 from preftune.errors import UserError
 
@@ -52,8 +52,27 @@ def call(words: Sequence[str]) -> None:
     try:
         app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        from preftune.config.mistakes import instead_of_flag
+        raise UserError(_what(error, words[0] if words else ""), hint=_how(error, words)) from error
 
-        flag = next((word for word in words[1:] if word.startswith("-")), "")
-        hint = instead_of_flag(flag) if isinstance(error, UnknownOptionError) else ""
-        raise UserError(" ".join(str(error).split()), hint=hint) from error
+
+def _what(error: CycloptsError, verb: str) -> str:
+    """What is wrong with a command, in a sentence."""
+    if isinstance(error, UnusedCliTokensError):
+        return f"{verb} takes no {' and no '.join(error.unused_tokens or ())}."
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.keyword:
+        return f"{verb} needs {error.argument.name.lstrip('-').upper()}."
+    return " ".join(str(error).split())
+
+
+def _how(error: CycloptsError, words: Sequence[str]) -> str:
+    """A hint on a wrong command."""
+    from preftune.config.mistakes import instead_of_flag
+
+    if isinstance(error, UnknownOptionError):
+        hint, asks = instead_of_flag(next((word for word in words[1:] if word.startswith("-")), "")), "Did you mean"
+        return "" if hint.startswith(asks) and asks in str(error) else hint
+    if not isinstance(error, UnusedCliTokensError | MissingArgumentError):
+        return ""
+    key, equals, value = (error.unused_tokens or [""])[0].partition("=")
+    flag = f"Options have dashes here: --{key} {value}. " if equals else ""
+    return f"{flag}See `preftune {words[0]} --help`."
