@@ -119,7 +119,7 @@ def test_refused(served: Callable[..., Run], server: StandIn, tmp_path: Path) ->
         train(served(rollout__server="http://127.0.0.1:9"))
 
 
-@pytest.mark.parametrize("shard", ["none", "step"])
+@pytest.mark.parametrize("shard", ["none", "step", "layer"])
 def test_of_several_ranks_the_first_asks_for_all(
     shard: str, served: Callable[..., Run], server: StandIn, tmp_path: Path
 ) -> None:
@@ -134,3 +134,46 @@ def test_of_several_ranks_the_first_asks_for_all(
     assert len(server.bodies("/v1/completions")) == 2 * asked
     losses = [[line["loss"] for line in read_lines(out / "metrics.jsonl")] for out in (whole, tmp_path / "ranks")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_model_that_no_rank_has_whole_learns_from_what_a_server_draws(
+    served: Callable[..., Run], server: StandIn, tmp_path: Path
+) -> None:
+    """Unlike numbers of packs, held-out prompts and an update that one rank does not live to see included."""
+    keys = {"rollout__tasks": 3, "batch__tokens": 20, "evaluate__every": 2, "rollout__max_tokens": 4}
+
+    def run(name: str, shard: str) -> Run:
+        run = served(**keys, out=str(tmp_path / name), ranks__shard=shard)
+        return replace(run, data=replace(run.data, evaluate=[{"prompt": f"w{i} w5"} for i in (11, 12, 13)]))
+
+    def work(dist: Distributed) -> str:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed), killed_at(4, patch, AN_UPDATE):
+            train(run("layer", "layer"))
+        return str(train(run("layer", "layer"), resume=True))
+
+    replicas, layer = tmp_path / "none", tmp_path / "layer"
+    on_ranks(2, tmp_path / "one", lambda _: str(train(run("none", "none"))))
+    assert on_ranks(2, tmp_path / "meet", work) == [str(layer)] * 2
+    losses, drawn = (
+        [read_lines(out / name) for out in (replicas, layer)] for name in ("metrics.jsonl", "phases.jsonl")
+    )
+    assert [line["loss"] for line in losses[1]] == pytest.approx([line["loss"] for line in losses[0]], abs=1e-6)
+    assert [line["kl"] for line in drawn[1]] == pytest.approx([line["kl"] for line in drawn[0]], abs=1e-6)
+    held_out = read_lines(layer / "evaluations.jsonl")
+    assert [line["step"] for line in held_out] == [0, 2, 4, 6]
+    assert held_out[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert held_out[-1]["kl"] > 0
+    assert not any("ceiling" in line for line in held_out)
+
+
+def test_what_needs_whole_models_is_refused_under_layers(served: Callable[..., Run], tmp_path: Path) -> None:
+    def refused(run: Run, why: str) -> None:
+        def work(_: Distributed) -> None:
+            with pytest.raises(UserError, match=why):
+                train(run)
+
+        assert on_ranks(2, tmp_path / why[:9], work) == [None, None]
+
+    refused(served(ranks__shard="layer", rollout__server=None), "drawn by whole models, unless a server draws")
+    refused(replace(served(ranks__shard="layer"), objective=o.PPO()), "the value model is a second whole model")
+    refused(served(ranks__shard="layer", rollout__ceiling=8), "no rank has the whole reference, so no ceiling")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from preftune.diagnosis import diagnose
-from preftune.diagnosis.finding import number
+from preftune.diagnosis.finding import but_rounding, number
 from preftune.diagnosis.objective_facts import of_demos
 from preftune.errors import Problem, printable
 from preftune.record.of_rewards import evaluation_metrics
@@ -221,7 +221,8 @@ def metrics_table(
     for name, metric in evaluation_metrics(*columns).items():
         values = [column.get(name) for column in columns]
         if name not in ("step", "seconds") and any(value is not None for value in values):
-            table.add_row(described(name, metric, demos=demos)[0], *map(number, values), escape(metric.unit))
+            cells = [number(but_rounding(value, metric.unit)) for value in values]
+            table.add_row(described(name, metric, demos=demos)[0], *cells, escape(metric.unit))
     return table
 
 

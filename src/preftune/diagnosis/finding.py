@@ -13,6 +13,7 @@ ORDER: tuple[Severity, ...] = ("serious", "warn", "info")
 ALPHA = 0.05  # how often all checks together may take noise for a finding
 # Fewer rows than this, or fewer steps where nothing is held out, are a hint but no ground for alarm.
 SURE = 30
+ROUNDING = 1e-6  # nats
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -34,6 +35,11 @@ class Finding(Struct, frozen=True, kw_only=True):
 def share(value: float | None, places: int = 1) -> str:
     """A share as a percentage, with a space that does not break: `78.4 %`; an en dash where there is none."""
     return "–" if value is None else f"{number(100 * value, places)}\u00a0%"
+
+
+def but_rounding(value: float | None, unit: str) -> float | None:
+    """The value; 0 where it is of nats, and so small that it is nothing but rounding."""
+    return 0.0 if value is not None and "nats" in unit and abs(value) < ROUNDING else value
 
 
 def number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:

@@ -23,7 +23,8 @@ from preftune import signals
 from preftune.distributed import Distributed
 from preftune.forward.examples import column_of, response_of_tokens
 from preftune.forward.loss import Loss, LossOutput
-from preftune.forward.scores import PackScores, gather_step, idle_packs, response_places, score_pack, score_step
+from preftune.forward.scores import PackScores, gather_step, response_places, score_pack, score_step
+from preftune.model.columns import idle_packs
 from preftune.model.policy import Policy
 from preftune.model.verify import draws_at_random
 from preftune.objective.responses import Responses, Values

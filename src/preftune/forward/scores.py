@@ -15,11 +15,12 @@ from preftune import signals
 from preftune.distributed import Distributed
 from preftune.forward.loss import TOKENS
 from preftune.forward.responses import part_sums, responses_of, token_weights
+from preftune.model.columns import idle_packs
 from preftune.model.policy import Policy
 from preftune.objective.responses import Responses
 from preftune.pack.batch import Batch
 from preftune.pack.oom import Groups, OomRetry
-from preftune.pack.plan import Pack, Step, halved
+from preftune.pack.plan import Pack, Step
 from preftune.tokens.groups import TokenGroup
 
 
@@ -126,16 +127,6 @@ def response_places(groups: Groups, step: Step) -> dict[int, range]:
         places[i] = range(start, start + len(groups[i].responses))
         start = places[i].stop
     return places
-
-
-def idle_packs(policy: Policy, groups: Groups, step: Step, oom: OomRetry, dist: Distributed) -> tuple[Pack, ...]:
-    """Packs that count for nothing, with which this rank makes as many passes as the one that has most; none unless
-    ranks wait for each other in every pass."""
-    if not policy.weights.in_step or not step.packs:
-        return ()
-    passes = [len(halved(step.packs_of_rank(rank), oom.splits)) for rank in range(dist.world_size)]
-    shortest = min(step.order, key=lambda i: groups[i].tokens)
-    return ((shortest,),) * (max(passes) - passes[dist.rank])
 
 
 def score_step(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from preftune.diagnosis.finding import number, share
+from preftune.diagnosis.finding import but_rounding, number, share
 from preftune.diagnosis.objective_facts import of_demos
 from preftune.record.of_rewards import evaluation_metrics
 from preftune.record.reader import HeldOutRow, Record, prompts_of
@@ -13,7 +13,6 @@ from preftune.record.statistics import estimate
 from preftune.report.words import first_loss, row_kind, scored_phases, sides, total
 
 SPOKEN = {"logp": "log-probability", "kl": "KL", "rms": "RMS"}  # words of a key as people write them
-ROUNDING = 1e-6  # nats that are nothing but rounding
 
 
 class Tile(Struct, frozen=True):
@@ -78,8 +77,7 @@ def evaluations(record: Record) -> list[Line]:
         if key in ("step", "rows", "responses", "seconds") or (first is None and last is None):
             continue
         spell, unit = (share, "") if meter.unit == "share" else (number, meter.unit.replace("as the objective", ""))
-        if "nat" in unit:
-            first, last, change = (0.0 if x is not None and abs(x) < ROUNDING else x for x in (first, last, change))
+        first, last, change = (but_rounding(value, unit) for value in (first, last, change))
         difference = number(change, sign=True)
         if spell is share and change is not None:
             difference = f"{number(100 * change, 1, sign=True)} pt"

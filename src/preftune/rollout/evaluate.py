@@ -22,6 +22,7 @@ from preftune.pack.oom import OomRetry
 from preftune.pack.plan import Packing
 from preftune.rollout.ask import draw, score
 from preftune.rollout.derive import error_over_prompts, plain_groups, read_by
+from preftune.rollout.draw import Sampler
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.numbers import Numbers, read_numbers, write_numbers
 from preftune.rollout.scorers import SummedScorer
@@ -39,12 +40,13 @@ FEWEST = 5  # a prompt, of them, that the ceiling has to rest on: the effective 
 @dataclass(frozen=True)
 class HeldOutTasks:
     """Prompts that no update learns from. count: responses to each; anchor: the reference that stays; ceiling: its
-    responses to all of them, 0 for none; context: what decides its draws and their scores besides the prompts."""
+    responses to all of them, 0 for none; context: what decides its draws and their scores besides the prompts; ranks:
+    how many of the first ranks draw, all of them if not given."""
 
     tasks: Sequence[Task]
     count: int
     seed: int
-    sampler: Embedded
+    sampler: Sampler
     anchor: Policy | None
     scorer: SummedScorer
     tokenizer: PreTrainedTokenizerBase
@@ -52,12 +54,14 @@ class HeldOutTasks:
     record: Path
     ceiling: int = DRAWN
     context: str = ""
+    ranks: int | None = None
     oom: OomRetry = field(default_factory=OomRetry)
 
     def evaluate(self, models: Models, dist: Distributed) -> dict[str, float | None]:
         """Draw, score, and compare with the best that a policy at this KL could do."""
         emit(Note("drawing to held-out prompts"))
-        numbers = self._scored(draw(self.sampler, self.tasks, self.count, (self.seed, SEED), dist), dist)
+        drawn = draw(self.sampler, self.tasks, self.count, (self.seed, SEED), dist, self.ranks)
+        numbers = self._scored(drawn, dist)
         assert numbers.score is not None
         by_task = numbers.score.reshape(-1, self.count)
         metrics: dict[str, float | None] = {
@@ -90,6 +94,7 @@ class HeldOutTasks:
             digest.update(len(task.ids).to_bytes(8) + task.ids.tobytes())
         drawn_for = np.frombuffer(digest.digest(), np.uint8)
         if known is None or not np.array_equal(known.weights, drawn_for):
+            assert isinstance(self.sampler, Embedded)  # a server has the policy, and no ceiling is told then
             sampler = replace(self.sampler, policy=reference)
             known = self._scored(draw(sampler, self.tasks, count, (self.seed, SEED), dist), dist)
             known = replace(known, weights=drawn_for)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +49,7 @@ class Online:
 
     tasks: all prompts to draw responses to; rows: tasks of one update; limit: updates of the whole run, if they are
     given; plan: its steps are the phases, which name tasks. anchor: the reference's model, where it stays and the
-    objective reads one; record: the run's folder; oom: for passes without gradient.
+    objective reads one; record: the run's folder.
     warm_up: phases in which the value model learns alone; context: what decides draws and scores besides the weights;
     start: `weights_now` before the first update, empty where the policy is not its own reference then, or where values
     make advantages that are never all 0.
@@ -74,7 +74,11 @@ class Online:
     context: str = ""
     warm_up: int = 0
     start: bytes = b""
-    oom: OomRetry = field(default_factory=OomRetry)
+
+    @cached_property
+    def oom(self) -> OomRetry:
+        """Of passes without gradient."""
+        return OomRetry(alone=not self.models.policy.weights.in_step)
 
     @cached_property
     def _firsts(self) -> list[int]:

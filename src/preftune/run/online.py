@@ -8,7 +8,6 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from msgspec.structs import replace
 
@@ -30,19 +29,17 @@ from preftune.model.shapes import shapes_of
 from preftune.model.verify import sample, verify_layout
 from preftune.objective import PPO
 from preftune.pack.plan import Packing, Plan, Step, make_plan
-from preftune.rollout.config import MEASURED, Reward, Rollout, Value
+from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.embedded import Embedded
-from preftune.rollout.evaluate import DRAWN, HeldOutTasks, chosen_tasks
 from preftune.rollout.functions import Function, functions_of
 from preftune.rollout.judges import PairwiseJudge, judge_of
 from preftune.rollout.phase import Online, weights_now
 from preftune.rollout.reward_model import ModelScorer, recorded_slope
-from preftune.rollout.samples import Samples, chosen_prompts
 from preftune.rollout.scorers import SummedScorer, scorer_of
-from preftune.rollout.tasks import Task
 from preftune.run.fits import Learned, setup_of
 from preftune.run.identity import Resumed, assert_same_run, identity, not_by_default
 from preftune.run.match_rows import Notes
+from preftune.run.measured import held_out_tasks, samples_of_tasks
 from preftune.run.models import device_of, refuse_untrainable, stands_on_base, with_precision
 from preftune.run.plan_steps import refuse_idle_keys
 from preftune.run.prepare import Prepared, load_fitting
@@ -51,7 +48,6 @@ from preftune.run.served import served
 from preftune.run.shards import divided
 from preftune.run.tasks import TaskSet, load_tasks
 from preftune.run.value_model import load_value_model
-from preftune.tokens.groups import TokenGroup
 from preftune.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from preftune.training.update import Training
 
@@ -140,17 +136,6 @@ def _training(
     run: Run, tasks: TaskSet, source: Online, sampler: Embedded, notes: Notes, *, starts_at_reference: bool
 ) -> Training:
     """The pieces of the loop. sampler: draws to held-out prompts, in this process."""
-    held_out, ceiling = None, DRAWN if source.rollout.ceiling is None else source.rollout.ceiling
-    if source.rollout.ceiling and (source.anchor is None or not tasks.held_out):
-        lacking = "prompts are held out" if source.anchor is not None else "reference stays as it is"
-        raise UserError(f"no {lacking}, so no ceiling is told.", location="rollout.ceiling", hint="Remove the key.")
-    if tasks.held_out and source.judge is None:  # a judge compares two responses, and gives no score to follow
-        chosen = chosen_tasks(tasks.held_out, source.rollout.held_out or MEASURED)
-        if len(chosen) < len(tasks.held_out):
-            text = f"of {len(tasks.held_out)} held-out prompts, {len(chosen)} are drawn to (rollout.held_out)"
-            notes["measured"] = (text, {})
-        held_out = HeldOutTasks(chosen, source.rollout.responses, run.seed, sampler, source.anchor, source.scorer,
-                                source.tokenizer, source.packing, source.record, ceiling, source.context)  # fmt: skip
     return Training(
         models=source.models,
         loss=Loss(run.objective, run.data.rankings),
@@ -163,33 +148,9 @@ def _training(
         starts_at_reference=starts_at_reference,
         dist=source.dist,
         value_lr=(run.value or Value()).lr,
-        tasks=held_out,
-        samples=_samples(run, tasks, sampler, source, starts_at_reference=starts_at_reference),
+        tasks=held_out_tasks(run, tasks, source, sampler, notes),
+        samples=samples_of_tasks(run, tasks, sampler, source, starts_at_reference=starts_at_reference),
     )
-
-
-def _samples(
-    run: Run, tasks: TaskSet, sampler: Embedded, source: Online, *, starts_at_reference: bool
-) -> Samples | None:
-    """The held-out prompts to which texts are drawn for the page."""
-    prompts = chosen_prompts([group_of(task) for task in tasks.held_out], run.evaluate.samples)
-    if not prompts:
-        return None
-
-    def start() -> Policy | None:
-        return source.anchor if starts_at_reference and source.anchor else None
-
-    def spell(ids: np.ndarray) -> str:
-        return str(tasks.dataset.tokenizer.decode(ids, skip_special_tokens=True))
-
-    shown = [{"prompt": spell(group.prompt)} for group in prompts]
-    drawn_to = [Task(group.prompt, "", None, group.place, group.id) for group in prompts]
-    return Samples(drawn_to, shown, sampler, start, spell, source.packing, run.seed, source.record, source.dist)
-
-
-def group_of(task: Task) -> TokenGroup:
-    """The task as a group without responses."""
-    return TokenGroup(prompt=task.ids, responses=(), kind="task", place=task.place, id=task.id, ranks=())
 
 
 def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:

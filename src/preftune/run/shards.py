@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from preftune.config.run import Run
+from preftune.config.run import Run, scoring_tables
 from preftune.distributed import Distributed
 from preftune.errors import UserError
 from preftune.model.budget import SMALLEST, available_memory
@@ -19,8 +19,10 @@ from preftune.model.policy import Policy
 from preftune.model.quantized import QUANTIZED
 from preftune.model.shapes import Shapes
 from preftune.model.shard import ShardedByStep
+from preftune.objective import PPO
 from preftune.reference.config import Moving
 from preftune.run.match_rows import Notes
+from preftune.run.models import stands_on_base
 
 USABLE = 0.9  # of a rank's memory: fragments, and what others take
 
@@ -46,8 +48,12 @@ def refuse_undividable(run: Run) -> None:
 
 def whole_needed(run: Run) -> str:
     """Why every rank of this run needs whole weights; empty where none does."""
-    if run.rollout is not None:
-        return "responses are drawn by whole models"
+    if run.rollout is not None and (run.rollout.server is None or run.adapter is None):
+        return "responses are drawn by whole models, unless a server draws them for an adapter (rollout.server)"
+    if isinstance(run.objective, PPO):
+        return "the value model is a second whole model"
+    if any(stands_on_base(run, reward.model, "reward.model") for reward in scoring_tables(run) if reward.model):
+        return "the reward model stands on the policy's base, and each rank asks it by itself"
     if isinstance(run.reference, Moving):
         return "the reference that follows is a second whole model"
     if not isinstance(run.model.path, str):
