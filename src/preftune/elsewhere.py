@@ -143,8 +143,6 @@ ANSWERS = {
     "kl_loss_coef use_kl_loss kl_loss_type use_kl_in_reward kl_estimator kl_penalty":
         "The KL is in the reward of each token, and objective.beta is its weight.",
     "importance_sampling_level": "Write objective=gspo for the ratio of a response, and grpo for that of each token.",
-    "filter_groups dynamic_sampling":
-        "A phase draws to each of its prompts once; one whose responses all have one score costs no pass at beta = 0.",
     "apply_chat_template": "A conversation goes through the chat template, and a prompt that is text never does.",
     "top_p top_k min_p repetition_penalty generation_kwargs do_sample num_beams cache_implementation":
         "Responses are drawn from the policy itself, which rollout.temperature alone changes.",

@@ -84,3 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     texts = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory", "ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def without_effect(why: str, key: str, hint: str = "Remove it.") -> UserError:
+    """The error about a key that does nothing."""
+    return UserError(f"{why}, so the key has no effect.", location=key, hint=hint)

@@ -33,11 +33,13 @@ from preftune.pack.plan import Phase
 from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.rollout import numbers, phase
-from preftune.rollout.config import Reward, Value
+from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.derive import error_over_prompts
 from preftune.rollout.draw import Drawn
 from preftune.rollout.embedded import Embedded
 from preftune.rollout.evaluate import SEED, START, chosen_tasks
+from preftune.rollout.numbers import Numbers
+from preftune.rollout.redraw import redrawn
 from preftune.rollout.tasks import Task
 from preftune.rows.row import Place
 from preftune.run.online import prepare_online
@@ -166,6 +168,68 @@ def test_groups_without_a_gradient_are_not_computed(
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
+def test_others_take_the_places_of_prompts_that_teach_nothing(
+    online: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan stays as it is, and a killed run and one of two ranks have the same replacements."""
+
+    def run(name: str, **keys: object) -> Run:
+        keys = {"optim__lr": 0.01, "rollout__redraws": 3, "out": str(tmp_path / name)} | keys
+        run = changed(online(o.GRPO(beta=0), **keys), reference=None, reward=sometimes)
+        rows = [{"prompt": f"w{i} w{j}", "answer": f"{i} {j}"} for i in range(8, 13) for j in (3, 14)]
+        return changed(run, data=changed(run.data, train=rows))
+
+    plain, whole = lines(train(run("plain", rollout__redraws=0)), "phases"), train(run("whole"))
+    phases = lines(whole, "phases")
+    assert [line["step"] for line in phases] == [line["step"] for line in plain]
+    assert sum(line["alike"] for line in phases) < 0.5 * sum(line["alike"] for line in plain)
+    assert any(line["replaced"] for line in phases)
+    assert all(line["replaced"] is None for line in plain)
+    for number, line in enumerate(phases):
+        texts = read_lines(whole / f"phases/{number:06d}.jsonl")
+        assert len({text["answer"] for text in texts}) == len(texts)
+        for text in texts:
+            assert text["prompt"].split() == [f"w{word}" for word in text["answer"].split()]
+        alike = [len({response["score"] for response in text["responses"]}) == 1 for text in texts]
+        assert sum(alike) / len(alike) == pytest.approx(line["alike"])
+    with killed_at(6, monkeypatch, AN_UPDATE), pytest.raises(Killed):
+        train(run("killed"))
+    assert_same(whole, train(run("killed"), resume=True))
+    on_ranks(2, tmp_path / "meet", lambda _: str(train(run("ranks"))))
+    assert [line["score"] for line in lines(tmp_path / "ranks", "phases")] == [line["score"] for line in phases]
+
+
+def test_draws_to_other_tasks_stand_in_their_places() -> None:
+    def drawn(scores: Sequence[float], token: int) -> Numbers:
+        lengths = np.arange(1, len(scores) + 1)
+        ids = np.concatenate([np.full(length, token + i, np.int32) for i, length in enumerate(lengths)])
+        score = np.array(scores)
+        return Numbers(lengths, lengths > 1, ids, -ids.astype(np.float32), score=score, scores=score[:, None])
+
+    asked: list[list[int]] = []
+
+    def draw(tasks: Sequence[int]) -> Numbers:
+        asked.append(list(tasks))
+        return drawn([0, 0, 1, 2][: 2 * len(tasks)] if len(asked) == 1 else [3, 4], 100 * len(asked))
+
+    start = drawn([5, 5, 6, 7, 8, 8], 0)
+    rollout = Rollout(responses=2, redraws=5)
+    after = redrawn(start, [10, 11, 12], np.array([1, 2, 3, 4]), rollout, draw)
+    assert asked == [[1, 2], [3]]  # two had one score; one of the two others has, too; then nothing is left to replace
+    assert after.tasks is not None
+    assert after.tasks.tolist() == [2, 11, 3]
+    assert after.score is not None
+    assert after.score.tolist() == [1, 2, 6, 7, 3, 4]
+    assert after.lengths.tolist() == [3, 4, 3, 4, 1, 2]
+    assert [ids.tolist() for ids in after.by_response(after.ids)] == [
+        [102] * 3, [103] * 4, [2] * 3, [3] * 4, [200], [201] * 2,
+    ]  # fmt: skip
+    assert (after.sampled == -after.ids).all()
+    few = redrawn(start, [10, 11, 12], np.array([1]), Rollout(responses=2, redraws=1), lambda tasks: drawn([1, 2], 9))
+    assert few.tasks is not None
+    assert few.tasks.tolist() == [1, 11, 12]  # there is one other task, and the last stays
+
+
 @pytest.mark.parametrize("objective", [o.RLOO(beta=0), o.GRPO(beta=0), o.ReinforcePP(beta=0)], ids=repr)
 def test_a_phase_that_teaches_nothing_moves_nothing(objective: RolloutFormula, online: Callable[..., Run]) -> None:
     """All scores are one number that no mean of three in floating point is, and every step is made all the same."""
@@ -286,6 +350,10 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
         (changed(run, objective=o.NLL()), "does not learn from scores"),
         (online(rollout__responses=1), "needs 2 or more"),
         (online(rollout__labels="soft"), "no effect"),
+        (online(o.GRPO(), rollout__redraws=1), r"rollout\.redraws: beside a reference .* set objective\.beta = 0\."),
+        (online(o.PPO(beta=0), rollout__redraws=1), r"rollout\.redraws: ppo learns from responses of one score too"),
+        (online(o.ReinforcePP(beta=0), rollout__redraws=1), r"rollout\.redraws: reinforce_pp learns"),
+        (online(o.DPO(), rollout__redraws=1), r"rollout\.redraws: dpo learns"),
         (changed(run, value=Value()), "only ppo"),
         (changed(run, reward=[]), "nothing scores"),
         (changed(run, reward=[Reward(function=words, weight=0.0)]), "no reward has a weight"),  # type: ignore[arg-type]

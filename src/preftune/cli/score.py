@@ -9,8 +9,8 @@ from pathlib import Path
 from preftune.cli.verbs import at_work, run_of
 from preftune.config.inputs import inputs
 from preftune.config.load import load
-from preftune.config.resolve import uses_reference
 from preftune.errors import UserError
+from preftune.objective import uses_reference
 from preftune.record.output import SCORES, assert_replaceable
 from preftune.record.parse import RUN_FILE, model_of, system_of_run
 from preftune.rows.config import Data

@@ -7,20 +7,18 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from preftune.config.draws import refuse_tables_of_draws
 from preftune.config.load import convert
 from preftune.config.run import Run, reward_tables
 from preftune.config.tree import python_values, tree_of, with_values
-from preftune.errors import UserError
+from preftune.errors import UserError, without_effect
 from preftune.model.adapter_files import adapter_at
 from preftune.model.config import Adapter
-from preftune.objective import PPO, Formula, Objective, of_scores, parts
-from preftune.objective.rollouts import RolloutFormula
+from preftune.objective import of_scores, parts, uses_reference
 from preftune.reference.config import Moving, NoReference, Reference, Stored
-from preftune.rollout.config import Rollout
 from preftune.tokens.aggregate import Mean, Plain
 from preftune.training.config import DECAY, LR, LR_OF_ADAPTER, WARMUP, Optim
 
-JUDGED = ("pairs", "rankings", "ratings")  # kinds of examples that scores of drawn responses give
 TYPICAL = 0.02  # size of a weight of a language model
 SPACING = 2.0**-13  # distance of bfloat16 numbers of that size: they have 8 digits, and begin anew at 2^-6
 
@@ -31,7 +29,7 @@ def resolve(run: Run) -> Run:
     A run may come from Python, where nothing has checked it yet. Nothing is loaded. Raises UserError.
     """
     run = _with_optim(_checked(run))
-    _refuse_tables_of_draws(run)
+    refuse_tables_of_draws(run)
     _refuse_best_of_nothing(run)
     needed = uses_reference(run.objective)
     reference = run.reference or (Stored() if needed else NoReference())
@@ -39,33 +37,28 @@ def resolve(run: Run) -> Run:
         hint = 'Use reference = "stored", or leave the key out.'
         raise UserError("this objective needs a reference.", location="reference", hint=hint)
     if not needed and not isinstance(reference, NoReference):
-        raise _without_effect("this objective uses no reference", "reference")
+        raise without_effect("this objective uses no reference", "reference")
     if isinstance(run.aggregate, Mean) and all(part.length_normalized for _, part in parts(run.objective)):
-        raise _without_effect("this objective takes means over tokens already", "aggregate")
+        raise without_effect("this objective takes means over tokens already", "aggregate")
     if of_scores(run.objective) and not isinstance(run.aggregate, Plain):
-        raise _without_effect("a reward model reads a response's last token", "aggregate")
+        raise without_effect("a reward model reads a response's last token", "aggregate")
     if (adapter := run.adapter) is not None:
         _refuse_adapter(adapter, reference)
         run = replace(run, adapter=_with_stored_keys(adapter))
         if run.model.trainable is not None:
-            raise _without_effect("under an adapter no other weights learn", "model.trainable")
+            raise without_effect("under an adapter no other weights learn", "model.trainable")
         if adapter.start in ("pissa", "olora") and run.model.weights in ("nf4", "int8"):
             raise UserError(f"{adapter.start} decomposes matrices that {run.model.weights} does not have.",
                             location="adapter.start", hint='Use "zero".')  # fmt: skip
     if not isinstance(run.model.path, str):
         if run.model.revision:
-            raise _without_effect("the model is loaded already", "model.revision")
+            raise without_effect("the model is loaded already", "model.revision")
         if run.model.tokenizer is None:
             hint = "Use Model(path=model, tokenizer=tokenizer)."
             raise UserError("a loaded model needs its tokenizer.", location="model.tokenizer", hint=hint)
     elif run.model.revision and Path(run.model.path).expanduser().is_dir():
-        raise _without_effect("a folder has no revisions", "model.revision")
+        raise without_effect("a folder has no revisions", "model.revision")
     return replace(run, reference=reference)
-
-
-def uses_reference(objective: Objective) -> bool:
-    """Whether any part of it reads the reference."""
-    return any("reference" in part.reads for _, part in parts(objective))
 
 
 def _checked(run: object) -> Run:
@@ -106,7 +99,7 @@ def _with_stored_keys(adapter: Adapter) -> Adapter:
     keys = files.keys
     for name, value in keys.items():
         if getattr(adapter, name) not in (getattr(Adapter(), name), value):
-            raise _without_effect(f"the adapter that it goes on from says {value}", f"adapter.{name}")
+            raise without_effect(f"the adapter that it goes on from says {value}", f"adapter.{name}")
     return replace(adapter, **keys)
 
 
@@ -132,9 +125,9 @@ def _refuse_schedule(optim: Optim) -> None:
             hint = f"Remove one of the two: the word optim.{first}= or optim.{second}= takes it out of a file's keys."
             raise UserError(f"{first} and {second} are both given.", location="optim", hint=hint)
     if optim.floor is not None and optim.schedule == "constant":
-        raise _without_effect("a constant rate has no floor", "optim.floor")
+        raise without_effect("a constant rate has no floor", "optim.floor")
     if optim.decay is not None and optim.schedule != "wsd":
-        raise _without_effect(f"{optim.schedule} falls from the warm-up on", "optim.decay")
+        raise without_effect(f"{optim.schedule} falls from the warm-up on", "optim.decay")
     decay = DECAY if optim.decay is None else optim.decay
     if optim.schedule == "wsd" and (optim.warmup or 0.0) + decay > 1:
         raise UserError("the warm-up and the decay are longer than the run.", location="optim.decay", hint="Lower it.")
@@ -156,7 +149,7 @@ def with_rounding(run: Run) -> Run:
     narrow = run.model.weights == "bfloat16" and bool(whole_parts)  # an adapter's own are in float32
     rounding = run.optim.rounding
     if rounding == "stochastic" and not narrow:
-        raise _without_effect("weights in float32 hold their updates", "optim.rounding")
+        raise without_effect("weights in float32 hold their updates", "optim.rounding")
     if rounding == "nearest" and narrow:
         raise UserError(
             f"updates of {run.optim.rate:g} would be rounded away: {SPACING / 2:.1e} is half the distance of a "
@@ -167,94 +160,20 @@ def with_rounding(run: Run) -> Run:
     return replace(run, optim=replace(run.optim, rounding="stochastic" if narrow else "nearest"))
 
 
-def _refuse_tables_of_draws(run: Run) -> None:
-    """Raise UserError where [rollout], [reward] or [value] is missing and another table needs it, or has no effect."""
-    formulas = [part for _, part in parts(run.objective)]
-    online = isinstance(run.objective, RolloutFormula)
-    if run.rollout is None:
-        if online:
-            message = f"{formulas[0].name} learns from responses that the policy draws, and the run draws none."
-            raise UserError(message, location="objective", hint="Give it a [rollout] table, or use dpo.")
-        for name in ("reward", "value"):
-            if getattr(run, name) is not None:
-                raise _without_effect("nothing is drawn without a [rollout] table", name)
-        return
-    _refuse_objective(formulas, online=online)
-    _refuse_rollout(run.rollout, formulas, online=online)
-    if run.rollout.server is not None and run.adapter is None:
-        raise UserError("a server gets new weights as an adapter, and this run trains the whole model.",
-                        location="rollout.server", hint="Train an adapter, such as adapter.rank=16.")  # fmt: skip
-    if any(share > 1 for share in run.data.shares or ()):
-        raise UserError("equal prompts are one task: none counts twice.", location="data.shares", hint="Use 1 or less.")
-    _refuse_reward(run, run.rollout)
-    if run.value is not None and not isinstance(run.objective, PPO):
-        raise _without_effect("only ppo has a value model", "value")
-    if not isinstance(run.aggregate, Plain):
-        raise _without_effect("drawn tokens count as they are", "aggregate")
-
-
-def _refuse_objective(formulas: list[Formula], *, online: bool) -> None:
-    of_ratings = [part.name for part in formulas if part.kind == "ratings"]
-    of_orders = [part.name for part in formulas if part.kind != "ratings"]
-    if of_ratings and of_orders:
-        text = f"{of_orders[0]} reads the order of the drawn responses and {of_ratings[0]} which of them are good"
-        raise UserError(f"{text}; a phase has one kind of label.", location="objective", hint="Use one of the two.")
-    for part in formulas:
-        if part.kind not in JUDGED and not online:
-            raise UserError(f"{part.name} does not learn from scores of drawn responses.", location="rollout",
-                            hint="Remove [rollout], or use rloo, ppo, grpo or dpo.")  # fmt: skip
-        if lacking := part.reads & {"mismatched", "quantile"}:
-            raise UserError(f"{part.name} reads {min(lacking)} numbers, which draws do not have.", location="objective",
-                            hint="Use it on rows, without [rollout].")  # fmt: skip
-
-
-def _refuse_rollout(rollout: Rollout, formulas: list[Formula], *, online: bool) -> None:
-    for part in formulas:
-        least = part.least_responses if isinstance(part, RolloutFormula) else 2
-        if rollout.responses < least:
-            raise UserError(f"{part.name} compares the responses to a prompt, and needs {least} or more.",
-                            location="rollout.responses")  # fmt: skip
-    names = " and ".join(part.name for part in formulas)
-    if rollout.labels is not None and (online or not any("votes" in part.reads for part in formulas)):
-        raise _without_effect(f"{names} reads no labels", "rollout.labels")
-    if rollout.labels is not None and not any(part.kind == "pairs" for part in formulas):
-        raise _without_effect(f"{names} is an objective of {formulas[0].kind}", "rollout.labels")
-
-
-def _refuse_reward(run: Run, rollout: Rollout) -> None:
-    if not reward_tables(run):
-        raise UserError("nothing scores what is drawn.", location="reward",
-                        hint="Give it a [reward] table with model, function or verify.")  # fmt: skip
-    judges = [reward for reward in reward_tables(run) if reward.judge]
-    if judges and len(reward_tables(run)) > 1:
-        raise UserError("a judge stands alone, since it gives no score.", location="reward", hint="Remove the others.")
-    if not judges and not any(reward.weight for reward in reward_tables(run)):
-        raise UserError("no reward has a weight, so nothing is learned from any.", location="reward.weight",
-                        hint="Give one of them a weight.")  # fmt: skip
-    if bool(judges) != (rollout.labels == "judge"):
-        raise UserError('a judge and rollout.labels = "judge" need each other.', location="reward",
-                        hint="Give both or neither.")  # fmt: skip
-
-
 def _refuse_best_of_nothing(run: Run) -> None:
     """Raise UserError where a key asks which evaluation is best, and none shows it before the end."""
     key = "save.best" if run.save.best else None if run.evaluate.patience is None else "evaluate.patience"
     by, drawn = run.evaluate.best_by, run.rollout is not None
     if key is None:
         if by is not None:
-            raise _without_effect("neither save.best nor evaluate.patience is given", "evaluate.best_by")
+            raise without_effect("neither save.best nor evaluate.patience is given", "evaluate.best_by")
         return
     if run.data.evaluate is None and not run.data.holdout:
-        raise _without_effect("no row is held out", key, "Add data.evaluate or data.holdout, or remove it.")
+        raise without_effect("no row is held out", key, "Add data.evaluate or data.holdout, or remove it.")
     if run.evaluate.every is None:
-        raise _without_effect("held-out rows are measured at the end alone", key, "Add evaluate.every, or remove it.")
+        raise without_effect("held-out rows are measured at the end alone", key, "Add evaluate.every, or remove it.")
     if any(reward.judge for reward in reward_tables(run)):
-        raise _without_effect("a judge gives no score that could be the best", key)
+        raise without_effect("a judge gives no score that could be the best", key)
     if by is not None and drawn != (by == "score"):
         has = "the score of what is drawn alone" if drawn else "no score of drawn responses"
         raise UserError(f"the evaluations of this run have {has}.", location="evaluate.best_by", hint="Remove it.")
-
-
-def _without_effect(why: str, key: str, hint: str = "Remove it.") -> UserError:
-    """The error about a key that does nothing."""
-    return UserError(f"{why}, so the key has no effect.", location=key, hint=hint)

@@ -12,10 +12,10 @@ import msgspec
 from preftune.config.explain import choices, tables_first
 from preftune.config.load import convert, put, put_value
 from preftune.config.mistakes import UNKNOWN_KEY
-from preftune.config.resolve import uses_reference
 from preftune.config.run import Run
 from preftune.config.tree import Tree
 from preftune.errors import UserError
+from preftune.objective import uses_reference
 
 MOST_RUNS = 200  # more is most likely a mistake
 

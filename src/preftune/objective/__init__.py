@@ -27,7 +27,7 @@ Single = (
     | Reward
 )  # fmt: skip
 
-from preftune.objective.sum import Sum, of_scores, parts  # noqa: E402  a sum is made of the above
+from preftune.objective.sum import Sum, of_scores, parts, uses_reference  # noqa: E402  a sum is made of the above
 
 Online = PPO | RLOO | GRPO | GSPO | CISPO | SAPO | ReinforcePP  # of drawn tokens; they stand in no sum
 Objective = Single | Online | Sum
@@ -38,7 +38,7 @@ __all__ = [
     "AlphaPO", "BetaDPO", "CalDPO", "ChiPO", "DPOPositive", "DrDPO", "Formula", "Hinge", "HyPO", "InfoNCA",
     "LengthNormalizedDPO", "Objective", "Online", "OwnObjective", "PlackettLuce", "ReinforcePP", "Reward", "RobustDPO",
     "SLiC", "SimPER", "SimPO", "Single", "Sum", "dpo_loss", "expected", "loss_of", "of_scores", "own_objective",
-    "parts",
+    "parts", "uses_reference",
 ]  # fmt: skip
 
 

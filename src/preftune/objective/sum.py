@@ -57,3 +57,8 @@ def parts(objective: ObjectiveTable) -> list[tuple[float, Formula]]:
 def of_scores(objective: ObjectiveTable) -> bool:
     """Whether the model says a score of each response, and not log-probabilities."""
     return all(part.of_scores for _, part in parts(objective))
+
+
+def uses_reference(objective: ObjectiveTable) -> bool:
+    """Whether any part of it reads the reference."""
+    return any("reference" in part.reads for _, part in parts(objective))

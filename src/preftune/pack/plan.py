@@ -187,3 +187,14 @@ def halved(packs: Sequence[Pack], times: int) -> tuple[Pack, ...]:
 def prefix_order(sequences: Sequence[np.ndarray]) -> list[int]:
     """The place of each sequence in lexicographic order: the sort_key of groups, given the prompt of each."""
     return np.argsort(lexicographic_order(sequences)).tolist()
+
+
+def updates_before(plan: Plan, epochs: int, rows: int, limit: int | None) -> list[int]:
+    """Updates before each phase of the plan, and behind the last phase those of the run.
+
+    epochs: passes over a phase; rows: prompts of a step; limit: most updates of the run.
+    """
+    firsts = [0]
+    for step in plan.steps:
+        firsts.append(firsts[-1] + epochs * -(-step.rows // rows))
+    return [first if limit is None else min(first, limit) for first in firsts]

@@ -171,6 +171,9 @@ PHASE: dict[str, Metric] = {
     "score": Metric("score", "mean score of the responses"),
     "score_spread": Metric("score", "standard deviation of the scores of a prompt's responses, averaged"),
     "alike": Metric("share", "prompts whose responses all have one score, from which nothing is learned but the KL"),
+    "replaced": Metric(
+        "share", "prompts in the place of others whose responses had one score; only where rollout.redraws is given"
+    ),
     "kl": Metric("nats", "mean log-ratio to the reference of the responses: the KL of policy and reference"),
     "kl_error": Metric("nats", "standard error of that mean, over prompts"),
     "tokens": Metric("tokens", "mean tokens of a response"),
@@ -185,7 +188,7 @@ PHASE: dict[str, Metric] = {
         "share", "of the variance of the returns, what the values explain; 0 is no better than their mean"
     ),
     "seconds_draw": Metric("s", "wall time of drawing"),
-    "seconds_score": Metric("s", "wall time of rewards, reference and values"),
+    "seconds_score": Metric("s", "wall time of rewards, of drawing anew (rollout.redraws), of reference and values"),
 }
 
 ROW: dict[str, Metric] = {

@@ -35,6 +35,11 @@ CEILING = (
 )
 TEMPERATURE = "Divides the logits, of the draw and of the update alike."
 EPOCHS = "Passes over the responses of a phase."
+REDRAWS = (
+    "How many times prompts are replaced by others whose responses all have one score, before anything is learned from "
+    "a phase (DAPO's dynamic sampling); 0 if not given."
+)
+PEERS_REDRAWS = "filter_groups dynamic_filtering dynamic_sampling max_num_gen_batches"
 LABELS = (
     "What scores become for objectives of pairs, ratings and rankings; soft if not given. soft: the probability that "
     "the better one is preferred; drawn: which is preferred, drawn from it; ranks: the better one; judge: what a "
@@ -58,6 +63,7 @@ class Rollout(Table, frozen=True):
     ] = 256
     epochs: Annotated[int, about(EPOCHS, also="num_iterations ppo_epochs num_ppo_epochs", ge=1)] = 1
     temperature: Annotated[float, about(TEMPERATURE, gt=0, le=100)] = 1.0
+    redraws: Annotated[int, about(REDRAWS, also=PEERS_REDRAWS, ge=0)] = 0
     labels: Annotated[Literal["soft", "drawn", "ranks", "judge"] | None, about(LABELS)] = None
     held_out: Annotated[Count | None, about(HELD_OUT, also="max_eval_samples num_eval_prompts")] = None
     ceiling: Annotated[Annotated[int, Meta(ge=0)] | None, about(CEILING)] = None

@@ -137,7 +137,7 @@ def phase_metrics(numbers: Numbers, tasks: Sequence[Task], rewards: Sequence[str
     metrics |= {
         "score": float(numbers.score.mean()),
         "score_spread": float(by_task.std(1).mean()),
-        "alike": float((np.ptp(by_task, axis=1) == 0).mean()) if count > 1 else None,
+        "alike": float(numbers.of_one_score(count).mean()) if count > 1 else None,
         "tokens": float(numbers.lengths.mean()),
         "ended": float(numbers.ended.mean()),
         "responses": len(numbers.score),

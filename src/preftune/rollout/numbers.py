@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ class Numbers:
     (responses, rewards) each reward's own. reference, value, policy: (members,) log-probabilities under the reference,
     values, and log-probabilities under the policy that drew, where the sampler's own were off. preferred: (responses,
     K) what a judge says: the probability that it is better than each response to its prompt. weights: digests of those
-    that drew a phase, and of all else that decides its numbers.
+    that drew a phase, and of all else that decides its numbers. tasks: (tasks,) which of the run's tasks they are,
+    where some took the places of others.
     """
 
     lengths: np.ndarray
@@ -45,6 +46,7 @@ class Numbers:
     value: np.ndarray | None = None
     policy: np.ndarray | None = None
     preferred: np.ndarray | None = None
+    tasks: np.ndarray | None = None
 
     def by_response(self, members: np.ndarray) -> list[np.ndarray]:
         """(members,) -> one array a response."""
@@ -59,6 +61,25 @@ class Numbers:
         """(responses,) fp64, in nats. reference: (members,) log-probabilities under it."""
         starts = np.cumsum(self.lengths) - self.lengths
         return np.add.reduceat(self.sampled - reference.astype(np.float64), starts)
+
+    def of_one_score(self, count: int) -> np.ndarray:
+        """(tasks,) whether all `count` responses to a task have the same score."""
+        assert self.score is not None
+        return np.ptp(self.score.reshape(-1, count), axis=1) == 0
+
+    def with_tasks(self, places: Sequence[int], other: Numbers, chosen: Sequence[int], count: int) -> Numbers:
+        """The scored draws with those to the chosen tasks of another draw at these places. count: responses a task."""
+        source = {place: (other, task) for place, task in zip(places, chosen, strict=True)}
+        of_task = [source.get(i, (self, i)) for i in range(len(self.lengths) // count)]
+
+        def members(name: str) -> np.ndarray:
+            return np.concatenate([x for drawn, i in of_task for x in drawn.by_task(getattr(drawn, name), count)[i]])
+
+        def responses(name: str) -> np.ndarray:
+            return np.concatenate([getattr(drawn, name)[i * count : (i + 1) * count] for drawn, i in of_task])
+
+        of_responses = {name: responses(name) for name in ("lengths", "ended", "score", "scores")}
+        return replace(self, ids=members("ids"), sampled=members("sampled"), **of_responses)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array that is there, by name."""

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +24,14 @@ from preftune.model.policy import Policy
 from preftune.objective.base import ObjectiveTable
 from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.oom import OomRetry
-from preftune.pack.plan import Packing, Phase, Plan, Step, make_plan, prefix_order
+from preftune.pack.plan import Packing, Phase, Plan, Step, make_plan, prefix_order, updates_before
 from preftune.rollout.ask import draw, score, with_votes
 from preftune.rollout.config import Rollout
 from preftune.rollout.derive import advantages_of, labeled, phase_metrics, plain_groups, read_by, value_explained
 from preftune.rollout.draw import Sampler
 from preftune.rollout.judges import PairwiseJudge
 from preftune.rollout.numbers import Numbers, path_of, read_numbers, write_numbers
+from preftune.rollout.redraw import redrawn
 from preftune.rollout.scorers import SummedScorer
 from preftune.rollout.tasks import Task
 from preftune.rollout.texts import write_texts
@@ -96,13 +97,12 @@ class Online:
 
     def _phase(self, number: int, chosen: Step, first: int, stop: int, *, begun: bool) -> Phase:
         """The phase, drawn unless the record has it. begun: some of its updates were made already."""
-        tasks = [self.tasks[i] for i in chosen.order]
-        numbers = self._recorded(number, tasks, begun=begun)
+        numbers = self._recorded(number, [self.tasks[i] for i in chosen.order], begun=begun)
         if numbers is None:
-            numbers = self._draw(number, first, tasks)
+            numbers = self._draw(number, first, chosen.order)
         elif not begun:  # its line went when the record was led back to its last checkpoint
-            self._tell(number, first, tasks, numbers, {})
-        groups = self._groups(number, tasks, numbers)
+            self._tell(number, first, chosen.order, numbers, {})
+        groups = self._groups(number, self._drawn_to(chosen.order, numbers), numbers)
         plan = make_plan(
             [group.tokens for group in groups],
             rows=self.rows,
@@ -146,39 +146,57 @@ class Online:
             others.update(len(task.ids).to_bytes(8) + task.ids.tobytes())
         return np.frombuffer(weights_now(self.models) + others.digest(), np.uint8)
 
-    def _draw(self, number: int, first: int, tasks: Sequence[Task]) -> Numbers:
-        """Draw a phase, score it, and record it."""
+    def _drawn_to(self, order: Sequence[int], numbers: Numbers) -> list[Task]:
+        """The tasks of a phase: those of its plan, of which others may have taken places."""
+        return [self.tasks[i] for i in (order if numbers.tasks is None else numbers.tasks)]
+
+    def _draw(self, number: int, first: int, order: Sequence[int]) -> Numbers:
+        """Draw a phase, score it, and record it. order: its tasks by index."""
         began = time.monotonic()
         events.emit(events.Progress("drawing", number + 1, sum(stop > start for start, stop in pairwise(self._firsts))))
-        digests, seed = self._digests(number, tasks), (self.seed, number)
-        ranks = 1 if self.rollout.server else None  # a server is asked by one
-        numbers = draw(self.sampler, tasks, self.rollout.responses, seed, self.dist, ranks)
-        numbers = replace(numbers, weights=digests)
+        tasks = [self.tasks[i] for i in order]
+        numbers = replace(self._drawn(number, tasks), weights=self._digests(number, tasks))
         drawn = time.monotonic()
-        groups = plain_groups(tasks, numbers, self.rollout.responses)
-        if self._is_off(groups):
-            numbers = replace(numbers, policy=self._read_by(self.models.policy, groups))
-            self._refuse_another_model(numbers)
-        numbers = score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
+        is_off = self._is_off(plain_groups(tasks, numbers, self.rollout.responses))
+        numbers = self._scored(tasks, numbers)
+        if self.rollout.redraws:
+            others = np.setdiff1d(np.arange(len(self.tasks)), order)
+            others = np.random.default_rng((self.seed, number)).permutation(others)
+            numbers = redrawn(numbers, order, others, self.rollout, partial(self._scored_draws, number))
+        tasks = self._drawn_to(order, numbers)
         if self.judge is not None:
             numbers = with_votes(self.judge, tasks, numbers, self.tokenizer, self.dist)
-        readers = {"reference": self._reference, "value": self.models.value}
-        for name, model in readers.items():
+        groups = plain_groups(tasks, numbers, self.rollout.responses)
+        policy = self.models.policy if is_off else None
+        for name, model in {"policy": policy, "reference": self._reference, "value": self.models.value}.items():
             if model is not None:
                 numbers = replace(numbers, **{name: self._read_by(model, groups)})
+        self._refuse_another_model(numbers)
         seconds = {"seconds_draw": drawn - began, "seconds_score": time.monotonic() - drawn}
-        self._tell(number, first, tasks, numbers, {key: round(s, 3) for key, s in seconds.items()})
+        self._tell(number, first, order, numbers, {key: round(s, 3) for key, s in seconds.items()})
         if self.dist.first:
             path, rewards = path_of(self.record, number), [part.name for part in self.scorer.parts]
             write_texts(path.with_suffix(".jsonl"), tasks, numbers, rewards, self.tokenizer)
             write_numbers(path, numbers)
         return numbers
 
-    def _tell(
-        self, number: int, first: int, tasks: Sequence[Task], numbers: Numbers, seconds: dict[str, float]
-    ) -> None:
-        """Tell what was drawn."""
+    def _drawn(self, number: int, tasks: Sequence[Task]) -> Numbers:
+        ranks = 1 if self.rollout.server else None  # a server is asked by one
+        return draw(self.sampler, tasks, self.rollout.responses, (self.seed, number), self.dist, ranks)
+
+    def _scored_draws(self, number: int, indices: Sequence[int]) -> Numbers:
+        tasks = [self.tasks[i] for i in indices]
+        return self._scored(tasks, self._drawn(number, tasks))
+
+    def _scored(self, tasks: Sequence[Task], numbers: Numbers) -> Numbers:
+        return score(self.scorer, tasks, numbers, self.tokenizer, self.dist)
+
+    def _tell(self, number: int, first: int, order: Sequence[int], numbers: Numbers, seconds: dict[str, float]) -> None:
+        """Tell what was drawn. order: the tasks of the plan."""
+        tasks = self._drawn_to(order, numbers)
         metrics = phase_metrics(numbers, tasks, [part.name for part in self.scorer.parts])
+        if numbers.tasks is not None:
+            metrics["replaced"] = float((numbers.tasks != np.array(order)).mean())
         if isinstance(self.objective, RolloutFormula) and numbers.value is not None:
             metrics["value_explained"] = value_explained(self.objective, numbers, self.rollout.responses)
         events.emit(events.PhaseDrawn(number, first, metrics | seconds))
@@ -197,7 +215,8 @@ class Online:
 
     def _refuse_another_model(self, numbers: Numbers) -> None:
         """Raise UserError where the sampler's log-probabilities are of another model: no noise that a ratio mends."""
-        assert numbers.policy is not None
+        if numbers.policy is None:
+            return
         if (off := float(np.abs(numbers.policy - numbers.sampled).mean())) > WRONG:
             raise UserError(
                 f"the sampler says {off:.2g} nats a token else than the policy of what it has drawn, on average, so it "
@@ -239,14 +258,3 @@ def weights_now(models: Models) -> bytes:
         if model is not None:
             digest.update(model.weights.sampled().view(torch.uint8).numpy().tobytes())
     return digest.digest()
-
-
-def updates_before(plan: Plan, epochs: int, rows: int, limit: int | None) -> list[int]:
-    """Updates before each phase of the plan, and behind the last phase those of the run.
-
-    epochs: passes over a phase; rows: prompts of a step; limit: most updates of the run.
-    """
-    firsts = [0]
-    for step in plan.steps:
-        firsts.append(firsts[-1] + epochs * -(-step.rows // rows))
-    return [first if limit is None else min(first, limit) for first in firsts]

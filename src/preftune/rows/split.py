@@ -9,7 +9,7 @@ from itertools import filterfalse
 from msgspec import Struct
 from msgspec.structs import replace
 
-from preftune.errors import Problem, UserError
+from preftune.errors import Problem, UserError, without_effect
 from preftune.rows.account import Tally, refuse_too_many, unusable
 from preftune.rows.asked import NOTHING, Asked
 from preftune.rows.config import Data
@@ -106,7 +106,7 @@ def _refuse_keys(data: Data) -> None:
     if isinstance(data.train, str | Sequence) and not data.train:
         raise UserError("no rows are named.", location="data.train", hint='Add train = "pairs.jsonl" below [data].')
     if data.system is not None and not data.system.strip():
-        raise UserError("the text is blank, so the key has no effect.", location="data.system", hint="Remove it.")
+        raise without_effect("the text is blank", "data.system")
     if data.shares is None:
         return
     names = names_of(data.train)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from preftune.config.run import Run
-from preftune.errors import UserError
+from preftune.errors import UserError, without_effect
 from preftune.forward.examples import class_weights, is_useful, row_kinds
 from preftune.objective import BY_NAME, Formula, of_scores, parts
 from preftune.run.dataset import Dataset
@@ -78,12 +78,11 @@ def _has_accuracy(groups: Sequence[TokenGroup]) -> bool:
 
 def _refuse_keys_without_effect(run: Run, objectives: Sequence[Formula], groups: Sequence[TokenGroup]) -> None:
     if run.aggregate.compares and all(len(group.responses) == 1 for group in groups):
-        raise UserError("these rows have one response each, so the key has no effect.", location="aggregate",
-                        hint="It needs pairs or rankings; remove it.")  # fmt: skip
+        raise without_effect("these rows have one response each", "aggregate", "It needs pairs or rankings; remove it.")
     paired = any(part.kind in ("pairs", "comparisons") for part in objectives)
     if run.data.rankings != "all" and not (paired and any(group.kind == "ranking" for group in groups)):
         why = "there is no ranking" if paired else "this objective takes no pairs from rankings"
-        raise UserError(f"{why}, so the key has no effect.", location="data.rankings", hint="Remove it.")
+        raise without_effect(why, "data.rankings")
 
 
 def _refuse_rows_that_do_not_suit(objectives: Sequence[Formula], groups: Sequence[TokenGroup], notes: Notes) -> None:

@@ -20,12 +20,11 @@ from preftune.model.probe import try_longest
 from preftune.model.shapes import meta_module
 from preftune.model.weights import train_only
 from preftune.objective import of_scores
-from preftune.pack.plan import Packing, Plan
+from preftune.pack.plan import Packing, Plan, updates_before
 from preftune.pack.trie import distinct_tokens
 from preftune.rollout.config import Rollout
 from preftune.rollout.functions import Function
 from preftune.rollout.judges import judge_of
-from preftune.rollout.phase import updates_before
 from preftune.rollout.scorers import SummedScorer, scorer_of
 from preftune.rows.split import Rows
 from preftune.run.dataset import Dataset, tokenize_rows
