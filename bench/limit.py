@@ -21,9 +21,8 @@ import torch
 
 from preftune.config.load import load
 from preftune.config.resolve import resolve
-from preftune.model import attention
+from preftune.model import attention, layout
 from preftune.model.policy import Policy
-from preftune.pack import batch as packed
 from preftune.pack.batch import Batch, collate
 from preftune.run.prepare import Prepared
 from preftune.run.prepare import prepare as prepare_run
@@ -70,7 +69,7 @@ def useful(prepared: Prepared, batch: Batch) -> dict[str, float]:
     config = policy_of(prepared).module.config
     body, own = layer_weights(prepared)
     seen = int(np.unique(batch.source.numpy()).size)
-    pairs = float((batch.layout.trie.position + 1).sum())  # (query, key): a row sees its path
+    pairs = float((batch.trie.position + 1).sum())  # (query, key): a row sees its path
     width = config.num_attention_heads * config.head_dim
     return {
         "body": 6.0 * body * batch.tokens,
@@ -124,16 +123,17 @@ def blocks(prepared: Prepared, regime: str, repeat: int = 5) -> dict:
     (phase,) = prepared.training.source.phases(0)
     config = policy_of(prepared).module.config
     sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-    held, found, groups = packed.BLOCK, {}, [phase.groups[i] for i in phase.plan.steps[0].packs[0]]
+    batch = collate([phase.groups[i] for i in phase.plan.steps[0].packs[0]])
+    used, milliseconds = layout.BLOCK, {}
     for rows in ROWS:
-        packed.BLOCK = rows
-        batch = collate(groups)
+        layout.BLOCK = rows
+        cut = layout.Layout(batch.end, batch.position, batch.trie)
         inputs = [torch.randn(1, heads, batch.tokens, config.head_dim, requires_grad=True) for heads in sizes]
         shape = attention.Shape(config.head_dim**-0.5)
-        work = lambda: attention.InBlocks.apply(*inputs, None, batch.layout, shape).sum().backward()  # noqa: B023, E731
-        found[str(rows)] = 1000 * timed(work, repeat)
-    packed.BLOCK = held
-    return {"regime": regime, "tokens": batch.tokens, "milliseconds": found, "used": held}
+        work = lambda: attention.InBlocks.apply(*inputs, None, cut, shape).sum().backward()  # noqa: B023, E731
+        milliseconds[str(rows)] = 1000 * timed(work, repeat)
+    layout.BLOCK = used
+    return {"regime": regime, "tokens": batch.tokens, "milliseconds": milliseconds, "used": used}
 
 
 def add(parser: ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import ast
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,12 +22,18 @@ SCRIPTS = [path for folder in ("bench", "examples", "docs") for path in sorted((
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_script_imports_what_there_is(path: Path) -> None:
-    """Most scripts take hours, so that no test runs them."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def test_a_script_names_what_there_is(path: Path) -> None:
+    """Imports, and attributes of imported modules. Most scripts take hours, so that no test runs them."""
+    tree, modules = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("preftune"):
             imported = __import__(str(node.module), fromlist=[alias.name for alias in node.names])
             assert [alias.name for alias in node.names if not hasattr(imported, alias.name)] == []
+            modules |= {alias.asname or alias.name: getattr(imported, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            assert not isinstance(module, ModuleType) or hasattr(module, node.attr), f"{node.value.id}.{node.attr}"
 
 
 def test_the_peer_meets_the_rows_of_every_step_of_our_plan() -> None:
