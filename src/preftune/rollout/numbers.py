@@ -69,17 +69,19 @@ class Numbers:
 
     def with_tasks(self, places: Sequence[int], other: Numbers, chosen: Sequence[int], count: int) -> Numbers:
         """The scored draws with those to the chosen tasks of another draw at these places. count: responses a task."""
-        source = {place: (other, task) for place, task in zip(places, chosen, strict=True)}
-        of_task = [source.get(i, (self, i)) for i in range(len(self.lengths) // count)]
+        of_place = dict(zip(places, chosen, strict=True))
 
-        def members(name: str) -> np.ndarray:
-            return np.concatenate([x for drawn, i in of_task for x in drawn.by_task(getattr(drawn, name), count)[i]])
+        def mixed(name: str, *, of_members: bool) -> np.ndarray:
+            own, others = (
+                np.split(array, np.cumsum(x.lengths)[count - 1 : -1 : count] if of_members else len(array) // count)
+                for x in (self, other)
+                for array in [getattr(x, name)]
+            )
+            return np.concatenate([others[of_place[i]] if i in of_place else own[i] for i in range(len(own))])
 
-        def responses(name: str) -> np.ndarray:
-            return np.concatenate([getattr(drawn, name)[i * count : (i + 1) * count] for drawn, i in of_task])
-
-        of_responses = {name: responses(name) for name in ("lengths", "ended", "score", "scores")}
-        return replace(self, ids=members("ids"), sampled=members("sampled"), **of_responses)
+        members = {name: mixed(name, of_members=True) for name in ("ids", "sampled")}
+        responses = {name: mixed(name, of_members=False) for name in ("lengths", "ended", "score", "scores")}
+        return replace(self, **members, **responses)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array that is there, by name."""
