@@ -1,4 +1,7 @@
-"""bench/results/*.json -> the table of the README, between its two marks; what was not measured is not shown."""
+"""bench/results/*.json -> the tables of the README and of docs/rlhf.md, between the two marks of each.
+
+What was not measured is not shown.
+"""
 
 from __future__ import annotations
 
@@ -85,16 +88,40 @@ def render() -> str:
     return text
 
 
-def main() -> None:
-    block = f"{BEGIN}\n{render()}\n{END}"
-    print(block)
-    path = common.HERE.parent / "README.md"
+def online() -> str:
+    """CPU seconds of whole steps of runs that draw, and TRL's."""
+    lines = []
+    for cell in (result("online") or {"cells": []})["cells"]:
+        what = f"{cell['model']}, {cell['rows']} prompts of {cell['prompt']} tokens"
+        for way, took in cell["ways"].items():
+            if not way.startswith("ours "):
+                continue
+            name, over = way.removeprefix("ours "), cell["over"].get(way.removeprefix("ours "))
+            theirs = min(
+                (t["step"] for peer, t in cell["ways"].items() if peer.startswith(f"TRL {name}")), default=None
+            )
+            columns = [f"{took[part]:.2f}" for part in ("step", "rollout", "scoring", "update")]
+            beside = [f"{theirs:.2f}", f"{over['step']:.1f}", f"{over['mib']:.2f}"] if theirs and over else ["-"] * 3
+            lines.append([f"{name}, {what}", *columns, *beside])
+    head = ["work", "step", "drawing", "scoring", "update", "TRL's step", "times faster", "share of memory"]
+    return common.table(head, lines)
+
+
+def put(file: str, block: str) -> None:
+    """Write a block between the marks of a page."""
+    path = common.HERE.parent / file
     text = path.read_text()
     if BEGIN in text and END in text:
         before, _, rest = text.partition(BEGIN)
-        files.write(path, before + block + rest.partition(END)[2])
+        files.write(path, f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2]}")
     else:
-        print("README.md has no marked block; nothing was written.", file=sys.stderr)
+        print(f"{file} has no marked block; nothing was written.", file=sys.stderr)
+
+
+def main() -> None:
+    print(block := render())
+    put("README.md", block)
+    put("docs/rlhf.md", online())
 
 
 if __name__ == "__main__":
