@@ -29,7 +29,7 @@ from preftune.objective.presets import NAMES, PRESETS
 from preftune.objective.responses import Responses
 from preftune.objective.rollouts import RolloutFormula
 from preftune.record import schema
-from preftune.record.of_rewards import OF_REWARD
+from preftune.record.of_rewards import OF_CATEGORY, OF_REWARD
 from preftune.report.charts import Series
 from preftune.rows.row import Place
 from preftune.tokens.aggregate import Aggregate
@@ -328,6 +328,7 @@ def record_page() -> str:
         ("metrics.jsonl: one object a step", schema.STEP),
         ("evaluations.jsonl: one object an evaluation", schema.EVALUATION),
         ("evaluations.jsonl: of each reward, with its name, as `reward verify number`", OF_REWARD),
+        ("evaluations.jsonl: of each category of the prompts, with its name, as `score_in algebra`", OF_CATEGORY),
         ("phases.jsonl: one object a phase that was drawn, and the mean of each reward", schema.PHASE),
         ("evaluation_rows.jsonl: one object a held-out row, of the last evaluation", schema.ROW),
         ("evaluation_words.jsonl: the tokens that decide the held-out margins most, at most five", schema.WORD),

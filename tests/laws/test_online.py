@@ -32,6 +32,7 @@ from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.plan import Phase
 from preftune.record.reader import Record
 from preftune.reference.config import Moving
+from preftune.report.figures import evaluations
 from preftune.rollout import numbers, phase
 from preftune.rollout.config import Reward, Rollout, Value
 from preftune.rollout.derive import error_over_prompts
@@ -450,6 +451,25 @@ def test_held_out_rewards_are_measured_each_by_itself(online: Callable[..., Run]
         assert first[f"reward_best {name}"] == pytest.approx(np.mean([row.max() for row in rows]))
     assert first["score_best"] == pytest.approx(seen.score.reshape(8, 3).max(1).mean())
     assert first["score"] == pytest.approx(np.mean(by_task[0] + 0.1 * np.nan_to_num(by_task[1])))
+
+
+def test_each_category_of_held_out_prompts_has_its_score(online: Callable[..., Run]) -> None:
+    def of_row(prompt: str, responses: Sequence[str], answer: str | None) -> list[float]:
+        return [float(answer or 0) + k / 10 for k in range(len(responses))]
+
+    run = changed(online(optim__steps=2), reward=of_row)
+    rows = [
+        {"prompt": f"w{i} w7", "answer": str(i), "category": "set theory" if i < 8 else "logic"} for i in range(3, 11)
+    ]
+    out = train(changed(run, data=changed(run.data, evaluate=[*rows, {"prompt": "w12", "answer": "9"}])))
+    line = lines(out, "evaluations")[-1]
+    assert line["score_in set theory"] == pytest.approx(5.1)
+    assert line["score_in logic"] == pytest.approx(9.1)
+    assert line["score_error_in set theory"] == pytest.approx(np.std(range(5), ddof=1) / 5**0.5)
+    assert line["score"] == pytest.approx(sum([*range(3, 11), 9]) / 9 + 0.1)
+    assert sorted(key for key in line if key.startswith("score_in")) == ["score_in logic", "score_in set theory"]
+    shown = {line.name: line for line in evaluations(Record.open(out))}
+    assert shown["score_in set theory"].end == "5.10"
 
 
 def test_an_error_counts_prompts_and_not_tasks() -> None:

@@ -1,4 +1,4 @@
-"""The numbers of each reward by itself that an evaluation holds, with their units and meanings.
+"""The numbers of each reward, and of each category of prompts, that an evaluation holds, with units and meanings.
 
 Held by tests/laws/test_online.py and tests/cli/test_verbs.py.
 """
@@ -14,10 +14,15 @@ OF_REWARD: dict[str, Metric] = {  # a name of these stands before that of a rewa
     "reward_error": Metric("score", "standard error of that mean, over prompts"),
     "reward_best": Metric("score", "mean over prompts of the highest such score: pass@K where it is 0 or 1"),
 }
+OF_CATEGORY: dict[str, Metric] = {  # likewise before that of a category, as in "score_in algebra"
+    "score_in": Metric("score", "mean score of responses drawn to held-out prompts of this category"),
+    "score_error_in": Metric("score", "standard error of that mean, over prompts"),
+}
 
 
 def evaluation_metrics(*lines: Mapping[str, object]) -> dict[str, Metric]:
-    """What evaluations hold: the metrics of all, and those of each reward that one of these lines has."""
-    of_rewards = {key: OF_REWARD[kind] for line in lines for key in line
-                  if (kind := key.partition(" ")[0]) in OF_REWARD and kind != key}  # fmt: skip
-    return EVALUATION | of_rewards
+    """What evaluations hold: the metrics of all, and those of each reward and category that one of these lines has."""
+    named = OF_REWARD | OF_CATEGORY
+    parts = {key: named[kind] for line in lines for key in line
+             if (kind := key.partition(" ")[0]) in named and kind != key}  # fmt: skip
+    return EVALUATION | parts

@@ -71,6 +71,7 @@ class HeldOutTasks:
             "tokens": float(numbers.lengths.mean()),
             "ended": float(numbers.ended.mean()),
         } | by_reward(numbers, self.tasks, [part.name for part in self.scorer.parts])
+        metrics |= by_category(by_task, self.tasks)
         reference = self.anchor if models.reference is None else models.reference.policy
         if reference is not None:
             groups = plain_groups(self.tasks, numbers, self.count)
@@ -102,6 +103,16 @@ class HeldOutTasks:
                 write_numbers(path, known)
         assert known.score is not None
         return known.score.reshape(len(self.tasks), -1)
+
+
+def by_category(by_task: np.ndarray, tasks: Sequence[Task]) -> dict[str, float | None]:
+    """What record.of_rewards.OF_CATEGORY names, of each category that tasks name. by_task: (tasks, responses)."""
+    metrics: dict[str, float | None] = {}
+    for category in sorted({task.category for task in tasks} - {""}):
+        places = [i for i, task in enumerate(tasks) if task.category == category]
+        metrics[f"score_in {category}"] = float(by_task[places].mean())
+        metrics[f"score_error_in {category}"] = error_over_prompts(by_task[places], [tasks[i] for i in places])
+    return metrics
 
 
 def by_reward(numbers: Numbers, tasks: Sequence[Task], rewards: Sequence[str]) -> dict[str, float | None]:

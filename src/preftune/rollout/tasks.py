@@ -27,8 +27,8 @@ class Task(Struct, frozen=True, eq=False):
     """A prompt to draw responses to.
 
     ids: int32 (tokens of the prompt,), template and opening of the response included; prompt: the same as the row has
-    it; answer: what a verifier reads; place, id: of the first row with this prompt; weight: the mean of its rows';
-    columns: JSON of those of the row that functions read.
+    it; answer: what a verifier reads; place, id, category: of the first row with this prompt; weight: the mean of its
+    rows'; columns: JSON of those of the row that functions read.
     """
 
     ids: np.ndarray
@@ -38,6 +38,7 @@ class Task(Struct, frozen=True, eq=False):
     id: str = ""
     weight: float = 1.0
     columns: str = ""
+    category: str = ""
 
 
 class Tasks(Struct, frozen=True):
@@ -86,9 +87,9 @@ def tasks_of(
 def _task_row(row: Row) -> TaskRow:
     row = with_last_turn(row)
     return TaskRow(prompt=row.prompt, place=row.place, id=row.id, weight=row.weight, answer=row.answer,
-                   columns=row.columns)  # fmt: skip
+                   columns=row.columns, category=row.category)  # fmt: skip
 
 
 def _task(row: TaskRow, groups: Sequence[TokenGroup]) -> Task:
     weight = sum(group.weight for group in groups) / len(groups)
-    return Task(groups[0].prompt, row.prompt, row.answer, row.place, row.id, weight, row.columns)
+    return Task(groups[0].prompt, row.prompt, row.answer, row.place, row.id, weight, row.columns, row.category)
