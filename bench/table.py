@@ -13,6 +13,7 @@ import common
 from preftune import files
 
 BEGIN, END = "<!-- bench: begin (made by bench/table.py) -->", "<!-- bench: end -->"
+SHOWN = ("speed-", "memory", "adapter", "ukp", "scale", "reference", "online", "rollout", "limit-")
 NAMES = {
     "long-prompt": "long prompts, short responses (400/40 tokens)",
     "hh": "dialogues (real rows of hh_harmless)",
@@ -67,7 +68,9 @@ def lines() -> list[list[str]]:
 
 def render() -> str:
     """The block between the marks."""
-    paths = [path for path in sorted(common.RESULTS.glob("*.json")) if "quick" not in path.name]
+    paths = [
+        path for name in SHOWN for path in sorted(common.RESULTS.glob(f"{name}*.json")) if "quick" not in path.name
+    ]
     results = [json.loads(path.read_text()) for path in paths]
     every = [one for one in results if "versions" in one]  # of others the docs tell
     head = ["updates of 8 pairs", "times faster than TRL, as shipped / at its best", "times less peak memory, likewise"]
