@@ -360,6 +360,14 @@ def test_baselines_are_of_the_group() -> None:
             baseline(score[:4], group[:4])
     white = a.whitened(score)
     assert (float(white.mean()), float(white.std(unbiased=False))) == pytest.approx((0, 1), abs=1e-6)
+    assert a.whitened(third).tolist() == [0, 0, 0]
+
+
+def test_a_spread_that_is_rounding_is_not_blown_up() -> None:
+    """What divides is the deviation and 1e-8."""
+    assert a.whitened(torch.tensor([0, 2e-8], dtype=torch.float64)).tolist() == pytest.approx([-0.5, 0.5])
+    pair = torch.tensor([0, 2**0.5 * 1e-8], dtype=torch.float64)
+    assert a.group_scaled(pair, torch.zeros(2, dtype=torch.long)).tolist() == pytest.approx([-(0.125**0.5), 0.125**0.5])
 
 
 def test_grpo_is_a_mean_over_the_tokens_of_the_phase() -> None:
@@ -481,6 +489,40 @@ def test_the_clip(ratio: float, sign: int, value: float, slope: float) -> None:
     (derivative,) = torch.autograd.grad(loss.sum(), [token_logp])
     assert (float(loss.detach()), float(derivative)) == pytest.approx((value, slope), abs=1e-12)
     assert float(o.PPO(clip=None)(rollouts).detach()) == pytest.approx(-sign * ratio)
+
+
+@pytest.mark.parametrize("objective", [o.PPO, o.RLOO, o.GRPO, o.ReinforcePP])
+def test_a_second_bound_counts_above(objective: type[o.PPO]) -> None:
+    ratio = torch.tensor([0.7, 1.3, 1.6, 1.6], dtype=torch.float64)
+    advantage = torch.tensor([1, 1, 1, -1], dtype=torch.float64)
+    rollouts = Rollouts(ratio.log(), torch.zeros_like(ratio), advantage, torch.arange(4), torch.ones_like(ratio))
+    formula = objective(clip=0.2, clip_high=0.5)
+    assert formula(rollouts).tolist() == pytest.approx([-0.7, -1.3, -1.5, 1.6])
+    beyond = formula.beyond(rollouts)
+    assert beyond is not None
+    assert beyond.tolist() == [False, False, True, False]
+
+
+def test_a_group_is_divided_by_its_deviation_where_that_is_asked_for() -> None:
+    draws = Draws(
+        sampled=torch.zeros(4, dtype=torch.float64), reference=None, value=None, response=torch.tensor([0, 1, 1, 2]),
+        group=torch.tensor([0, 0, 0]), score=torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64),
+        ended=torch.ones(3, dtype=torch.bool),
+    )  # fmt: skip
+    std = float(draws.score.std())
+    for scale, by in (("none", 1.0), ("group", std)):
+        advantage = o.GRPO(beta=0, scale=scale, norm="sum").advantages(draws).advantage
+        assert advantage.tolist() == pytest.approx([-2 / by, -1 / by, -1 / by, 3 / by])
+
+
+@pytest.mark.parametrize(("value", "loss", "slope"), [(0.5, 0.32, 0.0), (0.9, 0.405, 0.9), (-1.0, 0.5, -1.0)])
+def test_the_value_clip_counts_below_as_above(value: float, loss: float, slope: float) -> None:
+    """Old value 1, return 0, clip 0.2: the edge is 0.8."""
+    leaf = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    single = torch.ones(1, dtype=torch.float64)
+    total = o.PPO(value_clip=0.2).value_loss(Values(leaf, single, 0 * single, torch.zeros(1, dtype=torch.long), single))
+    (derivative,) = torch.autograd.grad(total.sum(), [leaf])
+    assert (float(total.detach()), float(derivative)) == pytest.approx((loss, slope), abs=1e-12)
 
 
 @pytest.mark.parametrize(
