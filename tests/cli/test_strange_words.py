@@ -36,6 +36,8 @@ SLIPS = {
     "train --forse": "Unknown option: --forse. Did you mean --force?",
     "demo out=x": "demo takes no out=x. Options have dashes here: --out x. See `preftune demo --help`.",
     "demo x y": "demo takes no x and no y. See",
+    "draw a b optim.lr=1": "draw takes no optim.lr=1. See `preftune draw --help`.",
+    "draw a b --optim.lr 1": "Unknown option: --optim.lr. See `preftune draw --help`.",
     "export a": "export needs INTO. See `preftune export --help`.",
     "demo --sed 3": "Unknown option: --sed. Did you mean --seed?\n",
     "score out=x rows.jsonl": "out=x would be the folder of a run. Name the file to write by --out.",

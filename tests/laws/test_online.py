@@ -24,12 +24,14 @@ from safetensors.torch import load_file
 from several import ends, on_ranks
 
 from preftune import objective as o
+from preftune.cli.view import show_run
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import STOPPED, USAGE, UserError
 from preftune.files import read_lines
 from preftune.objective.rollouts import RolloutFormula
 from preftune.pack.plan import Phase
+from preftune.record.of_rewards import evaluation_metrics
 from preftune.record.reader import Record
 from preftune.reference.config import Moving
 from preftune.report.figures import evaluations
@@ -354,6 +356,10 @@ def test_keys_that_need_each_other(online: Callable[..., Run]) -> None:
         (online(o.GRPO(), rollout__redraws=1), r"rollout\.redraws: beside a reference .* set objective\.beta = 0\."),
         (online(o.PPO(beta=0), rollout__redraws=1), r"rollout\.redraws: ppo learns from responses of one score too"),
         (online(o.ReinforcePP(beta=0), rollout__redraws=1), r"rollout\.redraws: reinforce_pp learns"),
+        (
+            changed(online(o.GRPO(beta=0), rollout__redraws=1, rollout__tasks=7), reference=None),
+            r"rollout\.redraws: a phase draws to all 7 prompts, so the key has no effect\. Lower rollout\.tasks\.",
+        ),
         (online(o.DPO(), rollout__redraws=1), r"rollout\.redraws: dpo learns"),
         (changed(run, value=Value()), "only ppo"),
         (changed(run, reward=[]), "nothing scores"),
@@ -470,6 +476,22 @@ def test_each_category_of_held_out_prompts_has_its_score(online: Callable[..., R
     assert sorted(key for key in line if key.startswith("score_in")) == ["score_in logic", "score_in set theory"]
     shown = {line.name: line for line in evaluations(Record.open(out))}
     assert shown["score_in set theory"].end == "5.10"
+
+
+def test_no_name_of_a_category_acts_in_a_terminal(
+    online: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers are names too, white space is none, and of a hundred the record alone tells."""
+    names = ["[/INST]", "[red]x", "a\x1b[31m", "l" * 300, 7, "  "]
+    rows = [{"prompt": f"w{i + 3} w7", "category": name} for i, name in enumerate(names)]
+    run = online(optim__steps=2)
+    show_run(train(changed(run, data=changed(run.data, evaluate=rows))))
+    shown = capsys.readouterr().out
+    assert all(f"score_in {name}" in shown for name in ("[/INST]", "[red]x", "7", r"a\x1b[31m", "lllll"))
+    assert "\x1b[31m" not in shown
+    assert max(map(len, shown.splitlines())) < 120
+    line = {f"score_in {i}": 0.5 for i in range(100)}
+    assert not [key for key in evaluation_metrics(line) if key.startswith("score_in ")]
 
 
 def test_an_error_counts_prompts_and_not_tasks() -> None:

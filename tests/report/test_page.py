@@ -380,6 +380,29 @@ def test_samples_are_shown_up_to_a_number_and_folded_beyond_it() -> None:
     assert all(f">d{i}</p>" in html for i in range(5))
 
 
+def test_without_a_reference_the_score_is_told_by_itself() -> None:
+    bare = replace(phases(score=(0.2, 0.8)), run={"objective": {"name": "grpo", "beta": 0}}, evaluations=())
+    bare = replace(bare, phases=tuple({key: v for key, v in phase.items() if key != "kl"} for phase in bare.phases))
+    assert headline(bare).endswith("that score 0.800, up from 0.200 in the first phase; no prompt is held out.")
+    assert [tile.label for tile in tiles(bare)][:1] == ["Score of what was drawn"]
+    (score,) = [chart for _, group in charts([("run", bare)]) for chart in group if chart.title == "Score"]
+    assert score.series[0].y[-1] == 0.8
+    redrawn = replace(bare, run={**bare.run, "rollout": {"redraws": 2}})
+    assert "draws responses, to the prompts that it learns from, that score" in headline(redrawn)
+    broken = replace(bare, phases=tuple({**phase, "score": float("nan")} for phase in bare.phases))
+    assert "score" not in headline(broken)
+
+
+def test_runs_that_draw_are_compared_by_their_scores() -> None:
+    first = replace(ended(ONLINE, score=0.5, score_error=0.02, ceiling=0.7), path=Path("a"))
+    second = replace(phases(score=(0.2, 0.8), kl=(0.01, 0.5)), path=Path("b"), evaluations=())
+    result = parsed(first, second)
+    assert "0.500 ± 0.020 1.40 0.700" in result.text
+    assert "0.800 0.50 –" in result.text
+    assert "More than noise?" not in result.text
+    assert "Accuracy" not in result.text
+
+
 def test_several_rewards_have_a_chart_each() -> None:
     def drawn(**rewards: tuple[float, float]) -> list[Chart]:
         return [

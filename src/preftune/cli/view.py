@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from preftune.run.preview import Preview, TaskPreview
 
 LONGEST = 400  # characters of a prompt (its end) or a response (its beginning) that are shown
+WIDEST = 40  # letters of a name in a table
 LOCATIONS = 3  # locations named for each reason
 SWEEP_COLUMNS = {
     "loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "accuracy_per_token": "per token",
@@ -149,8 +150,8 @@ def _end(text: str) -> str:
     return text if len(text) <= LONGEST else "... " + text[-LONGEST:]
 
 
-def _beginning(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
+def _beginning(text: str, longest: int = LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[: longest * 3 // 4]} ... {text[-longest // 4 :]}"
 
 
 def lengths(account: Account) -> Group:
@@ -222,7 +223,8 @@ def metrics_table(
         values = [column.get(name) for column in columns]
         if name not in ("step", "seconds") and any(value is not None for value in values):
             cells = [number(but_rounding(value, metric.unit)) for value in values]
-            table.add_row(described(name, metric, demos=demos)[0], *cells, escape(metric.unit))
+            said = _beginning(printable(described(name, metric, demos=demos)[0]), WIDEST)
+            table.add_row(escape(said), *cells, escape(metric.unit))
     return table
 
 

@@ -127,7 +127,7 @@ def _with_effects(cause: Finding, effects: list[Finding]) -> Finding:
     worst = min((cause, *effects), key=lambda finding: ORDER.index(finding.severity))
     named = tuple(line for effect in effects for line in (f"{effect.title}. {effect.evidence}", *effect.effects))
     remedy = cause.remedy
-    if worst.severity != cause.severity:
+    if worst.severity != cause.severity and worst.remedy.partition(",")[0].lower() not in cause.remedy.lower():
         remedy = f"{remedy} If that is not enough: {worst.remedy[0].lower()}{worst.remedy[1:]}"
     return replace(cause, severity=worst.severity, effects=(*cause.effects, *named), remedy=remedy)
 

@@ -62,8 +62,8 @@ def contradictory(record: Record) -> Finding | None:
 def small_batch(record: Record) -> Finding | None:
     """Steps of one or two rows."""
     rows = record.setting("batch.rows")
-    if not isinstance(rows, int) or rows > SMALL or not record.steps:
-        return None
+    if not isinstance(rows, int) or rows > SMALL or not record.steps or record.phases:
+        return None  # of drawn responses a step has several to each prompt
     return Finding(
         code="data.batch",
         severity="info",

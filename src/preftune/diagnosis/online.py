@@ -84,10 +84,12 @@ def says_nothing(record: Record) -> Finding | None:
         title="The reward tells no responses apart",
         evidence=f"In the last phases all responses to a prompt had one score at {share(ends[1])} of the prompts, at "
         f"{share(ends[0])} in the first.",
-        meaning="What is learned from a prompt is the difference of its scores, so these draws are made for nothing, "
-        f"and the KL alone moves the policy.{'' if from_start else ' Where every task is solved, that is the end.'}",
+        meaning="What is learned from a prompt is the difference of its scores, so these draws are made for nothing"
+        f"{', and the KL alone moves the policy' if record.setting('objective.beta') else ''}."
+        f"{'' if from_start else ' Where every task is solved, that is the end.'}",
         remedy="Look at some texts and scores in phases/ of the run. Take a reward with more than two values, tasks "
-        "that are solved now and then, or more responses a prompt (rollout.responses).",
+        "that are solved now and then, or more responses a prompt (rollout.responses); where beta is 0, "
+        "rollout.redraws takes other prompts.",
     )
 
 

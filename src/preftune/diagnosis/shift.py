@@ -178,6 +178,7 @@ def nothing_held_out(record: Record) -> Finding | None:
     else:
         evidence = "The record has no evaluation on held-out rows."
         better = "The loss falls" if is_sft(record) else "Accuracy and margin rise"
+        better = "Scores rise" if record.phases else better
         meaning = f"{better} on the training rows in any case, and that proves nothing."
     return Finding(
         code="shift.held_out",

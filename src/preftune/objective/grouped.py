@@ -50,9 +50,10 @@ class GroupFormula(RolloutFormula, frozen=True):
     def variant(self) -> str:
         divided = "divided" if self.scale == "group" else "not divided"
         means = {"token": "a mean over the phase's tokens", "sequence": "a mean over each response's tokens"}
+        kl = "the KL is in the reward, not a loss" if self.beta else "no KL"
         return (
-            f"{self.name}: the KL is in the reward, not a loss; advantages are {divided} by the group's standard "
-            f"deviation; {means.get(self.norm, 'a sum over tokens')}"
+            f"{self.name}: {kl}; advantages are {divided} by the group's standard deviation; "
+            f"{means.get(self.norm, 'a sum over tokens')}"
         )
 
     def advantages(self, draws: Draws) -> Advantages:

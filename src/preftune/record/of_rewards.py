@@ -14,6 +14,7 @@ OF_REWARD: dict[str, Metric] = {  # a name of these stands before that of a rewa
     "reward_error": Metric("score", "standard error of that mean, over prompts"),
     "reward_best": Metric("score", "mean over prompts of the highest such score: pass@K where it is 0 or 1"),
 }
+MOST = 60  # numbers of categories; nobody reads more of them, and evaluations.jsonl has them all
 OF_CATEGORY: dict[str, Metric] = {  # likewise before that of a category, as in "score_in algebra"
     "score_in": Metric("score", "mean score of responses drawn to held-out prompts of this category"),
     "score_error_in": Metric("score", "standard error of that mean, over prompts"),
@@ -25,4 +26,6 @@ def evaluation_metrics(*lines: Mapping[str, object]) -> dict[str, Metric]:
     named = OF_REWARD | OF_CATEGORY
     parts = {key: named[kind] for line in lines for key in line
              if (kind := key.partition(" ")[0]) in named and kind != key}  # fmt: skip
+    if sum(key.partition(" ")[0] in OF_CATEGORY for key in parts) > MOST:
+        parts = {key: metric for key, metric in parts.items() if key.partition(" ")[0] not in OF_CATEGORY}
     return EVALUATION | parts

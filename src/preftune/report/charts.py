@@ -180,7 +180,8 @@ def _speed(runs: Runs) -> Chart:
 def _drawn(runs: Runs) -> list[Chart]:
     """Those of runs that draw what they learn from; of others they have no series."""
     return [
-        _over_kl(runs),
+        _over_kl(runs) if any(phase.get("kl") is not None for _, record in runs for phase in record.phases) else
+        _scores(runs),
         *_rewards(runs),
         _phases(runs, Chart("tokens", "Length of the draws", "tokens", "A steady climb that the task does not ask for "
             "is a reward that pays for length.", floor=True)),
@@ -189,6 +190,18 @@ def _drawn(runs: Runs) -> list[Chart]:
         _phases(runs, Chart("distinct", "Distinct", "share of the draws", "Near zero all responses to a prompt are the "
             "same and teach nothing.", percent=True)),
     ]  # fmt: skip
+
+
+def _scores(runs: Runs) -> Chart:
+    """Score of each phase and held out, where no reference gives a KL to put it over."""
+    chart = _phases(runs, Chart("score", "Score", "score", "Should rise, also held out."))
+    held_out = [
+        line
+        for index, (name, record) in enumerate(runs)
+        for line in line_of(record.evaluations, "score", "Held out" if len(runs) == 1 else f"{name}, held out",
+                            "chosen" if len(runs) == 1 else color_of(index), style="dots", dash=True)
+    ]  # fmt: skip
+    return replace(chart, series=[*chart.series, *held_out])
 
 
 def _over_kl(runs: Runs) -> Chart:

@@ -19,6 +19,7 @@ from preftune.table import flatten
 FEWEST = 10  # shared rows below which nothing is concluded
 CONFIDENCE = 0.95  # over all runs of the page together, so that many runs do not make a difference by chance
 RESULTS = ("Accuracy", "per token", "Margin", "Chosen", "Rejected", "Length corr.", "Loss", "Steps", "Time")
+OF_DRAWS = ("Score", "KL", "Ceiling", "Tokens", "Ended", "Steps", "Time")
 SINCE_START = ("Since start: accuracy", "margin", *RESULTS[3:])
 
 
@@ -99,7 +100,23 @@ def comparable(records: Sequence[Record]) -> bool:
 
 def results(records: Sequence[Record]) -> tuple[str, ...]:
     """Titles of the cells of `columns`."""
+    if _draw(records):
+        return OF_DRAWS
     return (*(("Perplexity",) if _imitate(records) else ()), *(RESULTS if comparable(records) else SINCE_START))
+
+
+def _draw(records: Sequence[Record]) -> bool:
+    """Whether all runs draw what they learn from."""
+    return all(record.phases for record in records)
+
+
+def of_draws(record: Record) -> tuple[str, ...]:
+    """The cells of `OF_DRAWS`: held out, or of the last phase."""
+    last = record.end if record.end.get("score") is not None else next(reversed(record.phases), {})
+    error = f" ± {number(last.get('score_error'))}" if last.get("score_error") else ""
+    return (f"{number(last.get('score'))}{error}", number(last.get("kl"), 2), number(last.get("ceiling")),
+            number(last.get("tokens")), share(last.get("ended")), number(len(record.steps)),
+            duration(total(record, "seconds")))  # fmt: skip
 
 
 def _imitate(records: Sequence[Record]) -> bool:
@@ -125,6 +142,7 @@ def columns(records: Sequence[Record]) -> list[Column]:
             number(end.get("loss", record.recent("loss")), 3), number(len(record.steps)),
             duration(total(record, "seconds")),
         )  # fmt: skip
+        cells = of_draws(record) if _draw(records) else cells
         table.append(Column(name, index % 8 + 1, tuple(run.get(key, "not set") for key in keys), cells))
     return table
 

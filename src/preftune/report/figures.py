@@ -56,7 +56,8 @@ def tiles(record: Record) -> list[Tile]:
     drawn = scored_phases(record)
     if not row and drawn:
         row.append(Tile("Score of what was drawn", number(drawn[-1]["score"]), f"from {number(drawn[0]['score'])}"))
-        row.append(Tile("KL", number(drawn[-1].get("kl"), 2), "nats from the reference"))
+        if (kl := drawn[-1].get("kl")) is not None:
+            row.append(Tile("KL", number(kl, 2), "nats from the reference"))
     if not row and record.steps:
         row.append(Tile("Loss", number(record.recent("loss")), f"from {number(first_loss(record))}"))
     if (slope := record.end.get("calibration_slope")) is not None:

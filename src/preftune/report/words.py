@@ -62,8 +62,8 @@ def headline(record: Record) -> str:
     after = f"After {number(steps)} step{'s' if steps > 1 else ''} of {objective(record)}{rows}, {model(record)}"
     figure, score, kl = figure_of(record.end), record.end.get("score"), record.end.get("kl")
     if figure == "score" and score is not None:
-        where = f", at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
-        return f"{after} has a held-out score of {number(score)}, {_since(record.start.get('score'), score)}{where}."
+        since = _since(record.start.get("score"), score)
+        return f"{after} has a held-out score of {number(score)}{since}{_at_kl(kl)}."
     accuracy, judged, kind = record.end.get("accuracy"), record.judged, row_kind(record)
     if figure == "accuracy" and judged and kind == "ratings":
         return (
@@ -75,24 +75,29 @@ def headline(record: Record) -> str:
         return f"{after} ranks {share(accuracy)} of {number(judged)} held-out {kind} right{more}."
     drawn = scored_phases(record)
     if drawn:
-        where = f"at a KL of {number(drawn[-1].get('kl'), 2)} nats from the reference"
         first, last = drawn[0]["score"], drawn[-1]["score"] or 0.0
-        return (
-            f"{after} draws responses that score {number(last)}, {_since(first, last)} in the first phase, {where}; no "
-            "prompt is held out."
-        )
+        since = f"{_since(first, last)} in the first phase{_at_kl(drawn[-1].get('kl'))}"
+        of = ", to the prompts that it learns from," if record.setting("rollout.redraws") else ""
+        return f"{after} draws responses{of} that score {number(last)}{since}; no prompt is held out."
     key = "loss" if record.end.get("perplexity") is None else "perplexity"
     before, now, location = record.start.get(key), record.end.get(key), "held-out"
     if before is None or now is None:
         before, now, location, key = first_loss(record), record.recent("loss"), "training", "loss"
     if before is None or now is None:
         return f"{after} has no loss on record."
-    return f"{after} has a {location} {key} of {number(now)}, {_since(before, now)}."
+    return f"{after} has a {location} {key} of {number(now)}{_since(before, now)}."
 
 
 def _since(before: float | None, now: float) -> str:
-    """`up from 0.1`, and which way it went."""
-    return f"{'' if before is None or before == now else 'down ' if now < before else 'up '}from {number(before)}"
+    """`, up from 0.1`, which way it went; empty where it began nowhere."""
+    if before is None:
+        return ""
+    same = number(before) == number(now)
+    return f", {'as at the start,' if same else 'down from' if now < before else 'up from'} {number(before)}"
+
+
+def _at_kl(kl: float | None) -> str:
+    return f", at a KL of {number(kl, 2)} nats from the reference" if kl is not None else ""
 
 
 def first_loss(record: Record) -> float | None:
@@ -108,6 +113,9 @@ def lead(record: Record) -> list[str]:
         learned += f" of {number(rows)}"
     elif rows and seen > rows:
         learned += f", each {number(seen / rows)} times,"
+    if drawn := math.fsum(phase.get("responses") or 0.0 for phase in record.phases):
+        phases = len(record.phases)
+        learned = f"It learned from {number(drawn)} drawn responses in {number(phases)} phase{'s' * (phases > 1)},"
     sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
     sentences += [f"{event.text[:1].upper()}{event.text[1:]}." for event in outcome(record).values()]
     sentences += _certainty(record)
@@ -144,7 +152,7 @@ def _certainty(record: Record) -> list[str]:
 
 
 def scored_phases(record: Record) -> list[Numbers]:
-    return [phase for phase in record.phases if phase.get("score") is not None]
+    return [phase for phase in record.phases if (score := phase.get("score")) is not None and math.isfinite(score)]
 
 
 def status(record: Record) -> str:

@@ -17,20 +17,23 @@ from preftune.rows.asked import Asked
 BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 COLUMNS = (
-    "It is called for one prompt at a time, with all its responses; whatever else it takes is a column of the row."
+    "Name them prompt, responses and, where it is read, answer. It is called for one prompt at a time, with all its "
+    "responses; whatever else it takes is a column of the row."
 )
 
 
 def places_of(function: Callable[..., Any], arguments: Sequence[str]) -> int:
-    """How many of the arguments a function is called with: one of rewards may do without the last, the answer."""
+    """How many of the arguments a function is called with by place: one of rewards whose first two are `prompt` and
+    `responses` gets the answer only where the third is named so; another third one is a column."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # one of C may not say
         return len(arguments)
-    takes_any = any(parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for parameter in parameters)
-    names = tuple(parameter.name for parameter in parameters if parameter.kind in BY_PLACE)
-    without = tuple(arguments) == REWARD_ARGUMENTS and names == REWARD_ARGUMENTS[:-1] and not takes_any
-    return len(arguments) - without
+    takes_any = any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters)
+    *first, third = (*(parameter.name for parameter in parameters if parameter.kind in BY_PLACE), *[""] * 3)[:3]
+    of_answer = third == REWARD_ARGUMENTS[-1] or third.startswith("_")
+    without = tuple(arguments) == REWARD_ARGUMENTS and tuple(first) == REWARD_ARGUMENTS[:-1] and not of_answer
+    return len(arguments) - (without and not takes_any)
 
 
 def asked_by(function: Callable[..., Any], name: str, arguments: Sequence[str], location: str) -> Asked:

@@ -88,7 +88,8 @@ class RawRow:
 
     @property
     def category(self) -> str:
-        return next((value for key in CATEGORY if isinstance(value := self.value.get(key), str)), "")
+        said = (self.value.get(key) for key in CATEGORY)
+        return next((str(value).strip() for value in said if isinstance(value, str | int | float)), "")
 
     @property
     def weight(self) -> float:

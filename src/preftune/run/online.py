@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from preftune import signals
 from preftune.config.run import Run, reward_tables, scoring_tables
 from preftune.distributed import Distributed
-from preftune.errors import UserError
+from preftune.errors import UserError, without_effect
 from preftune.evaluate.evaluate import HeldOut
 from preftune.events import Note, emit
 from preftune.forward.forward import Models
@@ -154,7 +154,10 @@ def _training(
 
 
 def plan_tasks(run: Run, rollout: Rollout, tasks: int) -> Plan:
-    """Which tasks each phase draws to; where updates are limited, phases enough for them."""
+    """Which tasks each phase draws to; where updates are limited, phases enough for them. Raises UserError where no
+    prompt is left to be drawn to in the place of another, and the run asks for that."""
+    if rollout.redraws and rollout.phase_tasks >= tasks:
+        raise without_effect(f"a phase draws to all {tasks} prompts", "rollout.redraws", "Lower rollout.tasks.")
     return make_plan([1] * tasks, rows=rollout.phase_tasks, tokens=tasks, seed=run.seed, steps=run.optim.steps,
                      epochs=run.optim.epochs)  # fmt: skip
 
