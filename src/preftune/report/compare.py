@@ -13,7 +13,7 @@ from msgspec import Struct
 from preftune.diagnosis.finding import number, share
 from preftune.record.reader import Record
 from preftune.record.statistics import Estimate, estimate, mean, student_quantile
-from preftune.report.words import duration, objective, total
+from preftune.report.words import duration, objective, spent
 from preftune.table import flatten
 
 FEWEST = 10  # shared rows below which nothing is concluded
@@ -116,7 +116,7 @@ def of_draws(record: Record) -> tuple[str, ...]:
     error = f" ± {number(last.get('score_error'))}" if last.get("score_error") else ""
     return (f"{number(last.get('score'))}{error}", number(last.get("kl"), 2), number(last.get("ceiling")),
             number(last.get("tokens")), share(last.get("ended")), number(len(record.steps)),
-            duration(total(record, "seconds")))  # fmt: skip
+            duration(spent(record)))  # fmt: skip
 
 
 def _imitate(records: Sequence[Record]) -> bool:
@@ -140,7 +140,7 @@ def columns(records: Sequence[Record]) -> list[Column]:
             number(chosen, 1, sign=True), number(rejected, 1, sign=True),
             number(end.get("reward_length_correlation"), 2),
             number(end.get("loss", record.recent("loss")), 3), number(len(record.steps)),
-            duration(total(record, "seconds")),
+            duration(spent(record)),
         )  # fmt: skip
         cells = of_draws(record) if _draw(records) else cells
         table.append(Column(name, index % 8 + 1, tuple(run.get(key, "not set") for key in keys), cells))

@@ -116,7 +116,7 @@ def lead(record: Record) -> list[str]:
     if drawn := math.fsum(phase.get("responses") or 0.0 for phase in record.phases):
         phases = len(record.phases)
         learned = f"It learned from {number(drawn)} drawn responses in {number(phases)} phase{'s' * (phases > 1)},"
-    sentences = [f"{learned} in {duration(total(record, 'seconds'))}."]
+    sentences = [f"{learned} in {duration(spent(record))}."]
     sentences += [f"{event.text[:1].upper()}{event.text[1:]}." for event in outcome(record).values()]
     sentences += _certainty(record)
     accuracy, margin = record.start.get("accuracy"), record.gain("margin")
@@ -171,6 +171,12 @@ def sharing(record: Record) -> str:
         return ""
     whole = f"{number(naive)} tokens when each prompt is written out with each response"
     return f"The rows have {whole}; {number(distinct)} of them are distinct."
+
+
+def spent(record: Record) -> float:
+    """Seconds of all updates and, where it draws, of its phases."""
+    phases = [phase.get(key) or 0.0 for phase in record.phases for key in ("seconds_draw", "seconds_score")]
+    return total(record, "seconds") + math.fsum(phases)
 
 
 def total(record: Record, key: str) -> float:

@@ -69,6 +69,7 @@ class Numbers:
 
     def with_tasks(self, places: Sequence[int], other: Numbers, chosen: Sequence[int], count: int) -> Numbers:
         """The scored draws with those to the chosen tasks of another draw at these places. count: responses a task."""
+        assert self.reference is self.value is self.policy is self.preferred is None  # these are read afterwards
         of_place = dict(zip(places, chosen, strict=True))
 
         def mixed(name: str, *, of_members: bool) -> np.ndarray:

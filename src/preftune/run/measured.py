@@ -37,9 +37,10 @@ def held_out_tasks(run: Run, tasks: TaskSet, source: Online, sampler: Embedded, 
             text = f"of {len(tasks.held_out)} held-out prompts, {len(chosen)} are drawn to (rollout.held_out)"
             notes["measured"] = (text, {})
         return HeldOutTasks(
-            chosen, source.rollout.responses, run.seed, sampler if whole else source.sampler, source.anchor,
-            source.scorer, source.tokenizer, source.packing, source.record, ceiling if whole else 0, source.context,
-            None if whole else 1, source.oom,
+            chosen, source.rollout.responses, run.seed, sampler=sampler if whole else source.sampler,
+            anchor=source.anchor, scorer=source.scorer, tokenizer=source.tokenizer, packing=source.packing,
+            record=source.record, ceiling=ceiling if whole else 0, context=source.context,
+            ranks=None if whole else 1, oom=source.oom,
         )  # fmt: skip
     return None
 
