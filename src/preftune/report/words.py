@@ -20,6 +20,7 @@ SIDES = {
     "tasks": ("better draws", "worse draws"),
 }  # else chosen, rejected
 NORMAL = 1.96  # standard errors in a 95 % interval of a mean
+UNMOVED = 0.05  # nats of a margin, which one decimal place shows as 0
 FIRST = 5  # steps whose mean loss is where training began
 JOINERS = "\u200c\u200d"  # characters without width that Persian and emoji need
 
@@ -129,7 +130,9 @@ def lead(record: Record) -> list[str]:
         if abs(gained - margin) <= EXPLAINS * max(1, abs(margin)):
             why = f": the log-probability of {better} changed by {number(chosen, 1, sign=True)}, that of {worse} by " \
                 f"{number(rejected, 1, sign=True)}"  # fmt: skip
-        sentences.append(f"The margin {'grew' if margin >= 0 else 'shrank'} by {number(abs(margin), 1)} nats{why}.")
+        course = "grew" if margin >= 0 else "shrank"
+        moved = f"The margin {course} by {number(abs(margin), 1)} nats{why}."
+        sentences.append(moved if abs(margin) >= UNMOVED else "The margin did not move.")
     return sentences
 
 
