@@ -22,7 +22,6 @@ VERBS = {
     "keys": "Print every key of a run with its type, default, bound and meaning.",
 }
 """Verb -> the first line of its docstring; listing the verbs loads none of them."""
-KEYED = ("check", "train", "sweep", "score")  # verbs whose words are keys of a run
 ALONE = ("check", "demo", "draw", "score", "trade_off")  # verbs with a module of their own
 
 
@@ -70,15 +69,18 @@ def _how(error: CycloptsError, words: Sequence[str]) -> str:
     from preftune.config.mistakes import instead_of_flag
 
     verb = words[0] if words else ""
-    own = {name for argument in app[verb].assemble_argument_collection() for name in argument.names} if verb in VERBS \
-        else set()  # fmt: skip
+    arguments = app[verb].assemble_argument_collection() if verb in VERBS else ()
     if isinstance(error, UnknownOptionError):
-        if verb not in KEYED:
+        if not any(argument.name == "WORDS" for argument in arguments):  # which are keys of a run
             return f"See `preftune {verb} --help`." if "Did you mean" not in str(error) else ""
         hint, asks = instead_of_flag(next((word for word in words[1:] if word.startswith("-")), "")), "Did you mean"
         return "" if hint.startswith(asks) and asks in str(error) else hint
     if not isinstance(error, UnusedCliTokensError | MissingArgumentError):
         return ""
     key, equals, value = (error.unused_tokens or [""])[0].partition("=")
-    flag = f"Options have dashes here: --{key} {value}. " if equals and f"--{key}" in own else ""
+    flag = (
+        f"Options have dashes here: --{key} {value}. "
+        if equals and any(f"--{key}" in argument.names for argument in arguments)
+        else ""
+    )
     return f"{flag}See `preftune {words[0]} --help`."

@@ -123,7 +123,8 @@ def _beyond_noise(findings: list[Finding]) -> list[Finding]:
 
 
 def _with_effects(cause: Finding, effects: list[Finding]) -> Finding:
-    """The cause with what follows from it. What to do against one that is worse than its cause stands there too."""
+    """The cause with what follows from it. What to do against one that is worse than its cause stands there too,
+    unless that begins with what the cause asks for already."""
     worst = min((cause, *effects), key=lambda finding: ORDER.index(finding.severity))
     named = tuple(line for effect in effects for line in (f"{effect.title}. {effect.evidence}", *effect.effects))
     remedy = cause.remedy

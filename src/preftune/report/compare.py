@@ -100,12 +100,12 @@ def comparable(records: Sequence[Record]) -> bool:
 
 def results(records: Sequence[Record]) -> tuple[str, ...]:
     """Titles of the cells of `columns`."""
-    if _draw(records):
+    if draw(records):
         return OF_DRAWS
     return (*(("Perplexity",) if _imitate(records) else ()), *(RESULTS if comparable(records) else SINCE_START))
 
 
-def _draw(records: Sequence[Record]) -> bool:
+def draw(records: Sequence[Record]) -> bool:
     """Whether all runs draw what they learn from."""
     return all(record.phases for record in records)
 
@@ -142,8 +142,8 @@ def columns(records: Sequence[Record]) -> list[Column]:
             number(end.get("loss", record.recent("loss")), 3), number(len(record.steps)),
             duration(spent(record)),
         )  # fmt: skip
-        cells = of_draws(record) if _draw(records) else cells
-        table.append(Column(name, index % 8 + 1, tuple(run.get(key, "not set") for key in keys), cells))
+        values = tuple(run.get(key, "not set") for key in keys)
+        table.append(Column(name, index % 8 + 1, values, of_draws(record) if draw(records) else cells))
     return table
 
 

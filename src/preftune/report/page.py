@@ -58,7 +58,7 @@ def page(records: Sequence[Record], failed: Mapping[str, str] | None = None) -> 
         "columns": compare.columns(records),
         "results": compare.results(records),
         "comparable": compare.comparable(records),
-        "drawn": all(record.phases for record in records),
+        "drawn": compare.draw(records),
         "differences": compare.differences(records),
         "seeds_note": compare.seeds_note(records),
         "rewrites": records[0].extras.samples[:REWRITES],

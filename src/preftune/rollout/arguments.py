@@ -30,10 +30,10 @@ def places_of(function: Callable[..., Any], arguments: Sequence[str]) -> int:
     except (TypeError, ValueError):  # one of C may not say
         return len(arguments)
     takes_any = any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters)
-    *first, third = (*(parameter.name for parameter in parameters if parameter.kind in BY_PLACE), *[""] * 3)[:3]
-    of_answer = third == REWARD_ARGUMENTS[-1] or third.startswith("_")
-    without = tuple(arguments) == REWARD_ARGUMENTS and tuple(first) == REWARD_ARGUMENTS[:-1] and not of_answer
-    return len(arguments) - (without and not takes_any)
+    names = tuple(parameter.name for parameter in parameters if parameter.kind in BY_PLACE)
+    named = tuple(arguments) == REWARD_ARGUMENTS and names[:2] == REWARD_ARGUMENTS[:2] and not takes_any
+    of_answer = len(names) > 2 and (names[2] == REWARD_ARGUMENTS[2] or names[2].startswith("_"))
+    return len(arguments) - (named and not of_answer)
 
 
 def asked_by(function: Callable[..., Any], name: str, arguments: Sequence[str], location: str) -> Asked:

@@ -25,10 +25,9 @@ def held_out_tasks(run: Run, tasks: TaskSet, source: Online, sampler: Embedded, 
     """
     ceiling = DRAWN if source.rollout.ceiling is None else source.rollout.ceiling
     whole = not source.models.policy.weights.in_step  # else the server draws to held-out prompts, too
-    lacking = [
-        text for text, there in (("rank has the whole reference", whole), ("prompts are held out", tasks.held_out),
-                                 ("reference stays as it is", source.anchor is not None)) if not there
-    ]  # fmt: skip
+    needed = {"rank has the whole reference": whole, "prompts are held out": tasks.held_out,
+              "reference stays as it is": source.anchor is not None}  # fmt: skip
+    lacking = [text for text, there in needed.items() if not there]
     if source.rollout.ceiling and lacking:
         raise UserError(f"no {lacking[0]}, so no ceiling is told.", location="rollout.ceiling", hint="Remove the key.")
     if tasks.held_out and source.judge is None:  # a judge compares two responses, and gives no score to follow
