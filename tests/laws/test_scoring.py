@@ -61,6 +61,17 @@ def test_what_a_run_has_tuned_is_held_against_what_the_run_began_from(
     assert score(run_of(data__evaluate=None, objective="nll", reference=None))["rows"] == 50
 
 
+@pytest.mark.parametrize("keys", [{"adapter__rank": 4}, {"optim__lr": 3e-3}], ids=["adapter", "whole"])
+def test_runs_in_half_precision_are_scored_in_any(keys: dict, run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """How updates were rounded says nothing of a model that is only asked."""
+    out = train(run_of(**keys, optim__epochs=1, model__weights="bfloat16", evaluate__samples=0))
+    last = read_lines(out / "evaluations.jsonl")[-1]
+    for word in ([], ["model.weights=float32"]):
+        folder, *words = words_of([str(out), *word, f"data.train={run_of().data.evaluate}"], None)
+        means = score(load(Path(folder) / "run.toml", words))
+        assert means["chosen_logp"] == pytest.approx(last["chosen_logp"], rel=0.02)
+
+
 @pytest.mark.parametrize("kind", ["an adapter", "a moving reference"])
 def test_the_start_of_other_runs_is_known_too(run_of: Callable[..., Run], tmp_path: Path, kind: str) -> None:
     run = run_of(optim__epochs=2, evaluate__samples=0, **({"adapter__rank": 4} if kind == "an adapter" else {}))

@@ -14,7 +14,7 @@ from recorded import events
 
 from preftune import events as events_of
 from preftune.config.load import load
-from preftune.config.resolve import resolve
+from preftune.config.resolve import resolve, with_rounding
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS
 from preftune.errors import UserError
@@ -79,7 +79,7 @@ def test_weights_under_an_adapter_are_in_the_type_of_the_products(
 @pytest.mark.parametrize(("part", "rounding"), [("", "nearest"), ('adapter.train_also=["lm_head"]', "stochastic")])
 def test_parts_that_learn_whole_in_bfloat16_are_rounded_at_random_and_the_run_says_so(part: str, rounding: str) -> None:
     run = resolve(load(None, ["model.compute=bfloat16", "adapter.rank=4", *part.split()]))
-    assert with_precision(run, torch.device("cpu")).optim.rounding == rounding
+    assert with_rounding(with_precision(run, torch.device("cpu"))).optim.rounding == rounding
     named = resolve(load(None, ["model.compute=bfloat16", "adapter.rank=4", "optim.rounding=nearest", *part.split()]))
     with pytest.raises(UserError, match="rounded away") if part else nullcontext():
-        with_precision(named, torch.device("cpu"))
+        with_rounding(with_precision(named, torch.device("cpu")))

@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune import signals
-from preftune.config.resolve import with_rounding
 from preftune.config.run import Run
 from preftune.distributed import Distributed
 from preftune.errors import UserError
@@ -60,7 +59,7 @@ def with_precision(run: Run, device: torch.device) -> Run:
     if run.model.compute == "auto" and usual == "bfloat16":
         emit(Note('products in bfloat16, which this GPU has; model.compute = "float32" takes them in float32'))
     weights, compute = types_of(run.model, usual, adapter=run.adapter is not None)
-    return with_rounding(replace_keys(run, model=replace_keys(run.model, weights=weights, compute=compute)))
+    return replace_keys(run, model=replace_keys(run.model, weights=weights, compute=compute))
 
 
 def types_of(model: Model, usual: Compute, *, adapter: bool) -> tuple[Compute | Literal["nf4", "int8"], Compute]:

@@ -12,6 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from preftune import signals
+from preftune.config.resolve import with_rounding
 from preftune.config.run import Run, reward_tables, scoring_tables
 from preftune.distributed import Distributed
 from preftune.errors import UserError, without_effect
@@ -69,7 +70,7 @@ def prepare_online(run: Run, dist: Distributed, resumed: Resumed | None = None) 
     assert run.rollout is not None
     refuse_untrainable(run)
     rollout = replace(run.rollout, tasks=run.rollout.phase_tasks)
-    run = with_precision(run, device := device_of(run, dist.local))
+    run = with_rounding(with_precision(run, device := device_of(run, dist.local)))
     run = replace(run, rollout=rollout, objective=run.objective.with_data_defaults(1.0, 1.0))
     functions = functions_of(scoring_tables(run))
     tasks, notes = load_tasks(run, rollout, functions=functions), Notes()

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from transformers import PreTrainedTokenizerBase
 
 from preftune import signals
+from preftune.config.resolve import with_rounding
 from preftune.config.run import Run
 from preftune.distributed import SINGLE_PROCESS, Distributed
 from preftune.errors import UserError
@@ -63,7 +64,8 @@ def prepare(
     """
     refuse_untrainable(run)
     run, dataset, notes = _matched(run, load, full_batch=False)
-    run, policy, shard, packing = load_fitting(with_precision(run, device_of(run, dist.local)), dataset, notes, dist)
+    run = with_rounding(with_precision(run, device_of(run, dist.local)))
+    run, policy, shard, packing = load_fitting(run, dataset, notes, dist)
     loss = Loss(run.objective, run.data.rankings)
     plan, groups = plan_steps(run, dataset.train, packing, dist.world_size), dataset.train
     mismatched = "mismatched" in loss.reads

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preftune.config.resolve import resolve
+from preftune.config.resolve import resolve, with_rounding
 from preftune.config.run import Run, reward_tables, scoring_tables
 from preftune.model.budget import LARGEST, attention_crossover
 from preftune.model.load import load_config
@@ -57,7 +57,7 @@ def preview(run: Run, rows: Rows) -> Preview:
     run = resolve(run)
     refuse_untrainable(run)
     device = device_of(run)
-    run, dataset, notes = match_rows(run := with_precision(run, device), tokenize_rows(run, rows))
+    run, dataset, notes = match_rows(run := with_rounding(with_precision(run, device)), tokenize_rows(run, rows))
     module = meta_module(dataset.config)
     vocab = module.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(vocab, [*dataset.train, *dataset.held_out])

@@ -38,6 +38,7 @@ def score(run: Run, out: str | Path | None = None) -> Metrics:
     with own_modes(), process_group() as dist, ExitStack() as stack:
         stack.enter_context(default_progress() if dist.first else events.silence())
         stack.enter_context(signals.listening())
+        run = replace(run, optim=replace(run.optim, rounding=None))  # nothing is updated, whatever the weights' type
         run, start = _against_start(resolve(run))
         others = isinstance(run.data.train, str) and not run.data.train  # then those that a run would measure on
         named = run.data.evaluate if others and run.data.evaluate is not None else run.data.train
@@ -74,7 +75,8 @@ def _against_start(run: Run) -> tuple[Run, str]:
         raise UserError(message, location="reference.path", hint="Name that model; objective=nll needs none.")
     events.emit(events.Note(f"the reference is {named[0]}, from which the model was tuned"))
     identity = parse_json(Path(str(path)).expanduser().parent / "identity.json", dict[str, object]) or {}
-    digest = "" if (of_run or {}).get("adapter") else str(identity.get("reference", ""))
+    other_type = run.model.weights not in ("auto", tables[-1].get("weights"))  # of which a digest says nothing
+    digest = "" if other_type or (of_run or {}).get("adapter") else str(identity.get("reference", ""))
     return replace(run, reference=Stored(path=named[0])), digest
 
 
