@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_run import keys_of, run_of, world
+
+__all__ = ["device", "keys_of", "run_of", "world"]
 
 
 @pytest.fixture

@@ -1,0 +1,3 @@
+from small_run import keys_of, run_of, world
+
+__all__ = ["keys_of", "run_of", "world"]
