@@ -69,6 +69,9 @@ def load() -> None:
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_name": lambda device=None: "pretended",
         "get_device_properties": lambda device=None: PROPERTIES,
+        "max_memory_allocated": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
         "is_bf16_supported": lambda including_emulation=True: True,
     }
