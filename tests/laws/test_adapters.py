@@ -66,6 +66,14 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "float32", "nf4", "int8"])
+def test_dora_begins_at_its_base_in_half_precision(adapted: Callable[..., Run], weights: str) -> None:
+    if weights in ("nf4", "int8"):
+        pytest.importorskip("bitsandbytes")
+    out = train(adapted(adapter__kind="dora", model__weights=weights, model__compute="bfloat16", optim__epochs=1))
+    assert lines(out, "evaluations")[0]["log_ratio_rms"] == 0
+
+
 @pytest.mark.parametrize("keys", KINDS, ids=str)
 def test_it_begins_at_the_reference_learns_and_resumes_to_the_same_bits(
     adapted: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, object]
