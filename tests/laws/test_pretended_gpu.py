@@ -29,9 +29,9 @@ def asked(request: pytest.FixtureRequest) -> Asked:
         path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
         place = str(request.config.cache.mkdir("pretended"))  # type: ignore[union-attr]
         own = {"PYTHONPATH": path, "PRETENDED": place, "TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, cwd=TESTS.parent, env=os.environ | own, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        return done.stdout
+        ended = subprocess.run(command, cwd=TESTS.parent, env=os.environ | own, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+        return ended.stdout
 
     return run
 

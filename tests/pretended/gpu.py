@@ -1,7 +1,7 @@
 """torch with a GPU that is not there: `device.cpp` built and loaded, and what it cannot say from C++.
 
 As a plugin of pytest (`-p pretended.gpu`) or the first import of a program; before torch is imported, since torch asks
-once for what knows CUDA.
+once for what knows CUDA. The environment's PRETENDED is a folder for the library that is built.
 """
 
 from __future__ import annotations

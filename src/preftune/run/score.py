@@ -75,8 +75,9 @@ def _against_start(run: Run) -> tuple[Run, str]:
         raise UserError(message, location="reference.path", hint="Name that model; objective=nll needs none.")
     events.emit(events.Note(f"the reference is {named[0]}, from which the model was tuned"))
     identity = parse_json(Path(str(path)).expanduser().parent / "identity.json", dict[str, object]) or {}
-    other_type = run.model.weights not in ("auto", tables[-1].get("weights"))  # of which a digest says nothing
-    digest = "" if other_type or (of_run or {}).get("adapter") else str(identity.get("reference", ""))
+    types = [table["weights"] for table in tables if "weights" in table]
+    another_type = bool(types) and run.model.weights not in ("auto", *types)  # in which the same weights have another
+    digest = "" if another_type or (of_run or {}).get("adapter") else str(identity.get("reference", ""))
     return replace(run, reference=Stored(path=named[0])), digest
 
 
